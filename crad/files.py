@@ -1,0 +1,74 @@
+"""Writing files so that a failure or a kill never costs the former file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["replacing", "write_atomically", "write_json"]
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place once the block succeeds.
+
+    The temporary file is hidden, ends in ``.tmp`` (so nothing takes it for a finished file) and has
+    a fixed name: what a killed process leaves behind is overwritten by the next write. A symbolic
+    link is followed, missing folders are made.
+
+    Args:
+        path: the file to write; a regular file, or nothing yet.
+
+    Raises:
+        OSError: `path` is a folder or a device, or writing failed (disk full, no permission). The
+            error names `path`, the temporary file is gone, and the former file is untouched.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OSError(f"cannot write '{path}': it is {kind}; give the name of a file")
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a delayed write reports a full disk here, before the rename
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def write_atomically(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a temporary name and rename it when it is complete.
+
+    Args:
+        path: the file to write.
+        writer: called once with the open binary file.
+
+    Raises:
+        OSError: as for `replacing`.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer(file)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically.
+
+    Args:
+        path: the file to write.
+        value: anything `json` accepts, without NaN or infinities.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity, for which JSON has no form.
+        OSError: as for `replacing`.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is not UTF-8 holds lone surrogates; a backslash makes of each a JSON escape.
+    data = text.encode("utf-8", errors="backslashreplace")
+    write_atomically(path, lambda file: file.write(data))
