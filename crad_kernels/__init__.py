@@ -1,0 +1,8 @@
+"""Sampling of learnable N-dimensional grids, with Gaussian coordinate jitter, for PyTorch."""
+
+from crad_kernels.backends import backends
+from crad_kernels.functional import grid_sample, sample
+from crad_kernels.memory import GridMemory
+
+__version__ = "0.1.0"
+__all__ = ["GridMemory", "__version__", "backends", "grid_sample", "sample"]

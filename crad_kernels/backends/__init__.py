@@ -1,0 +1,74 @@
+"""The backends of the operation: which there are, what each can do, and which one to take."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from crad_kernels.backends import cpu
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the operation.
+
+    Attributes:
+        name: what ``backend=`` takes.
+        usable: whether it can run on this machine, in this installation.
+        devices: the types of device whose tensors it takes.
+        reason: why it is not usable and how to get it; empty if it is usable.
+        max_ndim: the most coordinate components it takes; None if there is no limit.
+    """
+
+    name: str
+    usable: bool
+    devices: tuple[str, ...]
+    reason: str
+    max_ndim: int | None = 8
+
+    def takes(self, device: torch.device, ndim: int) -> bool:
+        """Whether it can sample on this device, with this many components."""
+        devices_fit = not self.devices or device.type in self.devices
+        return self.usable and devices_fit and (self.max_ndim is None or ndim <= self.max_ndim)
+
+
+# In order of preference: the first that takes the tensors is the default.
+_TABLE = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", not cpu.REASON, ("cpu",), cpu.REASON),
+        Backend("reference", True, (), "", max_ndim=None),
+    )
+}
+
+
+def backends() -> Mapping[str, Backend]:
+    """Every backend by name, in order of preference, with what it takes and why it is not usable."""
+    return MappingProxyType(_TABLE)
+
+
+def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
+    """The backend of that name, or the best one, for tensors on ``device`` with ``ndim`` axes.
+
+    Raises:
+        ValueError: if there is no such backend, or it cannot take the tensors.
+    """
+    if name is None:
+        for backend in _TABLE.values():
+            if backend.takes(device, ndim):
+                return backend
+    if name not in _TABLE:
+        raise ValueError(
+            f"sample(): expected backend to be one of {', '.join(_TABLE)}, but got {name!r}"
+        )
+    backend = _TABLE[name]
+    if not backend.usable:
+        raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.reason}")
+    if not backend.takes(device, ndim):
+        raise ValueError(
+            f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and at "
+            f"most {backend.max_ndim} dimensions, but got {ndim} dimensions on {device.type}; leave "
+            "backend=None to have one chosen"
+        )
+    return backend

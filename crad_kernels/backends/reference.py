@@ -1,0 +1,195 @@
+"""The specification of the operation, in plain torch, differentiable by torch itself.
+
+For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *last* spatial axis of
+``values``), the sample is
+
+    out[p, :] = sum over taps of  weight(tap) * values[tap, :]
+
+1. **Jitter.** ``x[d] += jitter_std[d] * n`` with ``n`` a standard normal that depends on
+   ``(seed, p, d)`` alone: Philox4x32-10 with the 64-bit seed as key and the counter
+   ``(p low, p high, d // 4, 0)``; its words ``(a, b)`` give two normals by Box-Muller in float32,
+   ``r cos t`` and ``r sin t`` with ``r = sqrt(-2 log u)``, ``u = (a // 256 + 1) / 2^24``,
+   ``t = 2 pi (b // 256) / 2^24``; words 0, 1 serve components 0, 1 of the block, words 2, 3 the
+   components 2, 3. ``p`` counts the points over batch and points in row-major order.
+2. **Index.** ``u = ((x + 1) * size - 1) / 2``, or ``(x + 1) / 2 * (size - 1)`` with
+   ``align_corners``, in the dtype of ``coords``.
+3. **Padding.** ``border`` clamps ``u`` to ``[0, size - 1]``; ``reflection`` mirrors it at the
+   borders of the outer entries (at their centres with ``align_corners``), then clamps; ``zeros``
+   leaves it. Where ``u`` is clamped its derivative is 0.
+4. **Taps.** ``linear``: the entries ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and
+   ``t``, ``t = u - floor(u)``; ``nearest``: the entry ``u`` rounds to (half to even), weight 1.
+   A tap outside the grid contributes nothing. The taps of a point are the product over the axes.
+
+Coordinates may be any float. Under ``zeros``, a non-finite ``u`` on any axis makes the sample NaN
+and its coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``,
+NaN gives the first entry; under ``reflection``, a non-finite ``u`` or one of magnitude 2^31 or more
+gives the first entry. This is what `torch.nn.functional.grid_sample` does for 2-D on the CPU, save
+that its ``nearest`` gives 0 for a non-finite ``u`` under ``zeros``.
+
+The sum is taken in float32 (float64 for float64 values), whatever the storage dtype.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10 of Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3* (SC 2011).
+
+    Args:
+        counter: int64 ``(N, 4)``, each a 32-bit word.
+        key: int64 ``(N, 2)``, each a 32-bit word.
+
+    Returns:
+        int64 ``(N, 4)``, each a 32-bit word.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        # The int64 product wraps modulo 2^64, which keeps all 64 bits of it.
+        product0 = c0 * _PHILOX_MULTIPLIERS[0]
+        product1 = c2 * _PHILOX_MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> 32) & _WORD ^ c1 ^ k0,
+            product1 & _WORD,
+            (product0 >> 32) & _WORD ^ c3 ^ k1,
+            product0 & _WORD,
+        )
+        k0 = (k0 + _PHILOX_KEY_STEPS[0]) & _WORD
+        k1 = (k1 + _PHILOX_KEY_STEPS[1]) & _WORD
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
+    """Standard normals of the jitter.
+
+    Args:
+        seed: int64, 0-d.
+        points: number of points N.
+        ndim: number of coordinate components D.
+
+    Returns:
+        float32 ``(N, D)`` on the seed's device.
+    """
+    index = torch.arange(points, device=seed.device)
+    key = torch.stack((seed & _WORD, (seed >> 32) & _WORD)).expand(points, 2)
+    blocks = []
+    for block in range(math.ceil(ndim / 4)):
+        rest = torch.full_like(index, block), torch.zeros_like(index)
+        words = philox(torch.stack((index & _WORD, index >> 32, *rest), -1), key)
+        mantissa = (words >> 8).to(torch.float32) * 2.0**-24
+        radius = torch.sqrt(-2 * torch.log(mantissa[:, 0::2] + 2.0**-24))
+        angle = mantissa[:, 1::2] * (2 * math.pi)
+        pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), -1)
+        blocks.append(pair.flatten(1))
+    return torch.cat(blocks, 1)[:, :ndim]
+
+
+def sample(
+    values: Tensor,
+    coords: Tensor,
+    seed: Tensor | None,
+    jitter_std: Tensor | None,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """Sample ``values`` at ``coords``; see the module's docstring for the meaning.
+
+    Args:
+        values: ``(*size, C)``, or ``(B, *size, C)``.
+        coords: ``(..., D)``, or ``(B, ..., D)``; float32 or float64.
+        seed: int64, 0-d; None without jitter.
+        jitter_std: ``(D,)`` of the dtype of ``coords``; None without jitter.
+        mode: ``"nearest"`` or ``"linear"``.
+        padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
+
+    Returns:
+        ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``.
+    """
+    ndim = coords.shape[-1]
+    size = values.shape[-1 - ndim : -1]
+    channels = values.shape[-1]
+    points = coords.reshape(-1, ndim)
+    if seed is not None and jitter_std is not None:
+        points = points + jitter_std * normals(seed, len(points), ndim).to(coords.dtype)
+
+    finite = torch.ones(len(points), dtype=torch.bool, device=coords.device)
+    axes = []
+    for axis in range(ndim):
+        index = _index(points[:, ndim - 1 - axis], size[axis], align_corners)
+        if padding_mode == "zeros":
+            finite = finite & index.isfinite()
+            index = torch.where(index.isfinite(), index, 0)
+        index = _pad(index, size[axis], padding_mode, align_corners)
+        axes.append(_taps(index, size[axis], mode))
+
+    # One grid per batch item, one after the other; a shared grid is the only one.
+    batch = values.shape[0] if values.ndim == ndim + 2 else 1
+    entries = values.reshape(batch * math.prod(size), channels)
+    item = torch.arange(batch, device=coords.device).repeat_interleave(len(points) // max(batch, 1))
+
+    compute = torch.float64 if values.dtype == torch.float64 else torch.float32
+    out = torch.zeros(len(points), channels, dtype=compute, device=values.device)
+    for taps in itertools.product(*axes):
+        entry, weight, inside = item, torch.ones_like(points[:, 0]), finite
+        for (tap, tap_weight, tap_inside), length in zip(taps, size, strict=True):
+            entry = entry * length + tap
+            weight = weight * tap_weight
+            inside = inside & tap_inside
+        if len(entries):
+            value = entries[entry].to(compute)
+            out = out + torch.where(inside[:, None], weight[:, None].to(compute) * value, 0)
+    # NaN for the sample and the gradient of coords; the inner `where` keeps it off the finite ones.
+    poison = (torch.where(finite[:, None], 0, points) * torch.nan).sum(-1)
+    out = out + torch.where(finite, 0, poison).to(compute)[:, None]
+    return out.to(values.dtype).reshape(*coords.shape[:-1], channels)
+
+
+def _index(coord: Tensor, size: int, align_corners: bool) -> Tensor:
+    """Fractional position along an axis of ``size`` entries."""
+    if align_corners:
+        return (coord + 1) / 2 * (size - 1)
+    return ((coord + 1) * size - 1) / 2
+
+
+def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Tensor:
+    """The index after padding; its derivative is 0 where it is clamped."""
+    if padding_mode == "zeros":
+        return index
+    if padding_mode == "reflection":
+        low, span = (0.0, float(size - 1)) if align_corners else (-0.5, float(size))
+        usable = index.abs() < 2.0**31
+        distance = torch.where(usable, index, 0) - low
+        distance = torch.where(distance < 0, -distance, distance)
+        if span == 0:
+            return index * 0
+        extra = torch.fmod(distance, span)
+        odd = torch.fmod(torch.floor(distance / span), 2) == 1
+        mirrored = torch.where(odd, span - extra, extra) + low
+        index = torch.where(usable, mirrored, 0)
+    index = torch.where(index > 0, index, 0)
+    return torch.where(index < size - 1, index, size - 1)
+
+
+def _taps(index: Tensor, size: int, mode: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per tap: entry (int64, always readable), weight, and whether it lies inside the grid."""
+    if mode == "nearest":
+        positions = [(torch.round(index), torch.ones_like(index))]
+    else:
+        low = torch.floor(index)
+        positions = [(low, 1 - (index - low)), (low + 1, index - low)]
+    taps = []
+    for position, weight in positions:
+        inside = (position >= 0) & (position <= size - 1)
+        entry = torch.where(inside, position, 0).to(torch.int64).clamp(max=max(size - 1, 0))
+        taps.append((entry, weight, inside))
+    return taps

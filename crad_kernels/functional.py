@@ -1,0 +1,230 @@
+"""The public functions: what they mean, and the one check of their arguments."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crad_kernels import _op
+from crad_kernels.backends import choose
+
+MODES = ("nearest", "linear")
+PADDING_MODES = ("zeros", "border", "reflection")
+_VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COORD_DTYPES = (torch.float32, torch.float64)
+
+
+def sample(
+    values: Tensor,
+    coords: Tensor,
+    *,
+    mode: str = "linear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    jitter_std: float | Sequence[float] = 0.0,
+    seed: int | Tensor | None = None,
+    deterministic: bool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Sample an N-dimensional grid of values at continuous coordinates, jittered if asked.
+
+    Equivalent to, for a shared 2-D grid and without jitter::
+
+        F.grid_sample(values.movedim(-1, 0)[None], coords[None, None], "bilinear",
+                      padding_mode, align_corners)[0, :, 0].T
+
+    for ``coords`` of shape (N, 2), with D from 1 to 8 (any D on the ``reference`` backend).
+
+    Args:
+        values: ``(*size, C)``, one grid shared by all points, or ``(B, *size, C)``, one per batch
+            item; float64, float32, bfloat16 or float16.
+        coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64; in
+            [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis of
+            ``size``, as in `torch.nn.functional.grid_sample`.
+        mode: ``"linear"`` or ``"nearest"``.
+        padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
+        jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units (size
+            of the grid: 2); a float, or D floats in the order of the components. At least 0.
+        seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
+            tensor on the device of ``coords``; None draws one from that device's generator.
+        deterministic: never sum in an order that varies from run to run; None follows
+            `torch.are_deterministic_algorithms_enabled`. The backends ``cpu`` and ``reference`` on
+            the CPU never do.
+        backend: a name from `crad_kernels.backends`; None takes the best usable one.
+
+    Returns:
+        ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``. The sum over taps is in float32,
+        for float64 values in float64.
+
+    Raises:
+        TypeError: if an argument is of the wrong type or dtype.
+        ValueError: if a shape, a device, a mode or the backend does not fit.
+
+    The meaning in full, non-finite coordinates included: `crad_kernels.backends.reference`. Gradients
+    are those of `torch.nn.functional.grid_sample`.
+    """
+    _check(values, coords, mode, padding_mode)
+    ndim = coords.shape[-1]
+    chosen = choose(backend, coords.device, ndim)
+    std = _jitter_std(jitter_std, coords)
+    seed_tensor = None if std is None else _seed(seed, coords.device)
+    return _op.sample(
+        chosen.name, values, coords, seed_tensor, std, mode, padding_mode, align_corners
+    )
+
+
+def grid_sample(
+    input: Tensor,
+    grid: Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = False,
+    *,
+    jitter_std: float | Sequence[float] = 0.0,
+    seed: int | Tensor | None = None,
+    deterministic: bool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Drop-in for `torch.nn.functional.grid_sample` in any number of dimensions.
+
+    Equivalent to ``F.grid_sample(input, grid, mode, padding_mode, align_corners)`` for D = 2 and 3.
+    The result is in channels-last memory format.
+
+    Args:
+        input: ``(N, C, *size)``; dtypes as `sample`.
+        grid: ``(N, *out, D)``, D the number of axes in ``size``; float32 or float64; half-precision
+            coordinates are converted to float32.
+        mode: ``"bilinear"`` (linear in every D) or ``"nearest"``.
+        padding_mode: as `sample`, and so are the arguments that follow.
+        align_corners: see ``padding_mode``; None means False.
+        jitter_std: see ``padding_mode``.
+        seed: see ``padding_mode``.
+        deterministic: see ``padding_mode``.
+        backend: see ``padding_mode``.
+
+    Returns:
+        ``(N, C, *out)``, of the dtype of ``input``.
+
+    Raises:
+        TypeError: if an argument is of the wrong type or dtype.
+        ValueError: if a shape, a device, a mode or the backend does not fit.
+    """
+    if mode not in ("bilinear", "nearest"):
+        raise ValueError(
+            f"grid_sample(): expected mode to be 'bilinear' or 'nearest', but got {mode!r}"
+        )
+    if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
+        raise ValueError(
+            "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D) with "
+            f"as many axes, D the number of axes in size, but got input of shape {_shape(input)} and "
+            f"grid of shape {_shape(grid)}"
+        )
+    if grid.shape[0] != input.shape[0]:
+        raise ValueError(
+            "grid_sample(): expected input and grid to have the same batch size, but got input of "
+            f"shape {_shape(input)} and grid of shape {_shape(grid)}"
+        )
+    out = sample(
+        input.movedim(1, -1),
+        grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid,
+        mode="linear" if mode == "bilinear" else "nearest",
+        padding_mode=padding_mode,
+        align_corners=bool(align_corners),
+        jitter_std=jitter_std,
+        seed=seed,
+        deterministic=deterministic,
+        backend=backend,
+    )
+    return out.movedim(-1, 1)
+
+
+def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None:
+    """Raise unless the tensors and the modes fit together."""
+    if coords.dtype not in _COORD_DTYPES:
+        raise TypeError(
+            f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
+            "convert them with coords.float()"
+        )
+    if values.dtype not in _VALUE_DTYPES:
+        raise TypeError(
+            "sample(): expected values to be float64, float32, bfloat16 or float16, but got "
+            f"{values.dtype}"
+        )
+    if coords.ndim == 0 or coords.shape[-1] == 0:
+        raise ValueError(
+            "sample(): expected coords to have at least 1 component in its last axis, but got "
+            f"coords of shape {_shape(coords)}"
+        )
+    ndim = coords.shape[-1]
+    if values.ndim not in (ndim + 1, ndim + 2):
+        raise ValueError(
+            f"sample(): expected values to have {ndim + 1} axes (*size, C), or {ndim + 2} axes "
+            f"(B, *size, C), for coords with {ndim} components, but got values of shape "
+            f"{_shape(values)} and coords of shape {_shape(coords)}"
+        )
+    if values.ndim == ndim + 2 and (coords.ndim < 2 or coords.shape[0] != values.shape[0]):
+        raise ValueError(
+            "sample(): expected coords to have the batch size of values in its first axis, but got "
+            f"values of shape {_shape(values)} and coords of shape {_shape(coords)}"
+        )
+    if 0 in values.shape[-1 - ndim : -1]:
+        raise ValueError(
+            "sample(): expected values to have at least 1 entry along every axis, but got values of "
+            f"shape {_shape(values)}"
+        )
+    if values.device != coords.device:
+        raise ValueError(
+            "sample(): expected values and coords on one device, but got "
+            f"{values.device} and {coords.device}"
+        )
+    if mode not in MODES:
+        raise ValueError(f"sample(): expected mode to be one of {MODES}, but got {mode!r}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(
+            f"sample(): expected padding_mode to be one of {PADDING_MODES}, but got {padding_mode!r}"
+        )
+
+
+def _jitter_std(jitter_std: float | Sequence[float], coords: Tensor) -> Tensor | None:
+    """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
+    ndim = coords.shape[-1]
+    if isinstance(jitter_std, (int, float)):
+        stds: Sequence[float] = (jitter_std,) * ndim
+    else:
+        stds = tuple(jitter_std)
+    if len(stds) != ndim or not all(0 <= std < math.inf for std in stds):
+        raise ValueError(
+            f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite, "
+            f"but got {jitter_std}"
+        )
+    if not any(stds):
+        return None
+    # `full` fills on the device: no copy from the host, so a CUDA graph can capture it.
+    if len(set(stds)) == 1:
+        return torch.full((ndim,), stds[0], dtype=coords.dtype, device=coords.device)
+    return torch.stack(
+        [torch.full((), std, dtype=coords.dtype, device=coords.device) for std in stds]
+    )
+
+
+def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The seed as an int64 0-d tensor on ``device``."""
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.ndim != 0 or seed.device != device:
+            raise TypeError(
+                f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but got "
+                f"{seed.dtype} of shape {_shape(seed)} on {seed.device}"
+            )
+        return seed
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"sample(): expected seed to fit in 64 bits, but got {seed}")
+    wrapped = seed - 2**64 if seed >= 2**63 else seed
+    return torch.full((), wrapped, dtype=torch.int64, device=device)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

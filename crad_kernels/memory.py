@@ -1,0 +1,97 @@
+"""A learnable grid as a module."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crad_kernels.functional import sample
+
+
+class GridMemory(nn.Module):
+    """A learnable N-dimensional grid: coordinates in, interpolated entries out.
+
+    Equivalent to ``crad_kernels.sample(self.values, coords, ...)``, with the jitter on in training
+    mode only.
+
+    Args:
+        channels: channels C of an entry.
+        resolution: entries per axis, an int for all axes or one per axis in size order (the axis
+            that the *last* component of a coordinate moves along comes first).
+        ndim: number of axes D, if ``resolution`` is an int; else it follows from it.
+        jitter_std: standard deviation of the Gaussian jitter in [-1, 1] units, a float or one per
+            component in coords order.
+        mode: as in `crad_kernels.sample`, and so are the three that follow.
+        padding_mode: see ``mode``.
+        align_corners: see ``mode``.
+        backend: see ``mode``.
+
+    Attributes:
+        values: the entries, ``(*size, C)``, Xavier-normal with the fans of a ``(1, C, *size)`` tensor
+            (Glorot and Bengio, 2010).
+
+    Raises:
+        ValueError: if ``channels`` or ``resolution`` is not positive.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int | Sequence[int],
+        ndim: int = 2,
+        *,
+        jitter_std: float | Sequence[float] = 0.0,
+        mode: str = "linear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        size = (resolution,) * ndim if isinstance(resolution, int) else tuple(resolution)
+        if channels < 1 or not size or min(size) < 1:
+            raise ValueError(
+                "GridMemory(): expected channels and resolution to be positive, but got "
+                f"channels={channels} and resolution={resolution} with ndim={ndim}"
+            )
+        self.values = nn.Parameter(torch.empty(*size, channels))
+        self.jitter_std = jitter_std
+        self.mode = mode
+        self.padding_mode = padding_mode
+        self.align_corners = align_corners
+        self.backend = backend
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new entries."""
+        *size, channels = self.values.shape
+        nn.init.normal_(self.values, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
+
+    def forward(self, coords: Tensor, seed: int | Tensor | None = None) -> Tensor:
+        """Sample the entries at ``coords``.
+
+        Args:
+            coords: ``(..., D)``, float32 or float64, in [-1, 1].
+            seed: of the jitter; None draws one from the generator of the device of ``coords``.
+
+        Returns:
+            ``(..., C)``, of the dtype of ``values``.
+        """
+        return sample(
+            self.values,
+            coords,
+            mode=self.mode,
+            padding_mode=self.padding_mode,
+            align_corners=self.align_corners,
+            jitter_std=self.jitter_std if self.training else 0.0,
+            seed=seed,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        *size, channels = self.values.shape
+        return (
+            f"{channels}, {tuple(size)}, jitter_std={self.jitter_std}, mode={self.mode!r}, "
+            f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+        )
