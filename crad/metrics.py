@@ -36,7 +36,7 @@ class Metrics(TypedDict):
     mean: MeanMetrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredImage:
     """A test image with what a detector says of it.
 

@@ -1,0 +1,186 @@
+"""`results.json`: what a run measured, on what, and how long it took; and its table."""
+
+import json
+import math
+import os
+import platform
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+import torch
+
+from crad.files import write_json
+from crad.metrics import ClassMetrics, MeanMetrics, Metrics
+
+__all__ = ["DEMO_NOTE", "Results", "environment", "read_results", "table", "write_results"]
+
+DEMO_NOTE = "demo set: a stand-in, not a benchmark"
+"""The `note` of every result on the demo set."""
+
+
+class Results(TypedDict):
+    """The content of ``results.json``; what cannot be measured is None.
+
+    Attributes:
+        protocol: the name of the protocol in `crad.protocol.PROTOCOLS`.
+        seed: the seed of the run.
+        epoch: the number of epochs trained.
+        classes: the metrics of each class.
+        mean: the mean over the classes.
+        timing: seconds by name of the phase.
+        environment: what `environment` returns, or more.
+        data: the data set, a name or a path.
+        note: what a reader of the numbers must know, such as `DEMO_NOTE`.
+        baselines: other detectors measured on the same images, by name.
+    """
+
+    protocol: str
+    seed: int
+    epoch: int
+    classes: dict[str, ClassMetrics]
+    mean: MeanMetrics
+    timing: dict[str, float]
+    environment: dict[str, Any]
+    data: NotRequired[str]
+    note: NotRequired[str]
+    baselines: NotRequired[dict[str, Metrics]]
+
+
+def write_results(path: str | os.PathLike[str], results: Results) -> None:
+    """Write ``results.json``, atomically.
+
+    Args:
+        path: the file to write.
+        results: the content.
+
+    Raises:
+        ValueError: a number is NaN or infinite; the message says where.
+        OSError: the file cannot be written; the former one is untouched.
+    """
+    if where := _not_finite(results):
+        raise ValueError(f"results: {where} is not a finite number; use None for what is unknown")
+    write_json(path, results)
+
+
+def read_results(path: str | os.PathLike[str]) -> Results:
+    """Read a file that `write_results` wrote.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, or not the results of a run.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"results: '{os.fspath(path)}' is not JSON: {error}") from error
+    keys = results.keys() if isinstance(results, dict) else set()
+    if missing := sorted(Results.__required_keys__ - keys):
+        raise ValueError(f"results: '{os.fspath(path)}' lacks {', '.join(missing)}")
+    return cast(Results, results)
+
+
+def environment(device: torch.device | str) -> dict[str, str | int]:
+    """Describe what a run ran on: versions, platform, processor, threads and device.
+
+    Args:
+        device: the device that computed.
+    """
+    device = torch.device(device)
+    found: dict[str, str | int] = {"python": platform.python_version()}
+    for package in ("crad", "torch", "numpy", "pillow", "scikit-learn", "timm"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["torch"] = torch.__version__  # with the build, as in 2.11.0+cu128
+    found["platform"] = platform.platform()
+    found["cpu"] = _cpu_name()
+    found["cpu_count"] = os.cpu_count() or 1
+    found["threads"] = torch.get_num_threads()
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return found
+
+
+def table(results: Results) -> str:
+    """Lay the metrics out for a terminal: a line for each class, their mean, and the note.
+
+    Each baseline adds two columns. What could not be measured is ``-``.
+
+    Args:
+        results: what `write_results` takes.
+    """
+    detectors: dict[str, Metrics] = {
+        "CRAD": {"classes": results["classes"], "mean": results["mean"]},
+        **results.get("baselines", {}),
+    }
+    rows = [["class", "train", "test", *("image AUROC", "pixel AUROC") * len(detectors)]]
+    for name, entry in results["classes"].items():
+        counts = [str(entry["n_train"]), str(entry["n_test"])]
+        rows.append([name, *counts, *_cells(d["classes"].get(name) for d in detectors.values())])
+    rows.append(["mean", "", "", *_cells(d["mean"] for d in detectors.values())])
+
+    titles = [name.replace("_", " ") for name in detectors]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for i, title in enumerate(titles):  # a title stands over its two columns
+        widths[3 + 2 * i] = max(widths[3 + 2 * i], _width(title) - widths[4 + 2 * i] - 2)
+
+    lines = [_line(row, widths) for row in rows]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+    if len(detectors) > 1:
+        spans = [left + 2 + right for left, right in zip(widths[3::2], widths[4::2], strict=True)]
+        indent = sum(widths[:3]) + 4
+        lines.insert(0, _line(["", *titles], [indent, *spans]))
+    if note := results.get("note"):
+        lines.append(note)
+    return "\n".join(lines)
+
+
+def _cells(measured: Iterable[ClassMetrics | MeanMetrics | None]) -> Iterator[str]:
+    for entry in measured:
+        for value in (entry["image_auroc"], entry["pixel_auroc"]) if entry else (None, None):
+            yield "-" if value is None else f"{value:.3f}"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    """Join cells, the first flush left and the others flush right."""
+    first, *others = (
+        " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)
+    )
+    padded = [cells[0] + first, *(pad + cell for pad, cell in zip(others, cells[1:], strict=True))]
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes in a terminal: an East Asian wide character takes two."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+
+
+def _not_finite(value: object, where: str = "") -> str | None:
+    """Name the first number in nested mappings and lists that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else where
+    entries: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list | tuple):
+        entries = enumerate(value)
+    found = (_not_finite(inner, f"{where}.{key}" if where else str(key)) for key, inner in entries)
+    return next(filter(None, found), None)
+
+
+def _cpu_name() -> str:
+    """Name the processor as Linux does; elsewhere as Python does."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
