@@ -1,0 +1,32 @@
+// The CPU kernels for processors with AVX2 and FMA (Intel Haswell, AMD Zen, and later).
+#if defined(__x86_64__)
+
+// Standard headers come before the pragma: their inline functions are shared by the whole library and
+// must run on every processor.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define CRAD_VECTOR_BYTES 32
+#define CRAD_KERNELS kernels_avx2
+#include "kernels_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,7 @@
+// The CPU kernels for any processor.
+#include <cmath>
+#include <type_traits>
+
+#define CRAD_VECTOR_BYTES 16
+#define CRAD_KERNELS kernels_baseline
+#include "kernels_impl.h"

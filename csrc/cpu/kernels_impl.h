@@ -1,0 +1,294 @@
+// The loops of the CPU kernels, for whichever instruction set they are being compiled for. The file
+// that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
+#include "../core/point.h"
+#include "kernels.h"
+#include "pack.h"
+
+namespace crad {
+namespace {
+
+template <class X>
+Geometry<X> geometry_of(const Problem& problem) {
+  Geometry<X> geometry{};
+  geometry.ndim = problem.ndim;
+  int64_t stride = problem.channels;
+  for (int axis = problem.ndim - 1; axis >= 0; --axis) {
+    geometry.size[axis] = problem.size[axis];
+    geometry.stride[axis] = stride;
+    stride *= problem.size[axis];
+    // Two bits an axis.
+    geometry.order[axis] = static_cast<int>(problem.derivative >> (2 * axis) & 3);
+  }
+  geometry.mode = static_cast<Mode>(problem.mode);
+  geometry.padding = static_cast<Padding>(problem.padding);
+  geometry.align_corners = problem.align_corners;
+  geometry.jittered = problem.seed != nullptr;
+  if (geometry.jittered) {
+    geometry.seed = static_cast<uint64_t>(*problem.seed);
+    for (int d = 0; d < problem.ndim; ++d)
+      geometry.jitter_std[d] = static_cast<const X*>(problem.jitter_std)[d];
+  }
+  return geometry;
+}
+
+// The grid that the points of a range lie in.
+template <class T>
+const T* grid_of(const Problem& problem, const Range& range) {
+  const int64_t item = range.point_begin / problem.points_per_grid;
+  return static_cast<const T*>(problem.values) + item * problem.entries * problem.channels;
+}
+
+// ---- forward ----
+
+// output[c] = sum over N corners of weight * grid[offset + c]
+template <int N, class T>
+void blend(const T* grid, const int64_t* offset, const accumulator<T>* weight, T* output,
+           int64_t begin, int64_t end) {
+  using A = accumulator<T>;
+  Pack<A> w[N];
+  const T* row[N];
+  for (int k = 0; k < N; ++k) {
+    w[k] = broadcast(weight[k]);
+    row[k] = grid + offset[k];
+  }
+  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
+                                   __attribute__((always_inline)) {
+    Pack<A> total = {load(row[0] + c).lanes * w[0].lanes};
+    for (int k = 1; k < N; ++k) total = multiply_add(load(row[k] + c), w[k], total);
+    store(output + c, total);
+  });
+}
+
+template <class T>
+void blend_many(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
+                T* output, int64_t begin, int64_t end) {
+  using A = accumulator<T>;
+  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
+                                   __attribute__((always_inline)) {
+    Pack<A> total = broadcast(A(0));
+    for (int k = 0; k < count; ++k)
+      total = multiply_add(load(grid + offset[k] + c), broadcast(weight[k]), total);
+    store(output + c, total);
+  });
+}
+
+template <class T>
+void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
+  using A = accumulator<T>;
+  for_each_pack<A>(begin, end, [&](int64_t c, auto, auto store) __attribute__((always_inline)) {
+    store(output + c, broadcast(value));
+  });
+}
+
+template <class T, class X>
+void forward(const Problem& problem, const Range& range, void* output) {
+  using A = accumulator<T>;
+  const Geometry<X> geometry = geometry_of<X>(problem);
+  const T* grid = grid_of<T>(problem, range);
+  const X* coords = static_cast<const X*>(problem.coords);
+  int64_t offset[kMaxCorners];
+  A weight[kMaxCorners];
+  Point<X> point;
+  const int64_t begin = range.channel_begin, end = range.channel_end;
+  for (int64_t p = range.point_begin; p < range.point_end; ++p) {
+    T* row = static_cast<T*>(output) + p * problem.channels;
+    locate(geometry, p, coords + p * problem.ndim, false, point);
+    if (!point.finite) {
+      fill<T>(static_cast<A>(NAN), row, begin, end);
+      continue;
+    }
+    const int count = corner_offsets(geometry, point, offset);
+    corner_weights(geometry, point, -1, weight);
+    switch (count) {
+      case 0:
+        fill<T>(0, row, begin, end);
+        break;
+      case 1:
+        blend<1>(grid, offset, weight, row, begin, end);
+        break;
+      case 2:
+        blend<2>(grid, offset, weight, row, begin, end);
+        break;
+      case 4:
+        blend<4>(grid, offset, weight, row, begin, end);
+        break;
+      case 8:
+        blend<8>(grid, offset, weight, row, begin, end);
+        break;
+      default:
+        blend_many(count, grid, offset, weight, row, begin, end);
+    }
+  }
+}
+
+// ---- backward ----
+
+// For N corners at once: adds weight * grad_output to their rows of grad_values (if Values), and
+// returns in `dot` the products of grad_output with their rows of the grid (if Coords).
+template <int N, bool Values, bool Coords, class T>
+void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values, const int64_t* offset,
+           const accumulator<T>* weight, accumulator<T>* dot, int64_t begin, int64_t end) {
+  using A = accumulator<T>;
+  Pack<A> w[N], products[N];
+  for (int k = 0; k < N; ++k) {
+    if (Values) w[k] = broadcast(weight[k]);
+    products[k] = broadcast(A(0));
+  }
+  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
+                                   __attribute__((always_inline)) {
+    const Pack<A> grad = load(grad_output + c);
+    for (int k = 0; k < N; ++k) {
+      if (Coords) products[k] = multiply_add(grad, load(grid + offset[k] + c), products[k]);
+      if (Values) {
+        A* row = grad_values + offset[k] + c;
+        store(row, multiply_add(grad, w[k], load(row)));
+      }
+    }
+  });
+  if (Coords)
+    for (int k = 0; k < N; ++k) dot[k] = sum(products[k]);
+}
+
+template <bool Values, bool Coords, class T>
+void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* grad_values,
+               const int64_t* offset, const accumulator<T>* weight, accumulator<T>* dot,
+               int64_t begin, int64_t end) {
+  int k = 0;
+  auto take = [&](auto n) {
+    constexpr int N = decltype(n)::value;
+    for (; k + N <= count; k += N)
+      splat<N, Values, Coords>(grad_output, grid, grad_values, offset + k, weight + k, dot + k,
+                               begin, end);
+  };
+  take(std::integral_constant<int, 8>{});
+  take(std::integral_constant<int, 4>{});
+  take(std::integral_constant<int, 2>{});
+  take(std::integral_constant<int, 1>{});
+}
+
+template <bool Values, bool Coords, class T, class X>
+void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
+  using A = accumulator<T>;
+  const Geometry<X> geometry = geometry_of<X>(problem);
+  const T* grid = grid_of<T>(problem, range);
+  const X* coords = static_cast<const X*>(problem.coords);
+  const T* grad_output = static_cast<const T*>(gradients.grad_output);
+  A* grad_values = static_cast<A*>(gradients.grad_values);
+  X* grad_coords = static_cast<X*>(gradients.grad_coords);
+  int64_t offset[kMaxCorners];
+  A weight[kMaxCorners], dot[kMaxCorners];
+  Point<X> point;
+  for (int64_t p = range.point_begin; p < range.point_end; ++p) {
+    locate(geometry, p, coords + p * problem.ndim, Coords, point);
+    X* grad_coord = grad_coords + p * problem.ndim;
+    if (!point.finite) {
+      if (Coords)
+        for (int d = 0; d < problem.ndim; ++d) grad_coord[d] = static_cast<X>(NAN);
+      continue;
+    }
+    const int count = corner_offsets(geometry, point, offset);
+    if (Values) corner_weights(geometry, point, -1, weight);
+    splat_all<Values, Coords>(count, grad_output + p * problem.channels, grid, grad_values, offset,
+                              weight, dot, range.channel_begin, range.channel_end);
+    if (!Coords) continue;
+    for (int axis = 0; axis < problem.ndim; ++axis) {
+      corner_weights(geometry, point, axis, weight);
+      A total = 0;
+      for (int k = 0; k < count; ++k) total += weight[k] * dot[k];
+      grad_coord[problem.ndim - 1 - axis] = static_cast<X>(total);
+    }
+  }
+}
+
+template <class T, class X>
+void backward_any(const Problem& problem, const Range& range, const Gradients& gradients) {
+  if (gradients.grad_values && gradients.grad_coords)
+    backward<true, true, T, X>(problem, range, gradients);
+  else if (gradients.grad_values)
+    backward<true, false, T, X>(problem, range, gradients);
+  else if (gradients.grad_coords)
+    backward<false, true, T, X>(problem, range, gradients);
+}
+
+// ---- sums of partial results ----
+
+template <class T, class A>
+void sum_parts(const void* parts, int64_t number, int64_t stride, void* to, int64_t begin,
+               int64_t end) {
+  const A* from = static_cast<const A*>(parts);
+  for_each_pack<A>(begin, end, [&](int64_t i, auto load, auto store)
+                                   __attribute__((always_inline)) {
+    Pack<A> total = load(from + i);
+    for (int64_t part = 1; part < number; ++part)
+      total.lanes += load(from + part * stride + i).lanes;
+    store(static_cast<T*>(to) + i, total);
+  });
+}
+
+// ---- from run-time types to compile-time ones ----
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+template <class F>
+void with_value_type(ValueType type, F f) {
+  switch (type) {
+    case ValueType::float64:
+      return f(Tag<double>{});
+    case ValueType::float32:
+      return f(Tag<float>{});
+    case ValueType::bfloat16:
+      return f(Tag<bfloat16>{});
+    case ValueType::float16:
+      return f(Tag<float16>{});
+  }
+}
+
+template <class F>
+void with_coord_type(CoordType type, F f) {
+  type == CoordType::float64 ? f(Tag<double>{}) : f(Tag<float>{});
+}
+
+template <class F>
+void with_types(const Problem& problem, F f) {
+  with_value_type(problem.value_type, [&](auto value) {
+    with_coord_type(problem.coord_type, [&](auto coord) { f(value, coord); });
+  });
+}
+
+void forward_typed(const Problem& problem, const Range& range, void* output) {
+  with_types(problem, [&](auto value, auto coord) {
+    forward<typename decltype(value)::type, typename decltype(coord)::type>(problem, range, output);
+  });
+}
+
+void backward_typed(const Problem& problem, const Range& range, const Gradients& gradients) {
+  with_types(problem, [&](auto value, auto coord) {
+    backward_any<typename decltype(value)::type, typename decltype(coord)::type>(problem, range,
+                                                                                 gradients);
+  });
+}
+
+void sum_values(ValueType type, const void* parts, int64_t number, int64_t stride, void* to,
+                int64_t begin, int64_t end) {
+  with_value_type(type, [&](auto value) {
+    using T = typename decltype(value)::type;
+    sum_parts<T, accumulator<T>>(parts, number, stride, to, begin, end);
+  });
+}
+
+void sum_coords(CoordType type, const void* parts, int64_t number, int64_t stride, void* to,
+                int64_t begin, int64_t end) {
+  with_coord_type(type, [&](auto coord) {
+    using X = typename decltype(coord)::type;
+    sum_parts<X, X>(parts, number, stride, to, begin, end);
+  });
+}
+
+}  // namespace
+
+const Kernels CRAD_KERNELS = {forward_typed, backward_typed, sum_values, sum_coords};
+
+}  // namespace crad

@@ -1,0 +1,200 @@
+// A vector register's worth of channels, loaded from any storage type. CRAD_VECTOR_BYTES says how wide
+// the registers of the instruction set are that this file is being compiled for.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if CRAD_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+
+namespace crad {
+namespace {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// The type that sums are taken in.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using accumulator = typename Accumulator<T>::type;
+
+template <class A>
+struct Pack {
+  static constexpr int width = CRAD_VECTOR_BYTES / sizeof(A);
+  typedef A Lanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
+  Lanes lanes;
+};
+
+template <class A>
+inline Pack<A> broadcast(A value) {
+  return {typename Pack<A>::Lanes{} + value};
+}
+
+// a * b + c, rounded once where the instruction set can.
+inline Pack<float> multiply_add(Pack<float> a, Pack<float> b, Pack<float> c) {
+#if CRAD_VECTOR_BYTES == 64
+  return {(Pack<float>::Lanes)_mm512_fmadd_ps((__m512)a.lanes, (__m512)b.lanes, (__m512)c.lanes)};
+#elif CRAD_VECTOR_BYTES == 32
+  return {(Pack<float>::Lanes)_mm256_fmadd_ps((__m256)a.lanes, (__m256)b.lanes, (__m256)c.lanes)};
+#else
+  return {a.lanes * b.lanes + c.lanes};
+#endif
+}
+
+inline Pack<double> multiply_add(Pack<double> a, Pack<double> b, Pack<double> c) {
+#if CRAD_VECTOR_BYTES == 64
+  return {
+      (Pack<double>::Lanes)_mm512_fmadd_pd((__m512d)a.lanes, (__m512d)b.lanes, (__m512d)c.lanes)};
+#elif CRAD_VECTOR_BYTES == 32
+  return {
+      (Pack<double>::Lanes)_mm256_fmadd_pd((__m256d)a.lanes, (__m256d)b.lanes, (__m256d)c.lanes)};
+#else
+  return {a.lanes * b.lanes + c.lanes};
+#endif
+}
+
+template <class A>
+inline A sum(Pack<A> pack) {
+  A lanes[Pack<A>::width];
+  memcpy(lanes, &pack, sizeof(lanes));
+  for (int half = Pack<A>::width / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// ---- whole packs ----
+
+template <class A>
+inline Pack<A> load(const A* from) {
+  Pack<A> pack;
+  memcpy(&pack, from, sizeof(pack));
+  return pack;
+}
+
+template <class A>
+inline void store(A* to, Pack<A> pack) {
+  memcpy(to, &pack, sizeof(pack));
+}
+
+typedef uint16_t HalfLanes __attribute__((vector_size(CRAD_VECTOR_BYTES / 2)));
+typedef uint32_t WordLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
+typedef int32_t MaskLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
+
+inline WordLanes load_halves(const void* from) {
+  HalfLanes halves;
+  memcpy(&halves, from, sizeof(halves));
+  return __builtin_convertvector(halves, WordLanes);
+}
+
+inline void store_halves(void* to, WordLanes words) {
+  const HalfLanes halves = __builtin_convertvector(words, HalfLanes);
+  memcpy(to, &halves, sizeof(halves));
+}
+
+inline Pack<float> load(const bfloat16* from) {
+  return {(Pack<float>::Lanes)(load_halves(from) << 16)};
+}
+
+// To nearest, half to even; NaN stays NaN.
+inline void store(bfloat16* to, Pack<float> pack) {
+  const WordLanes bits = (WordLanes)pack.lanes;
+  const WordLanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  const MaskLanes is_number = pack.lanes == pack.lanes;
+  store_halves(to, ((WordLanes)is_number & rounded) | (~(WordLanes)is_number & 0x7FC0));
+}
+
+inline Pack<float> load(const float16* from) {
+  const WordLanes half = load_halves(from);
+  const WordLanes magnitude = (half & 0x7FFF) << 13;
+  // The exponent's bias differs by 112; the product is exact, also for subnormal halves.
+  const Pack<float>::Lanes scaled = (Pack<float>::Lanes)magnitude * 0x1p112f;
+  const WordLanes special = (WordLanes)(magnitude >= 0x0F800000) & 0x7F800000;
+  return {(Pack<float>::Lanes)((WordLanes)scaled | special | ((half & 0x8000) << 16))};
+}
+
+// To nearest, half to even; overflow to infinity, NaN stays NaN.
+inline void store(float16* to, Pack<float> pack) {
+  const WordLanes bits = (WordLanes)pack.lanes;
+  const WordLanes magnitude = bits & 0x7FFFFFFF;
+  const WordLanes normal = (magnitude - 0x38000000 + 0xFFF + ((bits >> 13) & 1)) >> 13;
+  // Adding 1/2 rounds a value below 2^-14 to a multiple of 2^-24, a subnormal half.
+  const Pack<float>::Lanes shifted = (Pack<float>::Lanes)magnitude + 0.5f;
+  const WordLanes subnormal = (WordLanes)shifted - 0x3F000000;
+  const WordLanes is_subnormal = (WordLanes)(magnitude < 0x38800000);
+  const WordLanes is_overflow = (WordLanes)(magnitude >= 0x477FF000);
+  const WordLanes is_nan = (WordLanes)(magnitude > 0x7F800000);
+  WordLanes half = (is_subnormal & subnormal) | (~is_subnormal & normal);
+  half = (is_overflow & 0x7C00) | (~is_overflow & half);
+  half = (is_nan & 0x7E00) | (~is_nan & half);
+  store_halves(to, half | ((bits >> 16) & 0x8000));
+}
+
+// ---- the first `count` lanes of a pack; the others are 0 ----
+
+template <class T>
+inline Pack<accumulator<T>> load_first(const T* from, int count) {
+  T lanes[Pack<accumulator<T>>::width] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = from[i];
+  return load(lanes);
+}
+
+template <class T>
+inline void store_first(T* to, Pack<accumulator<T>> pack, int count) {
+  T lanes[Pack<accumulator<T>>::width];
+  store(lanes, pack);
+  for (int i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+#if CRAD_VECTOR_BYTES == 64
+inline Pack<float> load_first(const float* from, int count) {
+  return {(Pack<float>::Lanes)_mm512_maskz_loadu_ps((1u << count) - 1, from)};
+}
+
+inline void store_first(float* to, Pack<float> pack, int count) {
+  _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)pack.lanes);
+}
+#elif CRAD_VECTOR_BYTES == 32
+inline __m256i first_lanes(int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+
+inline Pack<float> load_first(const float* from, int count) {
+  return {(Pack<float>::Lanes)_mm256_maskload_ps(from, first_lanes(count))};
+}
+
+inline void store_first(float* to, Pack<float> pack, int count) {
+  _mm256_maskstore_ps(to, first_lanes(count), (__m256)pack.lanes);
+}
+#endif
+
+// Calls f(channel, load, store) for each pack of channels in [begin, end), the last one partial.
+template <class A, class F>
+inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t end, F f) {
+  int64_t channel = begin;
+  for (; channel + Pack<A>::width <= end; channel += Pack<A>::width)
+    f(channel, [](auto* from) __attribute__((always_inline)) { return load(from); },
+      [](auto* to, Pack<A> pack) __attribute__((always_inline)) { store(to, pack); });
+  if (const int rest = static_cast<int>(end - channel))
+    f(channel,
+      [rest](auto* from) __attribute__((always_inline)) { return load_first(from, rest); },
+      [rest](auto* to, Pack<A> pack) __attribute__((always_inline)) {
+        store_first(to, pack, rest);
+      });
+}
+
+}  // namespace
+}  // namespace crad
