@@ -104,7 +104,7 @@ def open_mask(path: str | os.PathLike[str], size: int | None = None) -> npt.NDAr
         image = _load(path)
         threshold = 127 if image.format == "JPEG" else 0
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("LA", "La"):
+        if image.mode == "LA":
             image = image.getchannel(0)
         elif image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
             image = _rgb(image)
@@ -137,7 +137,7 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
         TypeError: `image` is none of the three.
     """
     if isinstance(image, Image.Image):
-        with _reading(getattr(image, "filename", None) or "in memory"):
+        with _reading(getattr(image, "filename", None) or "(in memory)"):
             return _rgb(image)
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):

@@ -16,7 +16,7 @@ from crad.metrics import ScoredImage
 
 __all__ = ["colour_scale", "heat_map", "write_sheets"]
 
-# Dark blue, violet, red, orange, pale yellow: lightness rises all the way, so that the order shows
+# Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
 _ANCHORS = [
     (13, 12, 46),
@@ -26,7 +26,7 @@ _ANCHORS = [
     (222, 73, 72),
     (246, 124, 38),
     (252, 183, 60),
-    (253, 243, 178),
+    (255, 240, 96),
 ]
 _AT = np.linspace(0, 255, len(_ANCHORS))
 _COLOURS = np.stack(
@@ -36,7 +36,7 @@ _PALETTE = np.rint(_COLOURS).astype(np.uint8).tobytes()
 
 # How opaque a colour lies on its image: not at all in the lowest fifth, where nearly all of a
 # normal image is, so that the image shows unchanged there.
-_OPACITY = [round(255 * 0.7 * min(1.0, max(0.0, (level - 50) / 130))) for level in range(256)]
+_OPACITY = [round(255 * 0.75 * min(1.0, max(0.0, (level - 50) / 100))) for level in range(256)]
 
 _CELL = 176  # side in pixels of the box that a picture is fitted into
 _GAP = 8
@@ -122,8 +122,9 @@ def write_sheets(
 
 
 def _levels(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:
-    """Scale a map to 0 ... 255; a scale without extent splits at `low`."""
-    position = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+    """Scale a map to 0 ... 255; a scale without extent splits just above `low`."""
+    high = max(high, float(np.nextafter(np.float32(low), np.float32(np.inf))))
+    position = (np.clip(anomaly_map.astype(np.float64), low, high) - low) / (high - low)
     return Image.fromarray(np.rint(255 * position).astype(np.uint8))
 
 

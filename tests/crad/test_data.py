@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from crad.data import DataError, find_dataset
+from crad.images import ImageError
+
+PIXELS = Image.new("L", (8, 8), 100)
+MASK = Image.new("L", (8, 8), 1)
+
+
+def put(root, *names, image=PIXELS):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "data set"
+    for name in ("bottle", "Größe 10", "Größe 9"):
+        put(root / name, *(f"train/good/{i}.png" for i in (10, 9, 2)), "test/good/0.PNG")
+        put(root / name, "test/crack/000.png", "test/crack/001.png", "test/stain/0.jpg")
+        put(root / name, "ground_truth/crack/000_mask.png", image=MASK)
+        put(root / name, "ground_truth/stain/0.bmp", image=MASK)
+    return root
+
+
+def names(samples):
+    return [str(sample.path.relative_to(sample.path.parents[2])) for sample in samples]
+
+
+def test_classes_and_images_are_found_in_natural_order(root):
+    dataset = find_dataset(root)
+    assert dataset.root == root
+    assert dataset.classes == ("bottle", "Größe 9", "Größe 10")
+    assert len(dataset.train) == 9
+    assert len(dataset.test) == 12
+    train = [sample for sample in dataset.train if sample.class_name == "Größe 9"]
+    assert names(train) == ["train/good/2.png", "train/good/9.png", "train/good/10.png"]
+    assert not any(sample.is_anomaly for sample in dataset.train)
+    test = [sample for sample in dataset.test if sample.class_name == "bottle"]
+    assert [(sample.defect, sample.is_anomaly) for sample in test] == [
+        ("crack", True),
+        ("crack", True),
+        ("good", False),
+        ("stain", True),
+    ]
+    assert find_dataset(str(root)) == dataset
+
+
+def test_masks_are_found_by_either_name_and_any_suffix(root):
+    masks = [sample.mask for sample in find_dataset(root).test if sample.class_name == "bottle"]
+    truth = root / "bottle" / "ground_truth"
+    assert masks == [truth / "crack/000_mask.png", None, None, truth / "stain/0.bmp"]
+
+
+def test_truth_is_known_for_normal_images_and_for_those_with_a_mask(root):
+    cracked, unknown, normal, stained = find_dataset(root / "bottle").test
+    assert cracked.truth(16).all()
+    assert cracked.truth(16).shape == (16, 16)
+    assert unknown.truth(16) is None
+    np.testing.assert_array_equal(normal.truth(16), np.zeros((16, 16), bool))
+    assert stained.truth(5).all()
+
+
+def test_an_unreadable_mask_is_named(root):
+    (root / "bottle/ground_truth/crack/000_mask.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"000_mask\.png.*empty"):
+        find_dataset(root).test[0].truth(8)
+
+
+def test_a_folder_that_is_itself_a_class(root, monkeypatch):
+    assert find_dataset(root / "bottle").classes == ("bottle",)
+    monkeypatch.chdir(root / "bottle")
+    dataset = find_dataset(".")
+    assert dataset.classes == ("bottle",)
+    assert len(dataset.train) == 3
+
+
+def test_what_is_no_image_is_passed_over(root):
+    (root / "license.txt").touch()
+    put(root, ".cache/train/good/0.png", "pictures/0.png", "bottle/test/.hidden/0.png")
+    put(root, "bottle/train/good/.0.png")
+    (root / "bottle/test/crack/notes.txt").touch()
+    (root / "bottle/test/crack/folder.png").mkdir()
+    (root / "bottle/test/empty").mkdir()
+    dataset = find_dataset(root)
+    assert (len(dataset.classes), len(dataset.train), len(dataset.test)) == (3, 9, 12)
+
+
+def test_links_to_images_and_to_classes_are_followed(root, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "class").symlink_to(root / "bottle", target_is_directory=True)
+    (root / "bottle/train/good/link.png").symlink_to(root / "bottle/train/good/2.png")
+    dataset = find_dataset(linked)
+    assert dataset.classes == ("class",)
+    assert len(dataset.train) == 4
+
+
+def test_test_images_and_masks_are_optional(tmp_path):
+    put(tmp_path, "nut/train/good/0.png", "bolt/train/good/0.png", "bolt/test/bent/0.png")
+    dataset = find_dataset(tmp_path)
+    assert dataset.classes == ("bolt", "nut")
+    assert [sample.mask for sample in dataset.test] == [None]
+
+
+def test_evaluation_needs_no_training_images(tmp_path):
+    put(tmp_path, "nut/test/good/0.png", "nut/test/bent/0.png")
+    with pytest.raises(DataError, match=r"no folder '.*nut/train/good'"):
+        find_dataset(tmp_path)
+    dataset = find_dataset(tmp_path, need_train=False)
+    assert (len(dataset.train), len(dataset.test)) == (0, 2)
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="gone': no such folder; give a folder of <class>"):
+        find_dataset(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file': it is a file"):
+        find_dataset(tmp_path / "file")
+
+
+def test_a_folder_without_classes(tmp_path):
+    put(tmp_path, "0.png", "images/0.png")
+    with pytest.raises(DataError, match=r"no classes in .*expected <class>/train/good"):
+        find_dataset(tmp_path)
+
+
+def test_an_empty_class(root):
+    (root / "nut/train/good").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no images in '.*nut/train/good' \(expected .*\.png.*add"):
+        find_dataset(root)
+    with pytest.raises(DataError, match=r"no images in '.*nut/test'"):
+        find_dataset(root, need_train=False)
+
+
+def test_training_images_that_are_not_in_good(root):
+    put(root, "nut/train/0.png")
+    with pytest.raises(DataError, match=r"no folder '.*nut/train/good'"):
+        find_dataset(root)
+
+
+def test_images_that_would_silently_be_left_out_or_mislabelled(root):
+    put(root, "bottle/test/loose.png")
+    with pytest.raises(DataError, match=r"loose\.png' lies in no sub-folder"):
+        find_dataset(root)
+    (root / "bottle/test/loose.png").unlink()
+    put(root, "bottle/test/Good/0.png")
+    with pytest.raises(DataError, match="Good' would count as a defect; rename it to 'good'"):
+        find_dataset(root)
+
+
+def test_masks_that_belong_to_no_image(root):
+    (root / "bottle/ground_truth/crack/000_mask.png").rename(
+        root / "bottle/ground_truth/crack/000_gt.png"
+    )
+    with pytest.raises(DataError, match=r"no mask in '.*crack' .*expected '000_mask\.png'"):
+        find_dataset(root)

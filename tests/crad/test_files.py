@@ -1,0 +1,113 @@
+import errno
+import json
+import os
+
+import pytest
+
+from crad.files import replacing, write_atomically, write_json
+
+
+def test_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new folder" / "naïve name.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": [1.5, None, "é"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1.5, None, "é"]}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("interruption", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_interrupted_write_keeps_the_former_file(tmp_path, interruption):
+    path = tmp_path / "file"
+    path.write_bytes(b"former")
+
+    def writer(file):
+        file.write(b"half of the n")
+        raise interruption
+
+    with pytest.raises(type(interruption)):
+        write_atomically(path, writer)
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_former_one(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(b"former")
+
+    def writer(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device.*results\.json") as caught:
+        write_atomically(path, writer)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_is_really_full(tmp_path):
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"former")
+    (tmp_path / ".checkpoint.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="checkpoint'") as caught:
+        write_atomically(path, lambda file: file.write(b"x" * 100_000))
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"former"
+
+
+def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"killed here, this time without cleaning up")
+        leftover = temporary
+    leftover.write_bytes(b"a longer leftover than the file that comes")
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_is_hidden_and_of_no_known_type(tmp_path):
+    with replacing(tmp_path / "a.safetensors") as temporary:
+        temporary.touch()
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".tmp"
+        assert temporary.parent == tmp_path
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "real").write_bytes(b"former")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", lambda file: file.write(b"new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_a_folder_or_device_is_not_replaced(tmp_path):
+    for path in (tmp_path, "/dev/null"):
+        with pytest.raises(OSError, match=f"cannot write '{path}'"):
+            write_json(path, 1)
+    assert tmp_path.is_dir()
+
+
+def test_a_parent_that_is_a_file_gives_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write_json(tmp_path / "file" / "x.json", 1)
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_of_a_name_that_is_not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_json(tmp_path / "x.json", [name, "面板"])
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == [name, "面板"]

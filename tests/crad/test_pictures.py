@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from crad.data import Sample
+from crad.images import ImageError
+from crad.metrics import ScoredImage
+from crad.pictures import colour_scale, heat_map, write_sheets
+
+
+def lightness(rgb):
+    """Relative luminance of sRGB colours."""
+    linear = (np.asarray(rgb) / 255) ** 2.2
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.fixture
+def images(tmp_path):
+    random = np.random.default_rng(0)
+    found = []
+    for name, size in (("bolt", (40, 30)), ("面板 2", (9, 50))):
+        for defect, count in (("bent", 5), ("good", 6), ("scratch", 5)):
+            for index in range(count):
+                path = tmp_path / "data" / name / defect / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 255, size[::-1], dtype=np.uint8)).save(path)
+                values = random.random((16, 16), dtype=np.float32) + (defect != "good")
+                truth = np.full((16, 16), defect != "good")
+                sample = Sample(path, name, defect)
+                found.append(ScoredImage(sample, 1.5, values, None if index == 1 else truth))
+    return found
+
+
+def read(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def test_a_sheet_for_each_class(tmp_path, images):
+    paths = write_sheets(tmp_path / "new" / "sheets", images, note="demo set: a stand-in")
+    assert [path.name for path in paths] == ["bolt.png", "面板 2.png"]
+    assert sorted((tmp_path / "new" / "sheets").iterdir()) == paths
+    for path in paths:
+        assert min(read(path).size) > 500
+
+
+def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
+    opened = []
+
+    def spy(path):
+        opened.append(path)
+        return Image.open(path).convert("RGB")
+
+    monkeypatch.setattr("crad.pictures.open_image", spy)
+    bolts = [image for image in images if image.sample.class_name == "bolt"]
+    write_sheets(tmp_path, bolts, rows=8)
+    shown = [f"{path.parent.name}/{path.stem}" for path in opened]
+    assert shown == [f"{kind}/{i}" for kind in ("bent", "scratch") for i in range(3)] + [
+        "good/0",
+        "good/1",
+    ]
+
+
+@pytest.mark.parametrize("kept", [["good"], ["bent"], ["bent", "good"]])
+def test_classes_without_defects_or_without_normal_images(tmp_path, images, kept):
+    some = [image for image in images if image.sample.defect in kept]
+    assert len(write_sheets(tmp_path, some)) == 2
+    assert len(write_sheets(tmp_path, some[:1])) == 1
+    assert write_sheets(tmp_path, []) == []
+
+
+def test_an_image_that_is_gone_is_named(tmp_path, images):
+    images[0].sample.path.unlink()
+    with pytest.raises(ImageError, match=r"bent/0\.png"):
+        write_sheets(tmp_path, images)
+
+
+def test_the_scale_comes_from_normal_maps_and_survives_constant_ones():
+    maps = [np.linspace(2, 3, 10_001, dtype=np.float32).reshape(73, 137)] * 2
+    low, high = colour_scale(maps)
+    assert low == pytest.approx(2.5, abs=1e-3)
+    assert high == pytest.approx(2.5 + 3 * 0.495, abs=1e-3)
+    assert colour_scale([np.zeros((4, 4), np.float32)]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (301, 77), (1, 1)])
+def test_a_heat_map_has_the_size_of_its_image(size):
+    image = Image.new("RGB", size, (10, 200, 30))
+    before = image.copy()
+    drawn = heat_map(image, np.random.default_rng(0).random((16, 16), np.float32), 0.0, 1.0)
+    assert (drawn.mode, drawn.size) == ("RGB", size)
+    assert image == before
+
+
+def test_what_is_normal_is_left_unchanged_and_what_is_not_stands_out():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    values = np.zeros((16, 16), np.float32)
+    values[:, 8:] = 5
+    drawn = np.asarray(heat_map(image, values, low=1.0, high=2.0)).astype(int)
+    original = np.asarray(image).astype(int)
+    np.testing.assert_array_equal(drawn[:, :24], original[:, :24])
+    assert np.abs(drawn[:, 40:] - original[:, 40:]).mean() > 50
+
+
+def test_the_same_value_has_the_same_colour_in_every_image():
+    image = Image.new("RGB", (32, 32))
+    low_contrast = np.full((8, 8), 1.5, np.float32)
+    high_contrast = low_contrast.copy()
+    high_contrast[:4] = 100
+    one = np.asarray(heat_map(image, low_contrast, 0, 3))[-1, 0]
+    other = np.asarray(heat_map(image, high_contrast, 0, 3))[-1, 0]
+    np.testing.assert_array_equal(one, other)
+
+
+def test_colours_become_lighter_all_the_way():
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (4, 1))
+    shown = np.asarray(heat_map(Image.new("RGB", (256, 4)), ramp, 0, 1))[0]
+    assert (np.diff(lightness(shown)) > -1e-3).all()
+    assert lightness(shown)[-1] > 10 * lightness(shown)[80]
+
+
+def test_a_scale_without_extent_does_not_fail():
+    image = Image.new("RGB", (8, 8), (90, 90, 90))
+    values = np.zeros((8, 8), np.float32)
+    np.testing.assert_array_equal(np.asarray(heat_map(image, values, 0.0, 0.0)), np.asarray(image))
+    values[:] = 1e30
+    assert np.asarray(heat_map(image, values, 0.0, 0.0)).max() > 90

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+
+from crad.results import DEMO_NOTE, Results, environment, read_results, table, write_results
+
+
+def entry(image_auroc, pixel_auroc, n_test=20):
+    return {
+        "image_auroc": image_auroc,
+        "pixel_auroc": pixel_auroc,
+        "n_train": 40,
+        "n_test": n_test,
+    }
+
+
+@pytest.fixture
+def results():
+    return Results(
+        protocol="crad",
+        seed=0,
+        epoch=20,
+        classes={"brick": entry(0.91234, 0.95), "a long class name": entry(1.0, None, 0)},
+        mean={"image_auroc": 0.95617, "pixel_auroc": 0.95},
+        timing={"train": 24.5},
+        environment=dict(environment("cpu")),
+    )
+
+
+def test_results_survive_the_file(tmp_path, results):
+    write_results(tmp_path / "results.json", results)
+    assert read_results(tmp_path / "results.json") == results
+    keys = ["protocol", "seed", "epoch", "classes", "mean", "timing", "environment"]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content) == keys
+    assert content["classes"]["a long class name"]["pixel_auroc"] is None
+
+
+def test_a_number_that_is_not_finite_is_named_and_nothing_written(tmp_path, results):
+    results["timing"]["train"] = float("inf")
+    with pytest.raises(ValueError, match=r"timing\.train is not a finite number; use None"):
+        write_results(tmp_path / "results.json", results)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "lacks classes, environment")],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        read_results(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"results\.json' {message}"):
+        read_results(path)
+
+
+def test_the_environment_names_versions_and_machine():
+    found = environment(torch.device("cpu"))
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"] == "cpu"
+    assert {"python", "crad", "numpy", "scikit-learn", "platform", "cpu"} <= found.keys()
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_table_has_every_number(results):
+    assert table(results).splitlines() == [
+        "class              train  test  image AUROC  pixel AUROC",
+        "--------------------------------------------------------",
+        "brick                 40    20        0.912        0.950",
+        "a long class name     40     0        1.000            -",
+        "--------------------------------------------------------",
+        "mean                                  0.956        0.950",
+    ]
+
+
+def test_the_table_says_that_the_demo_is_a_stand_in(results):
+    results["note"] = DEMO_NOTE
+    assert table(results).splitlines()[-1] == DEMO_NOTE
+    assert "stand-in" in DEMO_NOTE
+
+
+def test_a_baseline_stands_beside(results):
+    results["baselines"] = {
+        "nearest_neighbour": {
+            "classes": {"brick": entry(0.8, 0.7)},
+            "mean": {"image_auroc": 0.8, "pixel_auroc": 0.7},
+        }
+    }
+    head, columns, rule, brick, other, _, mean = table(results).splitlines()
+    assert head.split("  ")[-1].strip() == "nearest neighbour"
+    assert columns.split()[3:] == ["image", "AUROC", "pixel", "AUROC"] * 2
+    assert brick.split()[-4:] == ["0.912", "0.950", "0.800", "0.700"]
+    assert other.split()[-4:] == ["1.000", "-", "-", "-"]
+    assert mean.split() == ["mean", "0.956", "0.950", "0.800", "0.700"]
+    assert len({len(line) for line in (head, columns, rule, brick, other, mean)}) == 1
+
+
+def test_wide_characters_keep_the_columns_aligned(results):
+    results["classes"] = {"面板": entry(1.0, 1.0), "bolt": entry(1.0, 1.0)}
+    _, _, wide, narrow, _, _ = table(results).splitlines()
+    assert wide.index("40") + 2 == narrow.index("40")  # two characters of two columns each
