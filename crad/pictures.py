@@ -239,7 +239,8 @@ def _text(
 ) -> None:
     """Write one line, cut short where it would be wider than `width`."""
     font = _font(size)
-    shown = text
+    # A file name may hold line breaks, and bytes that are no character.
+    shown = text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     while draw.textlength(shown, font) > width and len(text) > 1:
         text = text[:-1]
         shown = text + "..."

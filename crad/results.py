@@ -121,8 +121,9 @@ def table(results: Results) -> str:
     }
     rows = [["class", "train", "test", *("image AUROC", "pixel AUROC") * len(detectors)]]
     for name, entry in results["classes"].items():
+        shown = name.encode("utf-8", "replace").decode("utf-8")  # a name may hold any bytes
         counts = [str(entry["n_train"]), str(entry["n_test"])]
-        rows.append([name, *counts, *_cells(d["classes"].get(name) for d in detectors.values())])
+        rows.append([shown, *counts, *_cells(d["classes"].get(name) for d in detectors.values())])
     rows.append(["mean", "", "", *_cells(d["mean"] for d in detectors.values())])
 
     titles = [name.replace("_", " ") for name in detectors]

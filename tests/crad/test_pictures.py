@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,6 +69,15 @@ def test_classes_without_defects_or_without_normal_images(tmp_path, images, kept
     assert len(write_sheets(tmp_path, some)) == 2
     assert len(write_sheets(tmp_path, some[:1])) == 1
     assert write_sheets(tmp_path, []) == []
+
+
+def test_names_of_any_bytes_and_any_length(tmp_path):
+    name = os.fsdecode(b"caf\xe9\nline 2") + "x" * 150
+    path = tmp_path / name / "0.png"
+    path.parent.mkdir()
+    Image.new("L", (8, 8)).save(path)
+    image = ScoredImage(Sample(path, name, name), 1e30, np.zeros((4, 4), np.float32), None)
+    assert write_sheets(tmp_path, [image]) == [tmp_path / f"{name}.png"]
 
 
 def test_an_image_that_is_gone_is_named(tmp_path, images):

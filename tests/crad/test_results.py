@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -103,3 +104,8 @@ def test_wide_characters_keep_the_columns_aligned(results):
     results["classes"] = {"面板": entry(1.0, 1.0), "bolt": entry(1.0, 1.0)}
     _, _, wide, narrow, _, _ = table(results).splitlines()
     assert wide.index("40") + 2 == narrow.index("40")  # two characters of two columns each
+
+
+def test_a_name_of_any_bytes_can_be_printed(results):
+    results["classes"] = {os.fsdecode(b"caf\xe9"): entry(1.0, 1.0)}
+    assert table(results).encode("utf-8").count(b"caf?") == 1
