@@ -1,0 +1,111 @@
+"""Images from anywhere, as batches for a backbone: decoded ahead in threads, never all at once."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from crad.images import ImageError, open_image, to_rgb, to_tensor
+
+Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
+"""An image: a file, a Pillow image, an array (H, W[, C]) or a tensor (C, H, W); see `crad.images`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images, ready for a backbone.
+
+    Attributes:
+        images: ``(B, 3, S, S)`` float32 RGB in [0, 1].
+        paths: their files; None for an image from memory.
+        sizes: their heights and widths before resizing, in pixels.
+    """
+
+    images: Tensor
+    paths: list[Path | None]
+    sizes: list[tuple[int, int]]
+
+
+def load_batches(
+    sources: Iterable[Source],
+    *,
+    size: int,
+    batch_size: int,
+    skip: Callable[[ImageError], object] | None = None,
+) -> Iterator[Batch]:
+    """Decode and resize images, a few batches ahead of their use.
+
+    Args:
+        sources: the images; taken one by one, so that they may be made on the way.
+        size: side S in pixels.
+        batch_size: images in a batch; the last batch may have fewer.
+        skip: called with the error of an image that cannot be read, which is then left out; None
+            raises the error.
+
+    Raises:
+        ImageError: an image cannot be read; the message names it.
+    """
+    images: list[Tensor] = []
+    paths: list[Path | None] = []
+    sizes: list[tuple[int, int]] = []
+    for source, future in _decode_ahead(sources, size, ahead=2 * batch_size):
+        try:
+            image, original = future.result()
+        except ImageError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        images.append(image)
+        paths.append(Path(source) if isinstance(source, str | os.PathLike) else None)
+        sizes.append(original)
+        if len(images) == batch_size:
+            yield Batch(torch.stack(images), paths, sizes)
+            images, paths, sizes = [], [], []
+    if images:
+        yield Batch(torch.stack(images), paths, sizes)
+
+
+def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
+    """Give the images of a single one, a batch array or tensor, or any collection, one by one."""
+    if isinstance(images, np.ndarray | Tensor):
+        if images.ndim == 4:
+            yield from images
+        else:
+            yield images
+    elif isinstance(images, str | os.PathLike | Image.Image):
+        yield images
+    else:
+        for image in images:
+            yield from split_images(image)
+
+
+def _decode_ahead(
+    sources: Iterable[Source], size: int, ahead: int
+) -> Iterator[tuple[Source, Future[tuple[Tensor, tuple[int, int]]]]]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting: deque[tuple[Source, Future[tuple[Tensor, tuple[int, int]]]]] = deque()
+        try:
+            for source in sources:
+                waiting.append((source, pool.submit(_decode, source, size)))
+                if len(waiting) > ahead:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode(source: Source, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """The resized image, and the height and width it had."""
+    image = open_image(source) if isinstance(source, str | os.PathLike) else to_rgb(source)
+    return to_tensor(image, size), (image.height, image.width)

@@ -1,0 +1,170 @@
+"""What determines a run: its settings, and the presets they start from."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import tyro
+
+PresetName = Literal["tiny", "crad-s", "crad"]
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """The local memory and its coordinates."""
+
+    resolution: tuple[int, ...] = (8, 8)
+    """Entries per axis; there are as many local coordinates as axes."""
+    jitter_std: float = 0.05
+    """Standard deviation of the noise on the coordinates in training, in [-1, 1] units."""
+    jitter_prob: float = 0.5
+    """Probability that a training batch is jittered; the paper's text has 1, its results 0.5."""
+
+
+@dataclass(frozen=True)
+class GlobalConfig:
+    """The global memory and its coordinates."""
+
+    resolution: tuple[int, ...] = (4, 4)
+    """Entries per axis; there are as many global coordinates as axes."""
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """How much of the feature itself goes into its reconstruction (equations 5 and 6)."""
+
+    mse_weight: float = 0.3
+    """Weight of the indicator that the squared error is small (lambda 1)."""
+    cosine_weight: float = 0.7
+    """Weight of the cosine similarity (lambda 2)."""
+    mse_threshold: float = 10.0
+    """Mean squared error from which the indicator is 0 (k)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines the result of a run; it is stored with the checkpoint."""
+
+    preset: PresetName = "tiny"
+    """Sizes and schedule to start from; every other option overrides it. The default is tiny with
+    the scattering backbone, crad with a timm model."""
+    data: str = "demo"
+    """A folder in the MVTec AD layout, or one of the generated sets demo and demo-hard."""
+    backbone: str = "scattering"
+    """scattering, which needs no weights, or a timm model. The default is scattering for the
+    generated sets, tf_efficientnet_b4.aa_in1k for your own data."""
+    weights: Path | None = None
+    """A file with the weights of the timm model, instead of a download."""
+    image_size: int = 128
+    """Side in pixels of the square that images are resized to."""
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 16
+    """Training images in a step."""
+    seed: int = 0
+    """Seed of everything random."""
+    depth: int = 3
+    """Bottlenecks that fuse the two representations."""
+    expansion: int = 64
+    """Channels inside a bottleneck."""
+    learning_rate: float = 1e-3
+    """Learning rate of the networks, a tenth of it for the last fifth of the epochs."""
+    memory_learning_rate: float = 0.1
+    """Learning rate of the two memories, with the same schedule."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip_norm: float = 0.1
+    """Largest norm of the gradient of all parameters together."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the fusion network in training; bf16 is for GPUs."""
+    local: LocalConfig = LocalConfig()
+    global_: Annotated[GlobalConfig, tyro.conf.arg(name="global")] = GlobalConfig()
+    refinement: RefinementConfig = RefinementConfig()
+
+    def check(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            ValueError: an option is out of its range; the message names it.
+        """
+        at_least = {"image_size": 32, "epochs": 1, "batch_size": 1, "depth": 0, "expansion": 1}
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{option(name)}: expected at least {least}, but got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed: expected 0 to 2**63 - 1, but got {self.seed}")
+        if not 0 <= self.local.jitter_prob <= 1:
+            raise ValueError(
+                f"--local.jitter-prob: expected 0 to 1, but got {self.local.jitter_prob}"
+            )
+        for name, number in flatten(self).items():
+            if isinstance(number, float) and not 0 <= number < float("inf"):
+                raise ValueError(
+                    f"{option(name)}: expected a finite number of at least 0, but got {number}"
+                )
+            if name.endswith("resolution") and not (number and min(number) >= 1):
+                raise ValueError(
+                    f"{option(name)}: expected one or more numbers of at least 1, "
+                    f"but got {' '.join(map(str, number)) or 'none'}"
+                )
+
+
+PRESETS = MappingProxyType(
+    {
+        "tiny": Config(),
+        "crad-s": Config(
+            preset="crad-s", image_size=224, epochs=50, batch_size=64, depth=11, expansion=216
+        ),
+        "crad": Config(
+            preset="crad", image_size=224, epochs=50, batch_size=64, depth=11, expansion=864
+        ),
+    }
+)
+"""The settings that each preset stands for."""
+
+
+def option(name: str) -> str:
+    """Name the command line option of a setting as `flatten` names it."""
+    return "--" + name.replace("global_", "global").replace("_", "-")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """List every setting by its dotted name."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Turn settings into what JSON can hold, by dotted name."""
+    flat = flatten(config)
+    flat["weights"] = str(config.weights) if config.weights else None
+    return flat
+
+
+def from_json(flat: dict[str, Any]) -> Config:
+    """Undo `to_json`.
+
+    Raises:
+        ValueError: a setting is missing or unknown, as if another version had written them.
+    """
+    expected = flatten(Config()).keys()
+    if flat.keys() != expected:
+        raise ValueError(f"its settings differ in {', '.join(sorted(flat.keys() ^ expected))}")
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        group = nested.setdefault(groups[0], {}) if groups else nested
+        group[leaf] = tuple(value) if isinstance(value, list) else value
+    nested["weights"] = Path(nested["weights"]) if nested["weights"] else None
+    nested["local"] = LocalConfig(**nested["local"])
+    nested["global_"] = GlobalConfig(**nested["global_"])
+    nested["refinement"] = RefinementConfig(**nested["refinement"])
+    return Config(**nested)

@@ -1,0 +1,198 @@
+"""A trained detector: images in, scores and anomaly maps out."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crad.backbones import Backbone, create_backbone
+from crad.batches import Source, load_batches, split_images
+from crad.checkpoint import Checkpoint, CheckpointError, checkpoint_path, read_checkpoint
+from crad.config import Config
+from crad.devices import select_device
+from crad.images import ImageError
+from crad.model import CRAD
+from crad.protocol import PROTOCOLS
+
+PROTOCOL = PROTOCOLS["crad"]
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a detector says of an image.
+
+    Attributes:
+        score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
+            scores of normal images from the same checkpoint.
+        scored_map: float32 (S, S), the smoothed anomaly map that the score is taken from, at the
+            resolution the detector works at.
+        size: height and width of the image.
+        path: its file; None for an image from memory.
+    """
+
+    score: float
+    scored_map: npt.NDArray[np.float32]
+    size: tuple[int, int]
+    path: Path | None
+
+    @cached_property
+    def anomaly_map(self) -> npt.NDArray[np.float32]:
+        """The map at the size of the image, float32 (H, W)."""
+        scored = torch.from_numpy(self.scored_map)[None, None]
+        resized = F.interpolate(scored, self.size, mode="bilinear")[0, 0].numpy()
+        return np.asarray(resized, dtype=np.float32)
+
+
+class Detector:
+    """A backbone, a model, and the protocol that scores its maps; `load` makes one.
+
+    Args:
+        backbone: fitted, on ``device``.
+        model: trained, on ``device``.
+        image_size: side S in pixels of the images that the backbone gets.
+        device: where to compute.
+        colour_scale: (low, high) of heat maps, from the maps of normal training images.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: CRAD,
+        *,
+        image_size: int,
+        device: torch.device,
+        colour_scale: tuple[float, float],
+    ) -> None:
+        self.backbone = backbone
+        self.model = model.eval()
+        self.image_size = image_size
+        self.device = device
+        self.colour_scale = colour_scale
+
+    def predict(
+        self, images: Source | Iterable[Source], batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Score images.
+
+        Args:
+            images: one image or any number of them: files, Pillow images, arrays (H, W) or
+                (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or tensor.
+            batch_size: images computed at once.
+
+        Returns:
+            A prediction for each image, in order.
+
+        Raises:
+            ImageError: an image cannot be read, or its shape, type or range makes no sense.
+        """
+        return list(self.iterate(images, batch_size))
+
+    @torch.inference_mode()
+    def iterate(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = BATCH_SIZE,
+        skip: Callable[[ImageError], object] | None = None,
+    ) -> Iterator[Prediction]:
+        """Score images as they come, holding no more than a few batches of them.
+
+        Args:
+            images: as for `predict`.
+            batch_size: images computed at once.
+            skip: called with the error of an image that cannot be read, which then has no
+                prediction; None raises the error.
+
+        Raises:
+            ImageError: as for `predict`.
+        """
+        sources = split_images(images)
+        for batch in load_batches(
+            sources, size=self.image_size, batch_size=batch_size, skip=skip
+        ):
+            features = self.backbone(batch.images.to(self.device))
+            maps, scores = score_maps(self.model(features).anomaly_map, self.image_size)
+            for scored, score, size, path in zip(
+                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
+            ):
+                yield Prediction(score, scored, size, path)
+
+
+def score_maps(anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    """Bring anomaly maps to the size of the images, smooth them, and score the images.
+
+    Args:
+        anomaly_maps: ``(B, H, W)``, as in `crad.model.Reconstruction`.
+        image_size: side S of the images in pixels.
+
+    Returns:
+        The smoothed maps ``(B, S, S)`` and the scores ``(B,)``.
+    """
+    size = (image_size, image_size)
+    maps = F.interpolate(anomaly_maps[:, None], size, mode="bilinear", align_corners=True)
+    return PROTOCOL(maps[:, 0])
+
+
+def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
+    """Make an untrained model as a run's settings say, for features (C, H, W)."""
+    return CRAD(
+        *feature_size,
+        local_resolution=config.local.resolution,
+        global_resolution=config.global_.resolution,
+        depth=config.depth,
+        expansion=config.expansion,
+        jitter_std=config.local.jitter_std,
+        jitter_prob=config.local.jitter_prob,
+        mse_weight=config.refinement.mse_weight,
+        cosine_weight=config.refinement.cosine_weight,
+        mse_threshold=config.refinement.mse_threshold,
+    )
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> Detector:
+    """Load a trained detector; nothing is downloaded and nothing in the file is executed.
+
+    Args:
+        path: the checkpoint, or the output folder of the run.
+        device: where to compute; None takes CUDA if there is a GPU.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
+        DeviceError: there is no such device.
+    """
+    selected = select_device(device)
+    return from_checkpoint(read_checkpoint(path), selected, path)
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, device: torch.device, path: str | os.PathLike[str]
+) -> Detector:
+    """Put a detector together from what `read_checkpoint` read from ``path``.
+
+    Raises:
+        CheckpointError: its parts do not fit each other.
+    """
+    backbone = create_backbone(checkpoint.config.backbone, pretrained=False)
+    model = create_model(checkpoint.config, checkpoint.feature_size)
+    try:
+        backbone.load_state_dict(checkpoint.backbone)
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint: the parts of '{checkpoint_path(path)}' do not fit this crad and its "
+            f"timm ({error}); use those that wrote it, or train again with --overwrite"
+        ) from error
+    return Detector(
+        backbone.to(device),
+        model.to(device),
+        image_size=checkpoint.config.image_size,
+        device=device,
+        colour_scale=checkpoint.colour_scale,
+    )

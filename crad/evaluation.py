@@ -1,0 +1,88 @@
+"""From scored test images to what a person sees: results.json, the table and the sheets."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from crad.checkpoint import Checkpoint
+from crad.demo import DEMO_NAMES
+from crad.detector import PROTOCOL
+from crad.metrics import Metrics, ScoredImage, summarise
+from crad.pictures import write_sheets
+from crad.results import DEMO_NOTE, Results, environment, table, write_results
+
+RESULTS_NAME = "results.json"
+SHEETS_NAME = "sheets"
+
+
+def make_results(
+    images: Iterable[ScoredImage],
+    *,
+    checkpoint: Checkpoint,
+    data: str,
+    n_train: Mapping[str, int],
+    n_skipped: int,
+    timing: Mapping[str, float],
+    device: torch.device,
+    baselines: Mapping[str, Metrics],
+) -> Results:
+    """Measure, and say what was measured on what.
+
+    Args:
+        images: the scored test images.
+        checkpoint: what scored them.
+        data: where they are from.
+        n_train: all classes, in order, with their numbers of training images.
+        n_skipped: images left out because they cannot be read.
+        timing: seconds by phase.
+        device: what computed.
+        baselines: what other detectors reach on the same images.
+    """
+    results: Results = {
+        "protocol": PROTOCOL.name,
+        "seed": checkpoint.config.seed,
+        "epoch": checkpoint.epoch,
+        **summarise(images, n_train),
+        "timing": {phase: round(seconds, 2) for phase, seconds in timing.items()},
+        "environment": environment(device),
+        "data": data,
+    }
+    notes = []
+    if data in DEMO_NAMES:
+        notes.append(DEMO_NOTE)
+    if n_skipped:
+        notes.append(f"{n_skipped} image{'s' * (n_skipped > 1)} could not be read and left out")
+    if notes:
+        results["note"] = "; ".join(notes)
+    if baselines:
+        results["baselines"] = dict(baselines)
+    return results
+
+
+def report(results: Results, images: list[ScoredImage], output: Path | None) -> None:
+    """Print the table and what cannot be measured; write results and sheets into ``output``.
+
+    Raises:
+        OSError: a file cannot be written.
+        ImageError: an image for a sheet cannot be read any more.
+    """
+    if output:
+        write_results(output / RESULTS_NAME, results)
+    print(table(results))
+    if missing := _not_measured(results, images):
+        print(missing)
+    if output:
+        note = f"{results['data']}: {results['note']}" if "note" in results else None
+        write_sheets(output / SHEETS_NAME, images, note=note)
+        print(f"written to {output}")
+
+
+def _not_measured(results: Results, images: list[ScoredImage]) -> str | None:
+    if not images:
+        return "not measured: there are no test images (expected <class>/test/{good,<defect>})"
+    if results["mean"]["image_auroc"] is None:
+        return "not measured: AUROC needs normal and anomalous test images of a class"
+    if results["mean"]["pixel_auroc"] is None:
+        return "pixel AUROC not measured: there are no masks (<class>/ground_truth/<defect>)"
+    return None

@@ -1,0 +1,256 @@
+"""The CRAD model: feature maps in, their normal reconstruction and anomaly map out.
+
+Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024, section 3.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crad_kernels import GridMemory, sample
+
+
+class Reconstruction(NamedTuple):
+    """What `CRAD` makes of a batch of features.
+
+    Attributes:
+        reconstruction: the refined normal feature, ``(B, C, H, W)``, equation 5.
+        anomaly_map: distance of the feature from its reconstruction, ``(B, H, W)``, at least 0,
+            equation 8.
+        loss: mean squared error of the reconstruction, 0-d, equation 7: what training minimises.
+        normal_feature: the feature before refinement, ``(B, C, H, W)``, equation 4.
+        similarity: of the feature and the normal feature, ``(B, H, W)``, equation 6.
+    """
+
+    reconstruction: Tensor
+    anomaly_map: Tensor
+    loss: Tensor
+    normal_feature: Tensor
+    similarity: Tensor
+
+
+class CRAD(nn.Module):
+    """Reconstruct features from continuous memories of normal features.
+
+    Works in ``torch.channels_last`` memory format: a feature in that format is never copied, and
+    the results come in it.
+
+    Args:
+        channels: channels C of a feature.
+        height: height H of a feature.
+        width: width W of a feature.
+        local_resolution: entries per axis of the local memory; as many axes as there are local
+            coordinates.
+        global_resolution: the same for the global memory.
+        depth: number of bottlenecks that fuse the two representations.
+        expansion: channels inside a bottleneck.
+        jitter_std: standard deviation of the noise on the local coordinates in training, in [-1, 1]
+            units (section 3.3).
+        jitter_prob: probability that a training batch is jittered at all; the paper's text has 1.
+        mse_weight: lambda_1 of equation 6; with both weights 0 there is no refinement.
+        cosine_weight: lambda_2 of equation 6.
+        mse_threshold: k of equation 6.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        local_resolution: Sequence[int] = (8, 8),
+        global_resolution: Sequence[int] = (4, 4),
+        depth: int = 11,
+        expansion: int = 864,
+        jitter_std: float = 0.05,
+        jitter_prob: float = 0.5,
+        mse_weight: float = 0.3,
+        cosine_weight: float = 0.7,
+        mse_threshold: float = 10.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"channels": channels, "height": height, "width": width, "expansion": expansion}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"CRAD(): expected {name} to be positive, but got {size}")
+        if depth < 0:
+            raise ValueError(f"CRAD(): expected depth to be at least 0, but got {depth}")
+        self.feature_size = (channels, height, width)
+        self.mse_weight = mse_weight
+        self.cosine_weight = cosine_weight
+        self.mse_threshold = mse_threshold
+        self.local_representation = LocalRepresentation(
+            channels, local_resolution, jitter_std=jitter_std, jitter_prob=jitter_prob
+        )
+        self.global_representation = GlobalRepresentation(
+            channels, height, width, global_resolution
+        )
+        self.fusion = nn.Sequential(
+            *(Bottleneck(2 * channels, expansion) for _ in range(depth)),
+            nn.Conv2d(2 * channels, channels, 1, bias=False),
+        )
+        self.apply(_initialise)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, feature: Tensor) -> Reconstruction:
+        """Reconstruct ``feature``.
+
+        Args:
+            feature: ``(B, C, H, W)``, floating point; computed in float32 but for the fusion, which
+                follows autocast.
+
+        Raises:
+            ValueError: if the shape of ``feature`` is another than the model was made for.
+        """
+        if feature.shape[1:] != self.feature_size:
+            expected = ", ".join(map(str, self.feature_size))
+            raise ValueError(
+                f"CRAD(): expected a feature of shape (B, {expected}), "
+                f"but got {tuple(feature.shape)}"
+            )
+        with torch.autocast(feature.device.type, enabled=False):
+            feature = feature.float().contiguous(memory_format=torch.channels_last)
+            both = torch.cat(
+                (self.global_representation(feature), self.local_representation(feature)), dim=1
+            )
+        normal_feature = self.fusion(both)
+        with torch.autocast(feature.device.type, enabled=False):
+            return self._refine(feature, normal_feature.float())
+
+    def _refine(self, feature: Tensor, normal_feature: Tensor) -> Reconstruction:
+        # x - x_hat = (1 - S) (x - f_n), so the loss and the map need only sums over channels, and
+        # training never runs backward through the reconstruction itself.
+        mse = (feature - normal_feature).square().mean(dim=1)
+        similarity = self.mse_weight * (mse < self.mse_threshold).to(mse.dtype)
+        similarity = similarity + self.cosine_weight * F.cosine_similarity(feature, normal_feature)
+        error = (1 - similarity).square() * mse
+        return Reconstruction(
+            reconstruction=torch.lerp(normal_feature, feature, similarity[:, None]),
+            anomaly_map=(error * feature.shape[1]).sqrt(),
+            loss=error.mean(),
+            normal_feature=normal_feature,
+            similarity=similarity,
+        )
+
+    def memory_parameters(self) -> Iterator[nn.Parameter]:
+        """The entries of the two memories, which learn at a rate of their own."""
+        yield self.local_representation.memory.values
+        yield self.global_representation.memory.values
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """All other parameters."""
+        memories = {id(values) for values in self.memory_parameters()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in memories)
+
+
+class LocalRepresentation(nn.Module):
+    """A normal feature for every position from that position's feature (section 3.1, equation 2).
+
+    ``(B, C, H, W)`` in, ``(B, C, H, W)`` out. Arguments as in `CRAD`.
+    """
+
+    def __init__(
+        self, channels: int, resolution: Sequence[int], *, jitter_std: float, jitter_prob: float
+    ) -> None:
+        super().__init__()
+        self.jitter_std = jitter_std
+        self.jitter_prob = jitter_prob
+        self.coordinates = _coordinate_network(channels, len(resolution))
+        self.memory = GridMemory(channels, resolution)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Look up every position."""
+        coords = self.coordinates(feature.permute(0, 2, 3, 1))
+        jittered = self.training and float(torch.rand(())) < self.jitter_prob
+        jitter_std = self.jitter_std if jittered else 0.0
+        return sample(self.memory.values, coords, jitter_std=jitter_std).permute(0, 3, 1, 2)
+
+
+class GlobalRepresentation(nn.Module):
+    """A whole normal feature from the feature's mean over positions (section 3.1, equation 3).
+
+    ``(B, C, H, W)`` in, ``(B, C, H, W)`` out. Arguments as in `CRAD`. An entry of the memory holds
+    a feature in the order (H, W, C), so that it comes out channels last.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, resolution: Sequence[int]) -> None:
+        super().__init__()
+        self.entry_shape = (height, width, channels)
+        self.coordinates = _coordinate_network(channels, len(resolution))
+        self.memory = GridMemory(math.prod(self.entry_shape), resolution)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Look up every image."""
+        entry = self.memory(self.coordinates(feature.mean(dim=(2, 3))))
+        return entry.unflatten(-1, self.entry_shape).permute(0, 3, 1, 2)
+
+
+class Bottleneck(nn.Module):
+    """Residual inverted bottleneck with squeeze and excitation.
+
+    ``(B, channels, H, W)`` in and out (Howard et al., "Searching for MobileNetV3", ICCV 2019).
+
+    Args:
+        channels: channels outside.
+        expansion: channels inside.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, expansion, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(expansion)
+        self.depthwise = nn.Conv2d(expansion, expansion, 3, padding=1, groups=expansion, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(expansion)
+        self.excitation = SqueezeExcitation(expansion)
+        self.project = nn.Conv2d(expansion, channels, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand, mix neighbours, weigh channels, project, add."""
+        inner = F.hardswish(self.expand_norm(self.expand(x)))
+        inner = F.hardswish(self.excitation(self.depthwise_norm(self.depthwise(inner))))
+        return x + self.project_norm(self.project(inner))
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh channels by a function of their means (Hu et al., CVPR 2018).
+
+    ``(B, C, H, W)`` in and out.
+
+    Args:
+        channels: channels C.
+        reduction: how many times fewer channels there are in between.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        squeezed = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, squeezed, bias=False)
+        self.excite = nn.Linear(squeezed, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels of ``x``."""
+        weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
+        return x * weights[:, :, None, None]
+
+
+def _coordinate_network(channels: int, ndim: int) -> nn.Sequential:
+    """Channels on the last axis in, coordinates in [-1, 1] out."""
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.Tanh(), nn.Linear(channels, ndim), nn.Tanh()
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    # Small weights: training starts with every coordinate near the centre of its memory.
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,303 @@
+"""The command ``python -m crad.train``."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from crad.backbones import Backbone, BackboneError, create_backbone
+from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
+from crad.command_line import BadImages, CommandError, run_command
+from crad.config import Config
+from crad.data import Dataset, Sample, find_dataset
+from crad.demo import DEMO_NAMES, demo_dataset
+from crad.detector import BATCH_SIZE, create_model, score_maps
+from crad.devices import select_device
+from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
+from crad.features import Features, extract, fit_backbone
+from crad.images import ImageError
+from crad.metrics import ScoredImage, summarise
+from crad.model import CRAD
+from crad.nearest_neighbour import nearest_neighbour_maps
+from crad.options import TrainOptions, parse_options
+from crad.pictures import colour_scale
+from crad.results import Results
+from crad.training import Training, TrainingError, split_epoch
+from crad_kernels import backends
+
+_SCALE_IMAGES = 64  # training images whose maps set the colours of heat maps
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says."""
+    run_command(lambda: train(parse_options(arguments)))
+
+
+def train(options: TrainOptions) -> Results:
+    """Train a model, or go on training it, measure it, and leave everything in the output folder.
+
+    Raises:
+        BackboneError: the backbone cannot be had, or cannot take these images.
+        CheckpointError: the checkpoint to resume is damaged.
+        CommandError: the output folder holds a run already, or training failed.
+        DataError: the data are not what they should be.
+        DeviceError: the device is not there.
+        ImageError: an image cannot be read.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        OSError: a file cannot be read or written.
+    """
+    try:
+        return _train(options)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_how_to_resume(options.output)) from interrupt
+
+
+def _train(options: TrainOptions) -> Results:
+    config, output = options.config, options.output
+    device = select_device(options.device)
+    stored = _prepare_output(options)
+    print(_first_line(config, device), flush=True)
+
+    started = time.perf_counter()
+    backbone = create_backbone(
+        config.backbone, weights=config.weights, pretrained=stored is None
+    ).to(device)
+    if stored:
+        backbone.load_state_dict(stored.backbone)
+    is_demo = config.data in DEMO_NAMES
+    dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
+    bad = BadImages(skip=options.skip_bad)
+    truths = _truths(dataset.test, config.image_size, bad)
+    normal, test = _features(backbone, config, dataset, list(truths), device, bad, fit=not stored)
+    n_train = _count(dataset, normal)
+    if stored and stored.n_train != n_train:
+        raise CommandError(
+            f"data: the training images in '{dataset.root}' are not those that the run in "
+            f"'{output}' began with; put them back, or begin anew with --overwrite"
+        )
+    timing = {"features": time.perf_counter() - started}
+
+    if not stored:
+        _clear(output)
+    checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
+    timing["training"] = checkpoint.seconds
+
+    started = time.perf_counter()
+    samples = [sample for sample in dataset.test if sample.path in set(test.paths)]
+
+    def scored(anomaly_maps: Iterable[Tensor]) -> list[ScoredImage]:
+        return [
+            ScoredImage(sample, score, anomaly_map, truths[sample.path])
+            for sample, (anomaly_map, score) in zip(
+                samples, _scores(anomaly_maps, config.image_size), strict=True
+            )
+        ]
+
+    images = scored(_anomaly_maps(model, test, device))
+    baselines = {}
+    if is_demo:
+        distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
+        nearest = scored(distances.split(BATCH_SIZE))
+        baselines["nearest_neighbour"] = summarise(nearest, n_train)
+    timing["evaluation"] = time.perf_counter() - started
+    results = make_results(
+        images,
+        checkpoint=checkpoint,
+        data=config.data,
+        n_train=n_train,
+        n_skipped=len(bad),
+        timing=timing,
+        device=device,
+        baselines=baselines,
+    )
+    report(results, images, output)
+    return results
+
+
+def _fit(
+    config: Config,
+    normal: Features,
+    n_train: dict[str, int],
+    backbone: Backbone,
+    device: torch.device,
+    stored: Checkpoint | None,
+    output: Path,
+) -> tuple[Checkpoint, CRAD]:
+    """Train to the last epoch, writing a checkpoint after each."""
+    height, width, channels = normal.values.shape[1:]
+    torch.manual_seed(config.seed)
+    model = create_model(config, (channels, height, width))
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+    )
+    training = Training(model, config, accelerator)
+    seconds = 0.0
+    if stored:
+        try:
+            model.load_state_dict(stored.model)
+            training.restore(stored.epoch, stored.optimizer, stored.random)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint: that in '{output}' does not fit its own settings ({error}); "
+                "begin anew with --overwrite"
+            ) from error
+        seconds = stored.seconds
+
+    checkpoint = stored
+    some = torch.linspace(0, len(normal) - 1, min(_SCALE_IMAGES, len(normal))).long()
+    shown = Features(normal.values[some], [normal.paths[index] for index in some])
+    steps = len(split_epoch(torch.arange(len(normal)), config.batch_size))
+    done, total = training.epoch * steps, config.epochs * steps
+    with tqdm(total=total, initial=done, unit="step", mininterval=0.5) as bar:
+        while training.epoch < config.epochs:
+            bar.set_description(f"epoch {training.epoch + 1}/{config.epochs}", refresh=False)
+            started = time.perf_counter()
+            try:
+                loss = training.run_epoch(normal, bar)
+            except TrainingError as error:
+                raise CommandError(str(error)) from error
+            scored = _scores(_anomaly_maps(model, shown, device), config.image_size)
+            seconds += time.perf_counter() - started
+            checkpoint = Checkpoint(
+                config=config,
+                epoch=training.epoch,
+                feature_size=(channels, height, width),
+                colour_scale=colour_scale(anomaly_map for anomaly_map, _ in scored),
+                n_train=n_train,
+                seconds=seconds,
+                model=model.state_dict(),
+                backbone=backbone.state_dict(),
+                optimizer=training.optimizer_state(),
+                random=training.random_state(),
+            )
+            checkpoint.save(output)
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+    assert checkpoint is not None  # there is at least one epoch
+    return checkpoint, model
+
+
+def _prepare_output(options: TrainOptions) -> Checkpoint | None:
+    """Make the output folder, and read the run to resume in it, if any."""
+    output = options.output
+    if output.exists() and not output.is_dir():
+        raise CommandError(f"output: '{output}' is a file; choose a folder with --output")
+    holds_run = (output / CHECKPOINT_NAME).exists() or (output / RESULTS_NAME).exists()
+    if holds_run and not (options.resume or options.overwrite):
+        raise CommandError(
+            f"output: '{output}' already holds a run; --resume continues it, --overwrite replaces "
+            "it, --output DIR chooses another folder"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if options.resume and (output / CHECKPOINT_NAME).exists():
+        return read_checkpoint(output, ALL_PARTS)
+    return None
+
+
+def _clear(output: Path) -> None:
+    """Remove a former run, so that no file of it is taken for one of this."""
+    for name in (RESULTS_NAME, CHECKPOINT_NAME):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / SHEETS_NAME, ignore_errors=True)
+
+
+def _first_line(config: Config, device: torch.device) -> str:
+    threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+    axes = max(len(config.local.resolution), len(config.global_.resolution))
+    kernel = next(name for name, each in backends().items() if each.takes(device, axes))
+    return (
+        f"device {device.type}{threads} | kernels {kernel} | backbone {config.backbone} | "
+        f"data {config.data}"
+    )
+
+
+def _truths(
+    samples: Iterable[Sample], size: int, bad: BadImages
+) -> dict[Path, npt.NDArray[np.bool_] | None]:
+    """Read all masks now: a bad one is found before hours of training, not after."""
+    truths = {}
+    for sample in samples:
+        try:
+            truths[sample.path] = sample.truth(size)
+        except ImageError as error:
+            bad(error)
+    return truths
+
+
+def _features(
+    backbone: Backbone,
+    config: Config,
+    dataset: Dataset,
+    test: Sequence[Path],
+    device: torch.device,
+    bad: BadImages,
+    *,
+    fit: bool,
+) -> tuple[Features, Features]:
+    """Features of all training images and of the test images ``test``."""
+    size = config.image_size
+    train = [sample.path for sample in dataset.train]
+    try:
+        if fit:
+            fit_backbone(backbone, train, size, device=device, skip=bad)
+        return (
+            extract(backbone, train, size, device=device, skip=bad),
+            extract(backbone, test, size, device=device, skip=bad),
+        )
+    except ImageError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise BackboneError(
+            f"backbone: '{config.backbone}' cannot use these images at --image-size {size}: {error}"
+        ) from error
+
+
+def _count(dataset: Dataset, normal: Features) -> dict[str, int]:
+    """Number of training images of each class."""
+    kept = set(normal.paths)
+    counts = Counter(sample.class_name for sample in dataset.train if sample.path in kept)
+    for name in dataset.classes:
+        if not counts[name]:
+            raise CommandError(
+                f"train: no image of class '{name}' in '{dataset.root}' can be read; replace them, "
+                "or remove the class"
+            )
+    return {name: counts[name] for name in dataset.classes}
+
+
+@torch.inference_mode()
+def _anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Iterator[Tensor]:
+    model.eval()
+    for feature in features.batches(BATCH_SIZE, device):
+        yield model(feature).anomaly_map.cpu()
+
+
+def _scores(
+    anomaly_maps: Iterable[Tensor], image_size: int
+) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+    for batch in anomaly_maps:
+        maps, scores = score_maps(batch, image_size)
+        yield from zip(maps.numpy(), scores.tolist(), strict=True)
+
+
+def _how_to_resume(output: Path) -> str:
+    try:
+        checkpoint = read_checkpoint(output, parts=())
+    except CheckpointError:
+        return "no epoch was finished; start again with the same command"
+    return (
+        f"epoch {checkpoint.epoch} of {checkpoint.config.epochs} is on disk; "
+        f"continue with: python -m crad.train --resume --output {output}"
+    )
+
+
+if __name__ == "__main__":
+    main()
