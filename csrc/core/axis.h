@@ -22,14 +22,6 @@ struct Index {
   X slope;
 };
 
-// The entries that a sample reads along an axis; a tap outside the grid is left out.
-template <class X>
-struct Taps {
-  int count;
-  int64_t entry[kMaxTaps];
-  X weight[kMaxTaps];
-};
-
 template <class X>
 CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
   const X length = static_cast<X>(size);
@@ -41,9 +33,8 @@ CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
 template <class X>
 CRAD_INLINE Index<X> clamped(Index<X> index, int64_t size) {
   const X last = static_cast<X>(size - 1);
-  if (!(index.at > 0)) return {0, 0};
-  if (!(index.at < last)) return {last, 0};
-  return index;
+  const bool below = !(index.at > 0), above = !(index.at < last);
+  return {below ? 0 : above ? last : index.at, below || above ? 0 : index.slope};
 }
 
 // Mirrored at -1/2 and size - 1/2, or at 0 and size - 1 with align_corners.
@@ -75,28 +66,22 @@ CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Padding padding, bool 
   }
 }
 
-// The taps of a finite index, with the derivative of the given order of their weights with respect
-// to the coordinate.
+CRAD_INLINE constexpr int tap_count(Mode mode) { return mode == Mode::nearest ? 1 : 2; }
+
+// The position of the first tap; the others follow it.
 template <class X>
-CRAD_INLINE Taps<X> taps_at(Index<X> index, int64_t size, Mode mode, int order) {
-  Taps<X> taps{};
-  if (!(index.at > X(-2) && index.at < static_cast<X>(size) + 1)) return taps;
-  auto add = [&](int64_t entry, X weight) {
-    if (entry < 0 || entry >= size) return;
-    taps.entry[taps.count] = entry;
-    taps.weight[taps.count++] = weight;
-  };
-  if (mode == Mode::nearest) {
-    add(static_cast<int64_t>(std::nearbyint(index.at)), X(order == 0));
-    return taps;
-  }
-  const X low = std::floor(index.at);
-  const X t = index.at - low;
-  const int64_t entry = static_cast<int64_t>(low);
-  const X slope = order == 1 ? index.slope : X(0);
-  add(entry, order == 0 ? 1 - t : -slope);
-  add(entry + 1, order == 0 ? t : slope);
-  return taps;
+CRAD_INLINE X first_tap(X index, Mode mode) {
+  return mode == Mode::nearest ? std::nearbyint(index) : std::floor(index);
+}
+
+// The weight of a tap, or its derivative of some order with respect to the coordinate; `t` is the
+// distance of the index from the first tap.
+template <class X>
+CRAD_INLINE X tap_weight(Mode mode, int order, int tap, X t, X slope) {
+  if (mode == Mode::nearest) return X(order == 0);
+  if (order == 0) return tap == 0 ? 1 - t : t;
+  if (order == 1) return tap == 0 ? -slope : slope;
+  return 0;
 }
 
 }  // namespace

@@ -14,21 +14,25 @@ struct Words {
 
 CRAD_INLINE uint32_t high_half(uint64_t product) { return static_cast<uint32_t>(product >> 32); }
 
+CRAD_INLINE Words philox_round(Words counter, uint32_t key0, uint32_t key1) {
+  const uint64_t product0 = uint64_t{0xD2511F53} * counter.word[0];
+  const uint64_t product1 = uint64_t{0xCD9E8D57} * counter.word[2];
+  return {{high_half(product1) ^ counter.word[1] ^ key0, static_cast<uint32_t>(product1),
+           high_half(product0) ^ counter.word[3] ^ key1, static_cast<uint32_t>(product0)}};
+}
+
+// A recursion and not a loop, so that compilers vectorise over counters.
+template <int rounds>
+CRAD_INLINE Words philox_rounds(Words counter, uint32_t key0, uint32_t key1) {
+  if constexpr (rounds == 0)
+    return counter;
+  else
+    return philox_rounds<rounds - 1>(philox_round(counter, key0, key1), key0 + 0x9E3779B9,
+                                     key1 + 0xBB67AE85);
+}
+
 CRAD_INLINE Words philox(Words counter, uint64_t key) {
-  uint32_t key0 = static_cast<uint32_t>(key);
-  uint32_t key1 = high_half(key);
-  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53} * c0;
-    const uint64_t product1 = uint64_t{0xCD9E8D57} * c2;
-    c0 = high_half(product1) ^ c1 ^ key0;
-    c1 = static_cast<uint32_t>(product1);
-    c2 = high_half(product0) ^ c3 ^ key1;
-    c3 = static_cast<uint32_t>(product0);
-    key0 += 0x9E3779B9;
-    key1 += 0xBB67AE85;
-  }
-  return {{c0, c1, c2, c3}};
+  return philox_rounds<10>(counter, static_cast<uint32_t>(key), high_half(key));
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // The CPU kernels for any processor.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #define CRAD_VECTOR_BYTES 16

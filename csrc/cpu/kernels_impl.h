@@ -1,6 +1,6 @@
 // The loops of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
-#include "../core/point.h"
+#include "block.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -26,7 +26,7 @@ Geometry<X> geometry_of(const Problem& problem) {
   if (geometry.jittered) {
     geometry.seed = static_cast<uint64_t>(*problem.seed);
     for (int d = 0; d < problem.ndim; ++d)
-      geometry.jitter_std[d] = static_cast<const X*>(problem.jitter_std)[d];
+      geometry.jitter_std[problem.ndim - 1 - d] = static_cast<const X*>(problem.jitter_std)[d];
   }
   return geometry;
 }
@@ -39,6 +39,14 @@ const T* grid_of(const Problem& problem, const Range& range) {
 }
 
 // ---- forward ----
+
+template <class T>
+void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
+  using A = accumulator<T>;
+  for_each_pack<A>(begin, end, [&](int64_t c, auto, auto store) __attribute__((always_inline)) {
+    store(output + c, broadcast(value));
+  });
+}
 
 // output[c] = sum over N corners of weight * grid[offset + c]
 template <int N, class T>
@@ -73,50 +81,48 @@ void blend_many(int count, const T* grid, const int64_t* offset, const accumulat
 }
 
 template <class T>
-void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
-  using A = accumulator<T>;
-  for_each_pack<A>(begin, end, [&](int64_t c, auto, auto store) __attribute__((always_inline)) {
-    store(output + c, broadcast(value));
-  });
+void blend_all(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
+               T* output, int64_t begin, int64_t end) {
+  switch (count) {
+    case 0:
+      return fill(accumulator<T>(0), output, begin, end);
+    case 1:
+      return blend<1>(grid, offset, weight, output, begin, end);
+    case 2:
+      return blend<2>(grid, offset, weight, output, begin, end);
+    case 4:
+      return blend<4>(grid, offset, weight, output, begin, end);
+    case 8:
+      return blend<8>(grid, offset, weight, output, begin, end);
+    default:
+      return blend_many(count, grid, offset, weight, output, begin, end);
+  }
 }
 
 template <class T, class X>
 void forward(const Problem& problem, const Range& range, void* output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
+  const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
-  int64_t offset[kMaxCorners];
-  A weight[kMaxCorners];
-  Point<X> point;
   const int64_t begin = range.channel_begin, end = range.channel_end;
-  for (int64_t p = range.point_begin; p < range.point_end; ++p) {
-    T* row = static_cast<T*>(output) + p * problem.channels;
-    locate(geometry, p, coords + p * problem.ndim, false, point);
-    if (!point.finite) {
-      fill<T>(static_cast<A>(NAN), row, begin, end);
-      continue;
-    }
-    const int count = corner_offsets(geometry, point, offset);
-    corner_weights(geometry, point, -1, weight);
-    switch (count) {
-      case 0:
-        fill<T>(0, row, begin, end);
-        break;
-      case 1:
-        blend<1>(grid, offset, weight, row, begin, end);
-        break;
-      case 2:
-        blend<2>(grid, offset, weight, row, begin, end);
-        break;
-      case 4:
-        blend<4>(grid, offset, weight, row, begin, end);
-        break;
-      case 8:
-        blend<8>(grid, offset, weight, row, begin, end);
-        break;
-      default:
-        blend_many(count, grid, offset, weight, row, begin, end);
+  Block<X> block;
+  A block_weight[kMaxCorners][kLanes], weight[kMaxCorners];
+  int64_t offset[kMaxCorners];
+  int corner[kMaxCorners];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
+    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
+    locate(geometry, coords + p * problem.ndim, p, points, block);
+    weigh(geometry, block, -1, block_weight);
+    for (int i = 0; i < points; ++i) {
+      T* row = static_cast<T*>(output) + (p + i) * problem.channels;
+      const int count =
+          corners_inside(corners, block, i, block_weight, corner, offset, weight);
+      if (block.finite[i])
+        blend_all(count, grid, offset, weight, row, begin, end);
+      else
+        fill(static_cast<A>(NAN), row, begin, end);
     }
   }
 }
@@ -170,32 +176,41 @@ template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
+  const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
-  const T* grad_output = static_cast<const T*>(gradients.grad_output);
-  A* grad_values = static_cast<A*>(gradients.grad_values);
-  X* grad_coords = static_cast<X*>(gradients.grad_coords);
-  int64_t offset[kMaxCorners];
+  Block<X> block;
+  A block_weight[kMaxCorners][kLanes], block_dot[kMaxCorners][kLanes];
   A weight[kMaxCorners], dot[kMaxCorners];
-  Point<X> point;
-  for (int64_t p = range.point_begin; p < range.point_end; ++p) {
-    locate(geometry, p, coords + p * problem.ndim, Coords, point);
-    X* grad_coord = grad_coords + p * problem.ndim;
-    if (!point.finite) {
-      if (Coords)
-        for (int d = 0; d < problem.ndim; ++d) grad_coord[d] = static_cast<X>(NAN);
-      continue;
+  int64_t offset[kMaxCorners];
+  int corner[kMaxCorners];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
+    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
+    locate(geometry, coords + p * problem.ndim, p, points, block);
+    weigh(geometry, block, -1, block_weight);
+    for (int i = 0; i < points; ++i) {
+      const int count =
+          block.finite[i]
+              ? corners_inside(corners, block, i, block_weight, corner, offset, weight)
+              : 0;
+      splat_all<Values, Coords>(
+          count, static_cast<const T*>(gradients.grad_output) + (p + i) * problem.channels, grid,
+          static_cast<A*>(gradients.grad_values), offset, weight, dot, range.channel_begin,
+          range.channel_end);
+      if (!Coords) continue;
+      for (int k = 0; k < corners.count; ++k)
+        block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
+      for (int k = 0; k < count; ++k) block_dot[corner[k]][i] = dot[k];
     }
-    const int count = corner_offsets(geometry, point, offset);
-    if (Values) corner_weights(geometry, point, -1, weight);
-    splat_all<Values, Coords>(count, grad_output + p * problem.channels, grid, grad_values, offset,
-                              weight, dot, range.channel_begin, range.channel_end);
     if (!Coords) continue;
+    X* grad_coords = static_cast<X*>(gradients.grad_coords) + p * problem.ndim;
     for (int axis = 0; axis < problem.ndim; ++axis) {
-      corner_weights(geometry, point, axis, weight);
-      A total = 0;
-      for (int k = 0; k < count; ++k) total += weight[k] * dot[k];
-      grad_coord[problem.ndim - 1 - axis] = static_cast<X>(total);
+      weigh(geometry, block, axis, block_weight);
+      for (int i = 0; i < points; ++i) {
+        A total = 0;
+        for (int k = 0; k < corners.count; ++k) total += block_weight[k][i] * block_dot[k][i];
+        grad_coords[i * problem.ndim + problem.ndim - 1 - axis] = static_cast<X>(total);
+      }
     }
   }
 }

@@ -5,6 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -60,6 +64,18 @@ ValueType value_type_of(const Tensor& tensor) {
       return ValueType::float16;
     default:
       STD_TORCH_CHECK(false, "sample(): unexpected dtype of values");
+  }
+}
+
+int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long:
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    default:
+      return 2;
   }
 }
 
@@ -151,8 +167,23 @@ void for_each_block(int64_t elements, F f) {
   torch::stable::parallel_for(0, elements, 32 * 1024, f);
 }
 
+// Asks for huge pages behind a large new tensor: the first touch of 4 KiB pages costs more than what
+// the kernels then write to them.
+void advise_huge_pages(const Tensor& tensor, int64_t element) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = 2 * 1024 * 1024;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t end = begin + tensor.numel() * element;
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = end / kHugePage * kHugePage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+  Tensor tensor = torch::stable::new_empty(like, shape, type);
+  advise_huge_pages(tensor, bytes_of(type));
+  return tensor;
 }
 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
@@ -173,16 +204,16 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
 // Where the ranges of a backward pass put their results: `parts` arrays that are summed at the end,
 // or the result itself where one part of its type is all there is.
 struct Parts {
-  Tensor result, storage;
-  int64_t number, stride, element;
+  Tensor storage;
+  int64_t number, stride, element;  // `element` in bytes, `stride` in elements
+  bool summed;
 
-  Parts(const Tensor& result, int64_t number, ScalarType type, int64_t element)
-      : result(result), storage(result), number(number), stride(result.numel()), element(element) {
-    if (!direct(type)) storage = empty(result, {number, stride}, type);
+  Parts(const Tensor& result, int64_t number, ScalarType type)
+      : storage(result), number(number), stride(result.numel()), element(bytes_of(type)),
+        summed(number > 1 || type != result.scalar_type()) {
+    if (summed) storage = empty(result, {number, stride}, type);
   }
 
-  bool direct(ScalarType type) const { return number == 1 && type == result.scalar_type(); }
-  bool summed() const { return storage.get() != result.get(); }
   char* part(int64_t index) const {
     return static_cast<char*>(storage.data_ptr()) + index * stride * element;
   }
@@ -222,30 +253,27 @@ std::tuple<Tensor, Tensor> sample_backward(
 
   const Plan plan = backward_plan(problem, call.grids);
   const bool wide = problem.value_type == ValueType::float64;
-  const int64_t element = wide ? 8 : 4;
-  const int64_t coord_element = problem.coord_type == CoordType::float64 ? 8 : 4;
-  const Parts value_parts(grad_values, plan.chunks, wide ? ScalarType::Double : ScalarType::Float,
-                          element);
-  const Parts coord_parts(grad_coords, plan.tiles, coords.scalar_type(), coord_element);
+  const Parts value_parts(grad_values, plan.chunks, wide ? ScalarType::Double : ScalarType::Float);
+  const Parts coord_parts(grad_coords, plan.tiles, coords.scalar_type());
   for_each_range(plan, call.grids, call.points * problem.channels,
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
                    const Range range = plan.range(grid, tile, chunk, problem);
                    Gradients gradients{grad_output.data_ptr(), nullptr, nullptr};
                    if (want_values) {
                      char* part = value_parts.part(chunk) +
-                                  grid * problem.entries * problem.channels * element;
-                     clear(part, problem, range, element);
+                                  grid * problem.entries * problem.channels * value_parts.element;
+                     clear(part, problem, range, value_parts.element);
                      gradients.grad_values = part;
                    }
                    if (want_coords) gradients.grad_coords = coord_parts.part(tile);
                    kernels().backward(problem, range, gradients);
                  });
-  if (want_values && value_parts.summed())
+  if (want_values && value_parts.summed)
     for_each_block(value_parts.stride, [&](int64_t begin, int64_t end) {
       kernels().sum_values(problem.value_type, value_parts.part(0), value_parts.number,
                            value_parts.stride, grad_values.data_ptr(), begin, end);
     });
-  if (want_coords && coord_parts.summed())
+  if (want_coords && coord_parts.summed)
     for_each_block(coord_parts.stride, [&](int64_t begin, int64_t end) {
       kernels().sum_coords(problem.coord_type, coord_parts.part(0), coord_parts.number,
                            coord_parts.stride, grad_coords.data_ptr(), begin, end);
