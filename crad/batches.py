@@ -17,7 +17,7 @@ from torch import Tensor
 from crad.images import ImageError, open_image, to_rgb, to_tensor
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
-"""An image: a file, a Pillow image, an array (H, W[, C]) or a tensor (C, H, W); see `crad.images`."""
+"""An image: file, Pillow image, array (H, W) or (H, W, C), tensor (C, H, W); see `crad.images`."""
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,8 @@ def read_checkpoint(
         raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint: '{file}' is damaged or was cut short ({error}); use a copy of it, or "
-            "train again with --overwrite"
+            f"checkpoint: '{file}' is none, or was damaged or cut short ({error}); use a copy of "
+            "it, or train again with --overwrite"
         ) from error
 
 
@@ -138,7 +138,9 @@ def _config(file: Path, settings: dict[str, Any]) -> Config:
     try:
         return from_json(settings)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint: '{file}' is of another crad: {error}; {_WAYS}") from error
+        raise CheckpointError(
+            f"checkpoint: '{file}' is of another crad: {error}; {_WAYS}"
+        ) from error
 
 
 def _check_format(file: Path, metadata: dict[str, str]) -> None:

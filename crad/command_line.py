@@ -1,7 +1,9 @@
 """What the commands share: how an error reaches the person at the terminal."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -39,6 +41,12 @@ def run_command(command: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+def refuse(message: str) -> NoReturn:
+    """Print what is wrong with the command line and exit with code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 class BadImages:
     """The images that cannot be read: named and counted, each once, or an error.
 
@@ -61,6 +69,14 @@ class BadImages:
         if str(error) not in self._messages:
             self._messages.add(str(error))
             tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Leave out the image whose reading fails in the block, or raise the error."""
+        try:
+            yield
+        except ImageError as error:
+            self(error)
 
     def __len__(self) -> int:
         return len(self._messages)

@@ -48,13 +48,11 @@ class Config:
     """Everything that determines the result of a run; it is stored with the checkpoint."""
 
     preset: PresetName = "tiny"
-    """Sizes and schedule to start from; every other option overrides it. The default is tiny with
-    the scattering backbone, crad with a timm model."""
+    """Sizes and schedule; other options override it. Default: tiny for scattering, else crad."""
     data: str = "demo"
     """A folder in the MVTec AD layout, or one of the generated sets demo and demo-hard."""
     backbone: str = "scattering"
-    """scattering, which needs no weights, or a timm model. The default is scattering for the
-    generated sets, tf_efficientnet_b4.aa_in1k for your own data."""
+    """A timm model (tf_efficientnet_b4.aa_in1k for your data), or scattering, which needs none."""
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""
     image_size: int = 128

@@ -84,7 +84,8 @@ class Detector:
 
         Args:
             images: one image or any number of them: files, Pillow images, arrays (H, W) or
-                (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or tensor.
+                (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
+                tensor.
             batch_size: images computed at once.
 
         Returns:
@@ -114,9 +115,7 @@ class Detector:
             ImageError: as for `predict`.
         """
         sources = split_images(images)
-        for batch in load_batches(
-            sources, size=self.image_size, batch_size=batch_size, skip=skip
-        ):
+        for batch in load_batches(sources, size=self.image_size, batch_size=batch_size, skip=skip):
             features = self.backbone(batch.images.to(self.device))
             maps, scores = score_maps(self.model(features).anomaly_map, self.image_size)
             for scored, score, size, path in zip(

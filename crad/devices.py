@@ -24,8 +24,8 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
         raise DeviceError(f"device: '{name}' is none; expected auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            f"device: '{name}' asked for, but PyTorch {torch.__version__} finds no usable CUDA GPU; "
-            "leave --device out, or install a driver and a PyTorch built for CUDA"
+            f"device: '{name}' asked for, but PyTorch {torch.__version__} finds no usable CUDA "
+            "GPU; leave --device out, or install a driver and a PyTorch built for CUDA"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device: '{name}' asked for, but there are {torch.cuda.device_count()}")

@@ -58,7 +58,7 @@ def fit_backbone(
     backbone.fit(batch.images.to(device) for batch in _progress(loaded, len(paths), "statistics"))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     backbone: Backbone,
     paths: Sequence[Path],

@@ -97,7 +97,7 @@ class CRAD(nn.Module):
             nn.Conv2d(2 * channels, channels, 1, bias=False),
         )
         self.apply(_initialise)
-        self.to(memory_format=torch.channels_last)
+        self.fusion.to(memory_format=torch.channels_last)
 
     def forward(self, feature: Tensor) -> Reconstruction:
         """Reconstruct ``feature``.

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import tyro
 
 from crad.backbones import SCATTERING
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from crad.command_line import refuse
 from crad.config import PRESETS, Config, flatten, option
 from crad.demo import DEMO_NAMES
 
@@ -67,14 +68,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
     try:
         options.config.check()
     except ValueError as error:
-        _exit(str(error))
+        refuse(str(error))
     if options.resume and options.overwrite:
-        _exit("--resume and --overwrite exclude each other")
+        refuse("--resume and --overwrite exclude each other")
     if stored:
         given = flatten(options.config)
         for name, value in flatten(stored).items():
             if given[name] != value:
-                _exit(
+                refuse(
                     f"{option(name)}: the run in '{options.output}' has {value}, not {given[name]};"
                     f" leave {option(name)} out, or train anew in another --output"
                 )
@@ -104,8 +105,3 @@ def _default(arguments: Sequence[str]) -> tuple[TrainOptions, Config | None]:
 def _data(data: str) -> str:
     """The name of a generated set, or a full path: a run goes on from any folder."""
     return data if data in DEMO_NAMES else str(Path(data).expanduser().resolve())
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

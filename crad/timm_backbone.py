@@ -38,9 +38,7 @@ class TimmBackbone(nn.Module):
     image_mean: Tensor
     image_std: Tensor
 
-    def __init__(
-        self, name: str, *, weights: Path | None = None, pretrained: bool = True
-    ) -> None:
+    def __init__(self, name: str, *, weights: Path | None = None, pretrained: bool = True) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise BackboneError(_unknown(name))

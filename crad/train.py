@@ -225,10 +225,8 @@ def _truths(
     """Read all masks now: a bad one is found before hours of training, not after."""
     truths = {}
     for sample in samples:
-        try:
+        with bad.reading():
             truths[sample.path] = sample.truth(size)
-        except ImageError as error:
-            bad(error)
     return truths
 
 

@@ -1,0 +1,96 @@
+"""The command ``python -m crad.evaluate``."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from crad.checkpoint import read_checkpoint
+from crad.command_line import BadImages, run_command
+from crad.data import find_dataset
+from crad.demo import DEMO_NAMES, demo_dataset
+from crad.detector import BATCH_SIZE, from_checkpoint
+from crad.devices import select_device
+from crad.evaluation import make_results, report
+from crad.metrics import ScoredImage
+from crad.options import DeviceName
+from crad.results import Results
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What the evaluation command takes."""
+
+    checkpoint: Path
+    """A checkpoint, or the output folder of a training run."""
+    data: str | None = None
+    """A folder in the MVTec AD layout, demo or demo-hard; the default is the data trained on."""
+    output: Path | None = None
+    """Folder to write results.json and picture sheets into."""
+    batch_size: int = BATCH_SIZE
+    """Images computed at once."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and name them, instead of stopping."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if there is a GPU."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate as the command line says."""
+    options = tyro.cli(
+        EvaluateOptions,
+        args=arguments,
+        prog="python -m crad.evaluate",
+        description="Measure a trained detector on the test images of a data set.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    run_command(lambda: evaluate(options))
+
+
+def evaluate(options: EvaluateOptions) -> Results:
+    """Measure a trained detector on a data set and print the table.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DataError: the data are not what they should be.
+        DeviceError: the device is not there.
+        ImageError: an image or mask cannot be read.
+        OSError: a file cannot be written.
+    """
+    device = select_device(options.device)
+    checkpoint = read_checkpoint(options.checkpoint)
+    detector = from_checkpoint(checkpoint, device, options.checkpoint)
+    data = options.data or checkpoint.config.data
+    root = demo_dataset(data) if data in DEMO_NAMES else data
+    dataset = find_dataset(root, need_train=False)
+
+    started = time.perf_counter()
+    bad = BadImages(skip=options.skip_bad)
+    samples = {sample.path: sample for sample in dataset.test}
+    images = []
+    predictions = detector.iterate(samples, options.batch_size, skip=bad)
+    for prediction in tqdm(predictions, total=len(samples), unit="image", leave=False):
+        assert prediction.path is not None  # every source is a file
+        sample = samples[prediction.path]
+        with bad.reading():
+            truth = sample.truth(detector.image_size)
+            images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
+    results = make_results(
+        images,
+        checkpoint=checkpoint,
+        data=data,
+        n_train={name: checkpoint.n_train.get(name, 0) for name in dataset.classes},
+        n_skipped=len(bad),
+        timing={"evaluation": time.perf_counter() - started},
+        device=device,
+        baselines={},
+    )
+    report(results, images, options.output)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The command ``python -m crad.predict``."""
+
+import csv
+import io
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from crad.command_line import BadImages, CommandError, refuse, run_command
+from crad.detector import BATCH_SIZE, load
+from crad.files import write_atomically, write_json
+from crad.images import IMAGE_SUFFIXES, natural_key, open_image
+from crad.options import DeviceName
+from crad.pictures import heat_map
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What the prediction command takes."""
+
+    checkpoint: Path
+    """A checkpoint, or the output folder of a training run."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, and folders whose images are all taken, those of sub-folders too."""
+    output: Path | None = None
+    """Folder to write a heat map of each image, scores.csv and scores.json into."""
+    csv: Path | None = None
+    """File to write the scores into, as CSV."""
+    json: Path | None = None
+    """File to write the scores into, as JSON."""
+    batch_size: int = BATCH_SIZE
+    """Images computed at once."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and name them, instead of stopping."""
+    device: DeviceName = "auto"
+    """Where to compute; auto takes CUDA if there is a GPU."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Predict as the command line says."""
+    options = tyro.cli(
+        PredictOptions,
+        args=arguments,
+        prog="python -m crad.predict",
+        description="Score images with a trained detector: the higher, the more anomalous.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if not options.images:
+        refuse("predict: no images given; name image files or folders")
+    run_command(lambda: predict(options))
+
+
+def predict(options: PredictOptions) -> list[tuple[Path, float]]:
+    """Score images, print the scores as a table, and write what the options ask for.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        CommandError: there are no images.
+        DeviceError: the device is not there.
+        ImageError: an image cannot be read.
+        OSError: a file cannot be written.
+    """
+    detector = load(options.checkpoint, options.device)
+    found = find_inputs(options.images)
+    pictures = _picture_files(found, options.output) if options.output else {}
+    scores: list[tuple[Path, float]] = []
+    bad = BadImages(skip=options.skip_bad)
+    predictions = detector.iterate(found, options.batch_size, skip=bad)
+    print("     score  image")
+    for prediction in tqdm(predictions, total=len(found), unit="image", leave=False):
+        assert prediction.path is not None  # every source is a file
+        tqdm.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
+        scores.append((prediction.path, prediction.score))
+        if prediction.path in pictures:
+            with bad.reading():
+                image = open_image(prediction.path)
+                _write_picture(
+                    heat_map(image, prediction.anomaly_map, *detector.colour_scale),
+                    pictures[prediction.path],
+                )
+    csv_files = [options.csv, options.output and options.output / "scores.csv"]
+    json_files = [options.json, options.output and options.output / "scores.json"]
+    for file in filter(None, csv_files):
+        _write_csv(scores, file)
+    for file in filter(None, json_files):
+        write_json(file, [{"image": str(path), "score": score} for path, score in scores])
+    if len(bad):
+        print(f"{len(bad)} image{'s' * (len(bad) > 1)} could not be read and left out")
+    return scores
+
+
+def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
+    """List images: those named, and those in folders named and their sub-folders.
+
+    Returns:
+        Each image once, with its path relative to the folder that was named.
+
+    Raises:
+        CommandError: there is nothing by a name, or a folder holds no images.
+    """
+    found: dict[Path, Path] = {}
+    for given in inputs:
+        if not given.is_dir():
+            if not given.exists():
+                raise CommandError(f"predict: there is no file or folder '{given}'")
+            found[given] = Path(given.name)
+            continue
+        relative = [
+            path.relative_to(given)
+            for path in given.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        ]
+        if not relative:
+            raise CommandError(
+                f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
+            )
+        found |= {given / path: path for path in sorted(relative, key=_order)}
+    return found
+
+
+def _picture_files(found: Mapping[Path, Path], output: Path) -> dict[Path, Path]:
+    """A heat map's file for every image, no two the same."""
+    files: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path, relative in found.items():
+        name = f"{relative.stem}_heatmap"
+        candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+        free = (relative.with_name(f"{candidate}.png") for candidate in candidates)
+        chosen = next(each for each in free if str(each).casefold() not in taken)
+        taken.add(str(chosen).casefold())
+        files[path] = output / chosen
+    inputs = {path.resolve() for path in found}
+    for file in files.values():
+        if file.resolve() in inputs:
+            raise CommandError(
+                f"output: '{file}' is one of the images to score; choose another --output"
+            )
+    return files
+
+
+def _write_picture(picture: Image.Image, file: Path) -> None:
+    write_atomically(file, lambda opened: picture.save(opened, format="PNG"))
+
+
+def _write_csv(scores: Iterable[tuple[Path, float]], file: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("image", "score"))
+    writer.writerows(scores)
+    data = text.getvalue().encode("utf-8", errors="backslashreplace")
+    write_atomically(file, lambda opened: opened.write(data))
+
+
+def _order(path: Path) -> list[tuple[list[tuple[str, int]], str]]:
+    return [natural_key(part) for part in path.parts]
+
+
+def _printable(path: Path) -> str:
+    """The path as the terminal can show it, whatever bytes are in it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(path).encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+if __name__ == "__main__":
+    main()

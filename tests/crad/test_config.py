@@ -1,0 +1,114 @@
+"""Settings: presets, which default holds when, what is refused, and what resuming compares."""
+
+import json
+from pathlib import Path
+
+import pytest
+from crad.checkpoint import CHECKPOINT_NAME
+from crad.config import PRESETS, Config, from_json, to_json
+from crad.options import parse_options
+
+
+def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
+    options = parse_options([])
+    assert options.config == PRESETS["tiny"]
+    assert options.config.data == "demo"
+    assert options.config.backbone == "scattering"
+    assert options.output == Path("runs/demo")
+    assert not (options.resume or options.overwrite or options.skip_bad)
+
+
+def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
+    config = parse_options(["--data", "parts/"]).config
+    assert config.backbone == "tf_efficientnet_b4.aa_in1k"
+    assert (config.preset, config.image_size, config.epochs, config.batch_size) == (
+        "crad", 224, 50, 64,
+    )  # fmt: skip
+    assert (config.depth, config.expansion) == (11, 864)
+    assert config.data == str(Path("parts").resolve())
+
+
+@pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
+def test_scattering_takes_the_tiny_preset_whatever_the_data(data: str) -> None:
+    config = parse_options(["--data", data, "--backbone=scattering"]).config
+    assert (config.preset, config.image_size, config.epochs) == ("tiny", 128, 20)
+
+
+def test_any_option_overrides_the_preset_in_any_order() -> None:
+    config = parse_options(["--epochs", "7", "--preset", "crad-s", "--local.resolution", "3", "4"])
+    assert config.config.epochs == 7
+    assert config.config.expansion == 216
+    assert config.config.local.resolution == (3, 4)
+    config = parse_options(["--global.resolution", "2", "2", "2", "--seed", "0"])
+    assert config.config.global_.resolution == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--batch-size", "-1"], "--batch-size"),
+        (["--image-size", "8"], "--image-size"),
+        (["--seed", "-1"], "--seed"),
+        (["--local.jitter-prob", "2"], "--local.jitter-prob"),
+        (["--global.resolution", "4", "0"], "--global.resolution"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--resume", "--overwrite"], "--overwrite"),
+        (["--preset", "huge"], "huge"),
+        (["--epoch-count", "3"], "--epoch-count"),
+        (["--epochs", "many"], "--epochs"),
+        (["--data"], "--data"),
+    ],
+)
+def test_wrong_options_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_options(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_options(["--preset", "crad", "--help"])
+    assert exit_.value.code == 0
+    assert "(default: 864)" in capsys.readouterr().out
+
+
+def test_settings_survive_json() -> None:
+    options = parse_options(["--weights", "w.pth", "--local.resolution", "3", "4", "5"])
+    assert from_json(json.loads(json.dumps(to_json(options.config)))) == options.config
+
+
+def test_settings_of_another_version_are_refused() -> None:
+    settings = to_json(Config())
+    del settings["depth"]
+    with pytest.raises(ValueError, match="depth"):
+        from_json(settings)
+
+
+def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> None:
+    options = parse_options(["--resume", "--output", str(trained.output)])
+    assert (options.config.epochs, options.config.image_size) == (3, 64)
+    assert options.config.data == str(demo_root)
+    same = ["--resume", "--output", str(trained.output), "--data", str(demo_root), "--epochs", "3"]
+    assert parse_options(same) == options
+
+
+@pytest.mark.parametrize(
+    "changed", [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"]]
+)
+def test_resuming_with_another_setting_is_refused(
+    trained, changed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_options(["--resume", "--output", str(trained.output), *changed])
+    assert exit_.value.code == 2
+    assert f"error: {changed[0]}" in capsys.readouterr().err
+
+
+def test_resuming_what_does_not_exist_begins_it(tmp_path: Path) -> None:
+    options = parse_options(["--resume", "--output", str(tmp_path), "--epochs", "4"])
+    assert options.config.epochs == 4
+    assert not (tmp_path / CHECKPOINT_NAME).exists()

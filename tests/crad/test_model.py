@@ -1,0 +1,181 @@
+"""The model: against a plain PyTorch rendition, its sizes, its gradients, its memory format."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from crad.model import CRAD
+from torch import Tensor
+
+CHANNELS_LAST = torch.channels_last
+
+
+def small(**options: float) -> CRAD:
+    torch.manual_seed(0)
+    model = CRAD(8, 5, 7, depth=2, expansion=12, **options)  # type: ignore[arg-type]
+    for parameter in model.parameters():  # far enough from the start that every part matters
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def feature(batch: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 8, 5, 7, generator=generator).to(memory_format=CHANNELS_LAST)
+
+
+def plain(model: CRAD, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction, map and loss in the words of the paper, with F.grid_sample and 1x1 convs."""
+    batch, channels, height, width = x.shape
+
+    def coordinates(network: torch.nn.Sequential, y: Tensor) -> Tensor:
+        first, second = network[0], network[2]
+        y = torch.tanh(F.conv2d(y, first.weight[:, :, None, None], first.bias))
+        return torch.tanh(F.conv2d(y, second.weight[:, :, None, None], second.bias))
+
+    def look_up(values: Tensor, coords: Tensor) -> Tensor:
+        grid = values.movedim(-1, 0).expand(batch, -1, -1, -1)
+        return F.grid_sample(grid, coords, align_corners=False, padding_mode="zeros")
+
+    local = model.local_representation
+    coords = coordinates(local.coordinates, x).permute(0, 2, 3, 1)
+    local_feature = look_up(local.memory.values, coords)
+    whole = model.global_representation
+    coords = coordinates(whole.coordinates, F.adaptive_avg_pool2d(x, 1)).permute(0, 2, 3, 1)
+    entry = look_up(whole.memory.values, coords).reshape(batch, height, width, channels)
+    y = torch.cat((entry.permute(0, 3, 1, 2), local_feature), dim=1)
+    for block in model.fusion[:-1]:
+        z = F.hardswish(block.expand_norm(block.expand(y)))
+        z = block.depthwise_norm(block.depthwise(z))
+        squeezed = F.relu(block.excitation.squeeze(F.adaptive_avg_pool2d(z, 1).flatten(1)))
+        z = F.hardswish(z * F.hardsigmoid(block.excitation.excite(squeezed))[:, :, None, None])
+        y = y + block.project_norm(block.project(z))
+    normal = model.fusion[-1](y)
+    mse = ((x - normal) ** 2).mean(dim=1)
+    similarity = 0.3 * (mse < 10) + 0.7 * F.cosine_similarity(x, normal, dim=1)
+    refined = similarity[:, None] * x + (1 - similarity[:, None]) * normal
+    return refined, (x - refined).norm(dim=1), F.mse_loss(x, refined)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_equals_the_paper_in_plain_pytorch(training: bool) -> None:
+    model = small(jitter_prob=0).train(training)
+    result = model(feature())
+    gradients = torch.autograd.grad(result.loss, list(model.parameters()))
+    reconstruction, anomaly_map, loss = plain(model, feature())
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(result.reconstruction, reconstruction)
+    torch.testing.assert_close(result.anomaly_map, anomaly_map)
+    torch.testing.assert_close(result.loss, loss)
+    for (name, _), actual, wanted in zip(
+        model.named_parameters(), gradients, expected, strict=True
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_both_sides_of_the_indicator_occur_in_that_comparison() -> None:
+    result = small(jitter_prob=0).eval()(feature())
+    mse = (result.normal_feature - feature()).square().mean(dim=1)
+    assert (mse < 10).any()
+    assert (mse >= 10).any()
+
+
+@pytest.mark.parametrize(
+    ("expansion", "depth", "size", "millions"),
+    [
+        (864, 11, (216, 28, 28), 15.36),
+        (216, 11, (216, 28, 28), 5.26),
+        (64, 3, (64, 16, 16), 0.34),
+    ],
+    ids=["crad", "crad-s", "tiny"],
+)
+def test_number_of_parameters(
+    expansion: int, depth: int, size: tuple[int, int, int], millions: float
+) -> None:
+    model = CRAD(*size, expansion=expansion, depth=depth)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+def test_initial_values() -> None:
+    torch.manual_seed(0)
+    model = CRAD(216, 28, 28, depth=1)
+    local, whole = model.memory_parameters()
+    assert local.std().item() == pytest.approx(0.0120, rel=0.02)
+    assert whole.std().item() == pytest.approx(0.00086, rel=0.02)
+    assert model.fusion[-1].weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model.local_representation.coordinates[0].bias.any()
+
+
+def test_channels_last_in_and_out() -> None:
+    result = small()(feature())
+    assert result.reconstruction.is_contiguous(memory_format=CHANNELS_LAST)
+    assert result.normal_feature.is_contiguous(memory_format=CHANNELS_LAST)
+    assert result.anomaly_map.shape == (3, 5, 7)
+    torch.testing.assert_close(
+        small().eval()(feature().contiguous()).reconstruction,
+        small().eval()(feature()).reconstruction,
+    )
+
+
+@pytest.mark.parametrize("resolutions", [((8,), (4,)), ((3, 4, 5), (2, 2, 2, 2))])
+def test_any_number_of_coordinates(resolutions: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    local, whole = resolutions
+    model = CRAD(
+        8, 5, 7, depth=1, expansion=8, local_resolution=local, global_resolution=whole
+    )
+    result = model(feature())
+    result.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_jitter_in_training_only_and_with_its_probability() -> None:
+    model = small(jitter_prob=1, jitter_std=0.3)
+
+    def local() -> Tensor:
+        return model.local_representation(feature())
+
+    assert not torch.equal(local(), local())
+    model.local_representation.jitter_prob = 0.5
+    reference = model.eval().local_representation(feature())
+    model.train()
+    torch.manual_seed(0)
+    jittered = sum(not torch.equal(local(), reference) for _ in range(100))
+    assert 30 < jittered < 70
+    torch.manual_seed(3)
+    first = local()
+    torch.manual_seed(3)
+    assert torch.equal(first, local())
+
+
+def test_without_refinement() -> None:
+    result = small(mse_weight=0, cosine_weight=0).eval()(feature())
+    assert torch.equal(result.reconstruction, result.normal_feature)
+
+
+def test_a_perfect_reconstruction_has_finite_gradients() -> None:
+    model = small(jitter_prob=0)
+    torch.nn.init.zeros_(model.fusion[-1].weight)
+    result = model(torch.zeros(2, 8, 5, 7))
+    result.loss.backward()
+    assert result.loss == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_autocast_leaves_coordinates_and_loss_in_float32() -> None:
+    model = small(jitter_prob=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = model(feature())
+    assert result.loss.dtype == result.anomaly_map.dtype == torch.float32
+    torch.testing.assert_close(result.loss, model(feature()).loss, rtol=0.1, atol=0.05)
+
+
+def test_two_groups_of_parameters() -> None:
+    model = small()
+    both = [*model.network_parameters(), *model.memory_parameters()]
+    assert {id(p) for p in both} == {id(p) for p in model.parameters()}
+    assert len(both) == len(list(model.parameters()))
+
+
+def test_a_feature_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(B, 8, 5, 7\), but got \(1, 8, 7, 5\)"):
+        small()(torch.zeros(1, 8, 7, 5))
+    with pytest.raises(ValueError, match="channels"):
+        CRAD(0, 5, 7)
