@@ -10,6 +10,12 @@ Picture = NDArray[np.float32]  # (S, S, 3) in [0, 1]
 Mask = NDArray[np.float32]  # (S, S) in [0, 1], the share of a pixel that a defect covers
 
 _SUPERSAMPLING = 4
+_SPILLS = (
+    (0.16, 0.10, 0.07),  # oil
+    (0.45, 0.20, 0.08),  # rust
+    (0.12, 0.20, 0.42),  # ink
+    (0.80, 0.78, 0.70),  # paint
+)
 
 
 def smooth_noise(size: int, cells: int, rng: np.random.Generator) -> Mask:
@@ -35,7 +41,8 @@ def _blob(size: int, radius: float, rng: np.random.Generator) -> Mask:
         outline += radius * depth * np.cos(waves * theta + phase)
     softness = 0.015
     inside = (outline - np.hypot(along, across)) / softness
-    return (1 / (1 + np.exp(-np.clip(inside, -30, 30)))).astype(np.float32)
+    mask: Mask = (1 / (1 + np.exp(-np.clip(inside, -30, 30)))).astype(np.float32)
+    return mask
 
 
 def _blend(picture: Picture, other: Picture, mask: Mask) -> Picture:
@@ -58,7 +65,7 @@ def scratch(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Mask]:
         canvas = Image.new("L", (scale, scale))
         path = [tuple(point) for point in (points + offset * normal) * scale]
         ImageDraw.Draw(canvas).line(path, fill=255, width=round(width * scale), joint="curve")
-        return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+        return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
 
     light, dark = line(width / 3, width * 0.75), line(-width / 3, width * 0.75)
     result = _blend(picture, np.clip(picture * 0.3, 0, 1), dark)
@@ -71,10 +78,10 @@ def stain(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Mask]:
     size = len(picture)
     mask = _blob(size, rng.uniform(0.10, 0.15), rng)
     rim = 4 * mask * (1 - mask)
-    colour = rng.uniform(0.25, 0.5, 3).astype(np.float32)
-    depth = 0.75 + 0.08 * smooth_noise(size, 8, rng) + 0.2 * rim
+    colour = np.array(_SPILLS[rng.integers(len(_SPILLS))], dtype=np.float32)
+    depth = 0.7 + 0.08 * smooth_noise(size, 8, rng) + 0.2 * rim
     depth = np.clip(depth, 0, 1)[:, :, None]
-    return _blend(picture, picture * (1 - depth) + colour * picture.mean() * depth, mask), mask
+    return _blend(picture, picture * (1 - depth) + colour * depth, mask), mask
 
 
 def patch(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Mask]:
@@ -86,7 +93,7 @@ def patch(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Mask]:
     piece = np.rot90(picture[top : top + side, left : left + side])
     image = Image.fromarray((np.ascontiguousarray(piece) * 255).round().astype(np.uint8))
     enlarged = image.resize((size, size), Image.Resampling.BICUBIC)
-    other = np.asarray(enlarged, dtype=np.float32) / 255
+    other = np.asarray(enlarged, dtype=np.float32) / np.float32(255)
     weight = (mask / mask.sum())[:, :, None]
     other = other + (weight * (picture - other)).sum((0, 1))
     return _blend(picture, np.clip(other, 0, 1), mask), mask
@@ -97,7 +104,8 @@ def smear(picture: Picture, rng: np.random.Generator) -> tuple[Picture, Mask]:
     mask = _blob(len(picture), rng.uniform(0.13, 0.18), rng)
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
     blurred = image.filter(ImageFilter.GaussianBlur(0.035 * len(picture)))
-    return _blend(picture, np.asarray(blurred, dtype=np.float32) / 255, mask), mask
+    rubbed = np.asarray(blurred, dtype=np.float32) / np.float32(255)
+    return _blend(picture, rubbed, mask), mask
 
 
 SURFACE_DEFECTS: dict[str, Callable[[Picture, np.random.Generator], tuple[Picture, Mask]]] = {

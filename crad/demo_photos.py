@@ -7,10 +7,12 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-PHOTOS = ("brick", "grass", "gravel")
+# The photographs are grey; each gets the tone of its material.
+_TONES = {"brick": (1.22, 0.92, 0.80), "grass": (0.92, 1.10, 0.62), "gravel": (1.05, 1.00, 0.92)}
+PHOTOS = tuple(_TONES)
 
-_CROP = (128, 148)  # side of a crop in pixels of the 512 x 512 photograph
-_BORDER = 160  # columns left of it are for testing, the others for training
+_CROP = (150, 176)  # side of a crop in pixels of the 512 x 512 photograph
+_BORDER = 192  # columns left of it are for testing, the others for training
 
 
 @functools.cache
@@ -43,5 +45,6 @@ def crop_photo(name: str, size: int, split: str, rng: np.random.Generator) -> ND
     image = Image.fromarray(np.ascontiguousarray(crop)).resize(
         (size, size), Image.Resampling.LANCZOS
     )
-    grey = np.asarray(image, dtype=np.float32) / 255
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    grey = np.asarray(image, dtype=np.float32) / np.float32(255)
+    tone: NDArray[np.float32] = np.array(_TONES[name], dtype=np.float32)
+    return grey[:, :, None] * tone

@@ -49,7 +49,7 @@ class Canvas:
 
     def picture(self) -> Picture:
         """The picture (size, size, 3) in [0, 1]."""
-        return np.asarray(self._image.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+        return np.asarray(self._image.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
 
 
 def _bytes(colour: Colour) -> tuple[int, int, int]:
@@ -88,10 +88,10 @@ class Part:
 
     def place(self, points: Points, x: float = 0.0, y: float = 0.0) -> Points:
         """Move points from the part's frame, shifted by (x, y) in it, to the product's."""
-        c, s = math.cos(self.angle), math.sin(self.angle)
-        return (points + np.array([x, y])) @ np.array([[c, s], [-s, c]]) + np.array(
-            [self.x, self.y]
-        )
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        turned = (points + np.array([x, y])) @ np.array([[cos, sin], [-sin, cos]])
+        placed: Points = turned + np.array([self.x, self.y])
+        return placed
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,21 @@ class Product:
     grain: float
 
     def defective(self, defect: str, rng: np.random.Generator) -> tuple[Part | None, ...]:
-        """The parts with one of them "missing" (then None), "wrong" or "misplaced"."""
-        candidates = [i for i, part in enumerate(self.parts) if part.kind in self.wrong]
-        i = int(rng.choice(candidates))
-        part: Part | None = self.parts[i]
-        assert part is not None
-        if defect == "missing":
-            part = None
-        elif defect == "wrong":
-            part = replace(part, kind=self.wrong[part.kind])
-        else:
+        """The parts with one of them "misplaced", "wrong" or "missing", which leaves None."""
+        # Kinds first, so that four equal screws are not four times as likely to fail.
+        kind = rng.choice(sorted({part.kind for part in self.parts} & set(self.wrong)))
+        i = int(rng.choice([i for i, part in enumerate(self.parts) if part.kind == kind]))
+        part: Part | None = None
+        if defect == "wrong":
+            part = replace(self.parts[i], kind=self.wrong[kind])
+        elif defect == "misplaced":
             direction, distance = rng.uniform(0, 2 * math.pi), rng.uniform(*self.shift)
             turn = rng.uniform(*self.turn) * rng.choice((-1, 1))
             part = replace(
-                part,
-                x=part.x + distance * math.cos(direction),
-                y=part.y + distance * math.sin(direction),
-                angle=part.angle + turn,
+                self.parts[i],
+                x=self.parts[i].x + distance * math.cos(direction),
+                y=self.parts[i].y + distance * math.sin(direction),
+                angle=self.parts[i].angle + turn,
             )
         return (*self.parts[:i], part, *self.parts[i + 1 :])
 
@@ -334,11 +332,15 @@ def _face(canvas: Canvas) -> None:
         canvas.polygon(tick, (0.10, 0.10, 0.12))
 
 
-def _needle(canvas: Canvas, part: Part) -> None:
-    needle = np.array([[-0.10, -0.016], [0.0, -0.016], [0.31, -0.003], [0.31, 0.003], [0.0, 0.016]])
-    needle = part.place(np.concatenate([needle, [[-0.10, 0.016]]]))
-    canvas.shadow(needle, 0.014, 0.3)
-    canvas.polygon(needle, (0.12, 0.12, 0.13))
+def _needle_of(length: float, colour: Colour) -> Callable[[Canvas, Part], None]:
+    corners = [(-0.10, -0.016), (0.0, -0.016), (length, -0.003), (length, 0.003), (0.0, 0.016)]
+    outline = np.array([*corners, (-0.10, 0.016)])
+
+    def draw(canvas: Canvas, part: Part) -> None:
+        canvas.shadow(part.place(outline), 0.014, 0.3)
+        canvas.polygon(part.place(outline), colour)
+
+    return draw
 
 
 def _hub(canvas: Canvas, part: Part) -> None:
@@ -421,14 +423,15 @@ PRODUCTS = {
             Part("screw", 0.91, 0.91, 0.6),
         ),
         draw={
-            "needle": _needle,
+            "needle": _needle_of(0.31, (0.12, 0.12, 0.13)),
+            "short_needle": _needle_of(0.18, (0.70, 0.14, 0.12)),
             "hub": _hub,
             "screw": _screw,
             "hex_bolt": _hex_bolt,
             "seal": _seal,
             "blank_seal": _blank_seal,
         },
-        wrong={"seal": "blank_seal", "screw": "hex_bolt"},
+        wrong={"needle": "short_needle", "screw": "hex_bolt", "seal": "blank_seal"},
         turn=(0.5, 0.9),
         shift=(0.03, 0.05),
         grain=0.015,

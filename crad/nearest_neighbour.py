@@ -48,6 +48,6 @@ def nearest_neighbour_maps(
     distances = [
         # |q - m|^2 = |q|^2 + (|m|^2 - 2 q m), the bracket as one matrix product.
         chunk.square().sum(1) + torch.addmm(squares, chunk, memory.T, alpha=-2).amin(1)
-        for chunk in queries.flatten(0, -2).float().split(_QUERIES)
+        for chunk in torch.split(queries.flatten(0, -2).float(), _QUERIES)
     ]
     return torch.cat(distances).clamp_min_(0).sqrt_().reshape(queries.shape[:-1]).to(test.dtype)

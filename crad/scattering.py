@@ -81,7 +81,8 @@ class FilterBank:
 
 
 def _frequencies(size: int) -> Tensor:
-    return torch.fft.fftfreq(size, dtype=torch.float64) * (2 * math.pi)
+    frequencies: Tensor = 2 * math.pi * torch.fft.fftfreq(size, dtype=torch.float64)
+    return frequencies
 
 
 def _low_pass(omega: Tensor) -> Tensor:
@@ -217,7 +218,8 @@ class ScatteringBackbone(nn.Module):
     """Logarithms of scattering coefficients, reduced to whitened principal components.
 
     Args:
-        channels: number of principal components kept, 1 to 651.
+        channels: number of principal components kept, 1 to 651. Whitening makes all of them equally
+            loud; those after the first few dozen are noise in which defects drown.
 
     Raises:
         ValueError: `channels` is out of range.
@@ -229,7 +231,7 @@ class ScatteringBackbone(nn.Module):
     projection: Tensor
     fitted: Tensor
 
-    def __init__(self, channels: int = 64) -> None:  # noqa: D107 (the class says it)
+    def __init__(self, channels: int = 32) -> None:  # noqa: D107 (the class says it)
         super().__init__()
         if not 1 <= channels <= CHANNELS:
             raise ValueError(
