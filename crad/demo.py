@@ -145,9 +145,13 @@ def _changed(good: Picture, bad: Picture) -> Mask:
 
 
 def _photograph(scene: Picture, rng: np.random.Generator) -> Picture:
-    """A camera's picture of a scene: uneven light, exposure, white balance and noise."""
+    """A camera's picture of a scene: uneven light, exposure, white balance, tone curve, noise."""
     size = len(scene)
     light = 1 + 0.03 * smooth_noise(size, 1, rng)
     exposure = np.exp(rng.normal(0, 0.04) + rng.normal(0, 0.012, 3))
     noise = rng.normal(0, 0.01, scene.shape)
-    return np.clip(scene * light[:, :, None] * exposure + noise, 0, 1).astype(np.float32)
+    gamma, saturation = np.exp(rng.normal(0, 0.04, 2))
+    grey = scene.mean(axis=2, keepdims=True)
+    seen = np.clip(grey + saturation * (scene - grey), 0, 1) ** gamma
+    picture: Picture = np.clip(seen * light[:, :, None] * exposure + noise, 0, 1).astype(np.float32)
+    return picture
