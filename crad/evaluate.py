@@ -72,12 +72,13 @@ def evaluate(options: EvaluateOptions) -> Results:
     samples = {sample.path: sample for sample in dataset.test}
     images = []
     predictions = detector.iterate(samples, options.batch_size, skip=bad)
-    for prediction in tqdm(predictions, total=len(samples), unit="image", leave=False):
-        assert prediction.path is not None  # every source is a file
-        sample = samples[prediction.path]
-        with bad.reading():
-            truth = sample.truth(detector.image_size)
-            images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
+    with tqdm(predictions, total=len(samples), unit="image", leave=False) as bar:
+        for prediction in bar:
+            assert prediction.path is not None  # every source is a file
+            sample = samples[prediction.path]
+            with bad.reading():
+                truth = sample.truth(detector.image_size)
+                images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
     results = make_results(
         images,
         checkpoint=checkpoint,

@@ -39,11 +39,13 @@ def make_results(
         device: what computed.
         baselines: what other detectors reach on the same images.
     """
+    metrics = summarise(images, n_train)
     results: Results = {
         "protocol": PROTOCOL.name,
         "seed": checkpoint.config.seed,
         "epoch": checkpoint.epoch,
-        **summarise(images, n_train),
+        "classes": metrics["classes"],
+        "mean": metrics["mean"],
         "timing": {phase: round(seconds, 2) for phase, seconds in timing.items()},
         "environment": environment(device),
         "data": data,

@@ -1,6 +1,7 @@
 """Features of many images, computed once and kept in memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Features:
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         """Copy all to a device, one batch after another."""
-        for indices in torch.arange(len(self)).split(batch_size):
-            yield self.batch(indices, device)
+        for start in range(0, len(self), batch_size):
+            yield self.batch(torch.arange(start, min(start + batch_size, len(self))), device)
 
 
 def fit_backbone(
@@ -55,7 +56,8 @@ def fit_backbone(
 ) -> None:
     """Fit the backbone's statistics on the images of some files; arguments as in `extract`."""
     loaded = load_batches(paths, size=image_size, batch_size=_BATCH_SIZE, skip=skip)
-    backbone.fit(batch.images.to(device) for batch in _progress(loaded, len(paths), "statistics"))
+    with closing(_progress(loaded, len(paths), "statistics")) as batches:
+        backbone.fit(batch.images.to(device) for batch in batches)
 
 
 @torch.no_grad()
@@ -82,18 +84,19 @@ def extract(
     values: Tensor | None = None
     kept: list[Path] = []
     loaded = load_batches(paths, size=image_size, batch_size=_BATCH_SIZE, skip=skip)
-    for batch in _progress(loaded, len(paths), "features"):
-        computed = backbone(batch.images.to(device)).permute(0, 2, 3, 1)
-        if values is None:
-            values = torch.empty(len(paths), *computed.shape[1:])
-        values[len(kept) : len(kept) + len(computed)] = computed
-        kept += [path for path in batch.paths if path is not None]
+    with closing(_progress(loaded, len(paths), "features")) as batches:
+        for batch in batches:
+            computed = backbone(batch.images.to(device)).permute(0, 2, 3, 1)
+            if values is None:
+                values = torch.empty(len(paths), *computed.shape[1:])
+            values[len(kept) : len(kept) + len(computed)] = computed
+            kept += [path for path in batch.paths if path is not None]
     if values is None:
         values = torch.empty(0, 0, 0, 0)
     return Features(values[: len(kept)], kept)
 
 
-def _progress(batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
+def _progress(batches: Iterable[Batch], total: int, what: str) -> Generator[Batch]:
     with tqdm(total=total, desc=what, unit="image", leave=False, mininterval=0.5) as bar:
         for batch in batches:
             yield batch

@@ -188,7 +188,7 @@ class GlobalRepresentation(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Look up every image."""
-        entry = self.memory(self.coordinates(feature.mean(dim=(2, 3))))
+        entry: Tensor = self.memory(self.coordinates(feature.mean(dim=(2, 3))))
         return entry.unflatten(-1, self.entry_shape).permute(0, 3, 1, 2)
 
 
@@ -216,7 +216,8 @@ class Bottleneck(nn.Module):
         """Expand, mix neighbours, weigh channels, project, add."""
         inner = F.hardswish(self.expand_norm(self.expand(x)))
         inner = F.hardswish(self.excitation(self.depthwise_norm(self.depthwise(inner))))
-        return x + self.project_norm(self.project(inner))
+        change: Tensor = self.project_norm(self.project(inner))
+        return x + change
 
 
 class SqueezeExcitation(nn.Module):

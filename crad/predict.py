@@ -73,17 +73,16 @@ def predict(options: PredictOptions) -> list[tuple[Path, float]]:
     bad = BadImages(skip=options.skip_bad)
     predictions = detector.iterate(found, options.batch_size, skip=bad)
     print("     score  image")
-    for prediction in tqdm(predictions, total=len(found), unit="image", leave=False):
-        assert prediction.path is not None  # every source is a file
-        tqdm.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
-        scores.append((prediction.path, prediction.score))
-        if prediction.path in pictures:
-            with bad.reading():
-                image = open_image(prediction.path)
-                _write_picture(
-                    heat_map(image, prediction.anomaly_map, *detector.colour_scale),
-                    pictures[prediction.path],
-                )
+    with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
+        for prediction in bar:
+            assert prediction.path is not None  # every source is a file
+            bar.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
+            scores.append((prediction.path, prediction.score))
+            if prediction.path in pictures:
+                with bad.reading():
+                    image = open_image(prediction.path)
+                    picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
+                    _write_picture(picture, pictures[prediction.path])
     csv_files = [options.csv, options.output and options.output / "scores.csv"]
     json_files = [options.json, options.output and options.output / "scores.json"]
     for file in filter(None, csv_files):

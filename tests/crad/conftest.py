@@ -1,16 +1,18 @@
 """A small data set and a run on it, made once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
 from crad.demo import write_demo
 from crad.train import main
 
-SMALL = ["--backbone", "scattering", "--image-size", "64", "--batch-size", "4", "--epochs", "3"]
+SMALL = ("--backbone", "scattering", "--image-size", "64", "--batch-size", "4", "--epochs", "3")
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,23 @@ class Run:
 
     output: Path
     data: Path
+    arguments: tuple[str, ...] = SMALL
 
     @property
     def results(self) -> dict[str, Any]:
         return json.loads((self.output / "results.json").read_text())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors as small as these take longer on two threads than on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of the demo set with 6 training and 6 test images; not to be changed."""
     root = tmp_path_factory.mktemp("data") / "small"
@@ -33,7 +45,7 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Run:
     """A finished run of 3 epochs; not to be changed."""
     output = tmp_path_factory.mktemp("runs") / "trained"
@@ -41,13 +53,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Run:
     return Run(output, demo_root)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def train_command() -> Callable[..., int]:
     """The training command with small settings: (data, output, *arguments) -> exit code."""
     return train
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def command() -> Callable[..., int]:
     """Any command: (main, *arguments) -> exit code."""
     return run

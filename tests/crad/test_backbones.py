@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from crad import hub
 from crad.backbones import Backbone, BackboneError, create_backbone
 from crad.timm_backbone import TimmBackbone
@@ -115,7 +116,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path, weights: Path, name: str) -
 
 
 def test_unknown_names_get_suggestions() -> None:
-    with pytest.raises(BackboneError, match="'resnet81' is neither .* resnet18"):
+    with pytest.raises(BackboneError, match=r"'resnet81' is neither .* resnet18"):
         create_backbone("resnet81")
 
 

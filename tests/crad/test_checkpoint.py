@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from crad.checkpoint import (
     ALL_PARTS,
     CHECKPOINT_NAME,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from crad.checkpoint import CHECKPOINT_NAME
 from crad.config import PRESETS, Config, from_json, to_json
 from crad.options import parse_options
@@ -15,7 +16,7 @@ def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
     assert options.config.data == "demo"
     assert options.config.backbone == "scattering"
     assert options.output == Path("runs/demo")
-    assert not (options.resume or options.overwrite or options.skip_bad)
+    assert not any((options.resume, options.overwrite, options.skip_bad))
 
 
 def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from crad.model import CRAD
 from torch import Tensor
+
+from crad.model import CRAD
 
 CHANNELS_LAST = torch.channels_last
 
@@ -118,9 +119,7 @@ def test_channels_last_in_and_out() -> None:
 @pytest.mark.parametrize("resolutions", [((8,), (4,)), ((3, 4, 5), (2, 2, 2, 2))])
 def test_any_number_of_coordinates(resolutions: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     local, whole = resolutions
-    model = CRAD(
-        8, 5, 7, depth=1, expansion=8, local_resolution=local, global_resolution=whole
-    )
+    model = CRAD(8, 5, 7, depth=1, expansion=8, local_resolution=local, global_resolution=whole)
     result = model(feature())
     result.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,115 @@
+"""The detector from Python: every kind of input, one answer."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import crad
+from crad.detector import Detector
+from crad.images import ImageError
+
+
+@pytest.fixture(scope="module")
+def detector(trained) -> Detector:
+    return crad.load(trained.output, device="cpu")
+
+
+@pytest.fixture
+def image(demo_root: Path) -> Path:
+    return demo_root / "brick" / "test" / "good" / "000.png"
+
+
+def test_one_image_in_any_form(detector: Detector, image: Path) -> None:
+    picture = Image.open(image)
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    forms = [image, str(image), picture, array, array / 255.0, tensor, tensor.float() / 255]
+    predictions = [*(detector.predict(form)[0] for form in forms), *detector.predict(forms)]
+    assert len({prediction.score for prediction in predictions}) == 1
+    assert predictions[0].path == predictions[1].path == image
+    assert predictions[2].path is None
+
+
+def test_batches_as_one_array_or_tensor(detector: Detector, image: Path) -> None:
+    array = np.stack([np.asarray(Image.open(image))] * 3)
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    assert len(detector.predict(array)) == len(detector.predict(tensor)) == 3
+
+
+def test_the_batch_size_does_not_matter(detector: Detector, demo_root: Path) -> None:
+    paths = sorted((demo_root / "gauge").rglob("*.png"))
+    one = detector.predict(paths, batch_size=1)
+    many = detector.predict(paths, batch_size=7)
+    assert [p.path for p in one] == [p.path for p in many] == paths
+    np.testing.assert_allclose([p.score for p in one], [p.score for p in many], rtol=1e-4)
+
+
+def test_maps_have_the_size_of_their_image(detector: Detector) -> None:
+    wide, high = Image.new("RGB", (90, 31)), Image.new("L", (17, 200))
+    for picture, prediction in zip((wide, high), detector.predict([wide, high]), strict=True):
+        assert prediction.anomaly_map.shape == (picture.height, picture.width)
+        assert prediction.anomaly_map.dtype == np.float32
+        assert prediction.scored_map.shape == (64, 64)
+        assert prediction.anomaly_map.min() >= 0
+        assert prediction.anomaly_map.max() <= prediction.scored_map.max()
+
+
+def test_no_images_no_predictions(detector: Detector) -> None:
+    assert detector.predict([]) == []
+
+
+def test_images_are_taken_as_they_come(detector: Detector, image: Path) -> None:
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image
+
+    predictions = detector.iterate(endless(), batch_size=2)
+    for _ in range(4):
+        next(predictions)
+    predictions.close()
+    assert taken < 20
+
+
+def test_a_bad_image_is_named_or_skipped(detector: Detector, image: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(image.read_bytes()[:300])
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        detector.predict([image, bad])
+    errors: list[ImageError] = []
+    predictions = list(detector.iterate([image, bad, image], skip=errors.append))
+    assert [p.path for p in predictions] == [image, image]
+    assert "bad.png" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (np.zeros((5, 5, 2), np.uint8), ImageError),
+        (np.full((5, 5), 3.0), ImageError),
+        (torch.zeros(2, 5, 5), ImageError),
+        (3, TypeError),
+        ([None], TypeError),
+    ],
+)
+def test_what_is_no_image(detector: Detector, wrong: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        detector.predict(wrong)
+
+
+def test_a_loaded_detector_needs_nothing_but_its_checkpoint(trained, tmp_path: Path) -> None:
+    shutil.copy(trained.output / "checkpoint.safetensors", tmp_path / "moved.safetensors")
+    detector = crad.load(tmp_path / "moved.safetensors")
+    assert len(detector.predict(Image.new("RGB", (64, 64)))) == 1
+
+
+def test_an_unknown_device() -> None:
+    with pytest.raises(ValueError, match="device"):
+        crad.load("nowhere", device="gpu")

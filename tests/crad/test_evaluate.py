@@ -1,0 +1,54 @@
+"""The evaluation command agrees with what training measured."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crad.evaluate import main
+
+Command = Callable[..., int]
+
+
+def test_it_measures_what_training_measured(trained, command: Command, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path / "out")]
+    assert command(main, *arguments) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for name, expected in trained.results["classes"].items():
+        assert results["classes"][name] == pytest.approx(expected, abs=1e-6)
+    assert (results["seed"], results["epoch"]) == (0, 3)
+    assert (tmp_path / "out" / "sheets" / "brick.png").exists()
+
+
+def test_other_data(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(trained.data / "gauge", tmp_path / "other")
+    shutil.rmtree(data / "train")
+    assert command(main, "--checkpoint", str(trained.output), "--data", str(data)) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("other")]
+    assert line.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
+
+
+def test_bad_images(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    (data / "brick" / "test" / "good" / "000.png").write_bytes(b"no image")
+    arguments = ["--checkpoint", str(trained.output), "--data", str(data)]
+    assert command(main, *arguments) == 1
+    assert "brick/test/good/000.png" in capsys.readouterr().err
+    assert command(main, *arguments, "--skip-bad") == 0
+    assert "1 image could not be read" in capsys.readouterr().out
+
+
+def test_errors_are_one_line(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(main, "--checkpoint", str(tmp_path)) == 1
+    assert capsys.readouterr().err.startswith("error: checkpoint: there is no file")
+    arguments = ["--checkpoint", str(trained.output), "--data", str(tmp_path / "missing")]
+    assert command(main, *arguments) == 1
+    assert "no such folder" in capsys.readouterr().err

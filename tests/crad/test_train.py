@@ -1,0 +1,332 @@
+"""The training command: what it leaves, what it refuses, and that nothing is lost on the way."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import crad.batches
+from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.train import main
+from crad.training import Training, split_epoch
+
+Train = Callable[..., int]
+EPOCH = Training.run_epoch
+
+
+def measured(output: Path) -> dict[str, object]:
+    import json
+
+    results = json.loads((output / "results.json").read_text())
+    return {key: results[key] for key in ("classes", "mean", "epoch")}
+
+
+@pytest.fixture
+def data(tmp_path: Path, demo_root: Path) -> Path:
+    """A copy of the data that a test may change."""
+    return shutil.copytree(demo_root, tmp_path / "data")
+
+
+def test_what_a_run_leaves(trained) -> None:
+    files = {str(p.relative_to(trained.output)) for p in trained.output.rglob("*") if p.is_file()}
+    assert files == {
+        "checkpoint.safetensors", "results.json", "sheets/brick.png", "sheets/gauge.png",
+    }  # fmt: skip
+    results = trained.results
+    assert (results["protocol"], results["seed"], results["epoch"]) == ("crad", 0, 3)
+    assert results["classes"]["brick"]["n_train"] == results["classes"]["brick"]["n_test"] == 6
+    assert list(results["classes"]) == ["brick", "gauge"]
+    assert 0 <= results["mean"]["image_auroc"] <= 1
+    assert {"features", "training", "evaluation"} <= results["timing"].keys()
+    assert results["environment"]["torch"] == torch.__version__
+
+
+def test_the_first_line_and_the_table(
+    train_command: Train, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(demo_root, tmp_path / "run", "--device", "cpu", "--epochs", "1") == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("device cpu (")
+    assert "kernels " in first
+    assert "backbone scattering" in first
+    assert any(line.startswith("brick") for line in rest)
+    assert any(line.startswith("mean") for line in rest)
+
+
+def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> None:
+    torch.rand(3)
+    assert train_command(trained.data, tmp_path / "same", "--seed", "0") == 0
+    assert measured(tmp_path / "same") == measured(trained.output)
+    assert train_command(trained.data, tmp_path / "other", "--seed", "1") == 0
+    first, same, other = (
+        read_checkpoint(folder).model["global_representation.memory.values"]
+        for folder in (trained.output, tmp_path / "same", tmp_path / "other")
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_killed_and_resumed(trained, tmp_path: Path, train_command: Train) -> None:
+    output, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = ["--data", str(trained.data), *trained.arguments, "--epochs", "12"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crad.train", "--output", str(output), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (output / "checkpoint.safetensors").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 1 <= read_checkpoint(output).epoch < 12
+    main(["--resume", "--output", str(output)])
+    main(["--output", str(whole), *arguments])
+    assert measured(output) == measured(whole)
+    resumed, uninterrupted = (read_checkpoint(each, ALL_PARTS) for each in (output, whole))
+    for part in ALL_PARTS:
+        torch.testing.assert_close(
+            getattr(resumed, part), getattr(uninterrupted, part), rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_ctrl_c_says_how_to_go_on(
+    trained,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    epoch: int,
+) -> None:
+    def interrupted(self: Training, *arguments: object) -> float:
+        if self.epoch == epoch:
+            raise KeyboardInterrupt
+        return EPOCH(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", interrupted)
+        assert train_command(trained.data, tmp_path) == 130
+    error = capsys.readouterr().err
+    assert (f"epoch {epoch} of 3 is on disk" if epoch else "no epoch was finished") in error
+    # The same command with --resume goes on, or begins.
+    assert train_command(trained.data, tmp_path, "--resume") == 0
+    assert measured(tmp_path) == measured(trained.output)
+
+
+def test_resuming_a_finished_run_trains_no_more(
+    trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    monkeypatch.delattr(Training, "run_epoch")
+    assert train_command(trained.data, output, "--resume") == 0
+    assert measured(output) == measured(trained.output)
+
+
+def test_no_epoch_opens_a_file(
+    trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = 0
+    open_image = crad.batches.open_image
+
+    def counting(path: Path) -> object:
+        nonlocal opened
+        opened += 1
+        return open_image(path)
+
+    def epoch(self: Training, *arguments: object) -> float:
+        before = opened
+        loss = EPOCH(self, *arguments)
+        assert opened == before > 0
+        return loss
+
+    monkeypatch.setattr(crad.batches, "open_image", counting)
+    monkeypatch.setattr(Training, "run_epoch", epoch)
+    assert train_command(trained.data, tmp_path) == 0
+    assert opened == 12 + 12 + 12  # statistics, training features, test features
+
+
+def test_a_run_is_not_overwritten_by_accident(
+    trained, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    assert train_command(trained.data, output) == 1
+    assert "--resume continues it, --overwrite replaces it" in capsys.readouterr().err
+    (output / "sheets" / "old.png").touch()
+    assert train_command(trained.data, output, "--overwrite", "--epochs", "1") == 0
+    assert measured(output)["epoch"] == 1
+    assert not (output / "sheets" / "old.png").exists()
+
+
+def test_a_bad_image_is_named_before_training(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for bad in ("brick/train/good/003.png", "gauge/test/good/001.png"):
+        (data / bad).write_bytes((data / bad).read_bytes()[:200])
+        assert train_command(data, tmp_path / "run") == 1
+        captured = capsys.readouterr().err
+        assert f"error: cannot read image '{data / bad}'" in captured
+        assert "--skip-bad" in captured
+        assert "Traceback" not in captured
+        (data / bad).unlink()
+        shutil.copy(data / "brick/train/good/000.png", data / bad)
+
+
+def test_bad_images_are_skipped_named_and_counted(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = next((data / "gauge" / "ground_truth").rglob("*_mask.png"))
+    bad = [data / "brick/train/good/003.png", data / "gauge/test/good/001.png", mask]
+    for path in bad:
+        path.write_bytes(b"no image")
+    assert train_command(data, tmp_path / "run", "--skip-bad") == 0
+    captured = capsys.readouterr()
+    for path in bad:
+        assert captured.err.count(f"skipped: cannot read image '{path}'") == 1
+    assert "3 images could not be read" in captured.out
+    classes = measured(tmp_path / "run")["classes"]
+    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (5, 4)
+
+
+def test_a_class_without_readable_images(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (data / "brick/train/good").iterdir():
+        path.write_bytes(b"no image")
+    assert train_command(data, tmp_path / "run", "--skip-bad") == 1
+    assert "no image of class 'brick'" in capsys.readouterr().err
+
+
+def test_without_test_images(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("brick", "gauge"):
+        shutil.rmtree(data / name / "test")
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    assert "not measured: there are no test images" in capsys.readouterr().out
+    results = measured(tmp_path / "run")
+    assert results["mean"] == {"image_auroc": None, "pixel_auroc": None}
+    assert results["classes"]["brick"]["n_test"] == 0
+
+
+def test_without_masks(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("brick", "gauge"):
+        shutil.rmtree(data / name / "ground_truth")
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    assert "pixel AUROC not measured" in capsys.readouterr().out
+    mean = measured(tmp_path / "run")["mean"]
+    assert mean["pixel_auroc"] is None
+    assert mean["image_auroc"] is not None
+
+
+def test_a_loss_that_is_not_finite_stops_and_spoils_nothing(
+    trained,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spoilt(self: Training, *arguments: object) -> float:
+        if self.epoch == 1:
+            self.model.local_representation.memory.values.data.fill_(float("nan"))
+        return EPOCH(self, *arguments)
+
+    monkeypatch.setattr(Training, "run_epoch", spoilt)
+    assert train_command(trained.data, tmp_path) == 1
+    assert "the loss of epoch 2 is nan" in capsys.readouterr().err
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.epoch == 1
+    assert all(t.isfinite().all() for t in checkpoint.model.values())
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(
+    trained,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert train_command(trained.data, tmp_path) == 1
+    assert "checkpoint.safetensors" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_changed_are_not_resumed(
+    trained, data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    (data / "brick/train/good/000.png").unlink()
+    assert train_command(data, tmp_path / "run", "--epochs", "1", "--resume") == 1
+    assert "are not those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "missing"], "no such folder"),
+        (["--image-size", "60"], "multiples of 8"),
+        (["--backbone", "resnet81"], "resnet18"),
+        (["--output", __file__], "is a file"),
+        pytest.param(
+            ["--device", "cuda"],
+            "no usable CUDA",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without"),
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert train_command(demo_root, tmp_path / "run", *arguments) == 1
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
+    assert message in line
+
+
+def test_a_timm_backbone(
+    trained, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    torch.manual_seed(5)
+    weights = tmp_path / "resnet18.pth"
+    torch.save(timm.create_model("resnet18").state_dict(), weights)
+    arguments = ["--backbone", "resnet18", "--weights", str(weights), "--preset", "tiny"]
+    output = tmp_path / "run"
+    assert train_command(trained.data, output, *arguments, "--epochs", "1") == 0
+    weights.unlink()  # the checkpoint holds them
+    detector = crad.load(output)
+    assert len(detector.predict(next(trained.data.rglob("*.png")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+)
+def test_batches_of_an_epoch(images: int, batch_size: int, sizes: list[int]) -> None:
+    batches = split_epoch(torch.randperm(images), batch_size)
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(torch.cat(batches).tolist()) == list(range(images))
