@@ -17,10 +17,12 @@ constexpr int kLanes = 16;
 
 template <class X>
 struct Block {
+  int64_t point[kLanes];     // counts over batch and points
   X coord[kMaxDim][kLanes];  // jittered, along the axes
   X t[kMaxDim][kLanes];      // distance of the index from the first tap
   X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
   int64_t first[kLanes];     // offset in the grid of the corner of all first taps
+  int64_t cell[kLanes];      // which cell of the grid and its border the point lies in
   uint64_t inside[kLanes];   // a bit per tap and axis, see tap_bit: the tap lies inside the grid
   uint32_t finite[kLanes];   // whether the index is finite, or its padding makes it so
 };
@@ -55,12 +57,12 @@ inline Corners corners_of(const Geometry<X>& geometry) {
 }
 
 template <class X>
-inline void add_jitter(const Geometry<X>& geometry, uint64_t first_point, Block<X>& block) {
+inline void add_jitter(const Geometry<X>& geometry, Block<X>& block) {
   for (int d = 0; d < geometry.ndim; d += 2) {
     float even[kLanes], odd[kLanes];
     const bool second_pair = d % 4 == 2;
     for (int i = 0; i < kLanes; ++i) {
-      const Words words = jitter_words(geometry.seed, first_point + i, d / 4);
+      const Words words = jitter_words(geometry.seed, block.point[i], d / 4);
       normal_pair(second_pair ? words.word[2] : words.word[0],
                   second_pair ? words.word[3] : words.word[1], even[i], odd[i]);
     }
@@ -104,6 +106,8 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
               << (axis * kMaxTaps + tap);
     block.inside[i] |= bits;
     block.first[i] += entry * stride;
+    const int64_t cell = entry < -1 ? -1 : entry >= size ? size - 1 : entry;
+    block.cell[i] = block.cell[i] * (size + 1) + cell + 1;
   }
 }
 
@@ -126,18 +130,16 @@ inline void with_constants(Mode mode, Padding padding, F f) {
   }
 }
 
-// Locates `count` points of `coords`; `first_point` counts over batch and points.
+// Locates the points that block.point names; `coords` holds those of all points.
 template <class X>
-inline void locate(const Geometry<X>& geometry, const X* coords, uint64_t first_point, int count,
-                   Block<X>& block) {
-  for (int axis = 0; axis < geometry.ndim; ++axis) {
-    const X* component = coords + geometry.ndim - 1 - axis;
-    for (int i = 0; i < count; ++i) block.coord[axis][i] = component[i * geometry.ndim];
-    for (int i = count; i < kLanes; ++i) block.coord[axis][i] = 0;
-  }
-  if (geometry.jittered) add_jitter(geometry, first_point, block);
+inline void locate(const Geometry<X>& geometry, const X* coords, Block<X>& block) {
+  for (int axis = 0; axis < geometry.ndim; ++axis)
+    for (int i = 0; i < kLanes; ++i)
+      block.coord[axis][i] = coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
+  if (geometry.jittered) add_jitter(geometry, block);
   for (int i = 0; i < kLanes; ++i) {
     block.first[i] = 0;
+    block.cell[i] = 0;
     block.inside[i] = 0;
     block.finite[i] = 1;
   }

@@ -1,6 +1,7 @@
 // The loops of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
 #include "block.h"
+#include "cells.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -112,11 +113,11 @@ void forward(const Problem& problem, const Range& range, void* output) {
   int64_t offset[kMaxCorners];
   int corner[kMaxCorners];
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
-    locate(geometry, coords + p * problem.ndim, p, points, block);
+    const int points = take_points(block, range.point_end - p, nullptr, p);
+    locate(geometry, coords, block);
     weigh(geometry, block, -1, block_weight);
     for (int i = 0; i < points; ++i) {
-      T* row = static_cast<T*>(output) + (p + i) * problem.channels;
+      T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
       const int count =
           corners_inside(corners, block, i, block_weight, corner, offset, weight);
       if (block.finite[i])
@@ -172,10 +173,20 @@ void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* g
   take(std::integral_constant<int, 1>{});
 }
 
+// Asks for the start of a row ahead of its use; the processor's own prefetcher follows from there.
+template <class T>
+void prefetch(const T* row, int64_t channels) {
+  constexpr int64_t kLine = 64, kBytes = 1024;
+  const char* from = reinterpret_cast<const char*>(row);
+  const int64_t bytes = std::min<int64_t>(channels * static_cast<int64_t>(sizeof(T)), kBytes);
+  for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(from + byte);
+}
+
+// The points of a range, up to kGroup of them, in the order given (null: as they come).
 template <bool Values, bool Coords, class T, class X>
-void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
+void backward_group(const Problem& problem, const Geometry<X>& geometry, const Range& range,
+                    const Gradients& gradients, const int32_t* order) {
   using A = accumulator<T>;
-  const Geometry<X> geometry = geometry_of<X>(problem);
   const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
@@ -184,34 +195,55 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   A weight[kMaxCorners], dot[kMaxCorners];
   int64_t offset[kMaxCorners];
   int corner[kMaxCorners];
-  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
-    locate(geometry, coords + p * problem.ndim, p, points, block);
+  const int64_t count = range.point_end - range.point_begin;
+  for (int64_t p = 0; p < count; p += kLanes) {
+    const int points = take_points(block, count - p, order ? order + p : nullptr,
+                                   range.point_begin + (order ? 0 : p));
+    locate(geometry, coords, block);
     weigh(geometry, block, -1, block_weight);
+    const T* grad_output = static_cast<const T*>(gradients.grad_output) + range.channel_begin;
+    const int64_t channels = range.channel_end - range.channel_begin;
     for (int i = 0; i < points; ++i) {
-      const int count =
+      if (0) prefetch(grad_output + block.point[i + 2] * problem.channels, channels);
+      const int inside =
           block.finite[i]
               ? corners_inside(corners, block, i, block_weight, corner, offset, weight)
               : 0;
       splat_all<Values, Coords>(
-          count, static_cast<const T*>(gradients.grad_output) + (p + i) * problem.channels, grid,
-          static_cast<A*>(gradients.grad_values), offset, weight, dot, range.channel_begin,
+          inside, static_cast<const T*>(gradients.grad_output) + block.point[i] * problem.channels,
+          grid, static_cast<A*>(gradients.grad_values), offset, weight, dot, range.channel_begin,
           range.channel_end);
       if (!Coords) continue;
       for (int k = 0; k < corners.count; ++k)
         block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
-      for (int k = 0; k < count; ++k) block_dot[corner[k]][i] = dot[k];
+      for (int k = 0; k < inside; ++k) block_dot[corner[k]][i] = dot[k];
     }
     if (!Coords) continue;
-    X* grad_coords = static_cast<X*>(gradients.grad_coords) + p * problem.ndim;
     for (int axis = 0; axis < problem.ndim; ++axis) {
       weigh(geometry, block, axis, block_weight);
       for (int i = 0; i < points; ++i) {
         A total = 0;
         for (int k = 0; k < corners.count; ++k) total += block_weight[k][i] * block_dot[k][i];
-        grad_coords[i * problem.ndim + problem.ndim - 1 - axis] = static_cast<X>(total);
+        static_cast<X*>(gradients.grad_coords)[block.point[i] * problem.ndim + problem.ndim - 1 -
+                                               axis] = static_cast<X>(total);
       }
     }
+  }
+}
+
+template <bool Values, bool Coords, class T, class X>
+void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
+  const Geometry<X> geometry = geometry_of<X>(problem);
+  int32_t order[kGroup];
+  Range group = range;
+  for (int64_t begin = range.point_begin; begin < range.point_end; begin += kGroup) {
+    const int count = static_cast<int>(std::min<int64_t>(kGroup, range.point_end - begin));
+    group.point_begin = begin;
+    group.point_end = begin + count;
+    const int cells = cells_of(geometry, count);
+    if (cells)
+      order_by_cell(geometry, static_cast<const X*>(problem.coords), begin, count, cells, order);
+    backward_group<Values, Coords, T>(problem, geometry, group, gradients, cells ? order : nullptr);
   }
 }
 

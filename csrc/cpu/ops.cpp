@@ -5,10 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -18,6 +14,7 @@
 #include "../core/jitter.h"
 #include "kernels.h"
 #include "plan.h"
+#include "recycler.h"
 
 namespace crad {
 namespace {
@@ -167,23 +164,18 @@ void for_each_block(int64_t elements, F f) {
   torch::stable::parallel_for(0, elements, 32 * 1024, f);
 }
 
-// Asks for huge pages behind a large new tensor: the first touch of 4 KiB pages costs more than what
-// the kernels then write to them.
-void advise_huge_pages(const Tensor& tensor, int64_t element) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 * 1024 * 1024;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t end = begin + tensor.numel() * element;
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = end / kHugePage * kHugePage;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  Tensor tensor = torch::stable::new_empty(like, shape, type);
-  advise_huge_pages(tensor, bytes_of(type));
-  return tensor;
+  int64_t bytes = bytes_of(type);
+  for (const int64_t length : shape) bytes *= length;
+  if (bytes < Recycler::kSmallest) return torch::stable::new_empty(like, shape, type);
+  void* const memory = Recycler::instance().take(bytes);
+  STD_TORCH_CHECK(memory, "sample(): not enough memory for a result of ", bytes, " bytes");
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t axis = shape.size() - 1; axis > 0; --axis)
+    strides[axis - 1] = strides[axis] * shape[axis];
+  return torch::stable::from_blob(
+      memory, shape, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
+      [bytes](void* data) { Recycler::instance().give_back(data, bytes); });
 }
 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,

@@ -66,13 +66,23 @@ inline Pack<double> multiply_add(Pack<double> a, Pack<double> b, Pack<double> c)
 #endif
 }
 
+// The sum of the lanes, halving the vector until it has 16 bytes.
+template <class A, int bytes = CRAD_VECTOR_BYTES>
+inline A sum_lanes(const void* lanes) {
+  typedef A Half __attribute__((vector_size(bytes / 2)));
+  Half low, high;
+  memcpy(&low, lanes, sizeof(low));
+  memcpy(&high, static_cast<const char*>(lanes) + sizeof(low), sizeof(high));
+  low += high;
+  if constexpr (sizeof(low) == sizeof(A))
+    return low[0];
+  else
+    return sum_lanes<A, bytes / 2>(&low);
+}
+
 template <class A>
 inline A sum(Pack<A> pack) {
-  A lanes[Pack<A>::width];
-  memcpy(lanes, &pack, sizeof(lanes));
-  for (int half = Pack<A>::width / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return sum_lanes<A>(&pack);
 }
 
 // ---- whole packs ----
