@@ -1,0 +1,169 @@
+"""The cases that the kernel tests run over, and how near is near enough."""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MODES = ("nearest", "linear")
+PADDING_MODES = ("zeros", "border", "reflection")
+
+# One size for each number of dimensions; axes differ, lest one be taken for another.
+SIZES = {
+    1: (5,),
+    2: (4, 3),
+    3: (3, 4, 2),
+    4: (2, 3, 4, 2),
+    5: (2, 3, 2, 4, 2),
+    6: (2, 3, 2, 2, 1, 3),
+    7: (2, 1, 2, 3, 2, 2, 2),
+    8: (2, 3, 1, 2, 2, 1, 2, 3),
+}
+
+# The largest errors, relative to the largest magnitude of what is expected. Of a sum of products:
+SAME_INDEX = {torch.float64: 2e-15, torch.float32: 1e-6}
+# In float64, where another formula computed the index, whose rounding grows with the distance:
+OTHER_INDEX = 2e-14
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `crad_kernels.sample`.
+
+    Attributes:
+        size: entries per axis, slowest axis first.
+        channels: channels of an entry.
+        points: shape of the coordinates, without the batch axis and the components.
+        batch: grids, each with its own points; None for one grid that all points share.
+        mode: as `crad_kernels.sample` takes it.
+        padding_mode: as `crad_kernels.sample` takes it.
+        align_corners: as `crad_kernels.sample` takes it.
+        dtype: of the values.
+        coords_dtype: of the coordinates.
+    """
+
+    size: tuple[int, ...]
+    channels: int = 3
+    points: tuple[int, ...] = (23,)
+    batch: int | None = None
+    mode: str = "linear"
+    padding_mode: str = "zeros"
+    align_corners: bool = False
+    dtype: torch.dtype = torch.float64
+    coords_dtype: torch.dtype = torch.float64
+
+    def __str__(self) -> str:
+        """A readable test id; what is as usual is left out."""
+        parts = [
+            "x".join(map(str, self.size)) + f"x{self.channels}",
+            "x".join(map(str, self.points)),
+            "shared" if self.batch is None else f"batch{self.batch}",
+            self.mode,
+            self.padding_mode,
+        ]
+        if self.align_corners:
+            parts.append("align_corners")
+        if (self.dtype, self.coords_dtype) != (torch.float64, torch.float64):
+            parts += [
+                str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.coords_dtype)
+            ]
+        return "-".join(parts)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.size)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes the call, tensors and backend aside."""
+        return {
+            "mode": self.mode,
+            "padding_mode": self.padding_mode,
+            "align_corners": self.align_corners,
+        }
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, coordinates, and a gradient of the output; the same at every call.
+
+        The coordinates keep a tenth of an entry away from where the sample jumps or bends, so that
+        rounding never takes them across; three in four lie in the grid or next to it, the others
+        anywhere within three times its size.
+        """
+        random = np.random.default_rng(0)
+        grids = () if self.batch is None else (self.batch,)
+        shape = (*grids, *self.points, self.ndim)
+        values = random.standard_normal((*grids, *self.size, self.channels))
+        grad_output = random.standard_normal((*shape[:-1], self.channels))
+        size = np.array(self.size[::-1])
+        near = random.random((*shape[:-1], 1)) < 0.75
+        entry = np.where(near, random.integers(-1, size + 1, shape), 0)
+        entry = np.where(near, entry, random.integers(-3 * size, 4 * size, shape))
+        index = entry + random.uniform(0.1, 0.4, shape) * random.choice((-1, 1), shape)
+        coords = coords_of(index, size, self.align_corners)
+        return (
+            torch.tensor(values, dtype=self.dtype),
+            torch.tensor(coords, dtype=self.coords_dtype),
+            torch.tensor(grad_output, dtype=self.dtype),
+        )
+
+
+def coords_of(index: np.ndarray, size: np.ndarray, align_corners: bool) -> np.ndarray:
+    """The coordinates of fractional positions; any, along an axis of one aligned entry."""
+    if align_corners:
+        return np.where(size > 1, index / np.maximum(size - 1, 1) * 2 - 1, index)
+    return (2 * index + 1) / size - 1
+
+
+def every_option(case: Case) -> list[Case]:
+    """A case in all modes, paddings and alignments."""
+    return [
+        replace(case, mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        for mode, padding_mode, align_corners in product(MODES, PADDING_MODES, (False, True))
+    ]
+
+
+def cases(*ndims: int, **changes: Any) -> list[Case]:
+    """All options for each number of dimensions; `changes` as the fields of `Case`."""
+    return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes))]
+
+
+# Shapes that take every way through a vectorised, tiled and chunked implementation.
+SHAPES = [
+    Case((1,), channels=1, points=()),
+    Case((1, 1, 1), channels=2, points=(5,), padding_mode="reflection", align_corners=True),
+    Case((7, 1), channels=1, points=(16,), padding_mode="border"),
+    Case((3, 4), channels=5, points=(4, 1, 5), batch=1),
+    Case((3, 4), channels=8, points=(17,), batch=3, padding_mode="reflection"),
+    Case((3, 4), channels=16, points=(33,), batch=2, mode="nearest"),
+    Case((8, 8), channels=31, points=(7, 7), batch=4, align_corners=True),
+    Case((8, 8), channels=216, points=(300,)),
+    Case((5, 6, 7), channels=67, points=(200,), padding_mode="border"),
+    Case((64, 65), channels=130, points=(150,), batch=2),
+    Case((4, 4), channels=3000, points=(40,), padding_mode="reflection"),
+    Case((300, 200), channels=2, points=(3000,)),
+    Case((9,), channels=3, points=(5000,), padding_mode="reflection", align_corners=True),
+]
+
+# Dtypes of values and coords.
+DTYPES = [
+    (torch.float64, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float32, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+]
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """The largest error is at most `tolerance` times the largest magnitude of `expected` (or 1)."""
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach().double(), expected.detach().double()
+    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    error = (actual - expected).abs().max().item() if expected.numel() else 0.0
+    assert math.isfinite(error)
+    assert error <= tolerance * scale, f"error {error:.3g} of {scale:.3g}"

@@ -1,0 +1,79 @@
+"""Which backends there are, which one is taken, and what is said of one that cannot be used."""
+
+import importlib.util
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import torch
+
+from crad_kernels import backends, sample
+from crad_kernels.backends import _TABLE, Backend, choose, cpu
+
+VALUES, COORDS = torch.zeros(4, 3, 2), torch.zeros(5, 2)
+
+
+def test_every_backend_says_whether_it_is_usable_and_why_not() -> None:
+    for name, record in backends().items():
+        assert record.name == name
+        assert isinstance(record.devices, tuple)
+        assert record.usable == (record.reason == "")
+    assert backends()["reference"].usable
+
+
+def test_the_table_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        backends()["other"] = backends()["reference"]  # type: ignore[index]
+
+
+def test_the_first_that_takes_the_tensors_is_the_default() -> None:
+    usable = [record for record in backends().values() if record.takes(COORDS.device, 2)]
+    assert choose(None, COORDS.device, 2) == usable[0]
+    assert choose(None, torch.device("meta"), 2).name == "reference"
+    assert choose(None, COORDS.device, 9).name == "reference"
+
+
+def test_a_name_takes_that_backend(backend: str) -> None:
+    assert choose(backend, COORDS.device, 2).name == backend
+
+
+@pytest.fixture
+def unusable() -> Iterator[str]:
+    """A backend that would be the first choice, if it could be used."""
+    table = dict(_TABLE)
+    _TABLE.clear()
+    _TABLE.update({"missing": Backend("missing", False, ("cpu",), "no compiler; install one")})
+    _TABLE.update(table)
+    yield "missing"
+    del _TABLE["missing"]
+
+
+def test_an_unusable_backend_names_its_reason(unusable: str) -> None:
+    assert not backends()[unusable].usable
+    with pytest.raises(ValueError, match="'missing' is not usable here: no compiler; install one"):
+        sample(VALUES, COORDS, backend=unusable)
+
+
+def test_an_unusable_backend_is_not_chosen(unusable: str) -> None:
+    assert choose(None, COORDS.device, 2).name != unusable
+    assert sample(VALUES, COORDS).shape == (5, 2)
+
+
+def test_a_library_that_was_not_built_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "compiler" in cpu._load()
+    assert "pip install" in cpu._load()
+
+
+def test_a_library_that_does_not_load_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    spec = ModuleSpec("crad_kernels._cpu", None, origin=str(broken))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert str(broken) in cpu._load()
+    assert "pip install" in cpu._load()

@@ -1,0 +1,190 @@
+"""The operators as the compiler sees them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from crad_kernels import _op, sample
+from tests.cases import DTYPES, SAME_INDEX, Case, assert_near
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
+    # opcheck looks at the gradients of its own copies.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+CASES = [
+    Case((4, 3), points=(5,)),
+    Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
+    Case((5,), points=(0,), mode="nearest", padding_mode="border"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+# ---- the operators ----
+
+
+def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
+    values, coords, _ = case.tensors()
+    options = (
+        torch.tensor(3) if jitter else None,
+        torch.full((case.ndim,), 0.1, dtype=coords.dtype) if jitter else None,
+        ("nearest", "linear").index(case.mode),
+        ("zeros", "border", "reflection").index(case.padding_mode),
+        case.align_corners,
+        0,
+    )
+    return values.requires_grad_(), coords.requires_grad_(), *options
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("jitter", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sample_is_a_proper_operator(
+    compiled_backend: str, case: Case, jitter: bool, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    operator = torch.ops.crad_kernels.sample.default
+    torch.library.opcheck(operator, operator_arguments(case, jitter))
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sample_backward_is_a_proper_operator(
+    compiled_backend: str, case: Case, wanted: tuple[bool, bool]
+) -> None:
+    grad_output = case.tensors()[2].requires_grad_()
+    operator = torch.ops.crad_kernels.sample_backward.default
+    arguments = (grad_output, *operator_arguments(case, True), *wanted)
+    torch.library.opcheck(operator, arguments)
+
+
+def test_gradients_keep_the_strides_the_compiler_expects(compiled_backend: str) -> None:
+    """Results are contiguous whatever the strides of the arguments."""
+    case = CASES[1]
+    strided = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in case.tensors()]
+    values, coords, *options = operator_arguments(case, False)
+    values, coords, grad_output = strided
+    torch.library.opcheck(torch.ops.crad_kernels.sample.default, (values, coords, *options))
+    torch.library.opcheck(
+        torch.ops.crad_kernels.sample_backward.default,
+        (grad_output, values, coords, *options, True, True),
+    )
+
+
+# ---- torch.compile ----
+
+
+def compiled(function: Any) -> tuple[Any, CompileCounterWithBackend]:
+    """The function without its Python, and a counter of how often it was compiled."""
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(function, backend=counter, fullgraph=True), counter
+
+
+@pytest.mark.parametrize(
+    ("case", "needs_gradient"),
+    [
+        *((case, (True, True)) for case in CASES),
+        (CASES[0], (True, False)),
+        (CASES[0], (False, True)),
+    ],
+    ids=str,
+)
+def test_compiles_whole(backend: str, case: Case, needs_gradient: tuple[bool, bool]) -> None:
+    def call(values: Tensor, coords: Tensor) -> Tensor:
+        return sample(values, coords, **case.options, jitter_std=0.1, seed=4, backend=backend).sin()
+
+    values, coords, grad_output = case.tensors()
+    leaves = values.requires_grad_(needs_gradient[0]), coords.requires_grad_(needs_gradient[1])
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    results = []
+    for function in (call, compiled(call)[0]):
+        out = function(*leaves)
+        results.append((out, *torch.autograd.grad(out, wanted, grad_output)))
+    for got, expected in zip(*results, strict=True):
+        assert_near(got, expected, SAME_INDEX[torch.float64])
+
+
+def test_compiles_without_gradients(backend: str) -> None:
+    values, coords, _ = CASES[0].tensors()
+    function, _ = compiled(lambda v, x: sample(v, x, backend=backend))
+    out = function(values, coords)
+    assert not out.requires_grad
+    assert torch.equal(out, sample(values, coords, backend=backend))
+
+
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_seeds_do_not_compile_again(backend: str, as_tensor: bool) -> None:
+    """One frame for tensors; for ints, the second tells the compiler that they change."""
+    values, coords, _ = CASES[0].tensors()
+
+    def call(seed: int | Tensor) -> Tensor:
+        return sample(values, coords, jitter_std=0.1, seed=seed, backend=backend)
+
+    function, counter = compiled(call)
+    for seed in (5, 6, 7, 2**40, 9):
+        argument = torch.tensor(seed) if as_tensor else seed
+        assert torch.equal(function(argument), call(seed))
+    assert counter.frame_count == (1 if as_tensor else 2)
+
+
+def test_drawn_seeds_do_not_compile_again(backend: str) -> None:
+    values, coords, _ = CASES[0].tensors()
+    function, counter = compiled(lambda v, x: sample(v, x, jitter_std=(0.1, 0.2), backend=backend))
+    outs = [function(values, coords) for _ in range(4)]
+    assert counter.frame_count == 1
+    assert len({out.numpy().tobytes() for out in outs}) == 4
+    torch.manual_seed(0)
+    first = function(values, coords)
+    torch.manual_seed(0)
+    assert torch.equal(function(values, coords), first)
+
+
+def test_number_of_points_compiles_once_more(backend: str) -> None:
+    """The second number of points makes it a symbol; there is no third."""
+    values, _, _ = CASES[0].tensors()
+    function, counter = compiled(lambda v, x: sample(v, x, backend=backend))
+    for points in (5, 6, 7, 30):
+        coords = torch.linspace(-1, 1, 2 * points, dtype=torch.float64).reshape(points, 2)
+        assert torch.equal(function(values, coords), sample(values, coords, backend=backend))
+    assert counter.frame_count == 2
+
+
+def test_the_code_generator_agrees(compiled_backend: str) -> None:
+    """Through all of the compiler, forward and backward, with work around the operator."""
+    case = Case((4, 3), points=(6, 5), dtype=torch.float32, coords_dtype=torch.float32)
+
+    def call(values: Tensor, coords: Tensor) -> Tensor:
+        moved = (coords * 0.7).movedim(0, 1)
+        return sample(values * 2, moved, backend=compiled_backend).movedim(-1, 0).relu()
+
+    values, coords, _ = case.tensors()
+    leaves = values.requires_grad_(), coords.requires_grad_()
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True)):
+        out = function(*leaves)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for got, expected in zip(*results, strict=True):
+        assert_near(got, expected, SAME_INDEX[torch.float32])
+
+
+def test_exports(compiled_backend: str) -> None:
+    """Into a graph of one operator, from fake tensors."""
+
+    class Module(torch.nn.Module):
+        def forward(self, values: Tensor, coords: Tensor) -> Tensor:
+            return sample(values, coords, backend=compiled_backend)
+
+    values, coords, _ = CASES[0].tensors()
+    program = torch.export.export(Module(), (values, coords))
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert calls == [_op._sample]
+    assert torch.equal(program.module()(values, coords), Module()(values, coords))

@@ -1,0 +1,283 @@
+"""Empty, tiny and strided tensors, and coordinates that are no places."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crad_kernels import sample
+from tests.cases import SIZES, Case, assert_near, coords_of, every_option
+
+INF, NAN = math.inf, math.nan
+
+
+def gradients(
+    values: Tensor, coords: Tensor, grad_output: Tensor, case: Case, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sample and its gradients with respect to values and coords."""
+    leaves = values.detach().requires_grad_(), coords.detach().requires_grad_()
+    out = sample(*leaves, **case.options, backend=backend)
+    return out, *torch.autograd.grad(out, leaves, grad_output)
+
+
+# ---- empty ----
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((4, 3), points=(0,)),
+        Case((4, 3), points=(2, 0, 3)),
+        Case((4, 3), points=(0,), batch=2),
+        Case((4, 3), batch=0),
+        Case((4, 3), batch=0, points=(0,)),
+        Case((4, 3), channels=0),
+        Case((4, 3), channels=0, batch=2),
+        Case((2,) * 8, channels=0, points=(0,)),
+    ],
+    ids=str,
+)
+def test_empty_tensors(backend: str, case: Case) -> None:
+    """The result is as empty as they are, and the gradients are zero."""
+    values, coords, grad_output = case.tensors()
+    out, grad_values, grad_coords = gradients(values, coords, grad_output, case, backend)
+    assert out.shape == grad_output.shape
+    assert torch.equal(grad_values, torch.zeros_like(values))
+    assert torch.equal(grad_coords, torch.zeros_like(coords))
+    jittered = sample(values, coords, jitter_std=0.1, seed=0, backend=backend)
+    assert jittered.shape == out.shape
+
+
+# ---- tiny ----
+
+
+@pytest.mark.parametrize("ndim", SIZES)
+@pytest.mark.parametrize("case", every_option(Case((1,))), ids=str)
+def test_axes_of_one_entry(backend: str, case: Case, ndim: int) -> None:
+    """Inside, and everywhere with border or reflection, the one entry is all there is."""
+    case = replace(case, size=(1,) * ndim)
+    values, _, _ = case.tensors()
+    inside = 0.9 if case.mode == "nearest" or case.align_corners else 0.0
+    reach = inside if case.padding_mode == "zeros" else 5.0
+    coords = torch.linspace(-reach, reach, 5, dtype=torch.float64)[:, None].expand(5, ndim)
+    grad_output = torch.ones(5, case.channels, dtype=torch.float64)
+    out, grad_values, grad_coords = gradients(values, coords, grad_output, case, backend)
+    assert_near(out, values.reshape(1, -1).expand_as(out), 1e-15)
+    assert_near(grad_values, torch.full_like(values, 5.0), 1e-15)
+    if case.padding_mode != "zeros":
+        assert not grad_coords.any()
+
+
+def test_a_point_without_an_axis_of_points(backend: str) -> None:
+    values, coords, _ = Case((4, 3), points=(1,)).tensors()
+    out = sample(values, coords[0], backend=backend)
+    assert torch.equal(out, sample(values, coords, backend=backend)[0])
+
+
+# ---- strided ----
+
+
+def test_strided_inputs_are_as_good_as_contiguous_ones(backend: str) -> None:
+    case = Case((4, 3), channels=6, points=(5, 4), batch=2)
+    values, coords, grad_output = case.tensors()
+    expected = gradients(values, coords, grad_output, case, backend)
+    for stride in (
+        lambda tensor: tensor.movedim(-1, 1).contiguous().movedim(1, -1),
+        lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+        lambda tensor: torch.cat((tensor, tensor))[2:],
+    ):
+        strided = [stride(tensor) for tensor in (values, coords, grad_output)]
+        assert not all(map(torch.Tensor.is_contiguous, strided)) or strided[0].storage_offset()
+        for got, wanted in zip(gradients(*strided, case, backend), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_expanded_inputs_are_as_good_as_contiguous_ones(backend: str) -> None:
+    case = Case((4, 3), channels=6, points=(5, 1), batch=1)
+    values, coords, grad_output = (tensor[:, :1] for tensor in case.tensors())
+    values = case.tensors()[0]
+    tensors = (
+        values.expand(3, 4, 3, 6),
+        coords.expand(3, 5, 4, 2),
+        grad_output[..., :1].expand(3, 5, 4, 6),
+    )
+    expected = gradients(*(tensor.contiguous() for tensor in tensors), case, backend)
+    for got, wanted in zip(gradients(*tensors, case, backend), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_sum_over_an_expanded_grid_is_the_gradient_of_the_shared_one(backend: str) -> None:
+    case = Case((4, 3), points=(5,), batch=3)
+    _, coords, grad_output = case.tensors()
+    values = case.tensors()[0][0]
+    shared = gradients(values, coords, grad_output, case, backend)
+    expanded = gradients(values.expand(3, 4, 3, 3), coords, grad_output, case, backend)
+    assert torch.equal(shared[0], expanded[0])
+    assert_near(shared[1], expanded[1].sum(0), 2e-15)
+    assert torch.equal(shared[2], expanded[2])
+
+
+# ---- coordinates that are no places ----
+
+SQUARE = Case((4, 8), channels=5, points=(6,))
+
+
+def with_component(coords: Tensor, component: int, coordinate: float) -> Tensor:
+    """All points moved to one place along a component."""
+    moved = coords.clone()
+    moved[:, component] = coordinate
+    return moved
+
+
+@pytest.mark.parametrize("component", [0, 1])
+@pytest.mark.parametrize("coordinate", [NAN, INF, -INF, 3e38])
+@pytest.mark.parametrize(
+    "case", [case for case in every_option(SQUARE) if case.padding_mode == "zeros"], ids=str
+)
+def test_zeros_padding_makes_a_non_finite_index_nan(
+    backend: str, case: Case, coordinate: float, component: int
+) -> None:
+    """Of a point alone: the others, and the gradient of the values, do not know of it."""
+    case = replace(case, dtype=torch.float32, coords_dtype=torch.float32)
+    values, coords, grad_output = case.tensors()
+    bad = torch.tensor([False, True, True, False, False, True])
+    coords[bad] = with_component(coords[bad], component, coordinate)
+    out, grad_values, grad_coords = gradients(values, coords, grad_output, case, backend)
+    expected = gradients(values, coords[~bad], grad_output[~bad], case, backend)
+    assert out[bad].isnan().all()
+    assert grad_coords[bad].isnan().all()
+    assert torch.equal(out[~bad], expected[0])
+    assert_near(grad_values, expected[1], 1e-6)
+    assert torch.equal(grad_coords[~bad], expected[2])
+
+
+@pytest.mark.parametrize("component", [0, 1])
+@pytest.mark.parametrize("coordinate", [1e30, -1e30, 1e8, 1e300, -1e300])
+@pytest.mark.parametrize(
+    "case", [case for case in every_option(SQUARE) if case.padding_mode == "zeros"], ids=str
+)
+def test_zeros_padding_is_zero_far_away(
+    backend: str, case: Case, coordinate: float, component: int
+) -> None:
+    values, coords, grad_output = case.tensors()
+    coords = with_component(coords, component, coordinate)
+    for result in gradients(values, coords, grad_output, case, backend):
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+FIRST, LAST = 0, -1
+
+
+@pytest.mark.parametrize("component", [0, 1])
+@pytest.mark.parametrize(
+    ("padding_mode", "coordinate", "entry"),
+    [
+        ("border", NAN, FIRST),
+        ("border", -INF, FIRST),
+        ("border", -1e30, FIRST),
+        ("border", 1e30, LAST),
+        ("border", INF, LAST),
+        ("reflection", NAN, FIRST),
+        ("reflection", INF, FIRST),
+        ("reflection", -INF, FIRST),
+        ("reflection", 1e30, FIRST),
+        ("reflection", -1e30, FIRST),
+        ("reflection", 2.0**31, FIRST),  # times at least 3 / 2: the index is beyond 2^31
+    ],
+)
+@pytest.mark.parametrize("coords_dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_border_and_reflection_padding_give_an_entry(
+    backend: str,
+    mode: str,
+    align_corners: bool,
+    coords_dtype: torch.dtype,
+    padding_mode: str,
+    coordinate: float,
+    entry: int,
+    component: int,
+) -> None:
+    """The outer entry along that component, as if it had been asked for, with no slope along it."""
+    case = replace(
+        SQUARE,
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
+        dtype=coords_dtype,
+        coords_dtype=coords_dtype,
+    )
+    values, coords, grad_output = case.tensors()
+    size = case.size[1 - component]
+    at_entry = float(coords_of(np.array(entry % size), np.array(size), align_corners))
+    actual = gradients(
+        values, with_component(coords, component, coordinate), grad_output, case, backend
+    )
+    expected = gradients(
+        values, with_component(coords, component, at_entry), grad_output, case, backend
+    )
+    assert not actual[2][:, component].any()
+    for got, wanted in zip(actual, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in every_option(SQUARE) if case.mode == "linear"], ids=str
+)
+def test_torch_follows_the_same_rule(backend: str, case: Case) -> None:
+    """In its 2-D kernel, forward."""
+    case = replace(case, dtype=torch.float32, coords_dtype=torch.float32)
+    values, _, _ = case.tensors()
+    places = [NAN, INF, -INF, 1e30, -1e30, 3e38, -0.4, 0.3]
+    coords = torch.cartesian_prod(torch.tensor(places), torch.tensor(places))
+    expected = F.grid_sample(
+        values.movedim(-1, 0)[None],
+        coords[None, None],
+        padding_mode=case.padding_mode,
+        align_corners=case.align_corners,
+    )[0, :, 0].T
+    actual = sample(values, coords, **case.options, backend=backend)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", every_option(Case((16, 16), points=(8,))), ids=str)
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_entries_that_are_not_sampled_do_not_leak(backend: str, case: Case, poison: float) -> None:
+    """Neither into the result nor into a gradient."""
+    values, coords, grad_output = case.tensors()
+    clean = gradients(values, coords, grad_output, case, backend)
+    weight = gradients(values, coords, torch.ones_like(grad_output), case, backend)[1]
+    # Neighbours count as sampled: a tap in the grid may have weight 0.
+    sampled = F.max_pool2d(weight.movedim(-1, 0), 3, 1, 1).movedim(0, -1) != 0
+    assert not sampled.all()
+    poisoned = torch.where(sampled, values, poison)
+    results = gradients(poisoned, coords, grad_output, case, backend)
+    for got, wanted in zip(results, clean, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_taps_outside_the_grid_read_no_entry(backend: str, mode: str) -> None:
+    """Zeros are not an entry times zero."""
+    case = Case((4,), mode=mode)
+    poisoned = torch.tensor([[NAN], [1.0], [INF], [NAN]], dtype=torch.float64)
+    coords = torch.tensor([[-1.6], [1.6], [-40.0], [40.0], [1e30]], dtype=torch.float64)
+    grad_output = torch.ones(5, 1, dtype=torch.float64)
+    for result in gradients(poisoned, coords, grad_output, case, backend):
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+def test_an_entry_beside_a_tap_outside_the_grid_counts_alone(backend: str) -> None:
+    """Half an entry beyond the last centre: only the last entry is read."""
+    case = Case((4,))
+    poisoned = torch.tensor([[NAN], [NAN], [NAN], [2.0]], dtype=torch.float64)
+    coords, grad_output = torch.tensor([[[1.0]], [[3.0]]], dtype=torch.float64)
+    out, grad_values, grad_coords = gradients(poisoned, coords, grad_output, case, backend)
+    assert out.item() == 1
+    assert grad_values[:, 0].tolist() == [0, 0, 0, 1.5]
+    assert grad_coords.item() == -2 * 3 * 2  # half the size in entries per unit

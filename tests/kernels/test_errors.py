@@ -1,0 +1,237 @@
+"""Every check of the arguments: its type, and what its message names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from crad_kernels import GridMemory, grid_sample, sample
+
+VALUES = torch.zeros(4, 3, 2)
+COORDS = torch.zeros(5, 2)
+
+
+def zeros(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.zeros(shape, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        pytest.param(*row[1:], id=row[0])
+        for row in (
+            (
+                "coords dtype",
+                lambda: sample(VALUES, COORDS.half()),
+                TypeError,
+                ["coords", "float32 or float64", "torch.float16", "coords.float()"],
+            ),
+            (
+                "values dtype",
+                lambda: sample(VALUES.int(), COORDS),
+                TypeError,
+                ["values", "bfloat16", "torch.int32"],
+            ),
+            (
+                "complex values",
+                lambda: sample(VALUES.to(torch.complex64), COORDS),
+                TypeError,
+                ["values", "torch.complex64"],
+            ),
+            (
+                "coords without an axis",
+                lambda: sample(VALUES, zeros()),
+                ValueError,
+                ["coords", "at least 1 component", "()"],
+            ),
+            (
+                "coords without components",
+                lambda: sample(VALUES, zeros(5, 0)),
+                ValueError,
+                ["coords", "at least 1 component", "(5, 0)"],
+            ),
+            (
+                "too few axes",
+                lambda: sample(VALUES, zeros(5, 3)),
+                ValueError,
+                ["4 axes (*size, C)", "5 axes (B, *size, C)", "(4, 3, 2)", "(5, 3)"],
+            ),
+            (
+                "too many axes",
+                lambda: sample(zeros(2, 2, 4, 3, 2), COORDS),
+                ValueError,
+                ["3 axes (*size, C)", "4 axes (B, *size, C)", "(2, 2, 4, 3, 2)"],
+            ),
+            (
+                "another batch size",
+                lambda: sample(zeros(2, 4, 3, 2), zeros(3, 5, 2)),
+                ValueError,
+                ["batch size", "(2, 4, 3, 2)", "(3, 5, 2)"],
+            ),
+            (
+                "a batch of values and one point",
+                lambda: sample(zeros(2, 4, 3, 2), zeros(2)),
+                ValueError,
+                ["batch size", "(2, 4, 3, 2)", "(2,)"],
+            ),
+            (
+                "an axis without entries",
+                lambda: sample(zeros(4, 0, 2), COORDS),
+                ValueError,
+                ["at least 1 entry", "(4, 0, 2)"],
+            ),
+            (
+                "two devices",
+                lambda: sample(VALUES.to("meta"), COORDS),
+                ValueError,
+                ["one device", "meta", "cpu"],
+            ),
+            (
+                "mode",
+                lambda: sample(VALUES, COORDS, mode="bilinear"),
+                ValueError,
+                ["mode", "'linear'", "'nearest'", "'bilinear'"],
+            ),
+            (
+                "padding_mode",
+                lambda: sample(VALUES, COORDS, padding_mode="circular"),
+                ValueError,
+                ["padding_mode", "'zeros'", "'border'", "'reflection'", "'circular'"],
+            ),
+            (
+                "backend",
+                lambda: sample(VALUES, COORDS, backend="gpu"),
+                ValueError,
+                ["backend", "reference", "'gpu'"],
+            ),
+            (
+                "negative jitter",
+                lambda: sample(VALUES, COORDS, jitter_std=-0.1),
+                ValueError,
+                ["jitter_std", "2 floats", "at least 0", "-0.1"],
+            ),
+            (
+                "NaN jitter",
+                lambda: sample(VALUES, COORDS, jitter_std=float("nan")),
+                ValueError,
+                ["jitter_std", "finite", "nan"],
+            ),
+            (
+                "infinite jitter",
+                lambda: sample(VALUES, COORDS, jitter_std=(0.1, float("inf"))),
+                ValueError,
+                ["jitter_std", "finite", "inf"],
+            ),
+            (
+                "jitter of another dimension",
+                lambda: sample(VALUES, COORDS, jitter_std=(0.1, 0.1, 0.1)),
+                ValueError,
+                ["jitter_std", "2 floats", "(0.1, 0.1, 0.1)"],
+            ),
+            (
+                "seed beyond 64 bits",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=2**64),
+                ValueError,
+                ["seed", "64 bits", str(2**64)],
+            ),
+            (
+                "seed below 64 bits",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=-(2**63) - 1),
+                ValueError,
+                ["seed", "64 bits"],
+            ),
+            (
+                "seed dtype",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=torch.tensor(1.0)),
+                TypeError,
+                ["seed", "int64 0-d", "torch.float32"],
+            ),
+            (
+                "seed shape",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=torch.tensor([1])),
+                TypeError,
+                ["seed", "int64 0-d", "(1,)"],
+            ),
+            (
+                "seed device",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=torch.tensor(1, device="meta")),
+                TypeError,
+                ["seed", "on cpu", "on meta"],
+            ),
+            (
+                "seed of a fraction",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=1.5),  # type: ignore[arg-type]
+                TypeError,
+                ["seed", "1.5"],
+            ),
+            (
+                "grid_sample mode",
+                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(1, 5, 5, 2), "bicubic"),
+                ValueError,
+                ["grid_sample()", "'bilinear'", "'nearest'", "'bicubic'"],
+            ),
+            (
+                "grid_sample without spatial axes",
+                lambda: grid_sample(zeros(1, 2), zeros(1, 0)),
+                ValueError,
+                ["grid_sample()", "(N, C, *size)", "(1, 2)"],
+            ),
+            (
+                "grid_sample axes",
+                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(1, 5, 2)),
+                ValueError,
+                ["grid_sample()", "(N, *out, D)", "(1, 2, 4, 3)", "(1, 5, 2)"],
+            ),
+            (
+                "grid_sample components",
+                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(1, 5, 5, 3)),
+                ValueError,
+                ["grid_sample()", "(N, *out, D)", "(1, 5, 5, 3)"],
+            ),
+            (
+                "grid_sample batch",
+                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(2, 5, 5, 2)),
+                ValueError,
+                ["grid_sample()", "batch size", "(1, 2, 4, 3)", "(2, 5, 5, 2)"],
+            ),
+            (
+                "memory without channels",
+                lambda: GridMemory(0, 4),
+                ValueError,
+                ["GridMemory()", "positive", "channels=0"],
+            ),
+            (
+                "memory without entries",
+                lambda: GridMemory(3, (4, 0)),
+                ValueError,
+                ["GridMemory()", "positive", "(4, 0)"],
+            ),
+            (
+                "memory without axes",
+                lambda: GridMemory(3, 4, ndim=0),
+                ValueError,
+                ["GridMemory()", "positive", "ndim=0"],
+            ),
+        )
+    ],
+)
+def test_a_wrong_argument_is_named(
+    call: Callable[[], Any], error: type[Exception], words: list[str]
+) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_more_dimensions_than_a_backend_takes(compiled_backend: str) -> None:
+    """Its name, its limit and the way out."""
+    with pytest.raises(ValueError, match=r"at most 8 dimensions.*got 9.*backend=None") as raised:
+        sample(zeros(*(1,) * 9, 2), zeros(5, 9), backend=compiled_backend)
+    assert repr(compiled_backend) in str(raised.value)
+
+
+def test_a_device_that_a_backend_does_not_take(compiled_backend: str) -> None:
+    with pytest.raises(ValueError, match=r"takes tensors on .*got 2 dimensions on meta"):
+        sample(VALUES.to("meta"), COORDS.to("meta"), backend=compiled_backend)

@@ -1,0 +1,269 @@
+"""Values and gradients of the sample, against oracles that nobody here wrote."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings, strategies
+from onnx.reference import ReferenceEvaluator
+from scipy import ndimage
+from torch import Tensor
+
+from crad_kernels import sample
+from tests.cases import (
+    DTYPES,
+    MODES,
+    OTHER_INDEX,
+    PADDING_MODES,
+    SAME_INDEX,
+    SHAPES,
+    SIZES,
+    Case,
+    assert_near,
+    cases,
+    coords_of,
+)
+
+
+def with_gradients(
+    function: Any, values: Tensor, coords: Tensor, grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of `function`, and the gradients with respect to its two arguments."""
+    leaves = values.detach().requires_grad_(), coords.detach().requires_grad_()
+    out = function(*leaves)
+    return out, *torch.autograd.grad(out, leaves, grad_output)
+
+
+# ---- torch ----
+
+
+def by_torch(values: Tensor, coords: Tensor, case: Case) -> Tensor:
+    """`F.grid_sample`, which wants a batch, channels first, and D axes of points."""
+    ndim = case.ndim
+    batched = values if case.batch is not None else values[None]
+    points = coords if case.batch is not None else coords[None]
+    grid = points.reshape(len(points), *(1,) * (ndim - 1), -1, ndim)
+    mode = {"linear": "bilinear", "nearest": "nearest"}[case.mode]
+    out = F.grid_sample(batched.movedim(-1, 1), grid, mode, case.padding_mode, case.align_corners)
+    return out.movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
+
+
+@pytest.mark.parametrize("case", cases(2, 3, batch=2) + cases(2, 3, channels=7), ids=str)
+def test_matches_torch(backend: str, case: Case) -> None:
+    tensors = case.tensors()
+    actual = with_gradients(lambda v, x: sample(v, x, **case.options, backend=backend), *tensors)
+    expected = with_gradients(lambda v, x: by_torch(v, x, case), *tensors)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_near(got, wanted, OTHER_INDEX)
+
+
+@pytest.mark.parametrize("case", cases(2, batch=1, points=(81,)), ids=str)
+def test_matches_torch_where_the_sample_bends(backend: str, case: Case) -> None:
+    """On entries, between them and on the borders: which side's slope counts, and ties to even."""
+    case = replace(case, size=(4, 8) if not case.align_corners else (5, 9))
+    values, _, grad_output = case.tensors()
+    position = np.arange(-9, 18) / 2
+    index = np.stack(np.meshgrid(position[::3], position[::3]), -1).reshape(1, -1, 2)
+    coords = torch.from_numpy(coords_of(index, np.array(case.size[::-1]), case.align_corners))
+    actual = with_gradients(
+        lambda v, x: sample(v, x, **case.options, backend=backend), values, coords, grad_output
+    )
+    expected = with_gradients(lambda v, x: by_torch(v, x, case), values, coords, grad_output)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_near(got, wanted, OTHER_INDEX)
+
+
+# ---- ONNX ----
+
+
+def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
+    """The reference implementation of GridSample-20, channels first, with D axes of points."""
+    ndim = case.ndim
+    node = onnx.helper.make_node(
+        "GridSample",
+        ["x", "grid"],
+        ["y"],
+        mode=case.mode,
+        padding_mode=case.padding_mode,
+        align_corners=int(case.align_corners),
+    )
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, [None] * (ndim + 2))
+        for name in ("x", "grid", "y")
+    ]
+    graph = onnx.helper.make_graph([node], "sample", tensors[:2], tensors[2:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    grid = coords.reshape(len(coords), *(1,) * (ndim - 1), -1, ndim)
+    feeds = {"x": values.movedim(-1, 1).numpy(), "grid": grid.numpy()}
+    (out,) = ReferenceEvaluator(model).run(None, feeds)
+    return torch.from_numpy(out).movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
+
+
+@pytest.mark.parametrize("case", cases(1, 4, 5, batch=2, channels=2, points=(9,)), ids=str)
+def test_matches_onnx(backend: str, case: Case) -> None:
+    values, coords, _ = case.tensors()
+    actual = sample(values, coords, **case.options, backend=backend)
+    # It rounds its linear weights to float32.
+    tolerance = OTHER_INDEX if case.mode == "nearest" else SAME_INDEX[torch.float32]
+    assert_near(actual, by_onnx(values, coords, case), tolerance)
+
+
+# ---- SciPy ----
+
+# By padding mode and align_corners.
+SCIPY_MODES = {
+    ("zeros", False): "grid-constant",
+    ("zeros", True): "grid-constant",
+    ("border", False): "nearest",
+    ("border", True): "nearest",
+    ("reflection", False): "reflect",
+    ("reflection", True): "mirror",
+}
+
+
+def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
+    """`scipy.ndimage.map_coordinates`, which takes fractional positions, channel by channel."""
+    x, size = coords.numpy(), np.array(case.size[::-1])
+    index = (x + 1) / 2 * (size - 1) if case.align_corners else ((x + 1) * size - 1) / 2
+    channels = [
+        ndimage.map_coordinates(
+            channel,
+            np.moveaxis(index[..., ::-1], -1, 0),
+            order=("nearest", "linear").index(case.mode),
+            mode=SCIPY_MODES[case.padding_mode, case.align_corners],
+        )
+        for channel in values.movedim(-1, 0).numpy()
+    ]
+    return torch.from_numpy(np.stack(channels, -1))
+
+
+@pytest.mark.parametrize("case", cases(*SIZES, points=(40,)), ids=str)
+def test_matches_scipy(backend: str, case: Case) -> None:
+    values, coords, _ = case.tensors()
+    actual = sample(values, coords, **case.options, backend=backend)
+    assert_near(actual, by_scipy(values, coords, case), OTHER_INDEX)
+
+
+# ---- algebra ----
+
+
+@pytest.mark.parametrize("ndim", SIZES)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_reproduces_an_affine_function(backend: str, ndim: int, align_corners: bool) -> None:
+    """Linear interpolation is exact where the values are; so is its gradient."""
+    random = np.random.default_rng(ndim)
+    size = tuple(random.integers(2, 4, ndim).tolist())
+    slopes = torch.from_numpy(random.standard_normal((ndim, 4)))
+    centres = [torch.from_numpy(coords_of(np.arange(n), np.array(n), align_corners)) for n in size]
+    where = torch.stack(torch.meshgrid(*centres, indexing="ij")[::-1], -1)
+    reach = 1.0 if align_corners else 0.5  # the outermost entries' centres, for two entries
+    coords = torch.from_numpy(random.uniform(-reach, reach, (50, ndim))).requires_grad_()
+    out = sample(where @ slopes + 2, coords, align_corners=align_corners, backend=backend)
+    assert_near(out, coords @ slopes + 2, OTHER_INDEX)
+    (grad,) = torch.autograd.grad(out[:, 1].sum(), coords)
+    assert_near(grad, slopes[:, 1].expand_as(grad), OTHER_INDEX)
+
+
+# ---- the reference backend ----
+
+
+def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
+    tensors = case.tensors()
+    actual, expected = (
+        with_gradients(lambda v, x, name=name: sample(v, x, **case.options, backend=name), *tensors)
+        for name in (compiled_backend, "reference")
+    )
+    coarser = torch.float32 if torch.float32 in (case.dtype, case.coords_dtype) else torch.float64
+    for got, wanted in zip(actual, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        assert_near(got, wanted, SAME_INDEX[coarser])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", cases(*SIZES), ids=str)
+def test_matches_the_reference(compiled_backend: str, case: Case, dtype: torch.dtype) -> None:
+    case = replace(case, dtype=dtype, coords_dtype=dtype)
+    assert_matches_the_reference(case, compiled_backend)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=str)
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_matches_the_reference_in_every_shape(
+    compiled_backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    assert_matches_the_reference(case, compiled_backend)
+
+
+CASES = strategies.builds(
+    Case,
+    size=strategies.lists(strategies.integers(1, 6), min_size=1, max_size=4).map(tuple),
+    channels=strategies.integers(0, 40),
+    points=strategies.lists(strategies.integers(0, 20), max_size=2).map(tuple),
+    batch=strategies.sampled_from((None, 1, 2, 3)),
+    mode=strategies.sampled_from(MODES),
+    padding_mode=strategies.sampled_from(PADDING_MODES),
+    align_corners=strategies.booleans(),
+)
+
+
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(case=CASES)
+def test_matches_the_reference_in_any_case(compiled_backend: str, case: Case) -> None:
+    assert_matches_the_reference(case, compiled_backend)
+
+
+# ---- half precision ----
+
+
+def assert_rounded_once(actual: Tensor, exact: Tensor, tolerance: float) -> None:
+    """`actual` is `exact`, known to `tolerance` of its largest, rounded to its dtype."""
+    info = torch.finfo(actual.dtype)
+    error = (actual.double() - exact.double()).abs()
+    half_ulp = exact.double().abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
+    assert (error <= half_ulp + tolerance * exact.abs().max()).all()
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[4:], ids=str)
+@pytest.mark.parametrize("case", cases(1, 2, 3, points=(500,)) + SHAPES, ids=str)
+def test_half_precision_is_rounded_once(
+    backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Sums are in float32 whatever the storage: only the result is rounded, gradients included."""
+    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    values, coords, grad_output = case.tensors()
+    call = lambda v, x: sample(v, x, **case.options, backend=backend)  # noqa: E731
+    out, grad_values, grad_coords = with_gradients(call, values, coords, grad_output)
+    assert (out.dtype, grad_values.dtype, grad_coords.dtype) == (dtypes[0], dtypes[0], dtypes[1])
+    exact = with_gradients(call, values.float(), coords, grad_output.float())
+    assert_rounded_once(out, exact[0], SAME_INDEX[torch.float32])
+    assert_rounded_once(grad_values, exact[1], SAME_INDEX[torch.float32])
+    assert_near(grad_coords, exact[2], SAME_INDEX[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_precision_number_is_read_and_written(backend: str, dtype: torch.dtype) -> None:
+    """All 65536 of them, subnormals, infinities and NaN included."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    out = sample(values[None], torch.zeros(1, 1), mode="nearest", backend=backend)[0]
+    torch.testing.assert_close(out, values, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_to_the_nearest(backend: str, dtype: torch.dtype) -> None:
+    """As torch rounds: ties to even, overflow to infinity, small numbers to subnormals."""
+    random = np.random.default_rng(0)
+    numbers = torch.from_numpy(random.standard_normal(20000)).to(dtype)
+    scale = torch.from_numpy(2.0 ** random.integers(-24, 16, 20000)).to(dtype)
+    values = torch.stack((numbers * scale, scale))
+    out = sample(values, torch.zeros(1, 1), backend=backend)[0]
+    assert torch.equal(out, ((values[0].float() + values[1].float()) / 2).to(dtype))
