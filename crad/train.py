@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def _train(options: TrainOptions) -> Results:
         config.backbone, weights=config.weights, pretrained=stored is None
     ).to(device)
     if stored:
-        backbone.load_state_dict(stored.backbone)
+        with _fitting(output):
+            backbone.load_state_dict(stored.backbone)
     is_demo = config.data in DEMO_NAMES
     dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
     bad = BadImages(skip=options.skip_bad)
@@ -142,14 +144,9 @@ def _fit(
     training = Training(model, config, accelerator)
     seconds = 0.0
     if stored:
-        try:
+        with _fitting(output):
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint: that in '{output}' does not fit its own settings ({error}); "
-                "begin anew with --overwrite"
-            ) from error
         seconds = stored.seconds
 
     checkpoint = stored
@@ -200,6 +197,18 @@ def _prepare_output(options: TrainOptions) -> Checkpoint | None:
     if options.resume and (output / CHECKPOINT_NAME).exists():
         return read_checkpoint(output, ALL_PARTS)
     return None
+
+
+@contextmanager
+def _fitting(output: Path) -> Iterator[None]:
+    """Turn the failure to restore a state into an error that names the checkpoint."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint: that in '{output}' does not fit this crad and its timm ({error}); use "
+            "those that wrote it, or begin anew with --overwrite"
+        ) from error
 
 
 def _clear(output: Path) -> None:
