@@ -189,7 +189,7 @@ class GlobalRepresentation(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Look up every image."""
         entry: Tensor = self.memory(self.coordinates(feature.mean(dim=(2, 3))))
-        return entry.unflatten(-1, self.entry_shape).permute(0, 3, 1, 2)
+        return entry.view(-1, *self.entry_shape).permute(0, 3, 1, 2)
 
 
 class Bottleneck(nn.Module):
