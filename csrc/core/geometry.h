@@ -11,8 +11,8 @@ namespace {
 constexpr int kMaxDim = 8;
 constexpr int kMaxCorners = 1 << kMaxDim;
 
-// Axes are in the order of `size`, slowest first; the components of a coordinate come in the reverse
-// order.
+// Axes are in the order of `size`, slowest first; the components of a coordinate come in the
+// reverse order.
 template <class X>
 struct Geometry {
   int ndim;

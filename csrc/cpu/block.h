@@ -1,5 +1,5 @@
-// Sixteen points located together, one lane each: loops of a fixed length around csrc/core, which the
-// compiler turns into vector code.
+// Sixteen points located together, one lane each: loops of a fixed length around csrc/core, which
+// the compiler turns into vector code.
 #pragma once
 
 #include <cmath>
@@ -17,12 +17,10 @@ constexpr int kLanes = 16;
 
 template <class X>
 struct Block {
-  int64_t point[kLanes];     // counts over batch and points
   X coord[kMaxDim][kLanes];  // jittered, along the axes
   X t[kMaxDim][kLanes];      // distance of the index from the first tap
   X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
   int64_t first[kLanes];     // offset in the grid of the corner of all first taps
-  int64_t cell[kLanes];      // which cell of the grid and its border the point lies in
   uint64_t inside[kLanes];   // a bit per tap and axis, see tap_bit: the tap lies inside the grid
   uint32_t finite[kLanes];   // whether the index is finite, or its padding makes it so
 };
@@ -30,13 +28,11 @@ struct Block {
 // The product of the taps over the axes, the same for all points.
 struct Corners {
   int count;
-  int64_t step[kMaxCorners];     // offset from the first corner
-  uint64_t needs[kMaxCorners];   // the taps that must lie inside the grid
+  int64_t step[kMaxCorners];    // offset from the first corner
+  uint64_t needs[kMaxCorners];  // the taps that must lie inside the grid
 };
 
-CRAD_INLINE uint64_t tap_bit(int axis, int tap) {
-  return uint64_t{1} << (axis * kMaxTaps + tap);
-}
+CRAD_INLINE uint64_t tap_bit(int axis, int tap) { return uint64_t{1} << (axis * kMaxTaps + tap); }
 
 template <class X>
 inline Corners corners_of(const Geometry<X>& geometry) {
@@ -57,12 +53,12 @@ inline Corners corners_of(const Geometry<X>& geometry) {
 }
 
 template <class X>
-inline void add_jitter(const Geometry<X>& geometry, Block<X>& block) {
+inline void add_jitter(const Geometry<X>& geometry, int64_t first_point, Block<X>& block) {
   for (int d = 0; d < geometry.ndim; d += 2) {
     float even[kLanes], odd[kLanes];
     const bool second_pair = d % 4 == 2;
     for (int i = 0; i < kLanes; ++i) {
-      const Words words = jitter_words(geometry.seed, block.point[i], d / 4);
+      const Words words = jitter_words(geometry.seed, first_point + i, d / 4);
       normal_pair(second_pair ? words.word[2] : words.word[0],
                   second_pair ? words.word[3] : words.word[1], even[i], odd[i]);
     }
@@ -88,7 +84,8 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
     block.t[axis][i] = index.at - first[i];
     block.slope[axis][i] = index.slope;
     // False for NaN and infinities alone.
-    const bool finite = padding != Padding::zeros || std::fabs(raw.at) <= std::numeric_limits<X>::max();
+    const bool finite =
+        padding != Padding::zeros || std::fabs(raw.at) <= std::numeric_limits<X>::max();
     block.finite[i] &= finite ? 1u : 0u;
   }
   // Conditions are joined by & and not &&: a branch would keep the loop from being vectorised.
@@ -106,8 +103,6 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
               << (axis * kMaxTaps + tap);
     block.inside[i] |= bits;
     block.first[i] += entry * stride;
-    const int64_t cell = entry < -1 ? -1 : entry >= size ? size - 1 : entry;
-    block.cell[i] = block.cell[i] * (size + 1) + cell + 1;
   }
 }
 
@@ -130,16 +125,20 @@ inline void with_constants(Mode mode, Padding padding, F f) {
   }
 }
 
-// Locates the points that block.point names; `coords` holds those of all points.
+// Locates the points from `first` on, of which `remaining` are left, and returns how many of the
+// lanes are points; the others repeat the last one. `coords` holds those of all points.
 template <class X>
-inline void locate(const Geometry<X>& geometry, const X* coords, Block<X>& block) {
-  for (int axis = 0; axis < geometry.ndim; ++axis)
+inline int locate(const Geometry<X>& geometry, const X* coords, int64_t first, int64_t remaining,
+                  Block<X>& block) {
+  const int points = remaining < kLanes ? static_cast<int>(remaining) : kLanes;
+  for (int axis = 0; axis < geometry.ndim; ++axis) {
+    const X* component = coords + first * geometry.ndim + geometry.ndim - 1 - axis;
     for (int i = 0; i < kLanes; ++i)
-      block.coord[axis][i] = coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
-  if (geometry.jittered) add_jitter(geometry, block);
+      block.coord[axis][i] = component[(i < points ? i : points - 1) * geometry.ndim];
+  }
+  if (geometry.jittered) add_jitter(geometry, first, block);
   for (int i = 0; i < kLanes; ++i) {
     block.first[i] = 0;
-    block.cell[i] = 0;
     block.inside[i] = 0;
     block.finite[i] = 1;
   }
@@ -147,6 +146,7 @@ inline void locate(const Geometry<X>& geometry, const X* coords, Block<X>& block
     for (int axis = 0; axis < geometry.ndim; ++axis)
       locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
   });
+  return points;
 }
 
 // The weights of the corners of all points of a block, weight[corner][lane]; along the axis
@@ -171,8 +171,8 @@ inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differ
   }
 }
 
-// Gathers the corners of a point that lie inside the grid: which they are, their offsets in the grid
-// and their weights. Returns how many there are.
+// Gathers the corners of a point that lie inside the grid: which they are, their offsets in the
+// grid and their weights. Returns how many there are.
 template <class X, class W>
 inline int corners_inside(const Corners& corners, const Block<X>& block, int lane,
                           const W (*block_weight)[kLanes], int* corner, int64_t* offset,

@@ -1,5 +1,6 @@
-// The CPU kernels of one instruction set, as a table of functions over ranges of points and channels.
-// Each range is independent of how the ranges are cut, so any schedule gives the same bits.
+// The CPU kernels of one instruction set, as a table of functions over ranges of points and
+// channels. Each range is independent of how the ranges are cut, so any schedule gives the same
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +14,18 @@ enum class CoordType { float64, float32 };
 struct Problem {
   ValueType value_type;
   CoordType coord_type;
-  const void* values;  // (batch, *size, channels)
-  const void* coords;  // (points, ndim)
-  const int64_t* seed;      // null: no jitter
-  const void* jitter_std;   // (ndim), of coord_type
+  const void* values;      // (batch, *size, channels)
+  const void* coords;      // (points, ndim)
+  const int64_t* seed;     // null: no jitter
+  const void* jitter_std;  // (ndim), of coord_type
   int ndim;
   int64_t size[8];
   int64_t channels;
-  int64_t entries;          // of one grid
+  int64_t entries;  // of one grid
   int64_t points_per_grid;
   int64_t mode, padding, derivative;
   bool align_corners;
+  bool large_output;  // larger than a core's caches: better written past them
 };
 
 // Half-open ranges; the points of one range lie in one batch item.

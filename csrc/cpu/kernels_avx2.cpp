@@ -1,8 +1,8 @@
 // The CPU kernels for processors with AVX2 and FMA (Intel Haswell, AMD Zen, and later).
 #if defined(__x86_64__)
 
-// Standard headers come before the pragma: their inline functions are shared by the whole library and
-// must run on every processor.
+// Standard headers come before the pragma: their inline functions are shared by the whole library
+// and must run on every processor.
 #include <immintrin.h>
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // The CPU kernels for processors with AVX-512 (Intel Skylake-X, AMD Zen 4, and later).
 #if defined(__x86_64__)
 
-// Standard headers come before the pragma: their inline functions are shared by the whole library and
-// must run on every processor.
+// Standard headers come before the pragma: their inline functions are shared by the whole library
+// and must run on every processor.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -15,7 +15,8 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")

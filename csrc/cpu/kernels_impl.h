@@ -1,7 +1,6 @@
 // The loops of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
 #include "block.h"
-#include "cells.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -41,16 +40,17 @@ const T* grid_of(const Problem& problem, const Range& range) {
 
 // ---- forward ----
 
-template <class T>
+template <bool streaming, class T>
 void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
-  for_each_pack<A>(begin, end, [&](int64_t c, auto, auto store) __attribute__((always_inline)) {
-    store(output + c, broadcast(value));
-  });
+  for_each_pack<A, streaming>(begin, end,
+                              [&](int64_t c, auto, auto store) __attribute__((always_inline)) {
+                                store(output + c, broadcast(value));
+                              });
 }
 
 // output[c] = sum over N corners of weight * grid[offset + c]
-template <int N, class T>
+template <int N, bool streaming, class T>
 void blend(const T* grid, const int64_t* offset, const accumulator<T>* weight, T* output,
            int64_t begin, int64_t end) {
   using A = accumulator<T>;
@@ -60,47 +60,48 @@ void blend(const T* grid, const int64_t* offset, const accumulator<T>* weight, T
     w[k] = broadcast(weight[k]);
     row[k] = grid + offset[k];
   }
-  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
-                                   __attribute__((always_inline)) {
-    Pack<A> total = {load(row[0] + c).lanes * w[0].lanes};
-    for (int k = 1; k < N; ++k) total = multiply_add(load(row[k] + c), w[k], total);
-    store(output + c, total);
-  });
+  for_each_pack<A, streaming>(begin, end,
+                              [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
+                                Pack<A> total = {load(row[0] + c).lanes * w[0].lanes};
+                                for (int k = 1; k < N; ++k)
+                                  total = multiply_add(load(row[k] + c), w[k], total);
+                                store(output + c, total);
+                              });
 }
 
-template <class T>
+template <bool streaming, class T>
 void blend_many(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
                 T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
-  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
-                                   __attribute__((always_inline)) {
-    Pack<A> total = broadcast(A(0));
-    for (int k = 0; k < count; ++k)
-      total = multiply_add(load(grid + offset[k] + c), broadcast(weight[k]), total);
-    store(output + c, total);
-  });
+  for_each_pack<A, streaming>(
+      begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
+        Pack<A> total = broadcast(A(0));
+        for (int k = 0; k < count; ++k)
+          total = multiply_add(load(grid + offset[k] + c), broadcast(weight[k]), total);
+        store(output + c, total);
+      });
 }
 
-template <class T>
+template <bool streaming, class T>
 void blend_all(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
                T* output, int64_t begin, int64_t end) {
   switch (count) {
     case 0:
-      return fill(accumulator<T>(0), output, begin, end);
+      return fill<streaming>(accumulator<T>(0), output, begin, end);
     case 1:
-      return blend<1>(grid, offset, weight, output, begin, end);
+      return blend<1, streaming>(grid, offset, weight, output, begin, end);
     case 2:
-      return blend<2>(grid, offset, weight, output, begin, end);
+      return blend<2, streaming>(grid, offset, weight, output, begin, end);
     case 4:
-      return blend<4>(grid, offset, weight, output, begin, end);
+      return blend<4, streaming>(grid, offset, weight, output, begin, end);
     case 8:
-      return blend<8>(grid, offset, weight, output, begin, end);
+      return blend<8, streaming>(grid, offset, weight, output, begin, end);
     default:
-      return blend_many(count, grid, offset, weight, output, begin, end);
+      return blend_many<streaming>(count, grid, offset, weight, output, begin, end);
   }
 }
 
-template <class T, class X>
+template <bool streaming, class T, class X>
 void forward(const Problem& problem, const Range& range, void* output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
@@ -113,18 +114,31 @@ void forward(const Problem& problem, const Range& range, void* output) {
   int64_t offset[kMaxCorners];
   int corner[kMaxCorners];
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = take_points(block, range.point_end - p, nullptr, p);
-    locate(geometry, coords, block);
+    const int points = locate(geometry, coords, p, range.point_end - p, block);
     weigh(geometry, block, -1, block_weight);
     for (int i = 0; i < points; ++i) {
-      T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
-      const int count =
-          corners_inside(corners, block, i, block_weight, corner, offset, weight);
+      T* row = static_cast<T*>(output) + (p + i) * problem.channels;
+      const int count = corners_inside(corners, block, i, block_weight, corner, offset, weight);
       if (block.finite[i])
-        blend_all(count, grid, offset, weight, row, begin, end);
+        blend_all<streaming>(count, grid, offset, weight, row, begin, end);
       else
-        fill(static_cast<A>(NAN), row, begin, end);
+        fill<streaming>(static_cast<A>(NAN), row, begin, end);
     }
+  }
+}
+
+// Streams the output if the call asks for it and its rows allow it.
+template <class T, class X>
+void forward_any(const Problem& problem, const Range& range, void* output) {
+  const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes == 0; };
+  constexpr int64_t element = sizeof(T);
+  if (std::is_same_v<T, accumulator<T>> && problem.large_output &&
+      aligned(reinterpret_cast<intptr_t>(output)) && aligned(problem.channels * element) &&
+      aligned(range.channel_begin * element)) {
+    forward<std::is_same_v<T, accumulator<T>>, T, X>(problem, range, output);
+    finish_streaming();
+  } else {
+    forward<false, T, X>(problem, range, output);
   }
 }
 
@@ -137,21 +151,23 @@ void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values, con
            const accumulator<T>* weight, accumulator<T>* dot, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N], products[N];
+  const T* row[N];
+  A* grad_row[N];
   for (int k = 0; k < N; ++k) {
-    if (Values) w[k] = broadcast(weight[k]);
+    w[k] = broadcast(Values ? weight[k] : A(0));
     products[k] = broadcast(A(0));
+    row[k] = grid + offset[k];
+    grad_row[k] = Values ? grad_values + offset[k] : nullptr;
   }
-  for_each_pack<A>(begin, end, [&](int64_t c, auto load, auto store)
-                                   __attribute__((always_inline)) {
-    const Pack<A> grad = load(grad_output + c);
-    for (int k = 0; k < N; ++k) {
-      if (Coords) products[k] = multiply_add(grad, load(grid + offset[k] + c), products[k]);
-      if (Values) {
-        A* row = grad_values + offset[k] + c;
-        store(row, multiply_add(grad, w[k], load(row)));
-      }
-    }
-  });
+  for_each_pack<A>(begin, end,
+                   [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
+                     const Pack<A> grad = load(grad_output + c);
+                     for (int k = 0; k < N; ++k) {
+                       if (Coords) products[k] = multiply_add(grad, load(row[k] + c), products[k]);
+                       if (Values)
+                         store(grad_row[k] + c, multiply_add(grad, w[k], load(grad_row[k] + c)));
+                     }
+                   });
   if (Coords)
     for (int k = 0; k < N; ++k) dot[k] = sum(products[k]);
 }
@@ -182,68 +198,45 @@ void prefetch(const T* row, int64_t channels) {
   for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(from + byte);
 }
 
-// The points of a range, up to kGroup of them, in the order given (null: as they come).
 template <bool Values, bool Coords, class T, class X>
-void backward_group(const Problem& problem, const Geometry<X>& geometry, const Range& range,
-                    const Gradients& gradients, const int32_t* order) {
+void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   using A = accumulator<T>;
+  const Geometry<X> geometry = geometry_of<X>(problem);
   const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
+  const int64_t begin = range.channel_begin, end = range.channel_end;
   Block<X> block;
   A block_weight[kMaxCorners][kLanes], block_dot[kMaxCorners][kLanes];
   A weight[kMaxCorners], dot[kMaxCorners];
   int64_t offset[kMaxCorners];
   int corner[kMaxCorners];
-  const int64_t count = range.point_end - range.point_begin;
-  for (int64_t p = 0; p < count; p += kLanes) {
-    const int points = take_points(block, count - p, order ? order + p : nullptr,
-                                   range.point_begin + (order ? 0 : p));
-    locate(geometry, coords, block);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
+    const int points = locate(geometry, coords, p, range.point_end - p, block);
     weigh(geometry, block, -1, block_weight);
-    const T* grad_output = static_cast<const T*>(gradients.grad_output) + range.channel_begin;
-    const int64_t channels = range.channel_end - range.channel_begin;
     for (int i = 0; i < points; ++i) {
-      if (0) prefetch(grad_output + block.point[i + 2] * problem.channels, channels);
+      const T* row = static_cast<const T*>(gradients.grad_output) + (p + i) * problem.channels;
+      if (i + 1 < points) prefetch(row + problem.channels + begin, end - begin);
       const int inside =
-          block.finite[i]
-              ? corners_inside(corners, block, i, block_weight, corner, offset, weight)
-              : 0;
-      splat_all<Values, Coords>(
-          inside, static_cast<const T*>(gradients.grad_output) + block.point[i] * problem.channels,
-          grid, static_cast<A*>(gradients.grad_values), offset, weight, dot, range.channel_begin,
-          range.channel_end);
+          block.finite[i] ? corners_inside(corners, block, i, block_weight, corner, offset, weight)
+                          : 0;
+      splat_all<Values, Coords>(inside, row, grid, static_cast<A*>(gradients.grad_values), offset,
+                                weight, dot, begin, end);
       if (!Coords) continue;
       for (int k = 0; k < corners.count; ++k)
         block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
       for (int k = 0; k < inside; ++k) block_dot[corner[k]][i] = dot[k];
     }
     if (!Coords) continue;
+    X* grad_coords = static_cast<X*>(gradients.grad_coords) + p * problem.ndim;
     for (int axis = 0; axis < problem.ndim; ++axis) {
       weigh(geometry, block, axis, block_weight);
       for (int i = 0; i < points; ++i) {
         A total = 0;
         for (int k = 0; k < corners.count; ++k) total += block_weight[k][i] * block_dot[k][i];
-        static_cast<X*>(gradients.grad_coords)[block.point[i] * problem.ndim + problem.ndim - 1 -
-                                               axis] = static_cast<X>(total);
+        grad_coords[i * problem.ndim + problem.ndim - 1 - axis] = static_cast<X>(total);
       }
     }
-  }
-}
-
-template <bool Values, bool Coords, class T, class X>
-void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
-  const Geometry<X> geometry = geometry_of<X>(problem);
-  int32_t order[kGroup];
-  Range group = range;
-  for (int64_t begin = range.point_begin; begin < range.point_end; begin += kGroup) {
-    const int count = static_cast<int>(std::min<int64_t>(kGroup, range.point_end - begin));
-    group.point_begin = begin;
-    group.point_end = begin + count;
-    const int cells = cells_of(geometry, count);
-    if (cells)
-      order_by_cell(geometry, static_cast<const X*>(problem.coords), begin, count, cells, order);
-    backward_group<Values, Coords, T>(problem, geometry, group, gradients, cells ? order : nullptr);
   }
 }
 
@@ -263,13 +256,13 @@ template <class T, class A>
 void sum_parts(const void* parts, int64_t number, int64_t stride, void* to, int64_t begin,
                int64_t end) {
   const A* from = static_cast<const A*>(parts);
-  for_each_pack<A>(begin, end, [&](int64_t i, auto load, auto store)
-                                   __attribute__((always_inline)) {
-    Pack<A> total = load(from + i);
-    for (int64_t part = 1; part < number; ++part)
-      total.lanes += load(from + part * stride + i).lanes;
-    store(static_cast<T*>(to) + i, total);
-  });
+  for_each_pack<A>(begin, end,
+                   [&](int64_t i, auto load, auto store) __attribute__((always_inline)) {
+                     Pack<A> total = load(from + i);
+                     for (int64_t part = 1; part < number; ++part)
+                       total.lanes += load(from + part * stride + i).lanes;
+                     store(static_cast<T*>(to) + i, total);
+                   });
 }
 
 // ---- from run-time types to compile-time ones ----
@@ -307,7 +300,8 @@ void with_types(const Problem& problem, F f) {
 
 void forward_typed(const Problem& problem, const Range& range, void* output) {
   with_types(problem, [&](auto value, auto coord) {
-    forward<typename decltype(value)::type, typename decltype(coord)::type>(problem, range, output);
+    forward_any<typename decltype(value)::type, typename decltype(coord)::type>(problem, range,
+                                                                                output);
   });
 }
 

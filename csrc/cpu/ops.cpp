@@ -1,5 +1,5 @@
-// The operators of the CPU backend: tensors in and out, on the LibTorch stable ABI. Arguments have been
-// checked in Python; what is checked here is what memory safety needs.
+// The operators of the CPU backend: tensors in and out, on the LibTorch stable ABI. Arguments have
+// been checked in Python; what is checked here is what memory safety needs.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -181,9 +181,11 @@ Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
               bool align_corners, int64_t derivative) {
-  const Call call(values, coords, seed, jitter_std, mode, padding, align_corners, derivative);
+  constexpr int64_t kLarge = 16 << 20;  // bytes
+  Call call(values, coords, seed, jitter_std, mode, padding, align_corners, derivative);
   Tensor output = empty(values, call.output_shape(), values.scalar_type());
   if (call.empty()) return output;
+  call.problem.large_output = output.numel() * bytes_of(values.scalar_type()) >= kLarge;
   void* to = output.data_ptr();
   const Plan plan = forward_plan(call.problem);
   for_each_range(plan, call.grids, call.points * call.problem.channels,
@@ -201,7 +203,10 @@ struct Parts {
   bool summed;
 
   Parts(const Tensor& result, int64_t number, ScalarType type)
-      : storage(result), number(number), stride(result.numel()), element(bytes_of(type)),
+      : storage(result),
+        number(number),
+        stride(result.numel()),
+        element(bytes_of(type)),
         summed(number > 1 || type != result.scalar_type()) {
     if (summed) storage = empty(result, {number, stride}, type);
   }
@@ -220,10 +225,11 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
 // empty tensor for the one that is not wanted.
-std::tuple<Tensor, Tensor> sample_backward(
-    const Tensor& grad_output_in, const Tensor& values, const Tensor& coords,
-    const std::optional<Tensor>& seed, const std::optional<Tensor>& jitter_std, int64_t mode,
-    int64_t padding, bool align_corners, int64_t derivative, bool want_values, bool want_coords) {
+std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
+                                           const Tensor& coords, const std::optional<Tensor>& seed,
+                                           const std::optional<Tensor>& jitter_std, int64_t mode,
+                                           int64_t padding, bool align_corners, int64_t derivative,
+                                           bool want_values, bool want_coords) {
   const Call call(values, coords, seed, jitter_std, mode, padding, align_corners, derivative);
   const Problem& problem = call.problem;
   const Tensor grad_output = dense(grad_output_in);

@@ -1,5 +1,5 @@
-// A vector register's worth of channels, loaded from any storage type. CRAD_VECTOR_BYTES says how wide
-// the registers of the instruction set are that this file is being compiled for.
+// A vector register's worth of channels, loaded from any storage type. CRAD_VECTOR_BYTES says how
+// wide the registers of the instruction set are that this file is being compiled for.
 #pragma once
 
 #include <cstdint>
@@ -191,19 +191,55 @@ inline void store_first(float* to, Pack<float> pack, int count) {
 }
 #endif
 
-// Calls f(channel, load, store) for each pack of channels in [begin, end), the last one partial.
-template <class A, class F>
+// ---- stores past the caches, for results larger than they are ----
+
+constexpr int kStreamBytes = 32;  // what is streamed at once, and its alignment
+
+// The first `bytes` bytes of a vector; `to` and `bytes` are multiples of kStreamBytes.
+template <class Lanes>
+inline void stream_bytes(void* to, Lanes lanes, int bytes) {
+#if CRAD_VECTOR_BYTES > 16
+  for (int at = 0; at + kStreamBytes <= static_cast<int>(sizeof(lanes)); at += kStreamBytes) {
+    if (at >= bytes) break;
+    __m256i piece;
+    memcpy(&piece, reinterpret_cast<const char*>(&lanes) + at, sizeof(piece));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + at), piece);
+  }
+#else
+  memcpy(to, &lanes, bytes);
+#endif
+}
+
+inline void finish_streaming() {
+#if CRAD_VECTOR_BYTES > 16
+  _mm_sfence();
+#endif
+}
+
+// Calls f(channel, load, store) for each pack of channels in [begin, end), the last one partial. If
+// `streaming`, the stores go past the caches: for rows of float or double, aligned to kStreamBytes.
+template <class A, bool streaming = false, class F>
 inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t end, F f) {
   int64_t channel = begin;
   for (; channel + Pack<A>::width <= end; channel += Pack<A>::width)
-    f(channel, [](auto* from) __attribute__((always_inline)) { return load(from); },
-      [](auto* to, Pack<A> pack) __attribute__((always_inline)) { store(to, pack); });
+    f(
+        channel, [](auto* from) __attribute__((always_inline)) { return load(from); },
+        [](auto* to, Pack<A> pack) __attribute__((always_inline)) {
+          if constexpr (streaming)
+            stream_bytes(to, pack.lanes, sizeof(pack));
+          else
+            store(to, pack);
+        });
   if (const int rest = static_cast<int>(end - channel))
-    f(channel,
-      [rest](auto* from) __attribute__((always_inline)) { return load_first(from, rest); },
-      [rest](auto* to, Pack<A> pack) __attribute__((always_inline)) {
-        store_first(to, pack, rest);
-      });
+    f(
+        channel,
+        [rest](auto* from) __attribute__((always_inline)) { return load_first(from, rest); },
+        [rest](auto* to, Pack<A> pack) __attribute__((always_inline)) {
+          if constexpr (streaming)
+            stream_bytes(to, pack.lanes, rest * static_cast<int>(sizeof(A)));
+          else
+            store_first(to, pack, rest);
+        });
 }
 
 }  // namespace

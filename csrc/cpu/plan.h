@@ -10,10 +10,10 @@
 namespace crad {
 
 struct Plan {
-  int64_t tile;   // channels of a range
-  int64_t tiles;  // of all channels
-  int64_t chunk;  // points of a range
-  int64_t chunks; // of the points of one grid
+  int64_t tile;    // channels of a range
+  int64_t tiles;   // of all channels
+  int64_t chunk;   // points of a range
+  int64_t chunks;  // of the points of one grid
 
   Range range(int64_t item, int64_t tile_index, int64_t chunk_index, const Problem& problem) const {
     const int64_t first = item * problem.points_per_grid;
@@ -25,7 +25,8 @@ struct Plan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many channels as keep the tile of the grid, at so many bytes an element, in a core's own cache.
+// As many channels as keep the tile of the grid, at so many bytes an element, in a core's own
+// cache.
 inline int64_t tile_of(const Problem& problem, int64_t bytes) {
   constexpr int64_t kCache = 512 * 1024, kMinimum = 64;
   const int64_t fitting = kCache / (bytes * problem.entries) / 16 * 16;
@@ -43,15 +44,15 @@ inline Plan forward_plan(const Problem& problem) {
 }
 
 // Each chunk of points adds to a grid of its own; these are summed afterwards. Their number is as
-// many as keep machines with many cores busy, but never so many that the sum costs more than reading
-// grad_output.
+// many as keep machines with many cores busy, but never so many that the sum costs more than
+// reading grad_output.
 inline Plan backward_plan(const Problem& problem, int64_t grids) {
-  constexpr int64_t kRanges = 64, kPoints = 64, kAlways = 1 << 20;
+  constexpr int64_t kRanges = 32, kPoints = 64, kAlways = 1 << 20;
   const int64_t tile = tile_of(problem, 8);
   const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * grids);
   const int64_t points = problem.points_per_grid;
-  const int64_t affordable = std::max(points * problem.channels, kAlways) /
-                             (2 * problem.entries * problem.channels);
+  const int64_t affordable =
+      std::max(points * problem.channels, kAlways) / (2 * problem.entries * problem.channels);
   const int64_t chunks =
       std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
   return plan_of(problem, tile, ceil_div(points, chunks));
