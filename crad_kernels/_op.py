@@ -116,8 +116,13 @@ def _sample_backward_fake(
 
 
 def _raised(derivative: int, component: int, ndim: int) -> int:
-    """One more derivative along a component of the coordinates (two bits an axis, size order)."""
-    return derivative + (1 << 2 * (ndim - 1 - component))
+    """One more derivative along a component of the coordinates.
+
+    A hexadecimal digit holds the order along an axis, the first axis in the lowest. It stops at 15,
+    long after the weights of every mode have become 0.
+    """
+    shift = 4 * (ndim - 1 - component)
+    return derivative if derivative >> shift & 15 == 15 else derivative + (1 << shift)
 
 
 def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:

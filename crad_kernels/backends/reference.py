@@ -86,8 +86,9 @@ def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
         words = philox(torch.stack((index & _WORD, index >> 32, *rest), -1), key)
         mantissa = (words >> 8).to(torch.float32) * 2.0**-24
         radius = torch.sqrt(-2 * torch.log(mantissa[:, 0::2] + 2.0**-24))
-        angle = mantissa[:, 1::2] * (2 * math.pi)
-        pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), -1)
+        angle = mantissa[:, 1::2].to(torch.float64) * (2 * math.pi)
+        turn = torch.stack((torch.cos(angle), torch.sin(angle)), -1).to(torch.float32)
+        pair = radius[..., None] * turn
         blocks.append(pair.flatten(1))
     return torch.cat(blocks, 1)[:, :ndim]
 
@@ -134,10 +135,10 @@ def sample(
 
     # One grid per batch item, one after the other; a shared grid is the only one.
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
-    entries = values.reshape(batch * math.prod(size), channels)
+    compute = torch.float64 if values.dtype == torch.float64 else torch.float32
+    entries = values.reshape(batch * math.prod(size), channels).to(compute)
     item = torch.arange(batch, device=coords.device).repeat_interleave(len(points) // max(batch, 1))
 
-    compute = torch.float64 if values.dtype == torch.float64 else torch.float32
     out = torch.zeros(len(points), channels, dtype=compute, device=values.device)
     for taps in itertools.product(*axes):
         entry, weight, inside = item, torch.ones_like(points[:, 0]), finite
@@ -146,8 +147,8 @@ def sample(
             weight = weight * tap_weight
             inside = inside & tap_inside
         if len(entries):
-            value = entries[entry].to(compute)
-            out = out + torch.where(inside[:, None], weight[:, None].to(compute) * value, 0)
+            term = weight[:, None].to(compute) * entries[entry]
+            out = out + torch.where(inside[:, None], term, 0)
     # NaN for the sample and the gradient of coords; the inner `where` keeps it off the finite ones.
     poison = (torch.where(finite[:, None], 0, points) * torch.nan).sum(-1)
     out = out + torch.where(finite, 0, poison).to(compute)[:, None]

@@ -16,8 +16,7 @@ Geometry<X> geometry_of(const Problem& problem) {
     geometry.size[axis] = problem.size[axis];
     geometry.stride[axis] = stride;
     stride *= problem.size[axis];
-    // Two bits an axis.
-    geometry.order[axis] = static_cast<int>(problem.derivative >> (2 * axis) & 3);
+    geometry.order[axis] = static_cast<int>(problem.derivative >> (4 * axis) & 15);
   }
   geometry.mode = static_cast<Mode>(problem.mode);
   geometry.padding = static_cast<Padding>(problem.padding);
