@@ -20,9 +20,7 @@ _SUPERSAMPLING = 4
 class Canvas:
     """Draws polygons in the unit square, antialiased, in a pose that varies slightly."""
 
-    def __init__(  # noqa: D107 (the class says it)
-        self, size: int, background: Colour, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, size: int, background: Colour, rng: np.random.Generator) -> None:
         self.size = size
         self._image = Image.new("RGB", (size * _SUPERSAMPLING,) * 2, _bytes(background))
         self._draw = ImageDraw.Draw(self._image)

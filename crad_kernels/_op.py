@@ -1,8 +1,8 @@
 """Wires the operation into PyTorch: schema, shapes for the compiler, and derivatives, each once.
 
-The algebra closes over two operators. Write S_k(v, x) for the sample with the weights differentiated
-k times (k a multi-index over the axes), A_k(g, x) for its adjoint in v, and e_d for one more
-derivative along component d. `sample` is S_k; `sample_backward` is the pair A_k(g, x) and
+The algebra closes over two operators. Write S_k(v, x) for the sample with the weights
+differentiated k times (k a multi-index over the axes), A_k(g, x) for its adjoint in v, and e_d for
+one more derivative along component d. `sample` is S_k; `sample_backward` is the pair A_k(g, x) and
 J_d = sum over channels of g * S_{k + e_d}(v, x). Every derivative of either is a sum of the two:
 
     ============  ==========================  ===============================================
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
@@ -63,10 +62,8 @@ def sample(
     align_corners: bool,
 ) -> Tensor:
     """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
-    if backend == "reference":
-        return reference.sample(
-            values, coords, seed, jitter_std, mode, padding_mode, align_corners
-        )
+    if backend == "reference" or _transforming():
+        return reference.sample(values, coords, seed, jitter_std, mode, padding_mode, align_corners)
     return _sample(
         values,
         coords,
@@ -76,6 +73,13 @@ def sample(
         _PADDING_MODES.index(padding_mode),
         align_corners,
         0,
+    )
+
+
+def _transforming() -> bool:
+    """Whether a transform of `torch.func` is active: the operators have no rules for those."""
+    return (
+        not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
     )
 
 

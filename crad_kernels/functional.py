@@ -1,6 +1,7 @@
 """The public functions: what they mean, and the one check of their arguments."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -39,14 +40,14 @@ def sample(
     Args:
         values: ``(*size, C)``, one grid shared by all points, or ``(B, *size, C)``, one per batch
             item; float64, float32, bfloat16 or float16.
-        coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64; in
-            [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis of
-            ``size``, as in `torch.nn.functional.grid_sample`.
+        coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64;
+            in [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis
+            of ``size``, as in `torch.nn.functional.grid_sample`.
         mode: ``"linear"`` or ``"nearest"``.
         padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
-        jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units (size
-            of the grid: 2); a float, or D floats in the order of the components. At least 0.
+        jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
+            (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
@@ -55,15 +56,16 @@ def sample(
         backend: a name from `crad_kernels.backends`; None takes the best usable one.
 
     Returns:
-        ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``. The sum over taps is in float32,
-        for float64 values in float64.
+        ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``. The sum over taps is in
+        float32, for float64 values in float64.
 
     Raises:
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
 
-    The meaning in full, non-finite coordinates included: `crad_kernels.backends.reference`. Gradients
-    are those of `torch.nn.functional.grid_sample`.
+    The meaning in full, non-finite coordinates included: `crad_kernels.backends.reference`.
+    Gradients are those of `torch.nn.functional.grid_sample`. Under a transform of `torch.func` the
+    call runs on the ``reference`` backend, whichever was asked for.
     """
     _check(values, coords, mode, padding_mode)
     ndim = coords.shape[-1]
@@ -117,9 +119,9 @@ def grid_sample(
         )
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
-            "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D) with "
-            f"as many axes, D the number of axes in size, but got input of shape {_shape(input)} and "
-            f"grid of shape {_shape(grid)}"
+            "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), D "
+            "the number of axes in size and in out, but got input of shape "
+            f"{_shape(input)} and grid of shape {_shape(grid)}"
         )
     if grid.shape[0] != input.shape[0]:
         raise ValueError(
@@ -171,8 +173,8 @@ def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None
         )
     if 0 in values.shape[-1 - ndim : -1]:
         raise ValueError(
-            "sample(): expected values to have at least 1 entry along every axis, but got values of "
-            f"shape {_shape(values)}"
+            "sample(): expected values to have at least 1 entry along every axis, but got values "
+            f"of shape {_shape(values)}"
         )
     if values.device != coords.device:
         raise ValueError(
@@ -183,17 +185,23 @@ def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None
         raise ValueError(f"sample(): expected mode to be one of {MODES}, but got {mode!r}")
     if padding_mode not in PADDING_MODES:
         raise ValueError(
-            f"sample(): expected padding_mode to be one of {PADDING_MODES}, but got {padding_mode!r}"
+            f"sample(): expected padding_mode to be one of {PADDING_MODES}, "
+            f"but got {padding_mode!r}"
         )
 
 
 def _jitter_std(jitter_std: float | Sequence[float], coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
     ndim = coords.shape[-1]
-    if isinstance(jitter_std, (int, float)):
-        stds: Sequence[float] = (jitter_std,) * ndim
+    if isinstance(jitter_std, numbers.Real):
+        stds: Sequence[float] = (float(jitter_std),) * ndim
+    elif isinstance(jitter_std, Sequence):
+        stds = tuple(map(float, jitter_std))
     else:
-        stds = tuple(jitter_std)
+        raise TypeError(
+            f"sample(): expected jitter_std to be a float or {ndim} floats, but got "
+            f"{type(jitter_std).__name__}"
+        )
     if len(stds) != ndim or not all(0 <= std < math.inf for std in stds):
         raise ValueError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite, "
@@ -216,10 +224,14 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.ndim != 0 or seed.device != device:
             raise TypeError(
-                f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but got "
-                f"{seed.dtype} of shape {_shape(seed)} on {seed.device}"
+                f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but "
+                f"got {seed.dtype} of shape {_shape(seed)} on {seed.device}"
             )
         return seed
+    if not isinstance(seed, int):
+        raise TypeError(
+            f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"
+        )
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"sample(): expected seed to fit in 64 bits, but got {seed}")
     wrapped = seed - 2**64 if seed >= 2**63 else seed

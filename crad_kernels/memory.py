@@ -28,8 +28,8 @@ class GridMemory(nn.Module):
         backend: see ``mode``.
 
     Attributes:
-        values: the entries, ``(*size, C)``, Xavier-normal with the fans of a ``(1, C, *size)`` tensor
-            (Glorot and Bengio, 2010).
+        values: the entries, ``(*size, C)``, Xavier-normal with the fans of a ``(1, C, *size)``
+            tensor (Glorot and Bengio, 2010).
 
     Raises:
         ValueError: if ``channels`` or ``resolution`` is not positive.

@@ -44,7 +44,7 @@ _TABLE = {
 
 
 def backends() -> Mapping[str, Backend]:
-    """Every backend by name, in order of preference, with what it takes and why it is not usable."""
+    """Every backend by name, best first, with what it takes and why it may not be usable."""
     return MappingProxyType(_TABLE)
 
 
@@ -67,8 +67,8 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
         raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.reason}")
     if not backend.takes(device, ndim):
         raise ValueError(
-            f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and at "
-            f"most {backend.max_ndim} dimensions, but got {ndim} dimensions on {device.type}; leave "
-            "backend=None to have one chosen"
+            f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and "
+            f"at most {backend.max_ndim} dimensions, but got {ndim} dimensions on {device.type}; "
+            "leave backend=None to have one chosen"
         )
     return backend

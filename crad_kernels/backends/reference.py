@@ -146,9 +146,8 @@ def sample(
             entry = entry * length + tap
             weight = weight * tap_weight
             inside = inside & tap_inside
-        if len(entries):
-            term = weight[:, None].to(compute) * entries[entry]
-            out = out + torch.where(inside[:, None], term, 0)
+        value = torch.where(inside[:, None], entries.index_select(0, entry), 0)
+        out = out + weight[:, None].to(compute) * value
     # NaN for the sample and the gradient of coords; the inner `where` keeps it off the finite ones.
     poison = (torch.where(finite[:, None], 0, points) * torch.nan).sum(-1)
     out = out + torch.where(finite, 0, poison).to(compute)[:, None]
