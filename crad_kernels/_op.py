@@ -18,7 +18,7 @@ below it: the compiler sees one opaque operator, and forward-mode AD works, whic
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def sample(
     """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
     if backend == "reference" or _transforming():
         return reference.sample(values, coords, seed, jitter_std, mode, padding_mode, align_corners)
-    return _sample(
+    out: Tensor = _sample(
         values,
         coords,
         seed,
@@ -74,6 +74,7 @@ def sample(
         align_corners,
         0,
     )
+    return out
 
 
 def _transforming() -> bool:
@@ -87,25 +88,25 @@ def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10 on a backend; shapes as in `crad_kernels.backends.reference.philox`."""
     if backend == "reference":
         return reference.philox(counter, key)
-    return torch.ops.crad_kernels.philox.default(counter, key)
+    words: Tensor = torch.ops.crad_kernels.philox.default(counter, key)
+    return words
 
 
 def normals(backend: str, seed: Tensor, points: int, ndim: int) -> Tensor:
     """The jitter's normals; shapes as in `crad_kernels.backends.reference.normals`."""
     if backend == "reference":
         return reference.normals(seed, points, ndim)
-    return torch.ops.crad_kernels.normals.default(seed, points, ndim)
+    result: Tensor = torch.ops.crad_kernels.normals.default(seed, points, ndim)
+    return result
 
 
 # ---- shapes, for the compiler ----
 
 
-@torch.library.register_fake("crad_kernels::sample", lib=_library)
 def _sample_fake(values: Tensor, coords: Tensor, *_: Any) -> Tensor:
     return values.new_empty(*coords.shape[:-1], values.shape[-1])
 
 
-@torch.library.register_fake("crad_kernels::sample_backward", lib=_library)
 def _sample_backward_fake(
     grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor]:
@@ -114,6 +115,10 @@ def _sample_backward_fake(
         values.new_empty(values.shape if want_values else 0),
         coords.new_empty(coords.shape if want_coords else 0),
     )
+
+
+torch.library.register_fake("crad_kernels::sample", _sample_fake, lib=_library)
+torch.library.register_fake("crad_kernels::sample_backward", _sample_backward_fake, lib=_library)
 
 
 # ---- derivatives ----
@@ -227,7 +232,7 @@ def _install(
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-    class Function(_SingleLevelFunction):  # type: ignore[misc]
+    class Function(_SingleLevelFunction):
         @staticmethod
         def forward(keys: Any, *args: Any) -> Any:
             return below_autograd(keys, *args)
@@ -255,9 +260,11 @@ def _install(
         def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
             return jvp(Function.arguments(ctx), tangents)
 
+    apply = cast(Any, Function).apply
+
     def kernel(keys: Any, *args: Any) -> Any:
         with enable_single_level_autograd_function():
-            return Function.apply(keys, *args)
+            return apply(keys, *args)
 
     _library.impl(operator, kernel, "Autograd", with_keyset=True)
 

@@ -119,8 +119,8 @@ def grid_sample(
         )
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
-            "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), D "
-            "the number of axes in size and in out, but got input of shape "
+            "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
+            "D the number of axes in size and in out, but got input of shape "
             f"{_shape(input)} and grid of shape {_shape(grid)}"
         )
     if grid.shape[0] != input.shape[0]:
