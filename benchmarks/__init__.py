@@ -1,0 +1,1 @@
+"""Speed of the kernels beside their peers: `pytest benchmarks --benchmark-only`."""
