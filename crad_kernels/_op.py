@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
@@ -62,7 +63,7 @@ def sample(
     align_corners: bool,
 ) -> Tensor:
     """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
-    if backend == "reference" or _transforming():
+    if backend == "reference" or (not torch.compiler.is_compiling() and _transforming()):
         return reference.sample(values, coords, seed, jitter_std, mode, padding_mode, align_corners)
     out: Tensor = _sample(
         values,
@@ -79,9 +80,7 @@ def sample(
 
 def _transforming() -> bool:
     """Whether a transform of `torch.func` is active: the operators have no rules for those."""
-    return (
-        not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
-    )
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
@@ -217,6 +216,12 @@ def _sample_backward_jvp(
     )
 
 
+def _differentiating(args: Sequence[Any]) -> bool:
+    """Whether a derivative of the result may be asked for, in reverse or forward mode."""
+    needed = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    return torch.is_grad_enabled() and needed or fwAD._current_level >= 0 or _transforming()
+
+
 def _install(
     operator: Any, vjp: Callable[..., list[Tensor | None]], jvp: Callable[..., Any]
 ) -> None:
@@ -263,6 +268,8 @@ def _install(
     apply = cast(Any, Function).apply
 
     def kernel(keys: Any, *args: Any) -> Any:
+        if not _differentiating(args):
+            return below_autograd(keys, *args)
         with enable_single_level_autograd_function():
             return apply(keys, *args)
 
