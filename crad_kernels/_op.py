@@ -219,7 +219,7 @@ def _sample_backward_jvp(
 def _differentiating(args: Sequence[Any]) -> bool:
     """Whether a derivative of the result may be asked for, in reverse or forward mode."""
     needed = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-    return torch.is_grad_enabled() and needed or fwAD._current_level >= 0 or _transforming()
+    return (torch.is_grad_enabled() and needed) or fwAD._current_level >= 0 or _transforming()
 
 
 def _install(
