@@ -231,7 +231,7 @@ class ScatteringBackbone(nn.Module):
     projection: Tensor
     fitted: Tensor
 
-    def __init__(self, channels: int = 32) -> None:
+    def __init__(self, channels: int = 16) -> None:
         super().__init__()
         if not 1 <= channels <= CHANNELS:
             raise ValueError(
