@@ -29,8 +29,8 @@ from torch.autograd.function import _SingleLevelFunction
 from crad_kernels.backends import reference
 
 # In the order of the enumerations in csrc/core/axis.h.
-_MODES = ("nearest", "linear")
-_PADDING_MODES = ("zeros", "border", "reflection")
+MODES = ("nearest", "linear")
+PADDING_MODES = ("zeros", "border", "reflection")
 
 _library = torch.library.Library("crad_kernels", "DEF")
 _library.define(
@@ -70,8 +70,8 @@ def sample(
         coords,
         seed,
         jitter_std,
-        _MODES.index(mode),
-        _PADDING_MODES.index(padding_mode),
+        MODES.index(mode),
+        PADDING_MODES.index(padding_mode),
         align_corners,
         0,
     )

@@ -10,8 +10,6 @@ from torch import Tensor
 from crad_kernels import _op
 from crad_kernels.backends import choose
 
-MODES = ("nearest", "linear")
-PADDING_MODES = ("zeros", "border", "reflection")
 _VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COORD_DTYPES = (torch.float32, torch.float64)
 
@@ -51,8 +49,8 @@ def sample(
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
-            `torch.are_deterministic_algorithms_enabled`. The backends ``cpu`` and ``reference`` on
-            the CPU never do.
+            `torch.are_deterministic_algorithms_enabled`. On the CPU no backend ever does; on a GPU
+            ``reference`` heeds torch's global setting only.
         backend: a name from `crad_kernels.backends`; None takes the best usable one.
 
     Returns:
@@ -144,6 +142,11 @@ def grid_sample(
 
 def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None:
     """Raise unless the tensors and the modes fit together."""
+    for name, tensor in (("values", values), ("coords", coords)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"sample(): expected {name} to be a tensor, but got {type(tensor).__name__}"
+            )
     if coords.dtype not in _COORD_DTYPES:
         raise TypeError(
             f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
@@ -181,11 +184,11 @@ def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None
             "sample(): expected values and coords on one device, but got "
             f"{values.device} and {coords.device}"
         )
-    if mode not in MODES:
-        raise ValueError(f"sample(): expected mode to be one of {MODES}, but got {mode!r}")
-    if padding_mode not in PADDING_MODES:
+    if mode not in _op.MODES:
+        raise ValueError(f"sample(): expected mode to be one of {_op.MODES}, but got {mode!r}")
+    if padding_mode not in _op.PADDING_MODES:
         raise ValueError(
-            f"sample(): expected padding_mode to be one of {PADDING_MODES}, "
+            f"sample(): expected padding_mode to be one of {_op.PADDING_MODES}, "
             f"but got {padding_mode!r}"
         )
 
