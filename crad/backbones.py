@@ -49,13 +49,16 @@ class Backbone(Protocol):
         ...
 
 
-def create_backbone(name: str, *, weights: Path | None = None, pretrained: bool = True) -> Backbone:
+def create_backbone(
+    name: str, *, weights: Path | None = None, pretrained: bool = True, components: int = 16
+) -> Backbone:
     """Make a backbone.
 
     Args:
         name: ``"scattering"``, or a timm model name such as ``"tf_efficientnet_b4.aa_in1k"``.
         weights: a file with the weights of a timm model, instead of a download.
         pretrained: False leaves the weights to `load_state_dict`, and downloads nothing.
+        components: principal components that ``"scattering"`` keeps.
 
     Raises:
         BackboneError: there is no such model, its stages do not fit, or its weights cannot be had.
@@ -68,7 +71,10 @@ def create_backbone(name: str, *, weights: Path | None = None, pretrained: bool 
             )
         from crad.scattering import ScatteringBackbone
 
-        return ScatteringBackbone()
+        try:
+            return ScatteringBackbone(components)
+        except ValueError as error:
+            raise BackboneError(f"--components: {error}") from error
     # Importing timm takes seconds, which the default backbone need not wait for.
     from crad.timm_backbone import TimmBackbone
 

@@ -20,9 +20,6 @@ ALL_PARTS = ("model", "backbone", "optimizer", "random")
 _FORMAT = "crad"
 _VERSION = "1"
 _WAYS = "use the crad that wrote it, or train again with --overwrite"
-_PARTS = ("model", "backbone")
-_TRAINING_WAYS = "use the crad that wrote it, or train again with --overwrite"
-_PARTS = ("optimizer", "random")
 
 
 class CheckpointError(ValueError):

@@ -55,6 +55,8 @@ class Config:
     """A timm model (tf_efficientnet_b4.aa_in1k for your data), or scattering, which needs none."""
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""
+    components: int = 16
+    """Principal components kept of the scattering features; a timm model has its own channels."""
     image_size: int = 128
     """Side in pixels of the square that images are resized to."""
     epochs: int = 20
@@ -87,7 +89,14 @@ class Config:
         Raises:
             ValueError: an option is out of its range; the message names it.
         """
-        at_least = {"image_size": 32, "epochs": 1, "batch_size": 1, "depth": 0, "expansion": 1}
+        at_least = {
+            "components": 1,
+            "image_size": 32,
+            "epochs": 1,
+            "batch_size": 1,
+            "depth": 0,
+            "expansion": 1,
+        }
         for name, least in at_least.items():
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{option(name)}: expected at least {least}, but got {value}")

@@ -93,6 +93,7 @@ class Detector:
 
         Raises:
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
+            ValueError: ``batch_size`` is not positive.
         """
         return list(self.iterate(images, batch_size))
 
@@ -113,7 +114,10 @@ class Detector:
 
         Raises:
             ImageError: as for `predict`.
+            ValueError: ``batch_size`` is not positive.
         """
+        if batch_size < 1:
+            raise ValueError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
         sources = split_images(images)
         for batch in load_batches(sources, size=self.image_size, batch_size=batch_size, skip=skip):
             features = self.backbone(batch.images.to(self.device))
@@ -178,7 +182,9 @@ def from_checkpoint(
     Raises:
         CheckpointError: its parts do not fit each other.
     """
-    backbone = create_backbone(checkpoint.config.backbone, pretrained=False)
+    backbone = create_backbone(
+        checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components
+    )
     model = create_model(checkpoint.config, checkpoint.feature_size)
     try:
         backbone.load_state_dict(checkpoint.backbone)
