@@ -1,5 +1,6 @@
 """What the commands share: how an error reaches the person at the terminal."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ def run_command(command: Callable[[], object]) -> None:
         print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
     except _EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        way_out = "; free some space and run it again, training with --resume" if full else ""
+        print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -45,6 +48,12 @@ def refuse(message: str) -> NoReturn:
     """Print what is wrong with the command line and exit with code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size that is not positive."""
+    if batch_size < 1:
+        refuse(f"--batch-size: expected at least 1, but got {batch_size}")
 
 
 class BadImages:

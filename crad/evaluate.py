@@ -9,12 +9,12 @@ import tyro
 from tqdm import tqdm
 
 from crad.checkpoint import read_checkpoint
-from crad.command_line import BadImages, run_command
+from crad.command_line import BadImages, CommandError, check_batch_size, run_command
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, from_checkpoint
 from crad.devices import select_device
-from crad.evaluation import make_results, report
+from crad.evaluation import RESULTS_NAME, make_results, report
 from crad.metrics import ScoredImage
 from crad.options import DeviceName
 from crad.results import Results
@@ -30,6 +30,8 @@ class EvaluateOptions:
     """A folder in the MVTec AD layout, demo or demo-hard; the default is the data trained on."""
     output: Path | None = None
     """Folder to write results.json and picture sheets into."""
+    overwrite: bool = False
+    """Replace the results in --output."""
     batch_size: int = BATCH_SIZE
     """Images computed at once."""
     skip_bad: bool = False
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Measure a trained detector on the test images of a data set.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check_batch_size(options.batch_size)
     run_command(lambda: evaluate(options))
 
 
@@ -55,11 +58,17 @@ def evaluate(options: EvaluateOptions) -> Results:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        CommandError: the output folder holds results already.
         DataError: the data are not what they should be.
         DeviceError: the device is not there.
         ImageError: an image or mask cannot be read.
         OSError: a file cannot be written.
     """
+    if options.output and (options.output / RESULTS_NAME).exists() and not options.overwrite:
+        raise CommandError(
+            f"output: '{options.output}' holds {RESULTS_NAME} already; --overwrite replaces it, "
+            "--output DIR chooses another folder"
+        )
     device = select_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
     detector = from_checkpoint(checkpoint, device, options.checkpoint)

@@ -12,7 +12,13 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from crad.command_line import BadImages, CommandError, refuse, run_command
+from crad.command_line import (
+    BadImages,
+    CommandError,
+    check_batch_size,
+    refuse,
+    run_command,
+)
 from crad.detector import BATCH_SIZE, load
 from crad.files import write_atomically, write_json
 from crad.images import IMAGE_SUFFIXES, natural_key, open_image
@@ -53,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if not options.images:
         refuse("predict: no images given; name image files or folders")
+    check_batch_size(options.batch_size)
     run_command(lambda: predict(options))
 
 
