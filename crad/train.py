@@ -21,7 +21,7 @@ from crad.config import Config
 from crad.data import Dataset, Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, create_model, score_maps
-from crad.devices import select_device
+from crad.devices import select_device, threads_for
 from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
 from crad.features import Features, extract, fit_backbone
 from crad.images import ImageError
@@ -69,7 +69,10 @@ def _train(options: TrainOptions) -> Results:
 
     started = time.perf_counter()
     backbone = create_backbone(
-        config.backbone, weights=config.weights, pretrained=stored is None
+        config.backbone,
+        weights=config.weights,
+        pretrained=stored is None,
+        components=config.components,
     ).to(device)
     if stored:
         with _fitting(output):
@@ -89,7 +92,8 @@ def _train(options: TrainOptions) -> Results:
 
     if not stored:
         _clear(output)
-    checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
+    with threads_for(_step_size(config, normal)):
+        checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
     timing["training"] = checkpoint.seconds
 
     started = time.perf_counter()
@@ -180,6 +184,13 @@ def _fit(
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
     assert checkpoint is not None  # there is at least one epoch
     return checkpoint, model
+
+
+def _step_size(config: Config, features: Features) -> float:
+    """Multiply-adds of the fusion network in a training step, about three times those forward."""
+    height, width, channels = features.values.shape[1:]
+    bottlenecks = config.depth * 2 * (2 * channels) * config.expansion
+    return 3.0 * config.batch_size * height * width * bottlenecks
 
 
 def _prepare_output(options: TrainOptions) -> Checkpoint | None:
