@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -141,6 +142,7 @@ def _fit(
     height, width, channels = normal.values.shape[1:]
     torch.manual_seed(config.seed)
     model = create_model(config, (channels, height, width))
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if config.precision == "fp32" else config.precision,

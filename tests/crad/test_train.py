@@ -73,6 +73,15 @@ def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> 
     assert not torch.equal(first, other)
 
 
+def test_runs_of_one_process_may_differ_in_precision(
+    demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    for precision in ("fp32", "bf16", "fp32"):
+        arguments = ["--precision", precision, "--epochs", "1"]
+        assert train_command(demo_root, tmp_path / "run", "--overwrite", *arguments) == 0
+        assert read_checkpoint(tmp_path / "run").config.precision == precision
+
+
 def test_killed_and_resumed(trained, tmp_path: Path, train_command: Train) -> None:
     output, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = ["--data", str(trained.data), *trained.arguments, "--epochs", "12"]
