@@ -1,55 +1,10 @@
-"""Wires the operation into PyTorch: schema, shapes for the compiler, and derivatives, each once.
+"""The operation on a backend: the reference, or the operators that all others implement."""
 
-The algebra closes over two operators. Write S_k(v, x) for the sample with the weights
-differentiated k times (k a multi-index over the axes), A_k(g, x) for its adjoint in v, and e_d for
-one more derivative along component d. `sample` is S_k; `sample_backward` is the pair A_k(g, x) and
-J_d = sum over channels of g * S_{k + e_d}(v, x). Every derivative of either is a sum of the two:
-
-    ============  ==========================  ===============================================
-                  with respect to v or g      with respect to x
-    ============  ==========================  ===============================================
-    S_k           A_k (reverse), S_k          J_d (reverse), sum_d dx_d S_{k + e_d} (forward)
-    A_k           S_k (reverse), A_k          sum_d A_{k + e_d}(g dx_d) (forward)
-    ============  ==========================  ===============================================
-
-The operators have their own kernel for the Autograd key, an `autograd.Function` that redispatches
-below it: the compiler sees one opaque operator, and forward-mode AD works, which
-`torch.library.register_autograd` does not offer.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import Any, cast
-
-import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.function import _SingleLevelFunction
 
+# The rules register themselves with the operators.
+from crad_kernels import _derivatives, _schema, _vmap  # noqa: F401
 from crad_kernels.backends import reference
-
-# In the order of the enumerations in csrc/core/axis.h.
-MODES = ("nearest", "linear")
-PADDING_MODES = ("zeros", "border", "reflection")
-
-_library = torch.library.Library("crad_kernels", "DEF")
-_library.define(
-    "sample(Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, int mode, "
-    "int padding_mode, bool align_corners, int derivative) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_library.define(
-    "sample_backward(Tensor grad_output, Tensor values, Tensor coords, Tensor? seed, "
-    "Tensor? jitter_std, int mode, int padding_mode, bool align_corners, int derivative, "
-    "bool want_values, bool want_coords) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-# The generator by itself, so that its integers can be compared between backends.
-_library.define("philox(Tensor counter, Tensor key) -> Tensor")
-_library.define("normals(Tensor seed, SymInt points, int ndim) -> Tensor")
-
-_sample = torch.ops.crad_kernels.sample.default
-_sample_backward = torch.ops.crad_kernels.sample_backward.default
 
 
 def sample(
@@ -63,31 +18,26 @@ def sample(
     align_corners: bool,
 ) -> Tensor:
     """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
-    if backend == "reference" or (not torch.compiler.is_compiling() and _transforming()):
+    if backend == "reference":
         return reference.sample(values, coords, seed, jitter_std, mode, padding_mode, align_corners)
-    out: Tensor = _sample(
+    out: Tensor = _schema.sample(
         values,
         coords,
         seed,
         jitter_std,
-        MODES.index(mode),
-        PADDING_MODES.index(padding_mode),
+        _schema.MODES.index(mode),
+        _schema.PADDING_MODES.index(padding_mode),
         align_corners,
         0,
     )
     return out
 
 
-def _transforming() -> bool:
-    """Whether a transform of `torch.func` is active: the operators have no rules for those."""
-    return torch._C._functorch.maybe_current_level() is not None
-
-
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10 on a backend; shapes as in `crad_kernels.backends.reference.philox`."""
     if backend == "reference":
         return reference.philox(counter, key)
-    words: Tensor = torch.ops.crad_kernels.philox.default(counter, key)
+    words: Tensor = _schema.philox(counter, key)
     return words
 
 
@@ -95,186 +45,5 @@ def normals(backend: str, seed: Tensor, points: int, ndim: int) -> Tensor:
     """The jitter's normals; shapes as in `crad_kernels.backends.reference.normals`."""
     if backend == "reference":
         return reference.normals(seed, points, ndim)
-    result: Tensor = torch.ops.crad_kernels.normals.default(seed, points, ndim)
+    result: Tensor = _schema.normals(seed, points, ndim)
     return result
-
-
-# ---- shapes, for the compiler ----
-
-
-def _sample_fake(values: Tensor, coords: Tensor, *_: Any) -> Tensor:
-    return values.new_empty(*coords.shape[:-1], values.shape[-1])
-
-
-def _sample_backward_fake(
-    grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
-    want_values, want_coords = args[-2:]
-    return (
-        values.new_empty(values.shape if want_values else 0),
-        coords.new_empty(coords.shape if want_coords else 0),
-    )
-
-
-torch.library.register_fake("crad_kernels::sample", _sample_fake, lib=_library)
-torch.library.register_fake("crad_kernels::sample_backward", _sample_backward_fake, lib=_library)
-
-
-# ---- derivatives ----
-
-
-def _raised(derivative: int, component: int, ndim: int) -> int:
-    """One more derivative along a component of the coordinates.
-
-    A hexadecimal digit holds the order along an axis, the first axis in the lowest. It stops at 15,
-    long after the weights of every mode have become 0.
-    """
-    shift = 4 * (ndim - 1 - component)
-    return derivative if derivative >> shift & 15 == 15 else derivative + (1 << shift)
-
-
-def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
-    given = [term for term in terms if term is not None]
-    return sum(given[1:], given[0]) if given else None
-
-
-def _sample_vjp(needs: Sequence[bool], args: Sequence[Any], grad: Tensor) -> list[Tensor | None]:
-    values, coords, *options = args
-    gradients = _sample_backward(grad, values, coords, *options, needs[0], needs[1])
-    return [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]
-
-
-def _sample_jvp(args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
-    values, coords, *options, derivative = args
-    d_values, d_coords = tangents[:2]
-    terms: list[Tensor | None] = []
-    if d_values is not None:
-        terms.append(_sample(d_values, coords, *options, derivative))
-    if d_coords is not None:
-        ndim = coords.shape[-1]
-        for d in range(ndim):
-            slope = _sample(values, coords, *options, _raised(derivative, d, ndim))
-            terms.append(slope * d_coords[..., d, None].to(slope.dtype))
-    total = _sum(terms)
-    assert total is not None
-    return total
-
-
-def _sample_backward_vjp(
-    needs: Sequence[bool], args: Sequence[Any], to_values: Tensor, to_coords: Tensor
-) -> list[Tensor | None]:
-    grad, values, coords, *options, derivative, want_values, want_coords = args
-    ndim = coords.shape[-1]
-    grad_terms: list[Tensor | None] = []
-    value_terms: list[Tensor | None] = []
-    coord_terms: list[Tensor | None] = []
-    if want_values:
-        if needs[0]:
-            grad_terms.append(_sample(to_values, coords, *options, derivative))
-        if needs[2]:
-            coord_terms.append(
-                _sample_backward(grad, to_values, coords, *options, derivative, False, True)[1]
-            )
-    if want_coords:
-        for d in range(ndim):
-            share = to_coords[..., d, None].to(grad.dtype)
-            raised = _raised(derivative, d, ndim)
-            if needs[0]:
-                grad_terms.append(share * _sample(values, coords, *options, raised))
-            if needs[1] or needs[2]:
-                value_term, coord_term = _sample_backward(
-                    grad * share, values, coords, *options, raised, needs[1], needs[2]
-                )
-                value_terms.append(value_term if needs[1] else None)
-                coord_terms.append(coord_term if needs[2] else None)
-    return [_sum(grad_terms), _sum(value_terms), _sum(coord_terms)]
-
-
-def _sample_backward_jvp(
-    args: Sequence[Any], tangents: Sequence[Tensor | None]
-) -> tuple[Tensor, Tensor]:
-    grad, values, coords, *options, derivative, want_values, want_coords = args
-    d_grad, d_values, d_coords = tangents[:3]
-    wanted = (want_values, want_coords)
-    ndim = coords.shape[-1]
-    terms: list[tuple[Tensor | None, Tensor | None]] = []
-    if d_grad is not None:
-        terms.append(_sample_backward(d_grad, values, coords, *options, derivative, *wanted))
-    if d_values is not None and want_coords:
-        by_values = _sample_backward(grad, d_values, coords, *options, derivative, False, True)[1]
-        terms.append((None, by_values))
-    if d_coords is not None:
-        for d in range(ndim):
-            share = grad * d_coords[..., d, None].to(grad.dtype)
-            raised = _raised(derivative, d, ndim)
-            terms.append(_sample_backward(share, values, coords, *options, raised, *wanted))
-    to_values = _sum([term[0] for term in terms])
-    to_coords = _sum([term[1] for term in terms])
-    return (
-        values.new_zeros(values.shape if want_values else 0) if to_values is None else to_values,
-        coords.new_zeros(coords.shape if want_coords else 0) if to_coords is None else to_coords,
-    )
-
-
-def _differentiating(args: Sequence[Any]) -> bool:
-    """Whether a derivative of the result may be asked for, in reverse or forward mode."""
-    needed = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-    return (torch.is_grad_enabled() and needed) or fwAD._current_level >= 0 or _transforming()
-
-
-def _install(
-    operator: Any, vjp: Callable[..., list[Tensor | None]], jvp: Callable[..., Any]
-) -> None:
-    """Give an operator its kernel for the Autograd key.
-
-    Args:
-        operator: the operator.
-        vjp: from (which arguments need a gradient, arguments, cotangents) to the gradients.
-        jvp: from (arguments, tangents) to the tangents of the results.
-    """
-
-    def below_autograd(keys: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
-
-    class Function(_SingleLevelFunction):
-        @staticmethod
-        def forward(keys: Any, *args: Any) -> Any:
-            return below_autograd(keys, *args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            _, *args = inputs
-            tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            ctx.save_for_backward(*tensors)
-            ctx.save_for_forward(*tensors)
-            ctx.rest = [None if isinstance(arg, Tensor) else (arg,) for arg in args]
-
-        @staticmethod
-        def arguments(ctx: Any) -> list[Any]:
-            tensors = iter(ctx.saved_tensors)
-            return [next(tensors) if rest is None else rest[0] for rest in ctx.rest]
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            args = Function.arguments(ctx)
-            gradients = vjp(ctx.needs_input_grad[1:], args, *grads)
-            return None, *gradients, *(None,) * (len(args) - len(gradients))
-
-        @staticmethod
-        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-            return jvp(Function.arguments(ctx), tangents)
-
-    apply = cast(Any, Function).apply
-
-    def kernel(keys: Any, *args: Any) -> Any:
-        if not _differentiating(args):
-            return below_autograd(keys, *args)
-        with enable_single_level_autograd_function():
-            return apply(keys, *args)
-
-    _library.impl(operator, kernel, "Autograd", with_keyset=True)
-
-
-_install(_sample, _sample_vjp, _sample_jvp)
-_install(_sample_backward, _sample_backward_vjp, _sample_backward_jvp)

@@ -1,17 +1,17 @@
 """The public functions: what they mean, and the one check of their arguments."""
 
-import math
 import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from crad_kernels import _op
+from crad_kernels import _op, _schema
 from crad_kernels.backends import choose
 
 _VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COORD_DTYPES = (torch.float32, torch.float64)
+_TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
 def sample(
@@ -40,8 +40,10 @@ def sample(
             item; float64, float32, bfloat16 or float16.
         coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64;
             in [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis
-            of ``size``, as in `torch.nn.functional.grid_sample`.
-        mode: ``"linear"`` or ``"nearest"``.
+            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision is refused, for it
+            tells few places apart: what a layer computes under autocast needs ``.float()``.
+        mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
+            ``"bicubic"`` in any D).
         padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
@@ -62,10 +64,15 @@ def sample(
         ValueError: if a shape, a device, a mode or the backend does not fit.
 
     The meaning in full, non-finite coordinates included: `crad_kernels.backends.reference`.
-    Gradients are those of `torch.nn.functional.grid_sample`. Under a transform of `torch.func` the
-    call runs on the ``reference`` backend, whichever was asked for.
+    Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
+    mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """
-    _check(values, coords, mode, padding_mode)
+    _check_tensors(values, coords)
+    check_options(mode, padding_mode, align_corners)
+    if deterministic not in (None, False, True):
+        raise TypeError(
+            f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
+        )
     ndim = coords.shape[-1]
     chosen = choose(backend, coords.device, ndim)
     std = _jitter_std(jitter_std, coords)
@@ -96,7 +103,7 @@ def grid_sample(
         input: ``(N, C, *size)``; dtypes as `sample`.
         grid: ``(N, *out, D)``, D the number of axes in ``size``; float32 or float64; half-precision
             coordinates are converted to float32.
-        mode: ``"bilinear"`` (linear in every D) or ``"nearest"``.
+        mode: ``"bilinear"`` (linear in any D), ``"nearest"`` or ``"bicubic"`` (cubic in any D).
         padding_mode: as `sample`, and so are the arguments that follow.
         align_corners: see ``padding_mode``; None means False.
         jitter_std: see ``padding_mode``.
@@ -111,10 +118,12 @@ def grid_sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
     """
-    if mode not in ("bilinear", "nearest"):
+    if mode not in _TORCH_MODES:
         raise ValueError(
-            f"grid_sample(): expected mode to be 'bilinear' or 'nearest', but got {mode!r}"
+            f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
         )
+    _check_type("grid_sample()", "input", input)
+    _check_type("grid_sample()", "grid", grid)
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
             "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
@@ -129,9 +138,9 @@ def grid_sample(
     out = sample(
         input.movedim(1, -1),
         grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid,
-        mode="linear" if mode == "bilinear" else "nearest",
+        mode=_TORCH_MODES[mode],
         padding_mode=padding_mode,
-        align_corners=bool(align_corners),
+        align_corners=False if align_corners is None else align_corners,
         jitter_std=jitter_std,
         seed=seed,
         deterministic=deterministic,
@@ -140,13 +149,17 @@ def grid_sample(
     return out.movedim(-1, 1)
 
 
-def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None:
-    """Raise unless the tensors and the modes fit together."""
-    for name, tensor in (("values", values), ("coords", coords)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"sample(): expected {name} to be a tensor, but got {type(tensor).__name__}"
-            )
+def _check_type(function: str, name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{function}: expected {name} to be a tensor, but got {type(tensor).__name__}"
+        )
+
+
+def _check_tensors(values: Tensor, coords: Tensor) -> None:
+    """Raise unless the tensors fit together."""
+    _check_type("sample()", "values", values)
+    _check_type("sample()", "coords", coords)
     if coords.dtype not in _COORD_DTYPES:
         raise TypeError(
             f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
@@ -184,31 +197,39 @@ def _check(values: Tensor, coords: Tensor, mode: str, padding_mode: str) -> None
             "sample(): expected values and coords on one device, but got "
             f"{values.device} and {coords.device}"
         )
-    if mode not in _op.MODES:
-        raise ValueError(f"sample(): expected mode to be one of {_op.MODES}, but got {mode!r}")
-    if padding_mode not in _op.PADDING_MODES:
+
+
+def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
+    """Raise unless these are options of `sample`."""
+    if mode not in _schema.MODES:
+        raise ValueError(f"sample(): expected mode to be one of {_schema.MODES}, but got {mode!r}")
+    if padding_mode not in _schema.PADDING_MODES:
         raise ValueError(
-            f"sample(): expected padding_mode to be one of {_op.PADDING_MODES}, "
+            f"sample(): expected padding_mode to be one of {_schema.PADDING_MODES}, "
             f"but got {padding_mode!r}"
         )
+    if not isinstance(align_corners, bool):
+        raise TypeError(f"sample(): expected align_corners to be a bool, but got {align_corners!r}")
 
 
 def _jitter_std(jitter_std: float | Sequence[float], coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
     ndim = coords.shape[-1]
     if isinstance(jitter_std, numbers.Real):
-        stds: Sequence[float] = (float(jitter_std),) * ndim
-    elif isinstance(jitter_std, Sequence):
+        stds = (float(jitter_std),) * ndim
+    elif isinstance(jitter_std, list | tuple) and all(
+        isinstance(std, numbers.Real) for std in jitter_std
+    ):
         stds = tuple(map(float, jitter_std))
     else:
         raise TypeError(
-            f"sample(): expected jitter_std to be a float or {ndim} floats, but got "
-            f"{type(jitter_std).__name__}"
+            f"sample(): expected jitter_std to be a float or {ndim} floats, but got {jitter_std!r}"
         )
-    if len(stds) != ndim or not all(0 <= std < math.inf for std in stds):
+    most = torch.finfo(coords.dtype).max
+    if len(stds) != ndim or not all(0 <= std <= most for std in stds):
         raise ValueError(
-            f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite, "
-            f"but got {jitter_std}"
+            f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite "
+            f"in {coords.dtype}, but got {jitter_std}"
         )
     if not any(stds):
         return None
@@ -231,6 +252,8 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
                 f"got {seed.dtype} of shape {_shape(seed)} on {seed.device}"
             )
         return seed
+    if not isinstance(seed, int) and isinstance(seed, numbers.Integral):
+        seed = int(seed)  # of NumPy
     if not isinstance(seed, int):
         raise TypeError(
             f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"

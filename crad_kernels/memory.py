@@ -1,12 +1,15 @@
 """A learnable grid as a module."""
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from crad_kernels.functional import sample
+from crad_kernels.functional import check_options, sample
 
 
 class GridMemory(nn.Module):
@@ -32,7 +35,8 @@ class GridMemory(nn.Module):
             tensor (Glorot and Bengio, 2010).
 
     Raises:
-        ValueError: if ``channels`` or ``resolution`` is not positive.
+        TypeError: if ``resolution`` is neither an int nor ints, or ``align_corners`` no bool.
+        ValueError: if ``channels`` or ``resolution`` is not positive, or a mode is unknown.
     """
 
     def __init__(
@@ -48,12 +52,17 @@ class GridMemory(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        size = (resolution,) * ndim if isinstance(resolution, int) else tuple(resolution)
+        size = (
+            (int(resolution),) * ndim
+            if isinstance(resolution, numbers.Integral)
+            else tuple(map(operator.index, cast(Sequence[int], resolution)))
+        )
         if channels < 1 or not size or min(size) < 1:
             raise ValueError(
                 "GridMemory(): expected channels and resolution to be positive, but got "
                 f"channels={channels} and resolution={resolution} with ndim={ndim}"
             )
+        check_options(mode, padding_mode, align_corners)
         self.values = nn.Parameter(torch.empty(*size, channels))
         self.jitter_std = jitter_std
         self.mode = mode

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MODES = ("nearest", "linear")
+MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
+
+# Dimensions in which cubic takes part: with its 4^D taps, the reference takes minutes in more.
+MOST_CUBIC = 4
 
 # One size for each number of dimensions; axes differ, lest one be taken for another.
 SIZES = {
@@ -78,6 +81,14 @@ class Case:
         return len(self.size)
 
     @property
+    def condition(self) -> float:
+        """How much the rounding of a sum of taps can exceed that of a mean of entries.
+
+        Cubic has negative weights: their magnitudes sum to as much as 1 + 3/8 along an axis.
+        """
+        return 1.375**self.ndim if self.mode == "cubic" else 1.0
+
+    @property
     def options(self) -> dict[str, Any]:
         """What makes the call, tensors and backend aside."""
         return {
@@ -118,17 +129,18 @@ def coords_of(index: np.ndarray, size: np.ndarray, align_corners: bool) -> np.nd
     return (2 * index + 1) / size - 1
 
 
-def every_option(case: Case) -> list[Case]:
-    """A case in all modes, paddings and alignments."""
+def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
+    """A case in all modes, paddings and alignments; without cubic in many dimensions."""
     return [
         replace(case, mode=mode, padding_mode=padding_mode, align_corners=align_corners)
-        for mode, padding_mode, align_corners in product(MODES, PADDING_MODES, (False, True))
+        for mode, padding_mode, align_corners in product(modes, PADDING_MODES, (False, True))
+        if mode != "cubic" or case.ndim <= MOST_CUBIC
     ]
 
 
-def cases(*ndims: int, **changes: Any) -> list[Case]:
+def cases(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
     """All options for each number of dimensions; `changes` as the fields of `Case`."""
-    return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes))]
+    return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes), modes)]
 
 
 # Shapes that take every way through a vectorised, tiled and chunked implementation.

@@ -16,15 +16,19 @@ For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *l
 3. **Padding.** ``border`` clamps ``u`` to ``[0, size - 1]``; ``reflection`` mirrors it at the
    borders of the outer entries (at their centres with ``align_corners``), then clamps; ``zeros``
    leaves it. Where ``u`` is clamped its derivative is 0.
-4. **Taps.** ``linear``: the entries ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and
-   ``t``, ``t = u - floor(u)``; ``nearest``: the entry ``u`` rounds to (half to even), weight 1.
-   A tap outside the grid contributes nothing. The taps of a point are the product over the axes.
+4. **Taps.** ``nearest``: the entry ``u`` rounds to (half to even), weight 1; ``linear``: entries
+   ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and ``t``, ``t = u - floor(u)``;
+   ``cubic``: entries ``floor(u) - 1`` to ``floor(u) + 2`` with the weights of Keys' cubic
+   convolution, a = -3/4, at their distances from ``u``. ``cubic`` pads its taps and not ``u``, in
+   the way of 3. A tap outside the grid contributes nothing. The taps of a point are the product
+   over the axes.
 
 Coordinates may be any float. Under ``zeros``, a non-finite ``u`` on any axis makes the sample NaN
 and its coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``,
 NaN gives the first entry; under ``reflection``, a non-finite ``u`` or one of magnitude 2^31 or more
-gives the first entry. This is what `torch.nn.functional.grid_sample` does for 2-D on the CPU, save
-that its ``nearest`` gives 0 for a non-finite ``u`` under ``zeros``.
+gives the first entry. This is what `torch.nn.functional.grid_sample` does for 2-D float32 on the
+CPU, save that its ``nearest`` gives 0 for a non-finite ``u`` under ``zeros``, and its ``bicubic``
+NaN for a non-finite ``u`` under any padding.
 
 The sum is taken in float32 (float64 for float64 values), whatever the storage dtype.
 """
@@ -109,7 +113,7 @@ def sample(
         coords: ``(..., D)``, or ``(B, ..., D)``; float32 or float64.
         seed: int64, 0-d; None without jitter.
         jitter_std: ``(D,)`` of the dtype of ``coords``; None without jitter.
-        mode: ``"nearest"`` or ``"linear"``.
+        mode: ``"nearest"``, ``"linear"`` or ``"cubic"``.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
 
@@ -130,8 +134,7 @@ def sample(
         if padding_mode == "zeros":
             finite = finite & index.isfinite()
             index = torch.where(index.isfinite(), index, 0)
-        index = _pad(index, size[axis], padding_mode, align_corners)
-        axes.append(_taps(index, size[axis], mode))
+        axes.append(_taps(index, size[axis], mode, padding_mode, align_corners))
 
     # One grid per batch item, one after the other; a shared grid is the only one.
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
@@ -180,16 +183,57 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
     return torch.where(index < size - 1, index, size - 1)
 
 
-def _taps(index: Tensor, size: int, mode: str) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _taps(
+    index: Tensor, size: int, mode: str, padding_mode: str, align_corners: bool
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Per tap: entry (int64, always readable), weight, and whether it lies inside the grid."""
-    if mode == "nearest":
-        positions = [(torch.round(index), torch.ones_like(index))]
-    else:
+    if mode == "cubic":
+        index = _keep_near(index, size, padding_mode)
         low = torch.floor(index)
-        positions = [(low, 1 - (index - low)), (low + 1, index - low)]
+        t = index - low
+        positions = [
+            (_pad(low + step, size, padding_mode, align_corners), weight)
+            for step, weight in (
+                (-1, _outer(t + 1)),
+                (0, _inner(t)),
+                (1, _inner(1 - t)),
+                (2, _outer(2 - t)),
+            )
+        ]
+    else:
+        index = _pad(index, size, padding_mode, align_corners)
+        if mode == "nearest":
+            positions = [(torch.round(index), torch.ones_like(index))]
+        else:
+            low = torch.floor(index)
+            positions = [(low, 1 - (index - low)), (low + 1, index - low)]
     taps = []
     for position, weight in positions:
         inside = (position >= 0) & (position <= size - 1)
         entry = torch.where(inside, position, 0).to(torch.int64).clamp(max=max(size - 1, 0))
         taps.append((entry, weight, inside))
     return taps
+
+
+def _keep_near(index: Tensor, size: int, padding_mode: str) -> Tensor:
+    """An index that reads the same after its taps are padded; no tap of it is far away."""
+    if padding_mode == "zeros":
+        return index
+    if padding_mode == "reflection":
+        return torch.where(index.abs() < 2.0**31, index, 0)
+    index = torch.where(index.isnan(), 0, index)
+    index = torch.where(index < -2, -2, index)
+    return torch.where(index > size, size, index)
+
+
+_A = -0.75
+
+
+def _inner(x: Tensor) -> Tensor:
+    """Keys' cubic convolution (IEEE TASSP 1981) at a distance of 0 to 1 entries."""
+    return ((_A + 2) * x - (_A + 3)) * x * x + 1
+
+
+def _outer(x: Tensor) -> Tensor:
+    """Keys' cubic convolution at a distance of 1 to 2 entries."""
+    return ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A

@@ -10,10 +10,10 @@
 namespace crad {
 namespace {
 
-enum class Mode : int64_t { nearest = 0, linear = 1 };
+enum class Mode : int64_t { nearest = 0, linear = 1, cubic = 2 };
 enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
 
-constexpr int kMaxTaps = 2;  // per axis
+constexpr int kMaxTaps = 4;  // per axis
 
 // A fractional position, and how it moves with the coordinate.
 template <class X>
@@ -24,8 +24,9 @@ struct Index {
 
 template <class X>
 CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
-  const X length = static_cast<X>(size);
-  if (align_corners) return {(coord + 1) / 2 * (length - 1), (length - 1) / 2};
+  // Past 2^24 entries, float rounds size - 1 in another way than size.
+  const X length = static_cast<X>(size), last = static_cast<X>(size - 1);
+  if (align_corners) return {(coord + 1) / 2 * last, last / 2};
   return {((coord + 1) * length - 1) / 2, length / 2};
 }
 
@@ -55,7 +56,8 @@ CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners)
 }
 
 template <class X>
-CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Padding padding, bool align_corners) {
+CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding padding,
+                                     bool align_corners) {
   switch (padding) {
     case Padding::border:
       return clamped(index, size);
@@ -66,22 +68,84 @@ CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Padding padding, bool 
   }
 }
 
-CRAD_INLINE constexpr int tap_count(Mode mode) { return mode == Mode::nearest ? 1 : 2; }
-
-// The position of the first tap; the others follow it.
+// An index that reads what `index` reads, near enough to the grid for its taps to be padded one by
+// one; the slope is 0 where all of them read one entry.
 template <class X>
-CRAD_INLINE X first_tap(X index, Mode mode) {
+CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
+  if (padding == Padding::zeros) return index;
+  if (padding == Padding::reflection)
+    return std::fabs(index.at) < X(2147483648.0) ? index : Index<X>{0, 0};
+  if (index.at != index.at) return {0, 0};
+  const X low = -2, high = static_cast<X>(size);
+  const bool below = index.at<low, above = index.at> high;
+  return {below ? low : above ? high : index.at, below || above ? 0 : index.slope};
+}
+
+// The index that the taps are taken around. As in torch, cubic pads its taps, the others the index.
+template <class X>
+CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Mode mode, Padding padding,
+                            bool align_corners) {
+  return mode == Mode::cubic ? kept_near(index, size, padding)
+                             : padded_directly(index, size, padding, align_corners);
+}
+
+CRAD_INLINE constexpr int tap_count(Mode mode) {
+  return mode == Mode::nearest ? 1 : mode == Mode::linear ? 2 : 4;
+}
+
+// The position that `t`, the argument of the weights, is the distance of the index from.
+template <class X>
+CRAD_INLINE X base_of(X index, Mode mode) {
   return mode == Mode::nearest ? std::nearbyint(index) : std::floor(index);
 }
 
-// The weight of a tap, or its derivative of some order with respect to the coordinate; `t` is the
-// distance of the index from the first tap.
+// The position of the entry that a tap reads: it may lie outside the grid.
+template <class X>
+CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding padding,
+                           bool align_corners) {
+  if (mode != Mode::cubic) return base + static_cast<X>(tap);
+  return padded_directly(Index<X>{base + static_cast<X>(tap - 1), 0}, size, padding, align_corners)
+      .at;
+}
+
+// Whether the taps of a point read entries that follow each other, or lie outside the grid.
+CRAD_INLINE constexpr bool taps_follow_each_other(Mode mode, Padding padding) {
+  return mode != Mode::cubic || padding == Padding::zeros;
+}
+
+// Keys' cubic convolution with a = -3/4 at a distance of 0 to 1 (inner) or 1 to 2 entries, or its
+// derivative with respect to the distance (Keys, IEEE TASSP 1981).
+template <class X>
+CRAD_INLINE X cubic_convolution(int order, bool inner, X x) {
+  constexpr X a = X(-0.75);
+  switch (order) {
+    case 0:
+      return inner ? ((a + 2) * x - (a + 3)) * x * x + 1
+                   : ((a * x - 5 * a) * x + 8 * a) * x - 4 * a;
+    case 1:
+      return inner ? (3 * (a + 2) * x - 2 * (a + 3)) * x : (3 * a * x - 10 * a) * x + 8 * a;
+    case 2:
+      return inner ? 6 * (a + 2) * x - 2 * (a + 3) : 6 * a * x - 10 * a;
+    case 3:
+      return inner ? 6 * (a + 2) : 6 * a;
+    default:
+      return 0;
+  }
+}
+
+// The weight of a tap, or its derivative of some order with respect to the coordinate.
 template <class X>
 CRAD_INLINE X tap_weight(Mode mode, int order, int tap, X t, X slope) {
   if (mode == Mode::nearest) return X(order == 0);
-  if (order == 0) return tap == 0 ? 1 - t : t;
-  if (order == 1) return tap == 0 ? -slope : slope;
-  return 0;
+  if (mode == Mode::linear) {
+    if (order == 0) return tap == 0 ? 1 - t : t;
+    if (order == 1) return tap == 0 ? -slope : slope;
+    return 0;
+  }
+  const X distance = tap < 2 ? t + static_cast<X>(1 - tap) : static_cast<X>(tap - 1) - t;
+  X weight = cubic_convolution(order, tap == 1 || tap == 2, distance);
+  for (int i = 0; i < order && i < 4; ++i) weight *= tap < 2 ? slope : -slope;
+  return weight;
 }
 
 }  // namespace

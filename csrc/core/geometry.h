@@ -9,7 +9,6 @@ namespace crad {
 namespace {
 
 constexpr int kMaxDim = 8;
-constexpr int kMaxCorners = 1 << kMaxDim;
 
 // Axes are in the order of `size`, slowest first; the components of a coordinate come in the
 // reverse order.

@@ -17,40 +17,76 @@ constexpr int kLanes = 16;
 
 template <class X>
 struct Block {
-  X coord[kMaxDim][kLanes];  // jittered, along the axes
-  X t[kMaxDim][kLanes];      // distance of the index from the first tap
-  X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
-  int64_t first[kLanes];     // offset in the grid of the corner of all first taps
-  uint64_t inside[kLanes];   // a bit per tap and axis, see tap_bit: the tap lies inside the grid
-  uint32_t finite[kLanes];   // whether the index is finite, or its padding makes it so
+  X coord[kMaxDim][kLanes];                   // jittered, along the axes
+  X t[kMaxDim][kLanes];                       // distance of the index from the base of its taps
+  X slope[kMaxDim][kLanes];                   // of the index with respect to the coordinate
+  int64_t offset[kMaxDim][kMaxTaps][kLanes];  // of a tap's entry
+  uint64_t inside[kLanes];  // a bit per tap and axis, see tap_bit: the tap lies inside the grid
+  uint32_t finite[kLanes];  // whether the index is finite, or its padding makes it so
 };
 
-// The product of the taps over the axes, the same for all points.
-struct Corners {
-  int count;
-  int64_t step[kMaxCorners];    // offset from the first corner
-  uint64_t needs[kMaxCorners];  // the taps that must lie inside the grid
+// Memory for a number of elements that is known at run time alone. (std::vector would be compiled
+// here for one instruction set, and linked into what is called on any.)
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : data_(new T[count]) {}
+  ~Buffer() { delete[] data_; }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* get() { return data_; }
+  const T* get() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+template <class T>
+struct Lanes {
+  T lane[kLanes];
+  T& operator[](int i) { return lane[i]; }
+  const T& operator[](int i) const { return lane[i]; }
 };
 
 CRAD_INLINE uint64_t tap_bit(int axis, int tap) { return uint64_t{1} << (axis * kMaxTaps + tap); }
 
-template <class X>
-inline Corners corners_of(const Geometry<X>& geometry) {
-  Corners corners;
-  corners.count = 1;
-  corners.step[0] = 0;
-  corners.needs[0] = 0;
-  for (int axis = 0; axis < geometry.ndim; ++axis) {
-    const int taps = tap_count(geometry.mode), count = corners.count;
-    for (int tap = taps - 1; tap >= 0; --tap)
-      for (int k = 0; k < count; ++k) {
-        corners.step[tap * count + k] = corners.step[k] + tap * geometry.stride[axis];
-        corners.needs[tap * count + k] = corners.needs[k] | tap_bit(axis, tap);
-      }
-    corners.count *= taps;
+// The corners of the points of a block: the product of the taps over the axes. The first axis is
+// the slowest to vary in the order of the corners.
+template <class A>
+struct Corners {
+  int count;
+  Buffer<uint64_t> needs;         // the taps that must lie inside the grid
+  Buffer<Lanes<int64_t>> offset;  // of the corner's entry in the grid
+  Buffer<Lanes<A>> weight;
+
+  template <class X>
+  explicit Corners(const Geometry<X>& geometry)
+      : count(count_of(geometry)), needs(count), offset(count), weight(count) {
+    needs[0] = 0;
+    for_each_product(geometry, [&](int axis, int tap, int from, int to) {
+      needs[to] = needs[from] | tap_bit(axis, tap);
+    });
   }
-  return corners;
-}
+
+  template <class X>
+  static int count_of(const Geometry<X>& geometry) {
+    int count = 1;
+    for (int axis = 0; axis < geometry.ndim; ++axis) count *= tap_count(geometry.mode);
+    return count;
+  }
+
+  // Calls f(axis, tap, from, to) so that the corners of the axes before `axis` become those of one
+  // axis more: corner `to` is corner `from` with a tap of that axis. `to` may be `from`.
+  template <class X, class F>
+  static void for_each_product(const Geometry<X>& geometry, F f) {
+    const int taps = tap_count(geometry.mode);
+    for (int axis = 0, before = 1; axis < geometry.ndim; ++axis, before *= taps)
+      for (int tap = taps - 1; tap >= 0; --tap)
+        for (int k = 0; k < before; ++k) f(axis, tap, k, tap * before + k);
+  }
+};
 
 template <class X>
 inline void add_jitter(const Geometry<X>& geometry, int64_t first_point, Block<X>& block) {
@@ -75,53 +111,69 @@ template <Mode mode, Padding padding, class X>
 inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block) {
   const int64_t size = geometry.size[axis], stride = geometry.stride[axis];
   const bool align_corners = geometry.align_corners;
-  constexpr int taps = tap_count(mode);
-  X first[kLanes];
+  X base[kLanes];
   for (int i = 0; i < kLanes; ++i) {
     const Index<X> raw = unpadded_index(block.coord[axis][i], size, align_corners);
-    const Index<X> index = padded(raw, size, padding, align_corners);
-    first[i] = first_tap(index.at, mode);
-    block.t[axis][i] = index.at - first[i];
+    const Index<X> index = padded(raw, size, mode, padding, align_corners);
+    base[i] = base_of(index.at, mode);
+    block.t[axis][i] = index.at - base[i];
     block.slope[axis][i] = index.slope;
     // False for NaN and infinities alone.
     const bool finite =
         padding != Padding::zeros || std::fabs(raw.at) <= std::numeric_limits<X>::max();
     block.finite[i] &= finite ? 1u : 0u;
   }
-  // Conditions are joined by & and not &&: a branch would keep the loop from being vectorised.
-  X position[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    // Also keeps what is converted to an integer within its range.
-    const bool near = (first[i] >= X(-taps)) & (first[i] <= static_cast<X>(size));
-    position[i] = near ? first[i] : X(-taps);
-  }
-  for (int i = 0; i < kLanes; ++i) {
-    const int64_t entry = static_cast<int64_t>(position[i]);
-    uint64_t bits = 0;
-    for (int tap = 0; tap < taps; ++tap)
-      bits |= static_cast<uint64_t>((entry + tap >= 0) & (entry + tap < size))
-              << (axis * kMaxTaps + tap);
-    block.inside[i] |= bits;
-    block.first[i] += entry * stride;
+  // Conditions are joined by & and not &&: a branch would keep the loops from being vectorised.
+  constexpr int taps = tap_count(mode);
+  int64_t entry[kLanes];
+  for (int tap = 0; tap < taps; ++tap) {
+    if (tap == 0 || !taps_follow_each_other(mode, padding)) {
+      X position[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const X at = tap_position(base[i], tap, size, mode, padding, align_corners);
+        // Also keeps what is converted to an integer within its range.
+        const bool near = (at >= X(-taps)) & (at <= static_cast<X>(size));
+        position[i] = near ? at : X(-taps);
+      }
+      for (int i = 0; i < kLanes; ++i) {
+        entry[i] = static_cast<int64_t>(position[i]);
+        block.offset[axis][tap][i] = entry[i] * stride;
+      }
+    } else {
+      for (int i = 0; i < kLanes; ++i) {
+        ++entry[i];
+        block.offset[axis][tap][i] = block.offset[axis][tap - 1][i] + stride;
+      }
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      const bool inside = (entry[i] >= 0) & (entry[i] < size);
+      block.inside[i] |= inside ? tap_bit(axis, tap) : 0;
+    }
   }
 }
 
-// Calls f with the mode and the padding as compile-time constants.
+// Calls f with the mode, or the padding, as a compile-time constant.
 template <class F>
-inline void with_constants(Mode mode, Padding padding, F f) {
-  auto with_mode = [&](auto constant_padding) {
-    if (mode == Mode::nearest)
-      f(std::integral_constant<Mode, Mode::nearest>{}, constant_padding);
-    else
-      f(std::integral_constant<Mode, Mode::linear>{}, constant_padding);
-  };
+inline void with_mode(Mode mode, F f) {
+  switch (mode) {
+    case Mode::nearest:
+      return f(std::integral_constant<Mode, Mode::nearest>{});
+    case Mode::linear:
+      return f(std::integral_constant<Mode, Mode::linear>{});
+    case Mode::cubic:
+      return f(std::integral_constant<Mode, Mode::cubic>{});
+  }
+}
+
+template <class F>
+inline void with_padding(Padding padding, F f) {
   switch (padding) {
     case Padding::zeros:
-      return with_mode(std::integral_constant<Padding, Padding::zeros>{});
+      return f(std::integral_constant<Padding, Padding::zeros>{});
     case Padding::border:
-      return with_mode(std::integral_constant<Padding, Padding::border>{});
+      return f(std::integral_constant<Padding, Padding::border>{});
     case Padding::reflection:
-      return with_mode(std::integral_constant<Padding, Padding::reflection>{});
+      return f(std::integral_constant<Padding, Padding::reflection>{});
   }
 }
 
@@ -138,55 +190,81 @@ inline int locate(const Geometry<X>& geometry, const X* coords, int64_t first, i
   }
   if (geometry.jittered) add_jitter(geometry, first, block);
   for (int i = 0; i < kLanes; ++i) {
-    block.first[i] = 0;
     block.inside[i] = 0;
     block.finite[i] = 1;
   }
-  with_constants(geometry.mode, geometry.padding, [&](auto mode, auto padding) {
-    for (int axis = 0; axis < geometry.ndim; ++axis)
-      locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
+  with_mode(geometry.mode, [&](auto mode) {
+    with_padding(geometry.padding, [&](auto padding) {
+      for (int axis = 0; axis < geometry.ndim; ++axis)
+        locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
+    });
   });
   return points;
 }
 
-// The weights of the corners of all points of a block, weight[corner][lane]; along the axis
-// `differentiated` (-1: none) differentiated once more.
-template <class X, class W>
-inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differentiated,
-                  W (*weight)[kLanes]) {
-  int count = 1;
-  for (int i = 0; i < kLanes; ++i) weight[0][i] = 1;
-  for (int axis = 0; axis < geometry.ndim; ++axis) {
-    const int order = geometry.order[axis] + (axis == differentiated);
-    const int taps = tap_count(geometry.mode);
-    for (int tap = taps - 1; tap >= 0; --tap) {
-      W along[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        along[i] = static_cast<W>(
-            tap_weight(geometry.mode, order, tap, block.t[axis][i], block.slope[axis][i]));
-      for (int k = 0; k < count; ++k)
-        for (int i = 0; i < kLanes; ++i) weight[tap * count + k][i] = weight[k][i] * along[i];
-    }
-    count *= taps;
-  }
+// Sets the offsets of the corners of all points of a block.
+template <class X, class A>
+inline void place(const Geometry<X>& geometry, const Block<X>& block, Corners<A>& corners) {
+  for (int i = 0; i < kLanes; ++i) corners.offset[0][i] = 0;
+  corners.for_each_product(geometry, [&](int axis, int tap, int from, int to) {
+    Lanes<int64_t> sum;  // apart, so that the compiler need not expect an overlap
+    for (int i = 0; i < kLanes; ++i) sum[i] = corners.offset[from][i] + block.offset[axis][tap][i];
+    corners.offset[to] = sum;
+  });
 }
 
-// Gathers the corners of a point that lie inside the grid: which they are, their offsets in the
-// grid and their weights. Returns how many there are.
-template <class X, class W>
-inline int corners_inside(const Corners& corners, const Block<X>& block, int lane,
-                          const W (*block_weight)[kLanes], int* corner, int64_t* offset,
-                          W* weight) {
-  int count = 0;
-  const uint64_t outside = ~block.inside[lane];
-  for (int k = 0; k < corners.count; ++k) {
-    corner[count] = k;
-    offset[count] = block.first[lane] + corners.step[k];
-    weight[count] = block_weight[k][lane];
-    count += (corners.needs[k] & outside) == 0;
-  }
-  return count;
+// Sets their weights; along the axis `differentiated` (-1: none) differentiated once more.
+template <class X, class A>
+inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differentiated,
+                  Corners<A>& corners) {
+  Lanes<A> along[kMaxDim][kMaxTaps];
+  with_mode(geometry.mode, [&](auto mode) {
+    for (int axis = 0; axis < geometry.ndim; ++axis) {
+      const int order = geometry.order[axis] + (axis == differentiated);
+      for (int tap = 0; tap < tap_count(mode); ++tap)
+        for (int i = 0; i < kLanes; ++i)
+          along[axis][tap][i] =
+              static_cast<A>(tap_weight(mode, order, tap, block.t[axis][i], block.slope[axis][i]));
+    }
+  });
+  for (int i = 0; i < kLanes; ++i) corners.weight[0][i] = 1;
+  corners.for_each_product(geometry, [&](int axis, int tap, int from, int to) {
+    Lanes<A> product;
+    for (int i = 0; i < kLanes; ++i) product[i] = corners.weight[from][i] * along[axis][tap][i];
+    corners.weight[to] = product;
+  });
 }
+
+// Those of a point's corners that lie inside the grid.
+template <class A>
+struct Gathered {
+  int count;
+  Buffer<int> corner;
+  Buffer<int64_t> offset;
+  Buffer<A> weight;
+
+  explicit Gathered(int most) : corner(most), offset(most), weight(most) {}
+
+  template <class X>
+  void gather(const Corners<A>& corners, const Block<X>& block, int lane) {
+    // Locals, so that the compiler need not expect a store to change them.
+    int inside = 0;
+    int* const to_corner = corner.get();
+    int64_t* const to_offset = offset.get();
+    A* const to_weight = weight.get();
+    const uint64_t outside = ~block.inside[lane];
+    const uint64_t* const needs = corners.needs.get();
+    const Lanes<int64_t>* const offsets = corners.offset.get();
+    const Lanes<A>* const weights = corners.weight.get();
+    for (int k = 0, all = corners.count; k < all; ++k) {
+      to_corner[inside] = k;
+      to_offset[inside] = offsets[k][lane];
+      to_weight[inside] = weights[k][lane];
+      inside += (needs[k] & outside) == 0;
+    }
+    count = inside;
+  }
+};
 
 }  // namespace
 }  // namespace crad

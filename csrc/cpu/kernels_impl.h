@@ -95,6 +95,8 @@ void blend_all(int count, const T* grid, const int64_t* offset, const accumulato
       return blend<4, streaming>(grid, offset, weight, output, begin, end);
     case 8:
       return blend<8, streaming>(grid, offset, weight, output, begin, end);
+    case 16:
+      return blend<16, streaming>(grid, offset, weight, output, begin, end);
     default:
       return blend_many<streaming>(count, grid, offset, weight, output, begin, end);
   }
@@ -104,22 +106,22 @@ template <bool streaming, class T, class X>
 void forward(const Problem& problem, const Range& range, void* output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
-  const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t begin = range.channel_begin, end = range.channel_end;
   Block<X> block;
-  A block_weight[kMaxCorners][kLanes], weight[kMaxCorners];
-  int64_t offset[kMaxCorners];
-  int corner[kMaxCorners];
+  Corners<A> corners(geometry);
+  Gathered<A> inside(corners.count);
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = locate(geometry, coords, p, range.point_end - p, block);
-    weigh(geometry, block, -1, block_weight);
+    place(geometry, block, corners);
+    weigh(geometry, block, -1, corners);
     for (int i = 0; i < points; ++i) {
       T* row = static_cast<T*>(output) + (p + i) * problem.channels;
-      const int count = corners_inside(corners, block, i, block_weight, corner, offset, weight);
+      inside.gather(corners, block, i);
       if (block.finite[i])
-        blend_all<streaming>(count, grid, offset, weight, row, begin, end);
+        blend_all<streaming>(inside.count, grid, inside.offset.get(), inside.weight.get(), row,
+                             begin, end);
       else
         fill<streaming>(static_cast<A>(NAN), row, begin, end);
     }
@@ -201,38 +203,37 @@ template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
-  const Corners corners = corners_of(geometry);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t begin = range.channel_begin, end = range.channel_end;
   Block<X> block;
-  A block_weight[kMaxCorners][kLanes], block_dot[kMaxCorners][kLanes];
-  A weight[kMaxCorners], dot[kMaxCorners];
-  int64_t offset[kMaxCorners];
-  int corner[kMaxCorners];
+  Corners<A> corners(geometry);
+  Gathered<A> inside(corners.count);
+  Buffer<A> dot(corners.count);               // of grad_output with the entry of a corner inside
+  Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = locate(geometry, coords, p, range.point_end - p, block);
-    weigh(geometry, block, -1, block_weight);
+    place(geometry, block, corners);
+    weigh(geometry, block, -1, corners);
     for (int i = 0; i < points; ++i) {
       const T* row = static_cast<const T*>(gradients.grad_output) + (p + i) * problem.channels;
       if (i + 1 < points) prefetch(row + problem.channels + begin, end - begin);
-      const int inside =
-          block.finite[i] ? corners_inside(corners, block, i, block_weight, corner, offset, weight)
-                          : 0;
-      splat_all<Values, Coords>(inside, row, grid, static_cast<A*>(gradients.grad_values), offset,
-                                weight, dot, begin, end);
+      inside.gather(corners, block, i);
+      if (!block.finite[i]) inside.count = 0;
+      splat_all<Values, Coords>(inside.count, row, grid, static_cast<A*>(gradients.grad_values),
+                                inside.offset.get(), inside.weight.get(), dot.get(), begin, end);
       if (!Coords) continue;
       for (int k = 0; k < corners.count; ++k)
         block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
-      for (int k = 0; k < inside; ++k) block_dot[corner[k]][i] = dot[k];
+      for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k]][i] = dot[k];
     }
     if (!Coords) continue;
     X* grad_coords = static_cast<X*>(gradients.grad_coords) + p * problem.ndim;
     for (int axis = 0; axis < problem.ndim; ++axis) {
-      weigh(geometry, block, axis, block_weight);
+      weigh(geometry, block, axis, corners);
       for (int i = 0; i < points; ++i) {
         A total = 0;
-        for (int k = 0; k < corners.count; ++k) total += block_weight[k][i] * block_dot[k][i];
+        for (int k = 0; k < corners.count; ++k) total += corners.weight[k][i] * block_dot[k][i];
         grad_coords[i * problem.ndim + problem.ndim - 1 - axis] = static_cast<X>(total);
       }
     }

@@ -130,6 +130,8 @@ struct Call {
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == grids),
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = grids > 0 ? points / grids : 0;
+    STD_TORCH_CHECK(mode >= 0 && mode <= 2 && padding >= 0 && padding <= 2,
+                    "sample(): unexpected mode or padding mode");
     problem.mode = mode;
     problem.padding = padding;
     problem.align_corners = align_corners;

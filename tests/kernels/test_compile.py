@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from crad_kernels import _op, sample
-from tests.cases import DTYPES, SAME_INDEX, Case, assert_near
+from crad_kernels import _schema, sample
+from tests.cases import DTYPES, MODES, PADDING_MODES, SAME_INDEX, Case, assert_near
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
@@ -21,6 +21,7 @@ CASES = [
     Case((4, 3), points=(5,)),
     Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
     Case((5,), points=(0,), mode="nearest", padding_mode="border"),
+    Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
 ]
 
 
@@ -37,8 +38,8 @@ def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
     options = (
         torch.tensor(3) if jitter else None,
         torch.full((case.ndim,), 0.1, dtype=coords.dtype) if jitter else None,
-        ("nearest", "linear").index(case.mode),
-        ("zeros", "border", "reflection").index(case.padding_mode),
+        MODES.index(case.mode),
+        PADDING_MODES.index(case.padding_mode),
         case.align_corners,
         0,
     )
@@ -186,5 +187,5 @@ def test_exports(compiled_backend: str) -> None:
     values, coords, _ = CASES[0].tensors()
     program = torch.export.export(Module(), (values, coords))
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert calls == [_op._sample]
+    assert calls == [_schema.sample]
     assert torch.equal(program.module()(values, coords), Module()(values, coords))

@@ -43,6 +43,10 @@ def call(case: Case, backend: str, jitter_std: float = 0.0) -> Callable[..., Ten
         (smallest(4, padding_mode="border"), 0.3),
         (smallest(4, padding_mode="reflection", align_corners=True), 0.0),
         (smallest(5), 0.3),
+        (small(1, mode="cubic"), 0.3),
+        (small(2, mode="cubic", batch=2, padding_mode="border"), 0.0),
+        (smallest(2, mode="cubic", padding_mode="reflection"), 0.3),
+        (smallest(3, mode="cubic", align_corners=True), 0.0),
     ],
     ids=str,
 )
@@ -51,6 +55,15 @@ def test_matches_finite_differences(backend: str, case: Case, jitter_std: float)
     function = call(case, backend, jitter_std)
     assert torch.autograd.gradcheck(function, (values, coords), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (values, coords))
+
+
+@pytest.mark.parametrize("ndim", [6, 7, 8])
+def test_matches_finite_differences_in_many_dimensions(backend: str, ndim: int) -> None:
+    """Along one direction of each input: there are too many for one at a time."""
+    case = smallest(ndim, padding_mode="border")
+    leaves = [tensor.requires_grad_() for tensor in case.tensors()[:2]]
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(call(case, backend, 0.1), leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("case", cases(2, 3), ids=str)
@@ -141,18 +154,204 @@ def test_without_gradients_there_is_no_graph(backend: str) -> None:
         assert not sample(values.requires_grad_(), coords, backend=backend).requires_grad
 
 
+@pytest.mark.parametrize("case", [small(1, mode="cubic"), small(2, mode="cubic")], ids=str)
+def test_higher_derivatives_of_cubic(backend: str, case: Case) -> None:
+    """The third is that of its cubic polynomials, the fourth is zero."""
+    values, coords, _ = case.tensors()
+    slope = call(case, backend)(values, coords.requires_grad_())
+    for order in range(1, 5):
+        before = slope[..., 0]
+        if not before.requires_grad:
+            assert order == 4  # torch knows it for a constant
+            break
+        (slope,) = torch.autograd.grad(before.sum(), coords, create_graph=True)
+        if order == 4:
+            assert not slope[..., 0].any()
+            break
+        step = 1e-6
+        shifted = []
+        for sign in (-1, 1):
+            moved = (coords.detach() + sign * step * torch.eye(case.ndim)[0]).requires_grad_()
+            lower = call(case, backend)(values, moved)[..., 0]
+            for _ in range(order - 1):
+                (lower,) = torch.autograd.grad(lower.sum(), moved, create_graph=True)
+                lower = lower[..., 0]
+            shifted.append(lower)
+        assert_near(slope[..., 0], (shifted[1] - shifted[0]) / (2 * step), 1e-7)
+
+
+# ---- torch.func ----
+
+TRANSFORMED = [
+    small(2),
+    small(2, mode="cubic", padding_mode="reflection"),
+    small(1, padding_mode="border"),
+]
+
+
+@pytest.mark.parametrize("jitter_std", [0.0, 0.2])
+@pytest.mark.parametrize("case", TRANSFORMED, ids=str)
 @pytest.mark.parametrize("inner", [torch.func.jacrev, torch.func.jacfwd])
 @pytest.mark.parametrize("outer", [None, torch.func.jacrev, torch.func.jacfwd])
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_function_transforms_agree_with_autograd(backend: str, inner: Any, outer: Any) -> None:
-    values, coords, _ = small(2).tensors()
+@pytest.mark.parametrize("argument", [0, 1])
+def test_function_transforms_agree_with_autograd(
+    backend: str, case: Case, inner: Any, outer: Any, argument: int, jitter_std: float
+) -> None:
+    tensors = case.tensors()[:2]
 
-    def loss(coords: Tensor) -> Tensor:
-        return sample(values, coords, backend=backend).square().sum()
+    def loss(tensor: Tensor) -> Tensor:
+        arguments = tuple(tensor if i == argument else tensors[i] for i in (0, 1))
+        return call(case, backend, jitter_std)(*arguments).square().sum()
 
+    tensor = tensors[argument]
     if outer is None:
-        expected = torch.autograd.functional.jacobian(loss, coords)
-        assert_near(inner(loss)(coords), expected, 10 * SAME_INDEX[torch.float64])
+        expected = torch.autograd.functional.jacobian(loss, tensor)
+        actual = inner(loss)(tensor)
     else:
-        expected = torch.autograd.functional.hessian(loss, coords)
-        assert_near(outer(inner(loss))(coords), expected, 10 * SAME_INDEX[torch.float64])
+        expected = torch.autograd.functional.hessian(loss, tensor)
+        actual = outer(inner(loss))(tensor)
+    assert_near(actual, expected, 20 * SAME_INDEX[torch.float64])
+
+
+@pytest.mark.parametrize("kind", ["jvp of jvp", "vjp of jvp", "jvp of vjp"])
+def test_mixed_derivatives_of_values_and_coords(backend: str, kind: str) -> None:
+    """What changes in the slope along the coordinates when the values change."""
+    case = small(2, mode="cubic")
+    values, coords, weight = case.tensors()
+    d_values, d_coords = values.flip(0), coords.flip(0)
+    function = call(case, backend)
+
+    def slope(values: Tensor) -> Tensor:
+        """Along d_coords, weighted and summed."""
+        if kind == "jvp of vjp":
+            _, pullback = torch.func.vjp(lambda x: function(values, x), coords)
+            return (pullback(weight)[0] * d_coords).sum()
+        tangent = torch.func.jvp(lambda x: function(values, x), (coords,), (d_coords,))[1]
+        return (tangent * weight).sum()
+
+    if kind == "vjp of jvp":
+        actual = (torch.func.grad(slope)(values) * d_values).sum()
+    else:
+        actual = torch.func.jvp(slope, (values,), (d_values,))[1]
+    # The sample is linear in the values.
+    leaf = coords.requires_grad_()
+    (expected,) = torch.autograd.grad(function(d_values, leaf), leaf, weight)
+    assert_near(actual, (expected * d_coords).sum(), 20 * SAME_INDEX[torch.float64])
+
+
+# ---- vmap ----
+
+SLICES = 3
+
+
+def sliced(tensor: Tensor, dim: int | None) -> Tensor:
+    """Different slices along a new axis; the tensor itself where there is to be none."""
+    if dim is None:
+        return tensor
+    shifts = [torch.roll(tensor, shift, 0) * (1 + shift / 8) for shift in range(SLICES)]
+    return torch.stack(shifts, dim)
+
+
+def slices(tensor: Tensor, dim: int | None) -> list[Tensor]:
+    return [tensor] * SLICES if dim is None else list(tensor.unbind(dim))
+
+
+IN_DIMS = [(0, 0), (0, None), (None, 0), (-1, 1), (1, None), (None, 1)]
+VMAPPED = [
+    small(2),
+    small(2, batch=2),
+    Case((3, 4), channels=2, points=(1,), padding_mode="border"),
+    Case((3, 4), channels=2, points=(2, 3), mode="cubic", padding_mode="reflection"),
+    Case((5,), channels=3, points=(4,), batch=2, mode="nearest"),
+]
+
+
+@pytest.mark.parametrize("jitter_std", [0.0, 0.2])
+@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
+@pytest.mark.parametrize("case", VMAPPED, ids=str)
+def test_vmap_is_a_loop(
+    backend: str, case: Case, in_dims: tuple[int | None, int | None], jitter_std: float
+) -> None:
+    """Sample and gradients, with the noise that each slice would have alone."""
+    values, coords, grad_output = case.tensors()
+    tensors = sliced(values, in_dims[0]), sliced(coords, in_dims[1])
+
+    def with_gradients(values: Tensor, coords: Tensor) -> tuple[Tensor, ...]:
+        out, pullback = torch.func.vjp(call(case, backend, jitter_std), values, coords)
+        return out, *pullback(grad_output)
+
+    actual = torch.vmap(with_gradients, in_dims)(*tensors)
+    loop = zip(*(slices(t, dim) for t, dim in zip(tensors, in_dims, strict=True)), strict=True)
+    expected = [with_gradients(*pair) for pair in loop]
+    for got, wanted in zip(actual, zip(*expected, strict=True), strict=True):
+        assert_near(got, torch.stack(wanted), 2 * SAME_INDEX[torch.float64])
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize("case", VMAPPED[:2], ids=str)
+def test_vmap_of_a_single_gradient_is_a_loop(
+    backend: str, case: Case, in_dims: tuple[int | None, int | None], wanted: int
+) -> None:
+    values, coords, _ = case.tensors()
+    tensors = sliced(values, in_dims[0]), sliced(coords, in_dims[1])
+
+    def gradient(values: Tensor, coords: Tensor) -> Tensor:
+        function = call(case, backend, 0.2)
+        return torch.func.grad(lambda v, x: function(v, x).square().sum(), wanted)(values, coords)
+
+    actual = torch.vmap(gradient, in_dims)(*tensors)
+    loop = zip(*(slices(t, dim) for t, dim in zip(tensors, in_dims, strict=True)), strict=True)
+    expected = torch.stack([gradient(*pair) for pair in loop])
+    assert_near(actual, expected, 2 * SAME_INDEX[torch.float64])
+
+
+@pytest.mark.parametrize("case", [small(2), small(1, batch=2, mode="cubic")], ids=str)
+def test_batched_gradients(backend: str, case: Case) -> None:
+    leaves = [tensor.requires_grad_() for tensor in case.tensors()[:2]]
+    function = call(case, backend, 0.2)
+    assert torch.autograd.gradcheck(function, leaves, check_batched_grad=True)
+    assert torch.autograd.gradcheck(
+        function, leaves, check_forward_ad=True, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(function, leaves, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
+def test_vmap_over_single_points(backend: str, in_dims: tuple[int | None, int | None]) -> None:
+    """Each slice a point without an axis of points."""
+    values, coords, _ = Case((3, 4), channels=2, points=()).tensors()
+    coords = (
+        torch.stack([coords + shift / 4 for shift in range(SLICES)]) if in_dims[1] == 0 else coords
+    )
+    values = sliced(values, in_dims[0])
+    actual = torch.vmap(lambda v, x: sample(v, x, backend=backend), in_dims)(values, coords)
+    loop = zip(slices(values, in_dims[0]), slices(coords, in_dims[1]), strict=True)
+    assert torch.equal(actual, torch.stack([sample(v, x, backend=backend) for v, x in loop]))
+
+
+def test_nested_vmap_is_a_nested_loop(backend: str) -> None:
+    case = small(2)
+    values, coords, _ = case.tensors()
+    values, coords = sliced(values, 0), sliced(coords, 0)
+    function = call(case, backend, 0.2)
+    actual = torch.vmap(torch.vmap(function, (None, 0)), (0, None))(values, coords)
+    expected = torch.stack([torch.stack([function(v, x) for x in coords]) for v in values])
+    assert_near(actual, expected, SAME_INDEX[torch.float64])
+
+
+def test_vmap_draws_a_seed_as_torch_draws_numbers(backend: str) -> None:
+    """None by default, one for all slices, or one for each."""
+    case = small(2)
+    values, coords, _ = case.tensors()
+    coords = coords.expand(SLICES, *coords.shape)
+
+    def drawn(coords: Tensor) -> Tensor:
+        return sample(values, coords, jitter_std=0.2, backend=backend)
+
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(drawn)(coords)
+    same = torch.vmap(drawn, randomness="same")(coords)
+    assert torch.equal(same, same[:1].expand_as(same))
+    different = torch.vmap(drawn, randomness="different")(coords)
+    assert len({each.numpy().tobytes() for each in different}) == SLICES

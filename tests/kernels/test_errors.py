@@ -91,7 +91,7 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 "mode",
                 lambda: sample(VALUES, COORDS, mode="bilinear"),
                 ValueError,
-                ["mode", "'linear'", "'nearest'", "'bilinear'"],
+                ["mode", "'linear'", "'nearest'", "'cubic'", "'bilinear'"],
             ),
             (
                 "padding_mode",
@@ -167,9 +167,57 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
             ),
             (
                 "grid_sample mode",
-                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(1, 5, 5, 2), "bicubic"),
+                lambda: grid_sample(zeros(1, 2, 4, 3), zeros(1, 5, 5, 2), "cubic"),
                 ValueError,
-                ["grid_sample()", "'bilinear'", "'nearest'", "'bicubic'"],
+                ["grid_sample()", "'bilinear'", "'nearest'", "'bicubic'", "'cubic'"],
+            ),
+            (
+                "grid_sample of no tensor",
+                lambda: grid_sample(None, zeros(1, 5, 5, 2)),  # type: ignore[arg-type]
+                TypeError,
+                ["grid_sample()", "input", "tensor", "NoneType"],
+            ),
+            (
+                "values of no tensor",
+                lambda: sample([1.0], COORDS),  # type: ignore[arg-type]
+                TypeError,
+                ["values", "tensor", "list"],
+            ),
+            (
+                "align_corners",
+                lambda: sample(VALUES, COORDS, align_corners="no"),  # type: ignore[arg-type]
+                TypeError,
+                ["align_corners", "bool", "'no'"],
+            ),
+            (
+                "deterministic",
+                lambda: sample(VALUES, COORDS, deterministic="yes"),  # type: ignore[arg-type]
+                TypeError,
+                ["deterministic", "bool or None", "'yes'"],
+            ),
+            (
+                "jitter of letters",
+                lambda: sample(VALUES, COORDS, jitter_std="12"),  # type: ignore[arg-type]
+                TypeError,
+                ["jitter_std", "2 floats", "'12'"],
+            ),
+            (
+                "jitter beyond float32",
+                lambda: sample(VALUES, COORDS, jitter_std=1e300),
+                ValueError,
+                ["jitter_std", "torch.float32", "1e+300"],
+            ),
+            (
+                "memory mode",
+                lambda: GridMemory(3, 4, mode="bogus"),
+                ValueError,
+                ["mode", "'cubic'", "'bogus'"],
+            ),
+            (
+                "memory of a fraction",
+                lambda: GridMemory(3, 1.5),  # type: ignore[arg-type]
+                TypeError,
+                ["float"],
             ),
             (
                 "grid_sample without spatial axes",

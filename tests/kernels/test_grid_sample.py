@@ -1,8 +1,14 @@
 """`grid_sample` in the place of `torch.nn.functional.grid_sample`."""
 
+import functools
 import inspect
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,13 +16,16 @@ import torch.nn.functional as F
 from crad_kernels import grid_sample, sample
 from tests.cases import OTHER_INDEX, Case, assert_near, cases
 
-
-@pytest.mark.parametrize(
-    "case", cases(2, batch=2, points=(5, 4)) + cases(3, batch=3, points=(2, 3, 4)), ids=str
+TORCH_MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
+TORCH_CASES = cases(2, batch=2, points=(5, 4)) + cases(
+    3, batch=3, points=(2, 3, 4), modes=("nearest", "linear")
 )
+
+
+@pytest.mark.parametrize("case", TORCH_CASES, ids=str)
 def test_is_a_drop_in(backend: str, case: Case) -> None:
     values, grid, grad_output = case.tensors()
-    mode = {"linear": "bilinear", "nearest": "nearest"}[case.mode]
+    mode = TORCH_MODES[case.mode]
     results = []
     for function in (lambda *args: grid_sample(*args, backend=backend), F.grid_sample):
         leaves = values.movedim(-1, 1).detach().requires_grad_(), grid.detach().requires_grad_()
@@ -48,7 +57,7 @@ def test_defaults_are_those_of_torch(backend: str) -> None:
 def test_takes_any_number_of_dimensions(backend: str, case: Case) -> None:
     values, coords, _ = case.tensors()
     grid = coords.reshape(2, *(1,) * (case.ndim - 1), -1, case.ndim)
-    mode = {"linear": "bilinear", "nearest": "nearest"}[case.mode]
+    mode = TORCH_MODES[case.mode]
     out = grid_sample(
         values.movedim(-1, 1), grid, mode, case.padding_mode, case.align_corners, backend=backend
     )
@@ -79,3 +88,125 @@ def test_jitter_is_that_of_sample(backend: str) -> None:
     jitter = {"jitter_std": (0.1, 0.2), "seed": 5, "backend": backend}
     out = grid_sample(values.movedim(-1, 1), grid, **jitter)
     assert torch.equal(out.movedim(1, -1), sample(values, grid, **jitter))
+
+
+# ---- the cases of others ----
+
+
+@functools.cache
+def opinfo_samples(name: str) -> list[Any]:
+    """What torch tests an operator of its own on, differentiably."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.testing._internal.common_methods_invocations import op_db
+    (info,) = (info for info in op_db if info.name == name)
+    return list(info.sample_inputs("cpu", torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["nn.functional.grid_sample", "grid_sampler_2d"])
+def test_passes_the_samples_of_torch(backend: str, name: str) -> None:
+    """Those of the lesser operator come as numbers for the modes."""
+    for sample_input in opinfo_samples(name):
+        input, (grid, *rest) = sample_input.input, sample_input.args
+        options = sample_input.kwargs
+        if rest:
+            mode, padding, align_corners = rest
+            options = {
+                "mode": ("bilinear", "nearest", "bicubic")[mode],
+                "padding_mode": ("zeros", "border", "reflection")[padding],
+                "align_corners": align_corners,
+            }
+        results = []
+        for function in (functools.partial(grid_sample, backend=backend), F.grid_sample):
+            leaves = input.detach().requires_grad_(), grid.detach().requires_grad_()
+            out = function(*leaves, **options)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+        for got, wanted in zip(*results, strict=True):
+            assert_near(got, wanted, 2 * OTHER_INDEX)
+
+
+@functools.cache
+def onnx_node_cases() -> list[Any]:
+    """The cases that come with ONNX for backends of GridSample."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.loader import load_model_tests
+
+        return [case for case in load_model_tests(kind="node") if "gridsample" in case.name]
+
+
+def test_passes_the_node_cases_of_onnx(backend: str) -> None:
+    names = set()
+    for case in onnx_node_cases():
+        (node,) = case.model.graph.node
+        options = {
+            attribute.name: onnx.helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+        }
+        mode = options.get("mode", b"linear").decode()
+        padding_mode = options.get("padding_mode", b"zeros").decode()
+        for inputs, (expected,) in case.data_sets:
+            input, grid = (torch.from_numpy(np.array(array)) for array in inputs)
+            out = grid_sample(
+                input,
+                grid,
+                # Opset 16 had torch's names for what is now linear and cubic.
+                TORCH_MODES.get(mode, mode),
+                padding_mode,
+                bool(options.get("align_corners", 0)),
+                backend=backend,
+            )
+            np.testing.assert_allclose(out.numpy(), expected, rtol=case.rtol, atol=1e-6)
+        names.add(case.name)
+    assert len(names) >= 15
+
+
+# ---- what torch refuses ----
+
+INPUT, GRID = torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 7, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Default grid_sample")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f: f(INPUT, GRID, "linear"),
+        lambda f: f(INPUT, GRID, "cubic"),
+        lambda f: f(INPUT, GRID, padding_mode="circular"),
+        lambda f: f(INPUT, GRID[:1]),
+        lambda f: f(INPUT, torch.zeros(2, 6, 7, 3)),
+        lambda f: f(INPUT, torch.zeros(2, 6, 2)),
+        lambda f: f(INPUT, torch.zeros(2, 6, 7, 8, 2)),
+        lambda f: f(INPUT[0], GRID[0]),
+        lambda f: f(INPUT[:, :, :0], GRID),
+        lambda f: f(INPUT.int(), GRID),
+        lambda f: f(INPUT, GRID.int()),
+        lambda f: f(INPUT.to("meta"), GRID),
+        lambda f: f(None, GRID),
+        lambda f: f(INPUT, GRID.tolist()),
+        lambda f: f(INPUT, GRID, "bilinear", "zeros", "no"),
+    ],
+)
+def test_refuses_what_torch_refuses(backend: str, call: Callable[[Any], Any]) -> None:
+    errors = (RuntimeError, ValueError, TypeError, AttributeError)
+    with pytest.raises(errors):
+        call(F.grid_sample)
+    with pytest.raises((ValueError, TypeError)):
+        call(functools.partial(grid_sample, backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("input", "grid"),
+    [
+        (INPUT[:0], GRID[:0]),
+        (INPUT[:, :0], GRID),
+        (INPUT, GRID[:, :0]),
+        (INPUT, GRID[:, :, :0]),
+        (INPUT.expand(2, 3, 4, 5)[:, :1].expand(2, 3, 4, 5), GRID),
+    ],
+)
+def test_takes_what_torch_takes(backend: str, input: torch.Tensor, grid: torch.Tensor) -> None:
+    expected = F.grid_sample(input, grid, align_corners=False)
+    out = grid_sample(input, grid, backend=backend)
+    assert out.shape == expected.shape
+    assert torch.equal(out, expected)

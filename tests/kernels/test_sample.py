@@ -40,6 +40,13 @@ def with_gradients(
 
 # ---- torch ----
 
+TORCH_MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
+TORCH_CASES = [
+    case
+    for case in cases(2, 3, batch=2) + cases(2, 3, channels=7)
+    if case.ndim == 2 or case.mode != "cubic"  # which torch has in 2-D alone
+]
+
 
 def by_torch(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     """`F.grid_sample`, which wants a batch, channels first, and D axes of points."""
@@ -47,12 +54,12 @@ def by_torch(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     batched = values if case.batch is not None else values[None]
     points = coords if case.batch is not None else coords[None]
     grid = points.reshape(len(points), *(1,) * (ndim - 1), -1, ndim)
-    mode = {"linear": "bilinear", "nearest": "nearest"}[case.mode]
+    mode = TORCH_MODES[case.mode]
     out = F.grid_sample(batched.movedim(-1, 1), grid, mode, case.padding_mode, case.align_corners)
     return out.movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
 
 
-@pytest.mark.parametrize("case", cases(2, 3, batch=2) + cases(2, 3, channels=7), ids=str)
+@pytest.mark.parametrize("case", TORCH_CASES, ids=str)
 def test_matches_torch(backend: str, case: Case) -> None:
     tensors = case.tensors()
     actual = with_gradients(lambda v, x: sample(v, x, **case.options, backend=backend), *tensors)
@@ -103,7 +110,15 @@ def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     return torch.from_numpy(out).movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
 
 
-@pytest.mark.parametrize("case", cases(1, 4, 5, batch=2, channels=2, points=(9,)), ids=str)
+ONNX_CASES = [
+    case
+    for case in cases(1, 3, 4, 5, batch=2, channels=2, points=(9,))
+    # Its cubic pads the coordinate under border, and not the taps, as torch does.
+    if (case.mode, case.padding_mode) != ("cubic", "border")
+]
+
+
+@pytest.mark.parametrize("case", ONNX_CASES, ids=str)
 def test_matches_onnx(backend: str, case: Case) -> None:
     values, coords, _ = case.tensors()
     actual = sample(values, coords, **case.options, backend=backend)
@@ -141,7 +156,8 @@ def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     return torch.from_numpy(np.stack(channels, -1))
 
 
-@pytest.mark.parametrize("case", cases(*SIZES, points=(40,)), ids=str)
+# Its third order is a spline, and no convolution.
+@pytest.mark.parametrize("case", cases(*SIZES, modes=("nearest", "linear"), points=(40,)), ids=str)
 def test_matches_scipy(backend: str, case: Case) -> None:
     values, coords, _ = case.tensors()
     actual = sample(values, coords, **case.options, backend=backend)
@@ -180,7 +196,7 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
     coarser = torch.float32 if torch.float32 in (case.dtype, case.coords_dtype) else torch.float64
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == wanted.dtype
-        assert_near(got, wanted, SAME_INDEX[coarser])
+        assert_near(got, wanted, case.condition * SAME_INDEX[coarser])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
