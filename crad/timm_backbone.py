@@ -1,8 +1,11 @@
 """Features from two stages of any timm model."""
 
+import argparse
 import difflib
-import pickle
-from collections.abc import Iterable
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +14,19 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from crad.backbones import BackboneError
 from crad.hub import download_weights
 
 _STRIDES = range(8, 17)  # finer says little of a part, coarser cannot say where
+
+# What training scripts wrap weights in; averaged ones come first, as in timm.
+_WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
+
+# `nn.Module.load_state_dict` belongs to the process, so two threads must not swap it at once.
+_recording = threading.Lock()
 
 
 class TimmBackbone(nn.Module):
@@ -61,8 +71,9 @@ class TimmBackbone(nn.Module):
                 f"backbone: '{name}' has stages at strides {blank.feature_info.reduction()}, and "
                 "none from 8 to 16; choose another --backbone"
             )
-        blank = _create(name, out_indices=tuple(sorted(stages.values())))
-        self.model = _with_weights(name, blank, weights) if pretrained else blank
+        self.model = _create(name, out_indices=tuple(sorted(stages.values())))
+        if pretrained:
+            _load_weights(name, self.model, weights)
         self.model.requires_grad_(False).to(memory_format=torch.channels_last)
         self.name = name
         self.stride = min(stages)
@@ -104,33 +115,62 @@ def _create(name: str, **options: Any) -> Any:
         return timm.create_model(name, features_only=True, feature_cls="getter", **options)
 
 
-def _with_weights(name: str, blank: Any, weights: Path | None) -> Any:
-    """The same extractor with the weights of a file, or of the hub."""
+def _load_weights(name: str, model: Any, weights: Path | None) -> None:
+    """Load the weights of a file, or of the hub, into an extractor: all of them or none."""
     if weights is None:
-        weights = _download(name, blank.default_cfg)
+        weights = _download(name, model.default_cfg)
     state = _read(weights)
-    out_indices = tuple(blank.feature_info.out_indices)
-    source = {"state_dict": state}
     try:
-        model = _create(
-            name, out_indices=out_indices, pretrained=True, pretrained_cfg_overlay=source
-        )
+        with _recorded_loads() as loads:
+            loaded = _create(
+                name,
+                out_indices=tuple(model.feature_info.out_indices),
+                pretrained=True,  # timm renames and resizes what the file holds
+                pretrained_cfg_overlay={"state_dict": state},
+            )
+        _check_complete(loaded, loads)
     except Exception as error:
         raise BackboneError(
             f"weights: '{weights}' does not fit '{name}' ({_reason(error)}); "
             "give the weights of this model"
         ) from error
-    # timm ignores missing names, so weights of another model would load in silence: every
-    # parameter that was drawn at random must have changed.
-    before = dict(blank.named_parameters())
-    for parameter_name, parameter in model.named_parameters():
-        drawn = before[parameter_name]
-        if drawn.numel() > 1 and drawn.std() > 0 and torch.equal(drawn, parameter):
-            raise BackboneError(
-                f"weights: '{weights}' holds no '{parameter_name}' for '{name}'; "
-                "give the weights of this model"
-            )
-    return model
+    model.load_state_dict(loaded.state_dict())  # `loaded` keeps the whole file in its settings
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[dict[nn.Module, Any]]:
+    """What `load_state_dict` answers for each module; timm ignores it and tells nobody."""
+    loads: dict[nn.Module, Any] = {}
+    with _recording:
+        load = nn.Module.load_state_dict
+
+        def record(module: nn.Module, *args: Any, **options: Any) -> Any:
+            loads[module] = load(module, *args, **options)
+            return loads[module]
+
+        nn.Module.load_state_dict = record  # type: ignore[assignment,method-assign]
+        try:
+            yield loads
+        finally:
+            nn.Module.load_state_dict = load  # type: ignore[method-assign]
+
+
+def _check_complete(model: nn.Module, loads: dict[nn.Module, Any]) -> None:
+    """Refuse weights that lack a part of the model, or go on where it ends.
+
+    Names outside the stages of the model, such as the classifier's, do not matter.
+    """
+    loaded = next((module for module in model.modules() if module in loads), None)
+    if loaded is None:
+        raise ValueError("timm cannot load it")
+    used = loaded.state_dict().keys()
+    parts = {key.partition(".")[0] for key in used}
+    missing = [key for key in loads[loaded].missing_keys if key in used]
+    surplus = [key for key in loads[loaded].unexpected_keys if key.partition(".")[0] in parts]
+    for found, side in ((missing, "the file"), (surplus, "the model")):
+        if keys := [key for key in found if not key.endswith(".num_batches_tracked")]:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ValueError(f"{side} lacks '{keys[0]}'{more}")
 
 
 def _download(name: str, default_cfg: dict[str, Any]) -> Path:
@@ -152,31 +192,29 @@ def _read(weights: Path) -> dict[str, Tensor]:
     """The tensors of a weights file; nothing in it is executed."""
     try:
         if weights.suffix == ".safetensors":
-            return safetensors.torch.load_file(weights)
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
+            return clean_state_dict(safetensors.torch.load_file(weights))
+        # Training scripts, timm's too, keep their arguments in the file.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
         raise BackboneError(
             f"weights: cannot read '{weights}': {_reason(error)}; expected a .safetensors file "
             "or a PyTorch file of tensors only"
         ) from error
-    for key in ("state_dict", "model"):  # what training scripts wrap weights in
+    for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
         raise BackboneError(f"weights: '{weights}' is not a dictionary of tensors")
-    return state
+    return clean_state_dict(state)
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, of which timm's and torch's can have hundreds."""
-    return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+    """The first sentence of an error, of which timm's and torch's can have hundreds of lines."""
+    text = str(error) if " " in str(error) else repr(error)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(":\n", ": ")
+    sentence = text.partition("\n")[0].partition(". ")[0]
+    return " ".join(sentence.split()).rstrip(".:")
 
 
 def _unknown(name: str) -> str:
