@@ -27,6 +27,7 @@ _SLANT = 4 / ANGLES  # the envelope is this much narrower along the wave than al
 _LOW_PASS_SIGMA = _SIGMA * 2 ** (SCALES - 1)
 _PADDING = 2 * STRIDE  # five standard deviations of the low-pass filter
 _LOG_FLOOR = 1e-3  # pixels are in [0, 1]
+_NO_VARIANCE = 1e-9  # flat images stay below by rounding, one grey level of difference does not
 
 # Lightness, red against green, blue against yellow: orthonormal, so that distances do not grow.
 _OPPONENT = (
@@ -256,7 +257,7 @@ class ScatteringBackbone(nn.Module):
             batches: image batches as `forward` takes them.
 
         Raises:
-            ValueError: there are fewer feature vectors than channels.
+            ValueError: there are fewer feature vectors than channels, or all are the same.
         """
         count = 0
         origin: Tensor | None = None  # close to the mean, so that the sums lose no digits
@@ -278,6 +279,11 @@ class ScatteringBackbone(nn.Module):
         covariance = (products - torch.outer(total, total) / count) / (count - 1)
         variances, components = torch.linalg.eigh(covariance.cpu())
         variances = variances.flip(0)[: self.channels]
+        if variances[0] < _NO_VARIANCE:
+            raise ValueError(
+                "ScatteringBackbone.fit: the training images do not differ: all are flat and of "
+                "one colour, so that there is nothing to learn; give photographs"
+            )
         components = components.T.flip(0)[: self.channels]
         # The sign of an eigenvector is free: make its largest entry positive.
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))

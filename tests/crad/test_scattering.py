@@ -199,6 +199,21 @@ def test_grey_training_images_give_finite_features() -> None:
     assert backbone(torch.rand(1, 3, 64, 64)).isfinite().all()
 
 
+@pytest.mark.parametrize("level", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(64, 64), (120, 136)])
+def test_flat_training_images_are_refused(level: float, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="training images do not differ"):
+        ScatteringBackbone().fit([torch.full((2, 3, *size), level)] * 2)
+
+
+def test_one_grey_level_of_difference_is_enough() -> None:
+    images = torch.full((20, 3, 64, 64), 0.5)
+    images[7] += 1 / 255
+    backbone = ScatteringBackbone()
+    backbone.fit([images])
+    assert backbone(images).isfinite().all()
+
+
 def test_unfitted_backbone_says_so() -> None:
     with pytest.raises(RuntimeError, match=r"fit\(\)"):
         ScatteringBackbone()(torch.zeros(1, 3, 64, 64))
