@@ -79,9 +79,10 @@ class Training:
             bar.update()
         mean = float(total) / len(features)
         if not math.isfinite(mean):
+            kept = "the checkpoint is that of the epoch before; " if self.epoch else ""
             raise TrainingError(
-                f"training: the loss of epoch {self.epoch + 1} is {mean}; the checkpoint is that "
-                "of the epoch before; lower --learning-rate and --memory-learning-rate"
+                f"training: the loss of epoch {self.epoch + 1} is {mean}; {kept}"
+                "lower --learning-rate and --memory-learning-rate"
             )
         self.epoch += 1
         return mean
