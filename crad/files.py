@@ -1,22 +1,23 @@
 """Writing files so that a failure or a kill never costs the former file."""
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["replacing", "write_atomically", "write_json"]
+__all__ = ["remove_leftovers", "replacing", "write_atomically", "write_json"]
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place once the block succeeds.
 
-    The temporary file is hidden, ends in ``.tmp`` (so nothing takes it for a finished file) and has
-    a fixed name: what a killed process leaves behind is overwritten by the next write. A symbolic
-    link is followed, missing folders are made.
+    The temporary file is hidden and ends in ``.tmp``, so nothing takes it for a finished file; its
+    name holds the process, so that two processes never rename each other's half-written file. A
+    symbolic link is followed, missing folders are made.
 
     Args:
         path: the file to write; a regular file, or nothing yet.
@@ -29,7 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise OSError(f"cannot write '{path}': it is {kind}; give the name of a file")
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -37,10 +38,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())  # a delayed write reports a full disk here, before the rename
         os.replace(temporary, target)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong already is what matters
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed processes left beside a file."""
+    target = Path(os.path.realpath(path))
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:

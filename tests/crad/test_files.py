@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from crad.files import replacing, write_atomically, write_json
+from crad.files import remove_leftovers, replacing, write_atomically, write_json
 
 
 def test_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
@@ -48,7 +48,7 @@ def test_a_full_disk_names_the_file_and_keeps_the_former_one(tmp_path):
 def test_a_disk_that_is_really_full(tmp_path):
     path = tmp_path / "checkpoint"
     path.write_bytes(b"former")
-    (tmp_path / ".checkpoint.tmp").symlink_to("/dev/full")
+    (tmp_path / f".checkpoint.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="checkpoint'") as caught:
         write_atomically(path, lambda file: file.write(b"x" * 100_000))
     assert caught.value.errno == errno.ENOSPC
@@ -64,6 +64,27 @@ def test_a_leftover_of_a_killed_process_is_overwritten(tmp_path):
     write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_write_under_names_of_their_own(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    with replacing(path) as mine:
+        mine.write_bytes(b"half of min")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda: 1)
+            write_atomically(path, lambda file: file.write(b"theirs"))
+        assert path.read_bytes() == b"theirs"
+        mine.write_bytes(b"mine")
+    assert path.read_bytes() == b"mine"
+
+
+def test_leftovers_of_other_processes_are_removed_on_demand(tmp_path):
+    others = [tmp_path / name for name in ("[a]", ".[b].1.tmp", ".a.1.tmp", "[a].1.tmp")]
+    for path in (*others, tmp_path / ".[a].1.tmp", tmp_path / ".[a].22.tmp"):
+        path.touch()
+    remove_leftovers(tmp_path / "[a]")
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    remove_leftovers(tmp_path / "missing" / "a")
 
 
 def test_the_temporary_file_is_hidden_and_of_no_known_type(tmp_path):
@@ -97,8 +118,10 @@ def test_a_folder_or_device_is_not_replaced(tmp_path):
 
 def test_a_parent_that_is_a_file_gives_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        write_json(tmp_path / "file" / "x.json", 1)
+    for path in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder" / "x.json"):
+        with pytest.raises(OSError, match="file") as caught:
+            write_json(path, 1)
+        assert caught.value.filename == str(path.parent)  # not the temporary file
 
 
 def test_json_has_no_nan(tmp_path):
