@@ -13,15 +13,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crad.images import IMAGE_SUFFIXES, find_images, natural_key, open_mask
+from crad.images import IMAGE_SUFFIXES, ImageError, find_images, natural_key, open_mask
 
-__all__ = ["DataError", "Dataset", "Sample", "find_dataset"]
+__all__ = ["DataError", "Dataset", "MaskError", "Sample", "find_dataset", "subfolders"]
 
 GOOD = "good"
+MASKS = "ground_truth"
 
 
 class DataError(ValueError):
     """A folder that is not the data set it should be; the message names it and the way out."""
+
+
+class MaskError(ImageError):
+    """A mask that cannot be read; the message names it and its image."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,13 @@ class Sample:
         """Read which pixels are defective: bool (size, size); None where that is not known.
 
         Raises:
-            ImageError: the mask cannot be read.
+            MaskError: the mask cannot be read.
         """
         if self.mask is not None:
-            return open_mask(self.mask, size)
+            try:
+                return open_mask(self.mask, size)
+            except ImageError as error:
+                raise MaskError(f"mask of '{self.path}': {error}") from error
         return None if self.is_anomaly else np.zeros((size, size), dtype=np.bool_)
 
 
@@ -95,7 +103,7 @@ def find_dataset(root: str | os.PathLike[str], *, need_train: bool = True) -> Da
     if _is_class(root):
         folders = {root.resolve().name: root}
     else:
-        folders = {folder.name: folder for folder in _subfolders(root) if _is_class(folder)}
+        folders = {folder.name: folder for folder in subfolders(root) if _is_class(folder)}
     if not folders:
         raise DataError(f"data: no classes in '{root}'; expected {_LAYOUT}")
     train: list[Sample] = []
@@ -122,7 +130,8 @@ def find_dataset(root: str | os.PathLike[str], *, need_train: bool = True) -> Da
 _LAYOUT = "<class>/train/good/*.png, with <class>/test/{good,<defect>}/*.png to test on"
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -147,14 +156,33 @@ def _test_samples(folder: Path, class_name: str) -> list[Sample]:
             f"test: '{loose[0]}' lies in no sub-folder; move normal images to '{test / GOOD}' and "
             f"others to '{test / '<defect>'}'"
         )
+    if test.is_dir():
+        _check_masks(folder)
     samples: list[Sample] = []
-    for defect in _subfolders(test):
+    for defect in subfolders(test):
         if defect.name != GOOD and defect.name.casefold() == GOOD:
             raise DataError(f"test: '{defect}' would count as a defect; rename it to '{GOOD}'")
         paths = find_images(defect)
-        masks = {} if defect.name == GOOD else _masks(folder / "ground_truth" / defect.name, paths)
+        masks = {} if defect.name == GOOD else _masks(folder / MASKS / defect.name, paths)
         samples += [Sample(path, class_name, defect.name, masks.get(path)) for path in paths]
     return samples
+
+
+def _check_masks(folder: Path) -> None:
+    """Refuse masks of a class that would silently be left out."""
+    for other in subfolders(folder):
+        plain = "".join(filter(str.isalnum, other.name.casefold()))
+        if plain == "groundtruth" and other.name != MASKS:
+            raise DataError(
+                f"test: masks are expected in '{folder / MASKS}', not in '{other}'; rename it"
+            )
+    for masks in subfolders(folder / MASKS):
+        defect = folder / "test" / masks.name
+        if not defect.is_dir() and find_images(masks):
+            raise DataError(
+                f"test: there are masks in '{masks}', but there is no folder '{defect}' with their "
+                "images; rename one after the other, or remove the masks"
+            )
 
 
 def _masks(folder: Path, images: list[Path]) -> dict[Path, Path]:

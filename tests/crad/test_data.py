@@ -1,9 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data import DataError, find_dataset
-from crad.images import ImageError
+from crad.data import DataError, MaskError, find_dataset
 
 PIXELS = Image.new("L", (8, 8), 100)
 MASK = Image.new("L", (8, 8), 1)
@@ -67,7 +68,8 @@ def test_truth_is_known_for_normal_images_and_for_those_with_a_mask(root):
 
 def test_an_unreadable_mask_is_named(root):
     (root / "bottle/ground_truth/crack/000_mask.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"000_mask\.png.*empty"):
+    named = r"mask of '.*crack/000\.png': .*000_mask\.png.*empty"
+    with pytest.raises(MaskError, match=named):
         find_dataset(root).test[0].truth(8)
 
 
@@ -159,3 +161,26 @@ def test_masks_that_belong_to_no_image(root):
     )
     with pytest.raises(DataError, match=r"no mask in '.*crack' .*expected '000_mask\.png'"):
         find_dataset(root)
+
+
+def test_masks_of_a_kind_of_defect_that_is_not_there(root):
+    put(root, "bottle/ground_truth/Crack/000_mask.png", image=MASK)
+    with pytest.raises(
+        DataError, match=r"masks in '.*truth/Crack', but .*no folder '.*test/Crack'"
+    ):
+        find_dataset(root)
+    (root / "bottle/ground_truth/Crack/000_mask.png").unlink()
+    (root / "bottle/ground_truth/.hidden").mkdir()
+    find_dataset(root)  # an empty folder hides nothing
+
+
+@pytest.mark.parametrize("name", ["GroundTruth", "groundtruth", "ground-truth", "Ground_Truth"])
+def test_masks_in_a_folder_of_nearly_the_right_name(root, name):
+    (root / "bottle/ground_truth").rename(root / "bottle" / name)
+    with pytest.raises(DataError, match=rf"expected in '.*bottle/ground_truth', not in '.*{name}'"):
+        find_dataset(root)
+
+
+def test_masks_without_test_images_are_of_no_matter(root):
+    shutil.rmtree(root / "bottle/test")
+    assert find_dataset(root / "bottle").test == ()
