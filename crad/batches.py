@@ -44,6 +44,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Decode and resize images, a few batches ahead of their use.
 
+    An image that cannot be read raises its error once those before it are out.
+
     Args:
         sources: the images; taken one by one, so that they may be made on the way.
         size: side S in pixels.
@@ -52,19 +54,23 @@ def load_batches(
             raises the error.
 
     Raises:
-        ImageError: an image cannot be read; the message names it.
+        ImageError: an image cannot be read; the message names its file, or its position: images[2]
+            is the third.
     """
     images: list[Tensor] = []
     paths: list[Path | None] = []
     sizes: list[tuple[int, int]] = []
     for source, future in _decode_ahead(sources, size, ahead=2 * batch_size):
-        try:
-            image, original = future.result()
-        except ImageError as error:
+        error = future.exception()
+        if isinstance(error, ImageError):
+            if images:
+                yield Batch(torch.stack(images), paths, sizes)
+                images, paths, sizes = [], [], []
             if skip is None:
-                raise
+                raise error
             skip(error)
             continue
+        image, original = future.result()
         images.append(image)
         paths.append(Path(source) if isinstance(source, str | os.PathLike) else None)
         sizes.append(original)
@@ -76,7 +82,11 @@ def load_batches(
 
 
 def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
-    """Give the images of a single one, a batch array or tensor, or any collection, one by one."""
+    """Give the images of a single one, a batch array or tensor, or any collection, one by one.
+
+    Raises:
+        TypeError: there is something else.
+    """
     if isinstance(images, np.ndarray | Tensor):
         if images.ndim == 4:
             yield from images
@@ -84,9 +94,14 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
             yield images
     elif isinstance(images, str | os.PathLike | Image.Image):
         yield images
-    else:
+    elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray):
         for image in images:
             yield from split_images(image)
+    else:
+        raise TypeError(
+            "predict(): expected images as file names, Pillow images, arrays or tensors, but got "
+            f"{type(images).__name__}"
+        )
 
 
 def _decode_ahead(
@@ -95,8 +110,8 @@ def _decode_ahead(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting: deque[tuple[Source, Future[tuple[Tensor, tuple[int, int]]]]] = deque()
         try:
-            for source in sources:
-                waiting.append((source, pool.submit(_decode, source, size)))
+            for position, source in enumerate(sources):
+                waiting.append((source, pool.submit(_decode, source, position, size)))
                 if len(waiting) > ahead:
                     yield waiting.popleft()
             while waiting:
@@ -105,7 +120,13 @@ def _decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, size: int) -> tuple[Tensor, tuple[int, int]]:
+def _decode(source: Source, position: int, size: int) -> tuple[Tensor, tuple[int, int]]:
     """The resized image, and the height and width it had."""
-    image = open_image(source) if isinstance(source, str | os.PathLike) else to_rgb(source)
+    if isinstance(source, str | os.PathLike):
+        image = open_image(source)
+    else:
+        try:
+            image = to_rgb(source)
+        except ImageError as error:
+            raise ImageError(f"images[{position}]: {error}") from error
     return to_tensor(image, size), (image.height, image.width)
