@@ -1,21 +1,21 @@
 """`results.json`: what a run measured, on what, and how long it took; and its table."""
 
-import json
 import math
 import os
 import platform
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from crad.files import write_json
 from crad.metrics import ClassMetrics, MeanMetrics, Metrics
 
-__all__ = ["DEMO_NOTE", "Results", "environment", "read_results", "table", "write_results"]
+__all__ = ["DEMO_NOTE", "Results", "environment", "one_line", "table", "write_results"]
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on the demo set."""
@@ -65,26 +65,6 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
     write_json(path, results)
 
 
-def read_results(path: str | os.PathLike[str]) -> Results:
-    """Read a file that `write_results` wrote.
-
-    Args:
-        path: the file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not JSON, or not the results of a run.
-    """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"results: '{os.fspath(path)}' is not JSON: {error}") from error
-    keys = results.keys() if isinstance(results, dict) else set()
-    if missing := sorted(Results.__required_keys__ - keys):
-        raise ValueError(f"results: '{os.fspath(path)}' lacks {', '.join(missing)}")
-    return cast(Results, results)
-
-
 def environment(device: torch.device | str) -> dict[str, str | int]:
     """Describe what a run ran on: versions, platform, processor, threads and device.
 
@@ -121,7 +101,8 @@ def table(results: Results) -> str:
     }
     rows = [["class", "train", "test", *("image AUROC", "pixel AUROC") * len(detectors)]]
     for name, entry in results["classes"].items():
-        shown = name.encode("utf-8", "replace").decode("utf-8")  # a name may hold any bytes
+        # A name may hold any bytes.
+        shown = one_line(name).encode("utf-8", "replace").decode("utf-8")
         counts = [str(entry["n_train"]), str(entry["n_test"])]
         rows.append([shown, *counts, *_cells(d["classes"].get(name) for d in detectors.values())])
     rows.append(["mean", "", "", *_cells(d["mean"] for d in detectors.values())])
@@ -141,6 +122,11 @@ def table(results: Results) -> str:
     if note := results.get("note"):
         lines.append(note)
     return "\n".join(lines)
+
+
+def one_line(text: str) -> str:
+    r"""Escape line breaks and other control characters, as in ``a\nb``."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _cells(measured: Iterable[ClassMetrics | MeanMetrics | None]) -> Iterator[str]:
