@@ -1,16 +1,18 @@
 """What the commands share: how an error reaches the person at the terminal."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 
 from crad.backbones import BackboneError
 from crad.checkpoint import CheckpointError
-from crad.data import DataError
+from crad.data import DataError, MaskError
 from crad.devices import DeviceError
 from crad.images import ImageError
 
@@ -30,16 +32,28 @@ _EXPECTED = (
 )
 
 
-def run_command(command: Callable[[], object]) -> None:
-    """Run a command; an expected error is one line on stderr and exit code 1, Ctrl-C is 130."""
+def run_command(command: Callable[[], object], *, again: str = "run it again") -> None:
+    """Run a command; an expected error is one line on stderr and exit code 1, Ctrl-C is 130.
+
+    A reader of the output that has seen enough, as ``head`` has, is no error: 141, in silence.
+
+    Args:
+        command: what to run.
+        again: what to do once a full disk has space again.
+    """
     try:
         command()
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, rather than into a second error on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE
     except _EXPECTED as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        way_out = "; free some space and run it again, training with --resume" if full else ""
+        way_out = f"; free some space and {again}" if full else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(1)
 
@@ -56,8 +70,23 @@ def check_batch_size(batch_size: int) -> None:
         refuse(f"--batch-size: expected at least 1, but got {batch_size}")
 
 
+def check_output(folder: Path) -> None:
+    """Refuse, before any work is done for it, an output folder that cannot be written into.
+
+    Raises:
+        CommandError: it is a file or lies in one, or writing there is not permitted.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise CommandError(f"output: '{there}' is a file; choose a folder with --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(
+            f"output: writing into '{there}' is not permitted; choose another folder with --output"
+        )
+
+
 class BadImages:
-    """The images that cannot be read: named and counted, each once, or an error.
+    """The images and masks that cannot be read: named and counted, each once, or an error.
 
     Args:
         skip: whether to go on without them (``--skip-bad``).
@@ -65,27 +94,36 @@ class BadImages:
 
     def __init__(self, *, skip: bool) -> None:
         self._skip = skip
-        self._messages: set[str] = set()
+        self._images: set[str] = set()
+        self._masks: set[str] = set()
 
     def __call__(self, error: ImageError) -> None:
-        """Note an image that is left out.
+        """Note an image or a mask that is left out.
 
         Raises:
             ImageError: if none may be left out.
         """
         if not self._skip:
             raise ImageError(f"{error}; replace or remove it, or leave it out with --skip-bad")
-        if str(error) not in self._messages:
-            self._messages.add(str(error))
+        noted = self._masks if isinstance(error, MaskError) else self._images
+        if str(error) not in noted:
+            noted.add(str(error))
             tqdm.write(f"skipped: {error}", file=sys.stderr)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Leave out the image whose reading fails in the block, or raise the error."""
+        """Leave out the image or mask whose reading fails in the block, or raise the error."""
         try:
             yield
         except ImageError as error:
             self(error)
 
-    def __len__(self) -> int:
-        return len(self._messages)
+    def note(self) -> str | None:
+        """Say how many were left out; None if none was."""
+        images, masks = len(self._images), len(self._masks)
+        notes = []
+        if images:
+            notes.append(f"{images} image{'s' * (images > 1)} could not be read and left out")
+        if masks:
+            notes.append(f"{masks} mask{'s' * (masks > 1)} could not be read")
+        return "; ".join(notes) or None

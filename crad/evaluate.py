@@ -9,7 +9,13 @@ import tyro
 from tqdm import tqdm
 
 from crad.checkpoint import read_checkpoint
-from crad.command_line import BadImages, CommandError, check_batch_size, run_command
+from crad.command_line import (
+    BadImages,
+    CommandError,
+    check_batch_size,
+    check_output,
+    run_command,
+)
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, from_checkpoint
@@ -31,7 +37,7 @@ class EvaluateOptions:
     output: Path | None = None
     """Folder to write results.json and picture sheets into."""
     overwrite: bool = False
-    """Replace the results in --output."""
+    """Replace the results and picture sheets in --output."""
     batch_size: int = BATCH_SIZE
     """Images computed at once."""
     skip_bad: bool = False
@@ -64,11 +70,13 @@ def evaluate(options: EvaluateOptions) -> Results:
         ImageError: an image or mask cannot be read.
         OSError: a file cannot be written.
     """
-    if options.output and (options.output / RESULTS_NAME).exists() and not options.overwrite:
-        raise CommandError(
-            f"output: '{options.output}' holds {RESULTS_NAME} already; --overwrite replaces it, "
-            "--output DIR chooses another folder"
-        )
+    if options.output:
+        check_output(options.output)
+        if (options.output / RESULTS_NAME).exists() and not options.overwrite:
+            raise CommandError(
+                f"output: '{options.output}' holds {RESULTS_NAME} already; --overwrite replaces "
+                "it, --output DIR chooses another folder"
+            )
     device = select_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
     detector = from_checkpoint(checkpoint, device, options.checkpoint)
@@ -85,15 +93,16 @@ def evaluate(options: EvaluateOptions) -> Results:
         for prediction in bar:
             assert prediction.path is not None  # every source is a file
             sample = samples[prediction.path]
+            truth = None
             with bad.reading():
                 truth = sample.truth(detector.image_size)
-                images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
+            images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
     results = make_results(
         images,
         checkpoint=checkpoint,
         data=data,
         n_train={name: checkpoint.n_train.get(name, 0) for name in dataset.classes},
-        n_skipped=len(bad),
+        left_out=bad.note(),
         timing={"evaluation": time.perf_counter() - started},
         device=device,
         baselines={},

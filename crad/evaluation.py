@@ -1,5 +1,6 @@
 """From scored test images to what a person sees: results.json, the table and the sheets."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def make_results(
     checkpoint: Checkpoint,
     data: str,
     n_train: Mapping[str, int],
-    n_skipped: int,
+    left_out: str | None,
     timing: Mapping[str, float],
     device: torch.device,
     baselines: Mapping[str, Metrics],
@@ -34,7 +35,7 @@ def make_results(
         checkpoint: what scored them.
         data: where they are from.
         n_train: all classes, in order, with their numbers of training images.
-        n_skipped: images left out because they cannot be read.
+        left_out: how many images and masks could not be read, as a sentence.
         timing: seconds by phase.
         device: what computed.
         baselines: what other detectors reach on the same images.
@@ -50,20 +51,15 @@ def make_results(
         "environment": environment(device),
         "data": data,
     }
-    notes = []
-    if data in DEMO_NAMES:
-        notes.append(DEMO_NOTE)
-    if n_skipped:
-        notes.append(f"{n_skipped} image{'s' * (n_skipped > 1)} could not be read and left out")
-    if notes:
-        results["note"] = "; ".join(notes)
+    if note := "; ".join(filter(None, [DEMO_NOTE if data in DEMO_NAMES else None, left_out])):
+        results["note"] = note
     if baselines:
         results["baselines"] = dict(baselines)
     return results
 
 
 def report(results: Results, images: list[ScoredImage], output: Path | None) -> None:
-    """Print the table and what cannot be measured; write results and sheets into ``output``.
+    """Print the table and what cannot be measured; replace results and sheets in ``output``.
 
     Raises:
         OSError: a file cannot be written.
@@ -75,6 +71,7 @@ def report(results: Results, images: list[ScoredImage], output: Path | None) -> 
     if missing := _not_measured(results, images):
         print(missing)
     if output:
+        shutil.rmtree(output / SHEETS_NAME, ignore_errors=True)
         note = f"{results['data']}: {results['note']}" if "note" in results else None
         write_sheets(output / SHEETS_NAME, images, note=note)
         print(f"written to {output}")
@@ -86,5 +83,11 @@ def _not_measured(results: Results, images: list[ScoredImage]) -> str | None:
     if results["mean"]["image_auroc"] is None:
         return "not measured: AUROC needs normal and anomalous test images of a class"
     if results["mean"]["pixel_auroc"] is None:
-        return "pixel AUROC not measured: there are no masks (<class>/ground_truth/<defect>)"
+        return "pixel AUROC not measured: there are no usable masks (<class>/ground_truth/<defect>)"
+    defective = [image.sample for image in images if image.sample.is_anomaly]
+    if without := sum(sample.mask is None for sample in defective):
+        return (
+            f"pixel AUROC is of part of the images: {without} of {len(defective)} defective images "
+            "have no mask"
+        )
     return None

@@ -16,14 +16,17 @@ from crad.command_line import (
     BadImages,
     CommandError,
     check_batch_size,
+    check_output,
     refuse,
     run_command,
 )
+from crad.data import subfolders
 from crad.detector import BATCH_SIZE, load
 from crad.files import write_atomically, write_json
-from crad.images import IMAGE_SUFFIXES, natural_key, open_image
+from crad.images import IMAGE_SUFFIXES, find_images, open_image
 from crad.options import DeviceName
 from crad.pictures import heat_map
+from crad.results import one_line
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def predict(options: PredictOptions) -> list[tuple[Path, float]]:
     """Score images, print the scores as a table, and write what the options ask for.
 
+    Whatever stops it on the way, the scores up to there are written.
+
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        CommandError: there are no images.
+        CommandError: there are no images, or the output folder cannot be used.
         DeviceError: the device is not there.
         ImageError: an image cannot be read.
         OSError: a file cannot be written.
     """
+    if options.output:
+        check_output(options.output)
     detector = load(options.checkpoint, options.device)
     found = find_inputs(options.images)
     pictures = _picture_files(found, options.output) if options.output else {}
@@ -80,24 +87,25 @@ def predict(options: PredictOptions) -> list[tuple[Path, float]]:
     bad = BadImages(skip=options.skip_bad)
     predictions = detector.iterate(found, options.batch_size, skip=bad)
     print("     score  image")
-    with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
-        for prediction in bar:
-            assert prediction.path is not None  # every source is a file
-            bar.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
-            scores.append((prediction.path, prediction.score))
-            if prediction.path in pictures:
-                with bad.reading():
-                    image = open_image(prediction.path)
-                    picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
-                    _write_picture(picture, pictures[prediction.path])
-    csv_files = [options.csv, options.output and options.output / "scores.csv"]
-    json_files = [options.json, options.output and options.output / "scores.json"]
-    for file in filter(None, csv_files):
-        _write_csv(scores, file)
-    for file in filter(None, json_files):
-        write_json(file, [{"image": str(path), "score": score} for path, score in scores])
-    if len(bad):
-        print(f"{len(bad)} image{'s' * (len(bad) > 1)} could not be read and left out")
+    try:
+        with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
+            for prediction in bar:
+                assert prediction.path is not None  # every source is a file
+                scores.append((prediction.path, prediction.score))
+                bar.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
+                if prediction.path in pictures:
+                    with bad.reading():
+                        image = open_image(prediction.path)
+                        picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
+                        _write_picture(picture, pictures[prediction.path])
+    except BaseException:
+        if scores:
+            _write_scores(scores, options)
+            print(f"stopped after {len(scores)} of {len(found)} images")
+        raise
+    _write_scores(scores, options)
+    if note := bad.note():
+        print(note)
     return scores
 
 
@@ -117,17 +125,22 @@ def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
                 raise CommandError(f"predict: there is no file or folder '{given}'")
             found[given] = Path(given.name)
             continue
-        relative = [
-            path.relative_to(given)
-            for path in given.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        ]
-        if not relative:
+        below = _images_below(given)
+        if not below:
             raise CommandError(
                 f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
             )
-        found |= {given / path: path for path in sorted(relative, key=_order)}
+        found |= {path: path.relative_to(given) for path in below}
     return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """List the images in a folder, then those in its sub-folders, without hidden ones.
+
+    Links to folders are not followed, as they may lead in circles.
+    """
+    inner = [each for each in subfolders(folder) if not each.is_symlink()]
+    return find_images(folder) + [path for each in inner for path in _images_below(each)]
 
 
 def _picture_files(found: Mapping[Path, Path], output: Path) -> dict[Path, Path]:
@@ -154,6 +167,15 @@ def _write_picture(picture: Image.Image, file: Path) -> None:
     write_atomically(file, lambda opened: picture.save(opened, format="PNG"))
 
 
+def _write_scores(scores: Sequence[tuple[Path, float]], options: PredictOptions) -> None:
+    csv_files = [options.csv, options.output and options.output / "scores.csv"]
+    json_files = [options.json, options.output and options.output / "scores.json"]
+    for file in filter(None, csv_files):
+        _write_csv(scores, file)
+    for file in filter(None, json_files):
+        write_json(file, [{"image": str(path), "score": score} for path, score in scores])
+
+
 def _write_csv(scores: Iterable[tuple[Path, float]], file: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -163,14 +185,10 @@ def _write_csv(scores: Iterable[tuple[Path, float]], file: Path) -> None:
     write_atomically(file, lambda opened: opened.write(data))
 
 
-def _order(path: Path) -> list[tuple[list[tuple[str, int]], str]]:
-    return [natural_key(part) for part in path.parts]
-
-
 def _printable(path: Path) -> str:
     """The path as the terminal can show it, whatever bytes are in it."""
     encoding = sys.stdout.encoding or "utf-8"
-    return str(path).encode(encoding, errors="backslashreplace").decode(encoding)
+    return one_line(str(path)).encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

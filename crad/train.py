@@ -1,5 +1,6 @@
 """The command ``python -m crad.train``."""
 
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from crad.backbones import Backbone, BackboneError, create_backbone
 from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
-from crad.command_line import BadImages, CommandError, run_command
+from crad.command_line import BadImages, CommandError, check_output, run_command
 from crad.config import Config
 from crad.data import Dataset, Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
@@ -25,6 +26,7 @@ from crad.detector import BATCH_SIZE, create_model, score_maps
 from crad.devices import select_device, threads_for
 from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
 from crad.features import Features, extract, fit_backbone
+from crad.files import remove_leftovers
 from crad.images import ImageError
 from crad.metrics import ScoredImage, summarise
 from crad.model import CRAD
@@ -35,12 +37,13 @@ from crad.results import Results
 from crad.training import Training, TrainingError, split_epoch
 from crad_kernels import backends
 
+_BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 _SCALE_IMAGES = 64  # training images whose maps set the colours of heat maps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
-    run_command(lambda: train(parse_options(arguments)))
+    run_command(lambda: train(parse_options(arguments)), again="continue with --resume")
 
 
 def train(options: TrainOptions) -> Results:
@@ -56,10 +59,13 @@ def train(options: TrainOptions) -> Results:
         KeyboardInterrupt: the user stopped it; the message says how to go on.
         OSError: a file cannot be read or written.
     """
+    former = None if options.resume else _written(options.output)
     try:
         return _train(options)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_how_to_resume(options.output)) from interrupt
+        begun = _written(options.output) != former
+        way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
+        raise KeyboardInterrupt(way_on) from interrupt
 
 
 def _train(options: TrainOptions) -> Results:
@@ -68,7 +74,6 @@ def _train(options: TrainOptions) -> Results:
     stored = _prepare_output(options)
     print(_first_line(config, device), flush=True)
 
-    started = time.perf_counter()
     backbone = create_backbone(
         config.backbone,
         weights=config.weights,
@@ -80,6 +85,7 @@ def _train(options: TrainOptions) -> Results:
             backbone.load_state_dict(stored.backbone)
     is_demo = config.data in DEMO_NAMES
     dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
+    started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
     truths = _truths(dataset.test, config.image_size, bad)
     normal, test = _features(backbone, config, dataset, list(truths), device, bad, fit=not stored)
@@ -98,7 +104,8 @@ def _train(options: TrainOptions) -> Results:
     timing["training"] = checkpoint.seconds
 
     started = time.perf_counter()
-    samples = [sample for sample in dataset.test if sample.path in set(test.paths)]
+    kept = set(test.paths)
+    samples = [sample for sample in dataset.test if sample.path in kept]
 
     def scored(anomaly_maps: Iterable[Tensor]) -> list[ScoredImage]:
         return [
@@ -120,7 +127,7 @@ def _train(options: TrainOptions) -> Results:
         checkpoint=checkpoint,
         data=config.data,
         n_train=n_train,
-        n_skipped=len(bad),
+        left_out=bad.note(),
         timing=timing,
         device=device,
         baselines=baselines,
@@ -196,17 +203,16 @@ def _step_size(config: Config, features: Features) -> float:
 
 
 def _prepare_output(options: TrainOptions) -> Checkpoint | None:
-    """Make the output folder, and read the run to resume in it, if any."""
+    """Refuse an output folder that cannot be used, and read the run to resume in it, if any."""
     output = options.output
-    if output.exists() and not output.is_dir():
-        raise CommandError(f"output: '{output}' is a file; choose a folder with --output")
+    check_output(output)
     holds_run = (output / CHECKPOINT_NAME).exists() or (output / RESULTS_NAME).exists()
     if holds_run and not (options.resume or options.overwrite):
         raise CommandError(
             f"output: '{output}' already holds a run; --resume continues it, --overwrite replaces "
             "it, --output DIR chooses another folder"
         )
-    output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output / CHECKPOINT_NAME)
     if options.resume and (output / CHECKPOINT_NAME).exists():
         return read_checkpoint(output, ALL_PARTS)
     return None
@@ -244,9 +250,14 @@ def _first_line(config: Config, device: torch.device) -> str:
 def _truths(
     samples: Iterable[Sample], size: int, bad: BadImages
 ) -> dict[Path, npt.NDArray[np.bool_] | None]:
-    """Read all masks now: a bad one is found before hours of training, not after."""
-    truths = {}
+    """Read all masks now: a bad one is found before hours of training, not after.
+
+    Returns:
+        The truth of every sample; None where it is not known, as where its mask cannot be read.
+    """
+    truths: dict[Path, npt.NDArray[np.bool_] | None] = {}
     for sample in samples:
+        truths[sample.path] = None
         with bad.reading():
             truths[sample.path] = sample.truth(size)
     return truths
@@ -308,14 +319,27 @@ def _scores(
         yield from zip(maps.numpy(), scores.tolist(), strict=True)
 
 
-def _how_to_resume(output: Path) -> str:
+def _written(output: Path) -> int | None:
+    """When the checkpoint in a folder was written, in nanoseconds; None if there is none."""
     try:
-        checkpoint = read_checkpoint(output, parts=())
+        return (output / CHECKPOINT_NAME).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _how_to_resume(options: TrainOptions) -> str:
+    try:
+        checkpoint = read_checkpoint(options.output, parts=())
     except CheckpointError:
-        return "no epoch was finished; start again with the same command"
+        return _BEGIN_AGAIN
+    command = ["python", "-m", "crad.train", "--resume", "--output", str(options.output)]
+    if options.skip_bad:
+        command.append("--skip-bad")
+    if options.device != "auto":
+        command += ["--device", options.device]
     return (
         f"epoch {checkpoint.epoch} of {checkpoint.config.epochs} is on disk; "
-        f"continue with: python -m crad.train --resume --output {output}"
+        f"continue with: {shlex.join(command)}"
     )
 
 

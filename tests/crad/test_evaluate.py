@@ -52,3 +52,42 @@ def test_errors_are_one_line(
     arguments = ["--checkpoint", str(trained.output), "--data", str(tmp_path / "missing")]
     assert command(main, *arguments) == 1
     assert "no such folder" in capsys.readouterr().err
+    arguments = ["--checkpoint", str(trained.output), "--output", __file__]
+    assert command(main, *arguments) == 1
+    assert f"output: '{__file__}' is a file" in capsys.readouterr().err
+
+
+def test_a_bad_mask_leaves_the_truth_unknown_not_the_image(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    next((data / "gauge" / "ground_truth").rglob("*_mask.png")).write_bytes(b"no image")
+    arguments = ["--checkpoint", str(trained.output), "--data", str(data)]
+    assert command(main, *arguments) == 1
+    assert "error: mask of '" in capsys.readouterr().err
+    assert command(main, *arguments, "--skip-bad", "--output", str(tmp_path / "out")) == 0
+    assert "1 mask could not be read" in capsys.readouterr().out
+    measured = json.loads((tmp_path / "out" / "results.json").read_text())["classes"]["gauge"]
+    assert measured["n_test"] == 6
+    assert measured["image_auroc"] == pytest.approx(
+        trained.results["classes"]["gauge"]["image_auroc"], abs=1e-6
+    )
+
+
+def test_results_are_replaced_when_asked_and_as_a_whole(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    arguments = ["--checkpoint", str(output), "--output", str(output)]
+    assert command(main, *arguments) == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    (output / "sheets" / "old.png").touch()
+    assert command(main, *arguments, "--overwrite") == 0
+    assert {path.name for path in (output / "sheets").iterdir()} == {"brick.png", "gauge.png"}
+    assert (output / "checkpoint.safetensors").exists()
+
+
+def test_a_failure_leaves_no_folder(trained, command: Command, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(trained.output), "--data", str(tmp_path / "missing")]
+    assert command(main, *arguments, "--output", str(tmp_path / "out")) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,9 @@
 """The prediction command: table, CSV, JSON and heat maps."""
 
 import csv
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 from PIL import Image
 
 import crad
+import crad.predict
+from crad.command_line import run_command
 from crad.images import open_image
-from crad.predict import main
+from crad.predict import find_inputs, main
 
 Command = Callable[..., int]
 
@@ -82,12 +86,103 @@ def test_bad_images(
     assert "skipped: cannot read image" in captured.err
 
 
+def failing(error: BaseException) -> Callable[..., Image.Image]:
+    """A `heat_map` that works once."""
+    calls = 0
+
+    def heat_map(image: Image.Image, *_: object) -> Image.Image:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise error
+        return image
+
+    return heat_map
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space and run it again\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (None, 1, "leave it out with --skip-bad\n"),
+    ],
+)
+def test_what_was_scored_is_written_whatever_stops_it(
+    trained,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException | None,
+    code: int,
+    message: str,
+) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (64, 64)).save(images / name)
+    if error:
+        monkeypatch.setattr(crad.predict, "heat_map", failing(error))
+    else:
+        (images / "3.png").write_bytes(b"no image")
+    arguments = ["--checkpoint", str(trained.output), "--output", str(output), str(images)]
+    assert command(main, *arguments) == code
+    captured = capsys.readouterr()
+    assert captured.err.endswith(message)
+    assert captured.out.endswith("stopped after 2 of 3 images\n")
+    entries = json.loads((output / "scores.json").read_text())
+    assert [Path(entry["image"]).name for entry in entries] == ["1.png", "2.png"]
+    with (output / "scores.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_scores_of_a_former_run_survive_one_that_scores_nothing(
+    trained, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    scores = tmp_path / "scores.csv"
+    scores.write_text("former")
+    arguments = ["--checkpoint", str(trained.output), "--csv", str(scores)]
+    assert command(main, *arguments, str(tmp_path / "bad.png")) == 1
+    assert scores.read_text() == "former"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(lambda: print("a table"))
+        monkeypatch.undo()
+    assert exit_.value.code == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_folders_are_searched_as_those_of_a_data_set(tmp_path: Path) -> None:
+    for name in ("10.png", "9.PNG", "b/1.jpg", "b/c/1.png", ".hidden/1.png", "b/.1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "none.png").symlink_to(tmp_path / "missing")
+    found = find_inputs([tmp_path])
+    relative = ["9.PNG", "10.png", "none.png", "b/1.jpg", "b/c/1.png"]
+    assert found == {tmp_path / each: Path(each) for each in relative}
+    assert list(found) == [tmp_path / each for each in relative]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["missing.png"], 1, "no file or folder 'missing.png'"),
         (["EMPTY"], 1, "no images in"),
         ([], 2, "no images given"),
+        (["--output", __file__, __file__], 1, f"output: '{__file__}' is a file"),
+        (["--output", f"{__file__}/a/b", __file__], 1, f"output: '{__file__}' is a file"),
         (["--devise", "cpu"], 2, "--devise"),
     ],
 )

@@ -1,6 +1,8 @@
 """The training command: what it leaves, what it refuses, and that nothing is lost on the way."""
 
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,22 +10,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import crad.batches
+import crad.train
 from crad.checkpoint import ALL_PARTS, read_checkpoint
 from crad.train import main
 from crad.training import Training, split_epoch
 
 Train = Callable[..., int]
 EPOCH = Training.run_epoch
+FEATURES = crad.train._features
 
 
 def measured(output: Path) -> dict[str, object]:
-    import json
-
     results = json.loads((output / "results.json").read_text())
     return {key: results[key] for key in ("classes", "mean", "epoch")}
 
@@ -135,6 +138,89 @@ def test_ctrl_c_says_how_to_go_on(
     assert measured(tmp_path) == measured(trained.output)
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_ctrl_c_does_not_take_the_former_run_for_the_new_one(
+    trained,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    epoch: int,
+) -> None:
+    """Interrupted before the former run is removed, and after the first epoch of the new one."""
+
+    def features(*arguments: object, **keywords: object) -> object:
+        if epoch == 0:
+            raise KeyboardInterrupt
+        return FEATURES(*arguments, **keywords)
+
+    def run_epoch(self: Training, *arguments: object) -> float:
+        if self.epoch == epoch:
+            raise KeyboardInterrupt
+        return EPOCH(self, *arguments)
+
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    monkeypatch.setattr(crad.train, "_features", features)
+    monkeypatch.setattr(Training, "run_epoch", run_epoch)
+    assert train_command(trained.data, output, "--overwrite") == 130
+    error = capsys.readouterr().err
+    if epoch:
+        assert "epoch 1 of 3 is on disk" in error
+    else:
+        assert "no epoch was finished; start again with the same command" in error
+        assert read_checkpoint(output).epoch == 3  # the former run, untouched
+
+
+def test_the_command_to_go_on_with_can_be_copied(
+    trained,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "it's mine"
+    monkeypatch.setattr(crad.train, "make_results", interrupted)
+    assert train_command(trained.data, output, "--skip-bad", "--device", "cpu") == 130
+    command = capsys.readouterr().err.strip().partition("continue with: ")[2]
+    assert shlex.split(command) == [
+        *("python", "-m", "crad.train", "--resume"),
+        *("--output", str(output), "--skip-bad", "--device", "cpu"),
+    ]
+    monkeypatch.undo()
+    main(shlex.split(command)[3:])
+    assert measured(output) == measured(trained.output)
+
+
+def test_what_a_killed_write_left_is_removed(trained, tmp_path: Path, train_command: Train) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    (output / ".checkpoint.safetensors.1.tmp").write_bytes(b"half")
+    assert train_command(trained.data, output, "--resume") == 0
+    assert {path.name for path in output.iterdir()} == {
+        "checkpoint.safetensors", "results.json", "sheets",
+    }  # fmt: skip
+
+
+def test_the_time_of_features_is_without_that_of_the_demo_set(
+    demo_root: Path, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+
+    def written(name: str) -> Path:
+        nonlocal passed
+        passed = 1e6
+        return demo_root
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + passed)
+    monkeypatch.setattr(crad.train, "demo_dataset", written)
+    monkeypatch.setattr(crad.train, "time", clock)
+    assert train_command(Path("demo"), tmp_path / "run", "--epochs", "1") == 0
+    timing = json.loads((tmp_path / "run" / "results.json").read_text())["timing"]
+    assert 0 < timing["features"] < 1e5
+
+
 def test_resuming_a_finished_run_trains_no_more(
     trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,10 +289,13 @@ def test_bad_images_are_skipped_named_and_counted(
     assert train_command(data, tmp_path / "run", "--skip-bad") == 0
     captured = capsys.readouterr()
     for path in bad:
-        assert captured.err.count(f"skipped: cannot read image '{path}'") == 1
-    assert "3 images could not be read" in captured.out
+        assert captured.err.count(f"cannot read image '{path}'") == 1
+    assert captured.err.count("skipped: cannot read image") == 2
+    assert captured.err.count("skipped: mask of '") == 1
+    assert "2 images could not be read and left out; 1 mask could not be read" in captured.out
     classes = measured(tmp_path / "run")["classes"]
-    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (5, 4)
+    # The image whose mask is bad still counts as defective.
+    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (5, 5)
 
 
 def test_a_class_without_readable_images(
@@ -242,6 +331,15 @@ def test_without_masks(
     assert mean["image_auroc"] is not None
 
 
+def test_with_some_masks(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next((data / "gauge" / "ground_truth").rglob("*_mask.png")).unlink()
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    assert "1 of 6 defective images have no mask" in capsys.readouterr().out
+    assert measured(tmp_path / "run")["mean"]["pixel_auroc"] is not None
+
+
 def test_a_loss_that_is_not_finite_stops_and_spoils_nothing(
     trained,
     tmp_path: Path,
@@ -275,7 +373,9 @@ def test_a_full_disk_is_an_error_that_names_the_file(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
         assert train_command(trained.data, tmp_path) == 1
-    assert "checkpoint.safetensors" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "checkpoint.safetensors" in error
+    assert error.endswith("free some space and continue with --resume\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -295,6 +395,8 @@ def test_data_that_changed_are_not_resumed(
         (["--image-size", "60"], "multiples of 8"),
         (["--backbone", "resnet81"], "resnet18"),
         (["--output", __file__], "is a file"),
+        (["--output", f"{__file__}/run"], f"'{__file__}' is a file"),
+        (["--backbone", "resnet18", "--weights", "missing.pth"], "missing.pth"),
         pytest.param(
             ["--device", "cuda"],
             "no usable CUDA",
@@ -313,6 +415,7 @@ def test_errors_are_one_line(
     assert train_command(demo_root, tmp_path / "run", *arguments) == 1
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
     assert message in line
+    assert not (tmp_path / "run").exists()  # not even an empty folder is left
 
 
 def test_a_timm_backbone(
