@@ -1,5 +1,7 @@
 """The demo set: its layout, its seeds, and that it is no toy."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +179,37 @@ def test_interrupted_writing_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         demo_dataset("demo")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_one_class(root: Path, *, contrast: float) -> None:
+    (root / "brick").mkdir()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_cached_set_can_be_read_as_the_umask_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int, mode: int
+) -> None:
+    monkeypatch.setattr("crad.demo.write_demo", write_one_class)
+    monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
+    before = os.umask(mask)
+    try:
+        root = demo_dataset("demo")
+    finally:
+        os.umask(before)
+    assert root.stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crad.demo.write_demo", write_one_class)
+    monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
+    for name, days in {".demo-v1-old": 2.0, ".demo-v1-new": 0.1, ".mine": 9.0}.items():
+        (tmp_path / name / "demo-v1" / "brick").mkdir(parents=True)
+        then = time.time() - days * 24 * 60 * 60
+        os.utime(tmp_path / name, (then, then))
+    demo_dataset("demo")
+    assert {path.name for path in tmp_path.iterdir()} == {".demo-v1-new", ".mine", "demo-v1"}
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
