@@ -56,7 +56,8 @@ class CRAD(nn.Module):
         mse_threshold: k of equation 6.
 
     Raises:
-        ValueError: if a size is not positive.
+        TypeError: if a resolution is no sequence.
+        ValueError: if a size is not positive, or an option of the jitter is out of range.
     """
 
     def __init__(
@@ -82,6 +83,19 @@ class CRAD(nn.Module):
                 raise ValueError(f"CRAD(): expected {name} to be positive, but got {size}")
         if depth < 0:
             raise ValueError(f"CRAD(): expected depth to be at least 0, but got {depth}")
+        resolutions = {"local": local_resolution, "global": global_resolution}
+        for name, resolution in resolutions.items():
+            if not isinstance(resolution, Sequence):
+                raise TypeError(
+                    f"CRAD(): expected {name}_resolution to be a size for each coordinate, such as "
+                    f"(8, 8), but got {resolution!r}"
+                )
+        if not 0 <= jitter_std < math.inf:
+            raise ValueError(
+                f"CRAD(): expected jitter_std to be at least 0 and finite, but got {jitter_std}"
+            )
+        if not 0 <= jitter_prob <= 1:
+            raise ValueError(f"CRAD(): expected jitter_prob to be 0 to 1, but got {jitter_prob}")
         self.feature_size = (channels, height, width)
         self.mse_weight = mse_weight
         self.cosine_weight = cosine_weight

@@ -178,3 +178,25 @@ def test_a_feature_of_another_shape_is_refused() -> None:
         small()(torch.zeros(1, 8, 7, 5))
     with pytest.raises(ValueError, match="channels"):
         CRAD(0, 5, 7)
+
+
+@pytest.mark.parametrize("name", ["local_resolution", "global_resolution"])
+def test_resolutions_that_are_no_sizes_for_each_coordinate_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} .* such as \(8, 8\), but got 8"):
+        small(**{name: 8})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jitter_std", -1.0),
+        ("jitter_std", float("inf")),
+        ("jitter_std", float("nan")),
+        ("jitter_prob", 7),
+        ("jitter_prob", -0.1),
+        ("jitter_prob", float("nan")),
+    ],
+)
+def test_jitter_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} .* but got {value}"):
+        small(**{name: value})
