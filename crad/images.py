@@ -244,7 +244,11 @@ def _to_8_bit(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if levels.dtype.kind == "f":
         low, high = float(levels.min()), float(levels.max())
-        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        if not np.isfinite([low, high]).all():  # both are NaN if any pixel is
+            raise ImageError(
+                "floats with NaN or infinity among them, where 0 to 1 is the range; replace these"
+            )
+        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
             raise ImageError(
                 f"floats from {low:g} to {high:g}, where 0 to 1 is the range; divide by the "
                 "largest value a pixel can have"
