@@ -157,6 +157,9 @@ SHAPES = [
     Case((64, 65), channels=130, points=(150,), batch=2),
     Case((4, 4), channels=3000, points=(40,), padding_mode="reflection"),
     Case((300, 200), channels=2, points=(3000,)),
+    Case((3, 4), channels=16, points=(33,), batch=2, mode="cubic"),
+    Case((8, 8), channels=67, points=(100,), mode="cubic", padding_mode="border"),
+    Case((3, 1, 9), channels=5, points=(40,), mode="cubic", padding_mode="reflection"),
     # A hundred points an entry: a float32 sum of more, in another order, would differ by more.
     Case((9,), channels=3, points=(900,), padding_mode="reflection", align_corners=True),
 ]

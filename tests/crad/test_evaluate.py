@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import crad.demo
 from crad.evaluate import main
 
 Command = Callable[..., int]
@@ -91,3 +92,17 @@ def test_a_failure_leaves_no_folder(trained, command: Command, tmp_path: Path) -
     arguments = ["--checkpoint", str(trained.output), "--data", str(tmp_path / "missing")]
     assert command(main, *arguments, "--output", str(tmp_path / "out")) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_set_is_a_stand_in_under_its_path_too(
+    trained,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
+    data = shutil.copytree(trained.data, tmp_path / f"demo-hard-v{crad.demo._VERSION}")
+    for folder, count in ((data, 1), (data / "brick", 1), (trained.data, 0)):
+        assert command(main, "--checkpoint", str(trained.output), "--data", str(folder)) == 0
+        assert capsys.readouterr().out.count("a stand-in, not a benchmark") == count

@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, and in every run."""
+"""The same bits for any number of threads, in every run, and whatever torch is told."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crad_kernels import sample
-from tests.cases import DTYPES, Case
+from tests.cases import DTYPES, SHAPES, Case, cases
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def results(case: Case, backend: str, threads: int, tensors: tuple[Tensor, ...])
         Case((5, 6, 7), channels=40, points=(700,), batch=3, padding_mode="border"),
         Case((4, 4), channels=9000, points=(20,), padding_mode="reflection"),
         Case((200, 300), channels=8, points=(5000,), align_corners=True),
+        Case((20, 30), channels=8, points=(2000,), mode="cubic", padding_mode="border"),
     ],
     ids=str,
 )
@@ -47,3 +48,34 @@ def test_any_number_of_threads_gives_the_same_bits(
     for threads in (2, 4, 4):
         for got, wanted in zip(results(case, backend, threads, tensors), expected, strict=True):
             assert torch.equal(got, wanted)
+
+
+@pytest.fixture
+def _told_to_be_deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_told_to_be_deterministic")
+@pytest.mark.parametrize("case", [*cases(1, 2, 3, points=(40,)), *SHAPES], ids=str)
+def test_torch_may_ask_for_determinism(backend: str, case: Case) -> None:
+    """It then fills new memory with NaN, of which nothing must be left."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    tensors = case.tensors()
+    first, second = (results(case, backend, 2, tensors) for _ in range(2))
+    torch.use_deterministic_algorithms(False)
+    for got, again, wanted in zip(first, second, results(case, backend, 2, tensors), strict=True):
+        assert torch.equal(got, again)
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_can_be_asked_for_a_call(backend: str, deterministic: bool) -> None:
+    values, coords, grad_output = Case((4, 3)).tensors()
+    leaves = values.requires_grad_(), coords.requires_grad_()
+    outs = [sample(*leaves, deterministic=d, backend=backend) for d in (deterministic, None)]
+    gradients = [torch.autograd.grad(out, leaves, grad_output) for out in outs]
+    assert torch.equal(*outs)
+    for got, wanted in zip(*gradients, strict=True):
+        assert torch.equal(got, wanted)

@@ -1,0 +1,76 @@
+"""Tensors of more than 2^31 elements, most of which is memory that was never touched."""
+
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from crad_kernels import sample
+
+MANY = 2**31
+
+
+def needs(gigabytes: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Skip a test where there is less free memory."""
+    free = psutil.virtual_memory().available / 2**30
+    reason = f"needs {gigabytes} GiB of free memory, and there are {free:.0f}"
+    return pytest.mark.skipif(free < gigabytes, reason=reason)
+
+
+def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros that take no memory until they are written to."""
+    kind = {torch.float32: np.float32, torch.bfloat16: np.int16}[dtype]
+    return torch.from_numpy(np.zeros(shape, kind)).view(dtype)
+
+
+@needs(6)
+def test_values_and_output(compiled_backend: str) -> None:
+    """And the gradient of the coordinates, through channels at the far end."""
+    channels, last = MANY // 2 + 8, slice(-40, None)
+    values = untouched(2, channels, dtype=torch.bfloat16)
+    values[:, last] = torch.randn(2, 40)
+    coords = torch.tensor([[-0.3], [0.4]]).requires_grad_()
+    out = sample(values, coords, backend=compiled_backend)
+    assert values.numel() > MANY
+    assert out.numel() > MANY
+    expected = sample(values[:, last], coords, backend=compiled_backend)
+    assert torch.equal(out[:, last], expected)
+    grad_output = untouched(2, channels, dtype=torch.bfloat16)
+    grad_output[:, last] = torch.randn(2, 40)
+    (actual,) = torch.autograd.grad(out, coords, grad_output)
+    del out
+    (wanted,) = torch.autograd.grad(expected, coords, grad_output[:, last])
+    torch.testing.assert_close(actual, wanted)
+
+
+@needs(12)
+def test_gradient_of_the_values(compiled_backend: str) -> None:
+    """At entries at the far end."""
+    entries, channels = MANY // 8 + 1, 8
+    values = untouched(entries, channels).requires_grad_()
+    index = torch.tensor([0.0, 5.25, entries - 1.75, entries - 1.0], dtype=torch.float64)
+    coords = ((2 * index + 1) / entries - 1)[:, None]
+    out = sample(values, coords, backend=compiled_backend)
+    grad_output = torch.arange(1.0, 33.0).view(4, 8)
+    (grad_values,) = torch.autograd.grad(out, values, grad_output)
+    assert grad_values.numel() > MANY
+    torch.testing.assert_close(grad_values[0], grad_output[0])
+    torch.testing.assert_close(grad_values[5], 0.75 * grad_output[1])
+    torch.testing.assert_close(grad_values[-2], 0.75 * grad_output[2])
+    torch.testing.assert_close(grad_values[-1], 0.25 * grad_output[2] + grad_output[3])
+
+
+@needs(6)
+def test_coords(compiled_backend: str) -> None:
+    points = MANY // 8 + 5
+    coords = untouched(points, 8)
+    coords[-100:] = torch.rand(100, 8) * 2 - 1
+    values = torch.randn(*(1,) * 7, 3, 1, dtype=torch.bfloat16)
+    options = {"mode": "nearest", "padding_mode": "border", "backend": compiled_backend}
+    out = sample(values, coords, **options)
+    assert coords.numel() > MANY
+    assert torch.equal(out[-100:], sample(values, coords[-100:], **options))
+    assert bool((out[:-100] == values[..., 1, :].flatten()).all())
