@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from crad.checkpoint import Checkpoint
-from crad.demo import DEMO_NAMES
+from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import PROTOCOL
 from crad.metrics import Metrics, ScoredImage, summarise
 from crad.pictures import write_sheets
@@ -51,7 +51,7 @@ def make_results(
         "environment": environment(device),
         "data": data,
     }
-    if note := "; ".join(filter(None, [DEMO_NOTE if data in DEMO_NAMES else None, left_out])):
+    if note := "; ".join(filter(None, [DEMO_NOTE if _is_demo(data) else None, left_out])):
         results["note"] = note
     if baselines:
         results["baselines"] = dict(baselines)
@@ -75,6 +75,18 @@ def report(results: Results, images: list[ScoredImage], output: Path | None) -> 
         note = f"{results['data']}: {results['note']}" if "note" in results else None
         write_sheets(output / SHEETS_NAME, images, note=note)
         print(f"written to {output}")
+
+
+def _is_demo(data: str) -> bool:
+    """Whether the data are a generated set: its name, its folder in the cache, or a class of it."""
+    if data in DEMO_NAMES:
+        return True
+    path = Path(data).expanduser().resolve()
+    return any(
+        folder.name.startswith(f"{name}-v") and folder == demo_dataset(name).resolve()
+        for name in DEMO_NAMES
+        for folder in (path, path.parent)
+    )
 
 
 def _not_measured(results: Results, images: list[ScoredImage]) -> str | None:
