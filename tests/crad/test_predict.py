@@ -198,3 +198,16 @@ def test_errors(
     given = [str(tmp_path) if each == "EMPTY" else each for each in arguments]
     assert command(main, "--checkpoint", str(trained.output), *given) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_into(
+    trained,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path / "a" / "b")]
+    assert command(main, *arguments, __file__) == 1
+    assert f"writing into '{tmp_path}' is not permitted" in capsys.readouterr().err
