@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -14,17 +14,14 @@ class BackboneError(ValueError):
     """A backbone that cannot be made; the message says why and what to do."""
 
 
-@runtime_checkable
 class Backbone(Protocol):
     """What CRAD needs from a backbone, an ``nn.Module`` in evaluation mode without gradients.
 
     Attributes:
-        name: as `create_backbone` takes it.
         channels: channels C of a feature.
         stride: pixels from one position of a feature to the next.
     """
 
-    name: str
     channels: int
     stride: int
 

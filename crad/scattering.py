@@ -170,9 +170,6 @@ class Scattering(nn.Module):
     and Mallat, "Invariant Scattering Convolution Networks", IEEE TPAMI 2013, with J = 3, L = 8.
     """
 
-    channels = CHANNELS
-    stride = STRIDE
-
     def forward(self, images: Tensor) -> Tensor:
         """Transform images.
 
@@ -226,7 +223,6 @@ class ScatteringBackbone(nn.Module):
         ValueError: `channels` is out of range.
     """
 
-    name = "scattering"
     stride = STRIDE
     mean: Tensor
     projection: Tensor

@@ -75,7 +75,6 @@ class TimmBackbone(nn.Module):
         if pretrained:
             _load_weights(name, self.model, weights)
         self.model.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.name = name
         self.stride = min(stages)
         self.channels = sum(self.model.feature_info.channels())
         self.register_buffer("image_mean", torch.tensor(blank.default_cfg["mean"])[:, None, None])
