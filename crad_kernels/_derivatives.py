@@ -187,7 +187,7 @@ def _install(
         def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
             # Without the tangents of this level, which the rule is given: those around it stay.
             args = [
-                fwAD.unpack_dual(arg).primal if isinstance(arg, Tensor) else arg
+                fwAD.unpack_dual(arg, level=0).primal if isinstance(arg, Tensor) else arg
                 for arg in Function.arguments(ctx)
             ]
             with _derivatives_around():

@@ -1,6 +1,8 @@
 """The operators as the compiler sees them."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ pytestmark = [
     # opcheck looks at the gradients of its own copies.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
+
+Call = Callable[[Tensor, Tensor], Any]
 
 CASES = [
     Case((4, 3), points=(5,)),
@@ -177,15 +181,106 @@ def test_the_code_generator_agrees(compiled_backend: str) -> None:
         assert_near(got, expected, SAME_INDEX[torch.float32])
 
 
-def test_exports(compiled_backend: str) -> None:
-    """Into a graph of one operator, from fake tensors."""
+# ---- transforms of torch.func within ----
 
-    class Module(torch.nn.Module):
-        def forward(self, values: Tensor, coords: Tensor) -> Tensor:
-            return sample(values, coords, backend=compiled_backend)
+TRANSFORMS: dict[str, Callable[[Call], Call]] = {
+    "vmap": lambda f: torch.vmap(f, (None, 0)),
+    "vmap of grad": lambda f: torch.vmap(
+        torch.func.grad(lambda v, x: f(v, x).square().sum(), (0, 1)), (None, 0)
+    ),
+    "jvp": lambda f: lambda v, x: torch.func.jvp(f, (v, x), (v, x))[1],
+    "jvp of grad": lambda f: (
+        lambda v, x: torch.func.jvp(torch.func.grad(lambda x: f(v, x).square().sum()), (x,), (x,))[
+            1
+        ]
+    ),
+    "hessian": lambda f: lambda v, x: torch.func.hessian(lambda x: f(v, x).square().sum())(x),
+}
 
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_compiles_whole_with_a_transform(compiled_backend: str, transform: str) -> None:
+    values, coords, _ = CASES[3].tensors()
+    call = TRANSFORMS[transform](
+        lambda v, x: sample(
+            v, x, **CASES[3].options, jitter_std=0.1, seed=4, backend=compiled_backend
+        )
+    )
+    expected = call(values, coords)
+    actual = compiled(call)[0](values, coords)
+    pairs = (
+        zip(actual, expected, strict=True) if transform == "vmap of grad" else ((actual, expected),)
+    )
+    for got, wanted in pairs:
+        assert_near(got, wanted, 20 * SAME_INDEX[torch.float64])
+
+
+# ---- export ----
+
+
+class Module(torch.nn.Module):
+    """A function of values and coords."""
+
+    def __init__(self, function: Call) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor, coords: Tensor) -> Tensor:
+        out: Tensor = self.function(values, coords)
+        return out
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("jitter_std", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_exports(backend: str, case: Case, jitter_std: float, strict: bool) -> None:
+    values, coords, _ = case.tensors()
+    module = Module(
+        lambda v, x: sample(v, x, **case.options, jitter_std=jitter_std, seed=4, backend=backend)
+    )
+    program = torch.export.export(module, (values, coords), strict=strict)
+    assert torch.equal(program.module()(values, coords), module(values, coords))
+
+
+def test_exports_one_operator(compiled_backend: str) -> None:
+    """For any number of points."""
     values, coords, _ = CASES[0].tensors()
-    program = torch.export.export(Module(), (values, coords))
+    module = Module(lambda v, x: sample(v, x, backend=compiled_backend))
+    shapes = {"values": None, "coords": {0: torch.export.Dim("points")}}
+    program = torch.export.export(module, (values, coords), dynamic_shapes=shapes)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert calls == [_schema.sample]
-    assert torch.equal(program.module()(values, coords), Module()(values, coords))
+    more = torch.cat((coords, coords))
+    assert torch.equal(program.module()(values, more), module(values, more))
+
+
+# PyTorch's own functions do not survive export under `torch.func.grad`, so these are all.
+@pytest.mark.parametrize("transform", ["vmap", "jvp"])
+def test_exports_with_a_transform(compiled_backend: str, transform: str) -> None:
+    values, coords, _ = CASES[3].tensors()
+    module = Module(
+        TRANSFORMS[transform](
+            lambda v, x: sample(v, x, **CASES[3].options, backend=compiled_backend)
+        )
+    )
+    program = torch.export.export(module, (values, coords))
+    assert_near(program.module()(values, coords), module(values, coords), SAME_INDEX[torch.float64])
+
+
+def test_survives_ahead_of_time_compilation(compiled_backend: str, tmp_path: Path) -> None:
+    """Into a package that runs without Python: two samples, one of them jittered and batched."""
+    values, coords, _ = CASES[3].tensors()
+
+    def call(values: Tensor, coords: Tensor) -> Tensor:
+        jittered = torch.vmap(
+            lambda v, x: sample(v, x, jitter_std=0.1, seed=4, backend=compiled_backend), (None, 0)
+        )(values, coords[:, None])
+        plain = sample(values, coords, **CASES[3].options, backend=compiled_backend)
+        return jittered[:, 0] + plain
+
+    program = torch.export.export(Module(call), (values, coords))
+    path = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "model.pt2")
+    )
+    package = torch._inductor.aoti_load_package(path)
+    assert_near(package(values, coords), call(values, coords), SAME_INDEX[torch.float64])

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,3 +81,8 @@ def test_is_a_module_like_any_other() -> None:
     assert memory.bfloat16()(COORDS).dtype == torch.bfloat16
     for word in ("6, (5, 3)", "jitter_std=0.1", "'linear'", "'zeros'"):
         assert word in repr(memory)
+
+
+def test_takes_numbers_of_numpy() -> None:
+    assert GridMemory(3, np.int64(4)).values.shape == (4, 4, 3)
+    assert GridMemory(3, np.array([4, 5])).values.shape == (4, 5, 3)

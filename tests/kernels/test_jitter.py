@@ -211,7 +211,8 @@ def test_every_bit_of_the_seed_counts(backend: str) -> None:
 
 def test_a_seed_is_64_bits_however_it_is_given(backend: str) -> None:
     values, coords, _ = Case((4, 3)).tensors()
-    for seed, same in ((3, torch.tensor(3)), (-1, 2**64 - 1), (-(2**63), 2**63)):
+    seeds = ((3, torch.tensor(3)), (3, np.int64(3)), (-1, 2**64 - 1), (-(2**63), 2**63))
+    for seed, same in seeds:
         expected = jittered(backend, values, coords, seed=seed)
         assert torch.equal(jittered(backend, values, coords, seed=seed), expected)
         assert torch.equal(jittered(backend, values, coords, seed=same), expected)

@@ -360,3 +360,19 @@ def test_half_precision_is_rounded_to_the_nearest(backend: str, dtype: torch.dty
     values = torch.stack((numbers * scale, scale))
     out = sample(values, torch.zeros(1, 1), backend=backend)[0]
     assert torch.equal(out, ((values[0].float() + values[1].float()) / 2).to(dtype))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[3:], ids=str)
+def test_autocast_leaves_the_dtypes_alone(
+    backend: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Half values stay half and coordinates float32, forward and backward."""
+    case = Case((8, 8), channels=5, dtype=dtypes[0], coords_dtype=dtypes[1])
+    tensors = case.tensors()
+    call = lambda v, x: sample(v, x, jitter_std=0.1, seed=2, backend=backend)  # noqa: E731
+    expected = with_gradients(call, *tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = with_gradients(call, *tensors)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
