@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MODES = ("nearest", "linear", "cubic")
-PADDING_MODES = ("zeros", "border", "reflection")
+from crad_kernels._schema import MODES, PADDING_MODES
 
 # Dimensions in which cubic takes part: with its 4^D taps, the reference takes minutes in more.
 MOST_CUBIC = 4

@@ -4,16 +4,46 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "macros.h"
 
 namespace crad {
 namespace {
 
+// Both in the order of crad_kernels/_schema.py.
 enum class Mode : int64_t { nearest = 0, linear = 1, cubic = 2 };
 enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
 
 constexpr int kMaxTaps = 4;  // per axis
+
+constexpr bool is_mode(int64_t value) { return value >= 0 && value <= 2; }
+constexpr bool is_padding(int64_t value) { return value >= 0 && value <= 2; }
+
+// Calls f with the mode, or the padding, as a compile-time constant.
+template <class F>
+CRAD_INLINE void with_mode(Mode mode, F f) {
+  switch (mode) {
+    case Mode::nearest:
+      return f(std::integral_constant<Mode, Mode::nearest>{});
+    case Mode::linear:
+      return f(std::integral_constant<Mode, Mode::linear>{});
+    case Mode::cubic:
+      return f(std::integral_constant<Mode, Mode::cubic>{});
+  }
+}
+
+template <class F>
+CRAD_INLINE void with_padding(Padding padding, F f) {
+  switch (padding) {
+    case Padding::zeros:
+      return f(std::integral_constant<Padding, Padding::zeros>{});
+    case Padding::border:
+      return f(std::integral_constant<Padding, Padding::border>{});
+    case Padding::reflection:
+      return f(std::integral_constant<Padding, Padding::reflection>{});
+  }
+}
 
 // A fractional position, and how it moves with the coordinate.
 template <class X>

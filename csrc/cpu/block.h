@@ -152,31 +152,6 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
   }
 }
 
-// Calls f with the mode, or the padding, as a compile-time constant.
-template <class F>
-inline void with_mode(Mode mode, F f) {
-  switch (mode) {
-    case Mode::nearest:
-      return f(std::integral_constant<Mode, Mode::nearest>{});
-    case Mode::linear:
-      return f(std::integral_constant<Mode, Mode::linear>{});
-    case Mode::cubic:
-      return f(std::integral_constant<Mode, Mode::cubic>{});
-  }
-}
-
-template <class F>
-inline void with_padding(Padding padding, F f) {
-  switch (padding) {
-    case Padding::zeros:
-      return f(std::integral_constant<Padding, Padding::zeros>{});
-    case Padding::border:
-      return f(std::integral_constant<Padding, Padding::border>{});
-    case Padding::reflection:
-      return f(std::integral_constant<Padding, Padding::reflection>{});
-  }
-}
-
 // Locates the points from `first` on, of which `remaining` are left, and returns how many of the
 // lanes are points; the others repeat the last one. `coords` holds those of all points.
 template <class X>

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/axis.h"
 #include "../core/jitter.h"
 #include "kernels.h"
 #include "plan.h"
@@ -130,7 +131,7 @@ struct Call {
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == grids),
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = grids > 0 ? points / grids : 0;
-    STD_TORCH_CHECK(mode >= 0 && mode <= 2 && padding >= 0 && padding <= 2,
+    STD_TORCH_CHECK(is_mode(mode) && is_padding(padding),
                     "sample(): unexpected mode or padding mode");
     problem.mode = mode;
     problem.padding = padding;
@@ -319,6 +320,8 @@ Tensor philox_words(const Tensor& counter_in, const Tensor& key_in) {
 Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   STD_TORCH_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && seed.is_cpu(),
                   "normals(): expected an int64 seed on the CPU");
+  STD_TORCH_CHECK(points >= 0 && ndim >= 0 && ndim <= 8,
+                  "normals(): expected a number of points and at most 8 components");
   Tensor result = empty(seed, {points, ndim}, ScalarType::Float);
   const uint64_t key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data_ptr()));
   float* to = static_cast<float*>(result.data_ptr());
