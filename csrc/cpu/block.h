@@ -17,10 +17,11 @@ constexpr int kLanes = 16;
 
 template <class X>
 struct Block {
-  X coord[kMaxDim][kLanes];                   // jittered, along the axes
-  X t[kMaxDim][kLanes];                       // distance of the index from the base of its taps
-  X slope[kMaxDim][kLanes];                   // of the index with respect to the coordinate
-  int64_t offset[kMaxDim][kMaxTaps][kLanes];  // of a tap's entry
+  X coord[kMaxDim][kLanes];  // jittered, along the axes
+  X t[kMaxDim][kLanes];      // distance of the index from the base of its taps
+  X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
+  // Of a tap's entry; of the first tap alone where taps follow each other.
+  int64_t offset[kMaxDim][kMaxTaps][kLanes];
   uint64_t inside[kLanes];  // a bit per tap and axis, see tap_bit: the tap lies inside the grid
   uint32_t finite[kLanes];  // whether the index is finite, or its padding makes it so
 };
@@ -53,20 +54,29 @@ struct Lanes {
 CRAD_INLINE uint64_t tap_bit(int axis, int tap) { return uint64_t{1} << (axis * kMaxTaps + tap); }
 
 // The corners of the points of a block: the product of the taps over the axes. The first axis is
-// the slowest to vary in the order of the corners.
+// the fastest to vary in the order of the corners.
 template <class A>
 struct Corners {
   int count;
-  Buffer<uint64_t> needs;         // the taps that must lie inside the grid
-  Buffer<Lanes<int64_t>> offset;  // of the corner's entry in the grid
+  bool follow;             // the taps of an axis follow each other
+  Buffer<uint64_t> needs;  // the taps that must lie inside the grid
+  Buffer<int64_t> step;    // from the entry of the first corner to this one's, if they follow
+  Buffer<Lanes<int64_t>> offset;  // of the corner's entry; of the first corner's alone, if so
   Buffer<Lanes<A>> weight;
 
   template <class X>
   explicit Corners(const Geometry<X>& geometry)
-      : count(count_of(geometry)), needs(count), offset(count), weight(count) {
+      : count(count_of(geometry)),
+        follow(taps_follow_each_other(geometry.mode, geometry.padding)),
+        needs(count),
+        step(count),
+        offset(follow ? 1 : count),
+        weight(count) {
     needs[0] = 0;
+    step[0] = 0;
     for_each_product(geometry, [&](int axis, int tap, int from, int to) {
       needs[to] = needs[from] | tap_bit(axis, tap);
+      step[to] = step[from] + tap * geometry.stride[axis];
     });
   }
 
@@ -123,31 +133,26 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
         padding != Padding::zeros || std::fabs(raw.at) <= std::numeric_limits<X>::max();
     block.finite[i] &= finite ? 1u : 0u;
   }
-  // Conditions are joined by & and not &&: a branch would keep the loops from being vectorised.
+  // Taps that follow each other are located together, others one by one.
   constexpr int taps = tap_count(mode);
-  int64_t entry[kLanes];
-  for (int tap = 0; tap < taps; ++tap) {
-    if (tap == 0 || !taps_follow_each_other(mode, padding)) {
-      X position[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const X at = tap_position(base[i], tap, size, mode, padding, align_corners);
-        // Also keeps what is converted to an integer within its range.
-        const bool near = (at >= X(-taps)) & (at <= static_cast<X>(size));
-        position[i] = near ? at : X(-taps);
-      }
-      for (int i = 0; i < kLanes; ++i) {
-        entry[i] = static_cast<int64_t>(position[i]);
-        block.offset[axis][tap][i] = entry[i] * stride;
-      }
-    } else {
-      for (int i = 0; i < kLanes; ++i) {
-        ++entry[i];
-        block.offset[axis][tap][i] = block.offset[axis][tap - 1][i] + stride;
-      }
+  constexpr int together = taps_follow_each_other(mode, padding) ? taps : 1;
+  for (int tap = 0; tap < taps; tap += together) {
+    // Conditions are joined by & and not &&: a branch would keep the loops from being vectorised.
+    X position[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const X at = tap_position(base[i], tap, size, mode, padding, align_corners);
+      // Also keeps what is converted to an integer within its range.
+      const bool near = (at >= X(-taps)) & (at <= static_cast<X>(size));
+      position[i] = near ? at : X(-taps);
     }
     for (int i = 0; i < kLanes; ++i) {
-      const bool inside = (entry[i] >= 0) & (entry[i] < size);
-      block.inside[i] |= inside ? tap_bit(axis, tap) : 0;
+      const int64_t entry = static_cast<int64_t>(position[i]);
+      uint64_t bits = 0;
+      for (int next = 0; next < together; ++next)
+        bits |= static_cast<uint64_t>((entry + next >= 0) & (entry + next < size))
+                << (axis * kMaxTaps + tap + next);
+      block.inside[i] |= bits;
+      block.offset[axis][tap][i] = entry * stride;
     }
   }
 }
@@ -181,6 +186,11 @@ inline int locate(const Geometry<X>& geometry, const X* coords, int64_t first, i
 template <class X, class A>
 inline void place(const Geometry<X>& geometry, const Block<X>& block, Corners<A>& corners) {
   for (int i = 0; i < kLanes; ++i) corners.offset[0][i] = 0;
+  if (corners.follow) {
+    for (int axis = 0; axis < geometry.ndim; ++axis)
+      for (int i = 0; i < kLanes; ++i) corners.offset[0][i] += block.offset[axis][0][i];
+    return;
+  }
   corners.for_each_product(geometry, [&](int axis, int tap, int from, int to) {
     Lanes<int64_t> sum;  // apart, so that the compiler need not expect an overlap
     for (int i = 0; i < kLanes; ++i) sum[i] = corners.offset[from][i] + block.offset[axis][tap][i];
@@ -223,18 +233,19 @@ struct Gathered {
   template <class X>
   void gather(const Corners<A>& corners, const Block<X>& block, int lane) {
     // Locals, so that the compiler need not expect a store to change them.
-    int inside = 0;
+    const uint64_t outside = ~block.inside[lane];
+    const uint64_t* const needs = corners.needs.get();
+    const int64_t* const steps = corners.step.get();
+    const int64_t first = corners.offset[0][lane];
+    const bool follow = corners.follow;
     int* const to_corner = corner.get();
     int64_t* const to_offset = offset.get();
     A* const to_weight = weight.get();
-    const uint64_t outside = ~block.inside[lane];
-    const uint64_t* const needs = corners.needs.get();
-    const Lanes<int64_t>* const offsets = corners.offset.get();
-    const Lanes<A>* const weights = corners.weight.get();
+    int inside = 0;
     for (int k = 0, all = corners.count; k < all; ++k) {
       to_corner[inside] = k;
-      to_offset[inside] = offsets[k][lane];
-      to_weight[inside] = weights[k][lane];
+      to_offset[inside] = follow ? first + steps[k] : corners.offset[k][lane];
+      to_weight[inside] = corners.weight[k][lane];
       inside += (needs[k] & outside) == 0;
     }
     count = inside;
