@@ -12,7 +12,7 @@ from crad_kernels import sample
 from tests.cases import SAME_INDEX, SIZES, Case, assert_near, cases
 
 # Importing torch's forward-mode differentiation does this.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
 
 
 def small(ndim: int, **changes: Any) -> Case:
