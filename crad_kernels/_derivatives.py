@@ -47,7 +47,21 @@ def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
     return sum(given[1:], given[0]) if given else None
 
 
-def _sample_vjp(needs: Sequence[bool], args: Sequence[Any], grad: Tensor) -> list[Tensor | None]:
+def _wide(*tensors: Tensor | None) -> list[Any]:
+    """Half precision as float32: sums of terms are taken in it, and rounded once."""
+    halves = (torch.float16, torch.bfloat16)
+    return [t.float() if t is not None and t.dtype in halves else t for t in tensors]
+
+
+def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.to(like.dtype)
+
+
+def _sample_vjp(
+    needs: Sequence[bool], args: Sequence[Any], grad: Tensor | None
+) -> list[Tensor | None]:
+    if grad is None:
+        return []
     values, coords, *options = args
     gradients = _sample_backward(grad, values, coords, *options, needs[0], needs[1])
     return [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]
@@ -55,69 +69,74 @@ def _sample_vjp(needs: Sequence[bool], args: Sequence[Any], grad: Tensor) -> lis
 
 def _sample_jvp(args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
     values, coords, *options, derivative = args
-    d_values, d_coords = tangents[:2]
+    wide_values, d_values = _wide(values, tangents[0])
+    d_coords = tangents[1]
     terms: list[Tensor | None] = []
     if d_values is not None:
         terms.append(_sample(d_values, coords, *options, derivative))
     if d_coords is not None:
         ndim = coords.shape[-1]
         for d in range(ndim):
-            slope = _sample(values, coords, *options, _raised(derivative, d, ndim))
+            slope = _sample(wide_values, coords, *options, _raised(derivative, d, ndim))
             terms.append(slope * d_coords[..., d, None].to(slope.dtype))
-    total = _sum(terms)
+    total = _to(_sum(terms), values)
     assert total is not None
     return total
 
 
 def _sample_backward_vjp(
-    needs: Sequence[bool], args: Sequence[Any], to_values: Tensor, to_coords: Tensor
+    needs: Sequence[bool], args: Sequence[Any], to_values: Tensor | None, to_coords: Tensor | None
 ) -> list[Tensor | None]:
     grad, values, coords, *options, derivative, want_values, want_coords = args
+    wide_grad, wide_values, to_values = _wide(grad, values, to_values)
     ndim = coords.shape[-1]
     grad_terms: list[Tensor | None] = []
     value_terms: list[Tensor | None] = []
     coord_terms: list[Tensor | None] = []
-    if want_values:
+    if want_values and to_values is not None:
         if needs[0]:
             grad_terms.append(_sample(to_values, coords, *options, derivative))
         if needs[2]:
             coord_terms.append(
-                _sample_backward(grad, to_values, coords, *options, derivative, False, True)[1]
+                _sample_backward(wide_grad, to_values, coords, *options, derivative, False, True)[1]
             )
-    if want_coords:
+    if want_coords and to_coords is not None:
         for d in range(ndim):
-            share = to_coords[..., d, None].to(grad.dtype)
+            share = to_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(derivative, d, ndim)
             if needs[0]:
-                grad_terms.append(share * _sample(values, coords, *options, raised))
+                grad_terms.append(share * _sample(wide_values, coords, *options, raised))
             if needs[1] or needs[2]:
                 value_term, coord_term = _sample_backward(
-                    grad * share, values, coords, *options, raised, needs[1], needs[2]
+                    wide_grad * share, wide_values, coords, *options, raised, needs[1], needs[2]
                 )
                 value_terms.append(value_term if needs[1] else None)
                 coord_terms.append(coord_term if needs[2] else None)
-    return [_sum(grad_terms), _sum(value_terms), _sum(coord_terms)]
+    return [_to(_sum(grad_terms), grad), _to(_sum(value_terms), values), _sum(coord_terms)]
 
 
 def _sample_backward_jvp(
     args: Sequence[Any], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     grad, values, coords, *options, derivative, want_values, want_coords = args
-    d_grad, d_values, d_coords = tangents[:3]
+    wide_grad, wide_values, d_grad, d_values = _wide(grad, values, *tangents[:2])
+    d_coords = tangents[2]
     wanted = (want_values, want_coords)
     ndim = coords.shape[-1]
     terms: list[tuple[Tensor | None, Tensor | None]] = []
     if d_grad is not None:
-        terms.append(_sample_backward(d_grad, values, coords, *options, derivative, *wanted))
+        terms.append(_sample_backward(d_grad, wide_values, coords, *options, derivative, *wanted))
     if d_values is not None and want_coords:
-        by_values = _sample_backward(grad, d_values, coords, *options, derivative, False, True)[1]
+        by_values = _sample_backward(
+            wide_grad, d_values, coords, *options, derivative, False, True
+        )[1]
         terms.append((None, by_values))
     if d_coords is not None:
         for d in range(ndim):
-            share = grad * d_coords[..., d, None].to(grad.dtype)
+            share = wide_grad * d_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(derivative, d, ndim)
-            terms.append(_sample_backward(share, values, coords, *options, raised, *wanted))
-    to_values = _sum([term[0] for term in terms])
+            terms.append(_sample_backward(share, wide_values, coords, *options, raised, *wanted))
+    to_values = _to(_sum([term[0] for term in terms]), values)
     to_coords = _sum([term[1] for term in terms])
     return (
         values.new_zeros(values.shape if want_values else 0) if to_values is None else to_values,
@@ -159,6 +178,9 @@ def _install(
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
     class Function(_SingleLevelFunction):
+        # What `autograd.Function` has beyond its base, and compiled autograd asks for.
+        _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
         @staticmethod
         def forward(keys: Any, *args: Any) -> Any:
             with _derivatives_around():
@@ -170,6 +192,7 @@ def _install(
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
             ctx.save_for_backward(*tensors)
             ctx.save_for_forward(*tensors)
+            ctx.set_materialize_grads(False)
             ctx.rest = [None if isinstance(arg, Tensor) else (arg,) for arg in args]
 
         @staticmethod

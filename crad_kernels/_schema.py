@@ -22,7 +22,7 @@ library.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 # The jitter by itself: for `torch.vmap`, which cannot leave it to the kernels, and for the tests.
-library.define("philox(Tensor counter, Tensor key) -> Tensor")
+library.define("philox(Tensor counter, Tensor key) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 library.define(
     "normals(Tensor seed, SymInt points, int ndim) -> Tensor", tags=torch.Tag.pt2_compliant_tag
 )
@@ -51,9 +51,14 @@ def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
     return seed.new_empty(points, ndim, dtype=torch.float32)
 
 
+def _philox_fake(counter: Tensor, key: Tensor) -> Tensor:
+    return counter.new_empty(counter.shape)
+
+
 for name, fake in (
     ("sample", _sample_fake),
     ("sample_backward", _sample_backward_fake),
+    ("philox", _philox_fake),
     ("normals", _normals_fake),
 ):
     torch.library.register_fake(f"crad_kernels::{name}", fake, lib=library)

@@ -35,21 +35,23 @@ def _all(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _without_jitter(
-    in_dims: tuple[int | None, int | None],
+    in_dims: tuple[int | None, int | None, int | None],
     coords: Tensor,
     seed: Tensor | None,
     jitter_std: Tensor | None,
 ) -> tuple[Tensor, int | None]:
-    """Coordinates with their noise, and their batch axis; `in_dims` of coords and seed."""
-    coords_dim, seed_dim = in_dims
+    """Coordinates with their noise, and their batch axis; `in_dims` are those of the tensors."""
+    coords_dim, seed_dim, std_dim = in_dims
     if seed is None or jitter_std is None:
         return coords, coords_dim
     coords = _front(coords, coords_dim)
     *points, ndim = coords.shape if coords_dim is None else coords.shape[1:]
     seeds = [seed] if seed_dim is None else seed.unbind(seed_dim)
     noise = torch.stack([_schema.normals(each, prod(points), ndim) for each in seeds])
-    moved = coords + jitter_std * noise.to(coords.dtype).reshape(len(seeds), *points, ndim)
-    return (moved[0], None) if coords_dim is None and seed_dim is None else (moved, 0)
+    noise = noise.to(coords.dtype).reshape(len(seeds), *points, ndim)
+    stds = jitter_std[None] if std_dim is None else jitter_std.movedim(std_dim, 0)
+    moved = coords + stds.reshape(len(stds), *(1,) * len(points), ndim) * noise
+    return (moved[0], None) if in_dims == (None, None, None) else (moved, 0)
 
 
 @_register("sample")
@@ -63,7 +65,7 @@ def _sample(
     *options: Any,
 ) -> tuple[Tensor, int]:
     values_dim = in_dims[0]
-    coords, coords_dim = _without_jitter(in_dims[1:3], coords, seed, jitter_std)
+    coords, coords_dim = _without_jitter(in_dims[1:4], coords, seed, jitter_std)
     values, coords = _front(values, values_dim), _front(coords, coords_dim)
     ndim = coords.shape[-1]
     shared = values.ndim - (values_dim is not None) == ndim + 1
@@ -97,7 +99,7 @@ def _sample_backward(
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
     grad_dim, values_dim = in_dims[:2]
     want_values, want_coords = options[-2:]
-    coords, coords_dim = _without_jitter(in_dims[2:4], coords, seed, jitter_std)
+    coords, coords_dim = _without_jitter(in_dims[2:5], coords, seed, jitter_std)
     coords = _all(coords, coords_dim, info.batch_size)
     grad_output = _all(grad_output, grad_dim, info.batch_size)
     shared = values.ndim - (values_dim is not None) == coords.shape[-1] + 1

@@ -21,7 +21,7 @@ def sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
-    jitter_std: float | Sequence[float] = 0.0,
+    jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
     backend: str | None = None,
@@ -48,6 +48,9 @@ def sample(
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
             (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
+            The compiler makes a graph for every float; for one that changes, give a 0-d or (D,)
+            tensor on the device of ``coords``: it is not differentiated, and its values are not
+            checked, as that would wait for the device.
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
@@ -69,7 +72,7 @@ def sample(
     """
     _check_tensors(values, coords)
     check_options(mode, padding_mode, align_corners)
-    if deterministic not in (None, False, True):
+    if deterministic is not None and not isinstance(deterministic, bool):
         raise TypeError(
             f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
         )
@@ -89,7 +92,7 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = False,
     *,
-    jitter_std: float | Sequence[float] = 0.0,
+    jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
     backend: str | None = None,
@@ -118,7 +121,7 @@ def grid_sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
     """
-    if mode not in _TORCH_MODES:
+    if mode not in tuple(_TORCH_MODES):
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
         )
@@ -129,6 +132,21 @@ def grid_sample(
             "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
             "D the number of axes in size and in out, but got input of shape "
             f"{_shape(input)} and grid of shape {_shape(grid)}"
+        )
+    if input.dtype not in _VALUE_DTYPES or not grid.is_floating_point():
+        raise TypeError(
+            "grid_sample(): expected input to be float64, float32, bfloat16 or float16, and grid "
+            f"to be floating point, but got {input.dtype} and {grid.dtype}"
+        )
+    if input.device != grid.device:
+        raise ValueError(
+            "grid_sample(): expected input and grid on one device, but got "
+            f"{input.device} and {grid.device}"
+        )
+    if 0 in input.shape[2:]:
+        raise ValueError(
+            "grid_sample(): expected input to have at least 1 entry along every spatial axis, but "
+            f"got input of shape {_shape(input)}"
         )
     if grid.shape[0] != input.shape[0]:
         raise ValueError(
@@ -212,9 +230,10 @@ def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
         raise TypeError(f"sample(): expected align_corners to be a bool, but got {align_corners!r}")
 
 
-def _jitter_std(jitter_std: float | Sequence[float], coords: Tensor) -> Tensor | None:
-    """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
-    ndim = coords.shape[-1]
+def check_jitter_std(
+    jitter_std: float | Sequence[float], ndim: int, dtype: torch.dtype = torch.float32
+) -> tuple[float, ...]:
+    """Each component's standard deviation; raise unless they are numbers that ``dtype`` holds."""
     if isinstance(jitter_std, numbers.Real):
         stds = (float(jitter_std),) * ndim
     elif isinstance(jitter_std, list | tuple) and all(
@@ -225,12 +244,25 @@ def _jitter_std(jitter_std: float | Sequence[float], coords: Tensor) -> Tensor |
         raise TypeError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, but got {jitter_std!r}"
         )
-    most = torch.finfo(coords.dtype).max
-    if len(stds) != ndim or not all(0 <= std <= most for std in stds):
+    if len(stds) != ndim or not all(0 <= std <= torch.finfo(dtype).max for std in stds):
         raise ValueError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite "
-            f"in {coords.dtype}, but got {jitter_std}"
+            f"in {dtype}, but got {jitter_std}"
         )
+    return stds
+
+
+def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) -> Tensor | None:
+    """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
+    ndim = coords.shape[-1]
+    if isinstance(jitter_std, Tensor):
+        if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
+            raise ValueError(
+                f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},) on "
+                f"{coords.device}, but got shape {_shape(jitter_std)} on {jitter_std.device}"
+            )
+        return jitter_std.detach().to(coords.dtype).expand(ndim)
+    stds = check_jitter_std(jitter_std, ndim, coords.dtype)
     if not any(stds):
         return None
     # `full` fills on the device: no copy from the host, so a CUDA graph can capture it.

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crad_kernels.functional import check_options, sample
+from crad_kernels.backends import find
+from crad_kernels.functional import check_jitter_std, check_options, sample
 
 
 class GridMemory(nn.Module):
@@ -35,8 +36,9 @@ class GridMemory(nn.Module):
             tensor (Glorot and Bengio, 2010).
 
     Raises:
-        TypeError: if ``resolution`` is neither an int nor ints, or ``align_corners`` no bool.
-        ValueError: if ``channels`` or ``resolution`` is not positive, or a mode is unknown.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if ``channels`` or ``resolution`` is not positive, ``jitter_std`` negative, or a
+            mode or the backend unknown.
     """
 
     def __init__(
@@ -45,24 +47,34 @@ class GridMemory(nn.Module):
         resolution: int | Sequence[int],
         ndim: int = 2,
         *,
-        jitter_std: float | Sequence[float] = 0.0,
+        jitter_std: float | Sequence[float] | Tensor = 0.0,
         mode: str = "linear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        size = (
-            (int(resolution),) * ndim
-            if isinstance(resolution, numbers.Integral)
-            else tuple(map(operator.index, cast(Sequence[int], resolution)))
-        )
+        try:
+            if isinstance(resolution, numbers.Integral):
+                size = (int(resolution),) * operator.index(ndim)
+            else:
+                size = tuple(map(operator.index, cast(Sequence[int], resolution)))
+            channels = operator.index(channels)
+        except TypeError as error:
+            raise TypeError(
+                "GridMemory(): expected channels and ndim to be ints, and resolution an int or "
+                f"ints, but got channels={channels!r}, ndim={ndim!r}, resolution={resolution!r}"
+            ) from error
         if channels < 1 or not size or min(size) < 1:
             raise ValueError(
                 "GridMemory(): expected channels and resolution to be positive, but got "
                 f"channels={channels} and resolution={resolution} with ndim={ndim}"
             )
         check_options(mode, padding_mode, align_corners)
+        if not isinstance(jitter_std, Tensor):
+            check_jitter_std(jitter_std, len(size))
+        if backend is not None:
+            find(backend)
         self.values = nn.Parameter(torch.empty(*size, channels))
         self.jitter_std = jitter_std
         self.mode = mode

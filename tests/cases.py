@@ -171,6 +171,8 @@ DTYPES = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.float32),
     (torch.float16, torch.float32),
+    (torch.bfloat16, torch.float64),
+    (torch.float16, torch.float64),
 ]
 
 
@@ -182,3 +184,11 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     error = (actual - expected).abs().max().item() if expected.numel() else 0.0
     assert math.isfinite(error)
     assert error <= tolerance * scale, f"error {error:.3g} of {scale:.3g}"
+
+
+def assert_rounded_once(actual: Tensor, exact: Tensor, tolerance: float) -> None:
+    """`actual` is `exact`, known to `tolerance` of its largest, rounded to its dtype."""
+    info = torch.finfo(actual.dtype)
+    error = (actual.double() - exact.double()).abs()
+    half_ulp = exact.double().abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
+    assert (error <= half_ulp + tolerance * exact.abs().max()).all()

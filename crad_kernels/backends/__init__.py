@@ -48,6 +48,20 @@ def backends() -> Mapping[str, Backend]:
     return MappingProxyType(_TABLE)
 
 
+def find(name: str | None) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for backend in _TABLE.values():
+        if backend.name == name:
+            return backend
+    raise ValueError(
+        f"sample(): expected backend to be one of {', '.join(_TABLE)}, but got {name!r}"
+    )
+
+
 def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
     """The backend of that name, or the best one, for tensors on ``device`` with ``ndim`` axes.
 
@@ -58,11 +72,7 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
         for backend in _TABLE.values():
             if backend.takes(device, ndim):
                 return backend
-    if name not in _TABLE:
-        raise ValueError(
-            f"sample(): expected backend to be one of {', '.join(_TABLE)}, but got {name!r}"
-        )
-    backend = _TABLE[name]
+    backend = find(name)
     if not backend.usable:
         raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.reason}")
     if not backend.takes(device, ndim):

@@ -171,7 +171,8 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
     if padding_mode == "reflection":
         low, span = (0.0, float(size - 1)) if align_corners else (-0.5, float(size))
         usable = index.abs() < 2.0**31
-        distance = torch.where(usable, index, 0) - low
+        index = torch.where(usable, index, 0)
+        distance = index - low
         distance = torch.where(distance < 0, -distance, distance)
         if span == 0:
             return index * 0
@@ -179,6 +180,8 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
         odd = torch.fmod(torch.floor(distance / span), 2) == 1
         mirrored = torch.where(odd, span - extra, extra) + low
         index = torch.where(usable, mirrored, 0)
+    elif padding_mode != "border":
+        raise NotImplementedError(f"padding_mode {padding_mode!r}")
     index = torch.where(index > 0, index, 0)
     return torch.where(index < size - 1, index, size - 1)
 
@@ -202,11 +205,11 @@ def _taps(
         ]
     else:
         index = _pad(index, size, padding_mode, align_corners)
-        if mode == "nearest":
-            positions = [(torch.round(index), torch.ones_like(index))]
-        else:
-            low = torch.floor(index)
-            positions = [(low, 1 - (index - low)), (low + 1, index - low)]
+        low = torch.floor(index)
+        positions = {
+            "nearest": [(torch.round(index), torch.ones_like(index))],
+            "linear": [(low, 1 - (index - low)), (low + 1, index - low)],
+        }[mode]
     taps = []
     for position, weight in positions:
         inside = (position >= 0) & (position <= size - 1)

@@ -17,8 +17,12 @@ enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
 
 constexpr int kMaxTaps = 4;  // per axis
 
-constexpr bool is_mode(int64_t value) { return value >= 0 && value <= 2; }
-constexpr bool is_padding(int64_t value) { return value >= 0 && value <= 2; }
+constexpr bool is_mode(int64_t value) {
+  return value >= 0 && value <= static_cast<int64_t>(Mode::cubic);
+}
+constexpr bool is_padding(int64_t value) {
+  return value >= 0 && value <= static_cast<int64_t>(Padding::reflection);
+}
 
 // Calls f with the mode, or the padding, as a compile-time constant.
 template <class F>
@@ -89,26 +93,34 @@ template <class X>
 CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding padding,
                                      bool align_corners) {
   switch (padding) {
+    case Padding::zeros:
+      break;
     case Padding::border:
       return clamped(index, size);
     case Padding::reflection:
       return clamped(reflected(index, size, align_corners), size);
-    default:
-      return index;
   }
+  return index;
 }
 
 // An index that reads what `index` reads, near enough to the grid for its taps to be padded one by
 // one; the slope is 0 where all of them read one entry.
 template <class X>
 CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
-  if (padding == Padding::zeros) return index;
-  if (padding == Padding::reflection)
-    return std::fabs(index.at) < X(2147483648.0) ? index : Index<X>{0, 0};
-  if (index.at != index.at) return {0, 0};
   const X low = -2, high = static_cast<X>(size);
-  const bool below = index.at<low, above = index.at> high;
-  return {below ? low : above ? high : index.at, below || above ? 0 : index.slope};
+  switch (padding) {
+    case Padding::zeros:
+      break;
+    case Padding::border:
+      if (index.at != index.at) return {0, 0};
+      if (index.at < low) return {low, 0};
+      if (index.at > high) return {high, 0};
+      break;
+    case Padding::reflection:
+      if (!(std::fabs(index.at) < X(2147483648.0))) return {0, 0};
+      break;
+  }
+  return index;
 }
 
 // The index that the taps are taken around. As in torch, cubic pads its taps, the others the index.

@@ -134,6 +134,9 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
     block.finite[i] &= finite ? 1u : 0u;
   }
   // Taps that follow each other are located together, others one by one.
+  // Past 2^24 entries, float may round the last position up, to where there is no entry.
+  const X last = static_cast<X>(size - 1);
+  const bool beyond_last = static_cast<int64_t>(last) >= size;
   constexpr int taps = tap_count(mode);
   constexpr int together = taps_follow_each_other(mode, padding) ? taps : 1;
   for (int tap = 0; tap < taps; tap += together) {
@@ -146,7 +149,8 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
       position[i] = near ? at : X(-taps);
     }
     for (int i = 0; i < kLanes; ++i) {
-      const int64_t entry = static_cast<int64_t>(position[i]);
+      int64_t entry = static_cast<int64_t>(position[i]);
+      entry = beyond_last & (position[i] <= last) & (entry >= size) ? size - 1 : entry;
       uint64_t bits = 0;
       for (int next = 0; next < together; ++next)
         bits |= static_cast<uint64_t>((entry + next >= 0) & (entry + next < size))

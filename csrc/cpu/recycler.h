@@ -46,6 +46,7 @@ class Recycler {
   }
 
   void give_back(void* memory, int64_t bytes) {
+    if (bytes > kKept) return std::free(memory);
     std::lock_guard<std::mutex> lock(mutex_);
     kept_.push_back({memory, bytes});
     kept_bytes_ += bytes;

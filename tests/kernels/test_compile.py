@@ -73,6 +73,12 @@ def test_sample_backward_is_a_proper_operator(
     torch.library.opcheck(operator, arguments)
 
 
+def test_the_jitter_is_a_proper_operator(compiled_backend: str) -> None:
+    words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    torch.library.opcheck(_schema.philox, (words, words[:, :2]))
+    torch.library.opcheck(_schema.normals, (torch.tensor(3), 5, 6))
+
+
 def test_gradients_keep_the_strides_the_compiler_expects(compiled_backend: str) -> None:
     """Results are contiguous whatever the strides of the arguments."""
     case = CASES[1]
@@ -140,6 +146,30 @@ def test_seeds_do_not_compile_again(backend: str, as_tensor: bool) -> None:
         argument = torch.tensor(seed) if as_tensor else seed
         assert torch.equal(function(argument), call(seed))
     assert counter.frame_count == (1 if as_tensor else 2)
+
+
+def test_a_tensor_of_jitter_does_not_compile_again(backend: str) -> None:
+    values, coords, _ = CASES[0].tensors()
+
+    def call(values: Tensor, coords: Tensor, jitter_std: Any) -> Tensor:
+        return sample(values, coords, jitter_std=jitter_std, seed=3, backend=backend)
+
+    function, counter = compiled(call)
+    for std in (0.1, 0.2, 0.0, 0.5):
+        given = torch.tensor(std, dtype=torch.float64)
+        assert torch.equal(function(values, coords, given), call(values, coords, std))
+    assert counter.frame_count == 1
+
+
+def test_compiled_autograd(backend: str) -> None:
+    """Which compiles the backward pass of what ran without the compiler."""
+    leaves = [tensor.requires_grad_() for tensor in CASES[0].tensors()[:2]]
+    expected = torch.autograd.grad(sample(*leaves, backend=backend).square().sum(), leaves)
+    loss = sample(*leaves, backend=backend).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        loss.backward()
+    for leaf, wanted in zip(leaves, expected, strict=True):
+        assert_near(leaf.grad, wanted, SAME_INDEX[torch.float64])
 
 
 def test_drawn_seeds_do_not_compile_again(backend: str) -> None:

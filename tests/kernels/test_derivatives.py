@@ -1,6 +1,7 @@
 """Derivatives of every order and direction, against finite differences and one another."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crad_kernels import sample
-from tests.cases import SAME_INDEX, SIZES, Case, assert_near, cases
+from tests.cases import DTYPES, SAME_INDEX, SIZES, Case, assert_near, assert_rounded_once, cases
 
 # Importing torch's forward-mode differentiation does this.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
@@ -57,10 +58,10 @@ def test_matches_finite_differences(backend: str, case: Case, jitter_std: float)
     assert torch.autograd.gradgradcheck(function, (values, coords))
 
 
-@pytest.mark.parametrize("ndim", [6, 7, 8])
-def test_matches_finite_differences_in_many_dimensions(backend: str, ndim: int) -> None:
+@pytest.mark.parametrize(("ndim", "mode"), [(4, "cubic"), *((d, "linear") for d in (6, 7, 8))])
+def test_matches_finite_differences_in_many_dimensions(backend: str, ndim: int, mode: str) -> None:
     """Along one direction of each input: there are too many for one at a time."""
-    case = smallest(ndim, padding_mode="border")
+    case = smallest(ndim, mode=mode, padding_mode="border")
     leaves = [tensor.requires_grad_() for tensor in case.tensors()[:2]]
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(call(case, backend, 0.1), leaves, fast_mode=True)
@@ -147,6 +148,17 @@ def test_only_the_gradients_that_are_needed_are_computed(
     assert tuple(leaf.grad is not None for leaf in leaves) == wanted
 
 
+def test_a_gradient_that_is_not_used_has_no_derivative_computed(compiled_backend: str) -> None:
+    """Of the values' gradient, where only that of the coordinates goes on."""
+    values, coords, grad_output = small(1).tensors()
+    leaves = values.requires_grad_(), coords.requires_grad_()
+    out = sample(*leaves, backend=compiled_backend)
+    _, grad_coords = torch.autograd.grad(out, leaves, grad_output, create_graph=True)
+    with Wanted() as mode:
+        grad_coords.sum().backward()
+    assert mode.calls == [(True, True)]
+
+
 def test_without_gradients_there_is_no_graph(backend: str) -> None:
     values, coords, _ = small(2).tensors()
     assert not sample(values, coords, backend=backend).requires_grad
@@ -178,6 +190,44 @@ def test_higher_derivatives_of_cubic(backend: str, case: Case) -> None:
                 lower = lower[..., 0]
             shifted.append(lower)
         assert_near(slope[..., 0], (shifted[1] - shifted[0]) / (2 * step), 1e-7)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("case", [small(2), small(3, mode="cubic", padding_mode="border")], ids=str)
+def test_derivatives_of_derivatives_are_rounded_once(
+    backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Their terms are summed in float32, however values are stored."""
+    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    values, coords, weight = case.tensors()
+    d_values, d_coords = values.flip(0), coords.flip(0)
+
+    def derivatives(*tensors: Tensor) -> list[Tensor]:
+        values, coords, weight, d_values, d_coords = tensors
+        function = call(case, backend)
+        leaves = values.detach().requires_grad_(), coords.detach().requires_grad_()
+        tangent = torch.func.jvp(function, (values, coords), (d_values, d_coords))[1]
+        weight = weight.detach().requires_grad_()
+        gradients = torch.autograd.grad(function(*leaves), leaves, weight, create_graph=True)
+        second = torch.autograd.grad(gradients, (weight, *leaves), (d_values, d_coords))
+        return [tangent, *second]
+
+    tensors = values, coords, weight, d_values, d_coords
+    actual = derivatives(*tensors)
+    exact = derivatives(*(tensor.double() for tensor in tensors))
+    for got, wanted, dtype in zip(actual, exact, (dtypes[0], dtypes[0], *dtypes), strict=True):
+        assert got.dtype == dtype
+        assert_rounded_once(got, wanted, 20 * SAME_INDEX[torch.float32])
+
+
+def test_derivatives_do_not_overflow_where_their_sums_do_not(backend: str) -> None:
+    """A slope may be beyond float16, and its product with a small tangent not."""
+    random = torch.Generator().manual_seed(0)
+    values = (torch.randn(512, 512, 8, generator=random) * 300).half()
+    coords = torch.rand(100, 2, generator=random) * 1.8 - 0.9
+    tangent = torch.full_like(coords, 0.001)
+    actual = torch.func.jvp(lambda x: sample(values, x, backend=backend), (coords,), (tangent,))[1]
+    assert actual.isfinite().all()
 
 
 # ---- torch.func ----
@@ -338,6 +388,24 @@ def test_nested_vmap_is_a_nested_loop(backend: str) -> None:
     actual = torch.vmap(torch.vmap(function, (None, 0)), (0, None))(values, coords)
     expected = torch.stack([torch.stack([function(v, x) for x in coords]) for v in values])
     assert_near(actual, expected, SAME_INDEX[torch.float64])
+
+
+def test_vmap_over_jitter(backend: str) -> None:
+    """Of seed and standard deviation, for one grid and its points."""
+    values, coords, _ = small(2).tensors()
+    seeds, stds = (
+        torch.tensor([3, 4, 5]),
+        torch.tensor([[0.1, 0.2], [0.0, 0.3], [0.2, 0.2]]).double(),
+    )
+
+    def moved(seed: Tensor, std: Tensor) -> Tensor:
+        return sample(values, coords, jitter_std=std, seed=seed, backend=backend)
+
+    actual = torch.vmap(moved)(seeds, stds)
+    expected = torch.stack([moved(seed, std) for seed, std in zip(seeds, stds, strict=True)])
+    assert_near(actual, expected, SAME_INDEX[torch.float64])
+    same = torch.vmap(moved, (None, 0))(seeds[0], stds)
+    assert_near(same[0], expected[0], SAME_INDEX[torch.float64])
 
 
 def test_vmap_draws_a_seed_as_torch_draws_numbers(backend: str) -> None:

@@ -74,6 +74,56 @@ def test_axes_of_one_entry(backend: str, case: Case) -> None:
         assert_near(grad_coords, torch.zeros_like(grad_coords), 4 * tolerance * cubic(case))
 
 
+@pytest.mark.parametrize("case", every_option(Case((1, 3))), ids=str)
+@pytest.mark.parametrize("coordinate", [NAN, INF, -INF, 1e30, 2.0**31])
+def test_no_place_along_an_axis_of_one_entry(backend: str, case: Case, coordinate: float) -> None:
+    """Is that entry's, unless padded with zeros."""
+    values, coords, grad_output = Case((1, 3), points=(6,)).tensors()
+    coords = coords.clamp(-0.4, 0.4)
+    expected = gradients(values, with_component(coords, 1, 0.0), grad_output, case, backend)
+    actual = gradients(values, with_component(coords, 1, coordinate), grad_output, case, backend)
+    if case.padding_mode == "zeros":
+        # Aligned, a finite coordinate is at the one entry, and times 0 an infinite one is nowhere.
+        finite = math.isfinite(coordinate)
+        if not (finite and case.align_corners):
+            nothing = 0.0 if finite else NAN
+            assert_all(actual[0], nothing)
+            assert not actual[1].any()
+            return
+    expected[2][:, 1] = actual[2][:, 1] = 0
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_near(got, wanted, 1e-15)
+
+
+def assert_all(tensor: Tensor, number: float) -> None:
+    torch.testing.assert_close(
+        tensor, torch.full_like(tensor, number), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding_mode", ["border", "reflection"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("entries", [2**24 + 3, 2**24 + 4, 2**25 + 7])
+def test_an_axis_longer_than_float32_can_count(
+    backend: str, entries: int, align_corners: bool, padding_mode: str, mode: str
+) -> None:
+    """Every coordinate reads an entry of it."""
+    values = torch.ones(1, 1).expand(entries, 1)
+    coords = torch.linspace(0.9999999, 1, 50)[:, None]
+    if padding_mode == "border":
+        coords = torch.cat((coords, torch.tensor([[1.5], [1e30]])))
+    out = sample(
+        values,
+        coords,
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
+        backend=backend,
+    )
+    torch.testing.assert_close(out, torch.ones_like(out))
+
+
 def cubic(case: Case) -> bool:
     return case.mode == "cubic"
 

@@ -217,7 +217,49 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 "memory of a fraction",
                 lambda: GridMemory(3, 1.5),  # type: ignore[arg-type]
                 TypeError,
-                ["float"],
+                ["GridMemory()", "resolution", "1.5"],
+            ),
+            (
+                "memory jitter",
+                lambda: GridMemory(3, 4, jitter_std=-1.0),
+                ValueError,
+                ["jitter_std", "2 floats", "-1.0"],
+            ),
+            (
+                "memory backend",
+                lambda: GridMemory(3, 4, backend="nope"),
+                ValueError,
+                ["backend", "reference", "'nope'"],
+            ),
+            (
+                "a list for a backend",
+                lambda: sample(VALUES, COORDS, backend=["cpu"]),  # type: ignore[arg-type]
+                ValueError,
+                ["backend", "['cpu']"],
+            ),
+            (
+                "a tensor of jitter",
+                lambda: sample(VALUES, COORDS, jitter_std=torch.zeros(3)),
+                ValueError,
+                ["jitter_std", "(2,)", "(3,)"],
+            ),
+            (
+                "grid_sample dtypes",
+                lambda: grid_sample(zeros(1, 2, 4, 3).int(), zeros(1, 5, 5, 2)),
+                TypeError,
+                ["grid_sample()", "input", "torch.int32"],
+            ),
+            (
+                "grid_sample devices",
+                lambda: grid_sample(zeros(1, 2, 4, 3, device="meta"), zeros(1, 5, 5, 2)),
+                ValueError,
+                ["grid_sample()", "input and grid", "meta", "cpu"],
+            ),
+            (
+                "grid_sample without entries",
+                lambda: grid_sample(zeros(1, 2, 0, 3), zeros(1, 5, 5, 2)),
+                ValueError,
+                ["grid_sample()", "input", "(1, 2, 0, 3)"],
             ),
             (
                 "grid_sample without spatial axes",

@@ -182,6 +182,18 @@ def test_one_standard_deviation_is_that_of_every_component(backend: str) -> None
     assert not torch.equal(jittered(backend, values, coords, jitter_std=(0.2, 0.1)), expected)
 
 
+def test_a_tensor_is_as_good_as_floats(backend: str) -> None:
+    values, coords, _ = Case((4, 3)).tensors()
+    for std in (0.2, (0.2, 0.0), 0.0):
+        expected = jittered(backend, values, coords, jitter_std=std)
+        for dtype in (torch.float32, torch.float64):
+            exact = torch.tensor(std, dtype=dtype)
+            floats = exact.tolist()
+            given = jittered(backend, values, coords, jitter_std=exact)
+            assert torch.equal(given, jittered(backend, values, coords, jitter_std=floats))
+        assert torch.equal(given, expected)
+
+
 def test_does_not_depend_on_how_the_points_are_arranged(backend: str) -> None:
     """Points count over batch and shape in row-major order, whatever their strides."""
     values, coords, _ = Case((4, 3), points=(24,)).tensors()

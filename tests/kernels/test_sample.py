@@ -24,6 +24,7 @@ from tests.cases import (
     SIZES,
     Case,
     assert_near,
+    assert_rounded_once,
     cases,
     coords_of,
 )
@@ -216,13 +217,14 @@ def test_reproduces_an_affine_function(backend: str, ndim: int, align_corners: b
     assert_near(grad, slopes[:, 1].expand_as(grad), OTHER_INDEX)
 
 
-def assert_samples_a_product(backend: str, ndim: int, mode: str, padding_mode: str) -> None:
+def assert_samples_a_product(backend: str | None, ndim: int, mode: str, padding_mode: str) -> None:
     """Of one function an axis, as the product of their samples; and its slopes."""
     options = {"mode": mode, "padding_mode": padding_mode, "backend": backend}
-    _, coords, _ = Case(SIZES[ndim], points=(3,)).tensors()
+    size = SIZES.get(ndim, (2,) * ndim)
+    _, coords, _ = Case(size, points=(3,)).tensors()
     leaf = coords.requires_grad_()
     random = np.random.default_rng(ndim)
-    factors = [torch.from_numpy(random.standard_normal(length)) for length in SIZES[ndim]]
+    factors = [torch.from_numpy(random.standard_normal(length)) for length in size]
     # The last component moves along the first axis.
     samples = [
         sample(factor[:, None], leaf[:, ndim - 1 - axis, None], **options)[:, 0]
@@ -230,7 +232,7 @@ def assert_samples_a_product(backend: str, ndim: int, mode: str, padding_mode: s
     ]
     expected = torch.stack(samples).prod(0)
     actual = sample(outer(factors)[..., None], leaf, **options)[:, 0]
-    tolerance = Case(SIZES[ndim], mode=mode).condition * OTHER_INDEX
+    tolerance = Case(size, mode=mode).condition * OTHER_INDEX
     assert_near(actual, expected, tolerance)
     slopes = [torch.autograd.grad(out.sum(), leaf)[0] for out in (actual, expected)]
     assert_near(*slopes, 4 * tolerance)
@@ -261,6 +263,11 @@ def outer(factors: list[Tensor]) -> Tensor:
     for factor in factors[1:]:
         product = product[..., None] * factor
     return product
+
+
+def test_the_reference_takes_any_number_of_dimensions() -> None:
+    """And is chosen where the others take fewer."""
+    assert_samples_a_product(None, 9, "linear", "border")
 
 
 # ---- the reference backend ----
@@ -316,14 +323,6 @@ def test_matches_the_reference_in_any_case(compiled_backend: str, case: Case) ->
 
 
 # ---- half precision ----
-
-
-def assert_rounded_once(actual: Tensor, exact: Tensor, tolerance: float) -> None:
-    """`actual` is `exact`, known to `tolerance` of its largest, rounded to its dtype."""
-    info = torch.finfo(actual.dtype)
-    error = (actual.double() - exact.double()).abs()
-    half_ulp = exact.double().abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
-    assert (error <= half_ulp + tolerance * exact.abs().max()).all()
 
 
 @pytest.mark.parametrize("dtypes", DTYPES[4:], ids=str)
