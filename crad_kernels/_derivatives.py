@@ -155,6 +155,24 @@ def _differentiating(args: Sequence[Any]) -> bool:
     return (torch.is_grad_enabled() and needed) or fwAD._current_level >= 0 or _transforming()
 
 
+def _needed(ctx: Any, args: Sequence[Any]) -> list[bool]:
+    """Which arguments' gradients this backward pass goes on with."""
+    functions = iter(ctx.next_functions)  # one for each tensor
+    needed = []
+    for arg, could_need in zip(args, ctx.needs_input_grad[1:], strict=True):
+        function = next(functions)[0] if isinstance(arg, Tensor) else None
+        needed.append(could_need and _will_run(function))
+    return needed
+
+
+def _will_run(function: Any) -> bool:
+    try:
+        runs: bool = torch._C._will_engine_execute_node(function)
+    except RuntimeError:  # a leaf that is asked for, or another engine
+        return True
+    return runs
+
+
 @contextmanager
 def _derivatives_around() -> Iterator[None]:
     """PyTorch runs a function's parts with derivatives off; the transforms around it want them."""
@@ -203,7 +221,7 @@ def _install(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             args = Function.arguments(ctx)
-            gradients = vjp(ctx.needs_input_grad[1:], args, *grads)
+            gradients = vjp(_needed(ctx, args), args, *grads)
             return None, *gradients, *(None,) * (len(args) - len(gradients))
 
         @staticmethod

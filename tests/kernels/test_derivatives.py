@@ -148,6 +148,20 @@ def test_only_the_gradients_that_are_needed_are_computed(
     assert tuple(leaf.grad is not None for leaf in leaves) == wanted
 
 
+@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize("leaf", [False, True])
+def test_only_the_gradients_that_are_asked_for_are_computed(
+    compiled_backend: str, argument: int, leaf: bool
+) -> None:
+    values, coords, grad_output = small(2).tensors()
+    leaves = values.requires_grad_(), coords.requires_grad_()
+    arguments = leaves if leaf else (values * 2, coords * 0.9)
+    out = sample(*arguments, backend=compiled_backend)
+    with Wanted() as mode:
+        torch.autograd.grad(out, leaves[argument], grad_output)
+    assert mode.calls == [(argument == 0, argument == 1)]
+
+
 def test_a_gradient_that_is_not_used_has_no_derivative_computed(compiled_backend: str) -> None:
     """Of the values' gradient, where only that of the coordinates goes on."""
     values, coords, grad_output = small(1).tensors()
