@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from crad_kernels._schema import MODES, PADDING_MODES
+from crad_kernels.functional import _TORCH_MODES
+
+# What torch calls the modes.
+TORCH_MODES = {mode: name for name, mode in _TORCH_MODES.items()}
 
 # Dimensions in which cubic takes part: with its 4^D taps, the reference takes minutes in more.
 MOST_CUBIC = 4

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crad_kernels import GridMemory, sample
+from tests.cases import MODES, PADDING_MODES
 
 COORDS = torch.linspace(-1.2, 1.2, 40).reshape(4, 5, 2)
 
@@ -19,8 +20,8 @@ def test_resolution_is_in_the_order_of_the_axes() -> None:
     assert GridMemory(6, [7]).values.shape == (7, 6)
 
 
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
-@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_samples_its_values(
     backend: str, mode: str, padding_mode: str, align_corners: bool

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from crad_kernels import grid_sample, sample
-from tests.cases import OTHER_INDEX, Case, assert_near, cases
+from tests.cases import OTHER_INDEX, TORCH_MODES, Case, assert_near, cases
 
-TORCH_MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 TORCH_CASES = cases(2, batch=2, points=(5, 4)) + cases(
     3, batch=3, points=(2, 3, 4), modes=("nearest", "linear")
 )

@@ -22,6 +22,7 @@ from tests.cases import (
     SAME_INDEX,
     SHAPES,
     SIZES,
+    TORCH_MODES,
     Case,
     assert_near,
     assert_rounded_once,
@@ -41,7 +42,6 @@ def with_gradients(
 
 # ---- torch ----
 
-TORCH_MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 TORCH_CASES = [
     case
     for case in cases(2, 3, batch=2) + cases(2, 3, channels=7)
