@@ -3,6 +3,7 @@
 import pytest
 
 from crad_kernels import backends
+from tests.cases import JUDGE
 
 
 def _usable(name: str) -> str:
@@ -18,7 +19,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return _usable(request.param)
 
 
-@pytest.fixture(params=[name for name in backends() if name != "reference"])
+@pytest.fixture(params=[name for name in backends() if name != JUDGE])
 def compiled_backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend that stands on the operators, and is judged by the reference."""
     return _usable(request.param)

@@ -10,6 +10,7 @@ import torch
 
 from crad_kernels import backends, sample
 from crad_kernels.backends import _TABLE, Backend, choose, cpu
+from tests.cases import JUDGE
 
 VALUES, COORDS = torch.zeros(4, 3, 2), torch.zeros(5, 2)
 
@@ -19,19 +20,19 @@ def test_every_backend_says_whether_it_is_usable_and_why_not() -> None:
         assert record.name == name
         assert isinstance(record.devices, tuple)
         assert record.usable == (record.reason == "")
-    assert backends()["reference"].usable
+    assert backends()[JUDGE].usable
 
 
 def test_the_table_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
-        backends()["other"] = backends()["reference"]  # type: ignore[index]
+        backends()["other"] = backends()[JUDGE]  # type: ignore[index]
 
 
 def test_the_first_that_takes_the_tensors_is_the_default() -> None:
     usable = [record for record in backends().values() if record.takes(COORDS.device, 2)]
     assert choose(None, COORDS.device, 2) == usable[0]
-    assert choose(None, torch.device("meta"), 2).name == "reference"
-    assert choose(None, COORDS.device, 9).name == "reference"
+    assert choose(None, torch.device("meta"), 2).name == JUDGE
+    assert choose(None, COORDS.device, 9).name == JUDGE
 
 
 def test_a_name_takes_that_backend(backend: str) -> None:

@@ -287,6 +287,29 @@ def test_exports_one_operator(compiled_backend: str) -> None:
     assert torch.equal(program.module()(values, more), module(values, more))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("jitter_std", [0.0, 0.1])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_an_exported_program_has_all_derivatives(
+    compiled_backend: str, transform: str, jitter_std: float, strict: bool
+) -> None:
+    case = CASES[3]
+    values, coords, _ = case.tensors()
+    module = Module(
+        lambda v, x: sample(
+            v, x, **case.options, jitter_std=jitter_std, seed=4, backend=compiled_backend
+        )
+    )
+    program = torch.export.export(module, (values, coords), strict=strict).module()
+    if transform.startswith("vmap"):
+        # A program is for one number of points: each slice has that many.
+        coords = torch.stack([coords * scale for scale in (1.0, 0.9, 0.8)])
+    results = [TRANSFORMS[transform](function)(values, coords) for function in (program, module)]
+    pairs = zip(*results, strict=True) if transform == "vmap of grad" else [results]
+    for got, wanted in pairs:
+        assert_near(got, wanted, SAME_INDEX[torch.float64])
+
+
 # PyTorch's own functions do not survive export under `torch.func.grad`, so these are all.
 @pytest.mark.parametrize(
     "transform",

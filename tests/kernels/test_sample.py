@@ -16,6 +16,7 @@ from torch import Tensor
 from crad_kernels import sample
 from tests.cases import (
     DTYPES,
+    JUDGE,
     MODES,
     OTHER_INDEX,
     PADDING_MODES,
@@ -277,7 +278,7 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
     tensors = case.tensors()
     actual, expected = (
         with_gradients(lambda v, x, name=name: sample(v, x, **case.options, backend=name), *tensors)
-        for name in (compiled_backend, "reference")
+        for name in (compiled_backend, JUDGE)
     )
     coarser = torch.float32 if torch.float32 in (case.dtype, case.coords_dtype) else torch.float64
     for got, wanted in zip(actual, expected, strict=True):
