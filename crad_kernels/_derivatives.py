@@ -19,6 +19,7 @@ below it: the compiler sees one opaque operator, and forward-mode AD works, whic
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,9 +28,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
-from crad_kernels import _schema
-from crad_kernels._schema import sample as _sample
-from crad_kernels._schema import sample_backward as _sample_backward
+from crad_kernels._schema import Operators, library
 
 
 def _raised(derivative: int, component: int, ndim: int) -> int:
@@ -58,26 +57,26 @@ def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _sample_vjp(
-    needs: Sequence[bool], args: Sequence[Any], grad: Tensor | None
+    ops: Operators, needs: Sequence[bool], args: Sequence[Any], grad: Tensor | None
 ) -> list[Tensor | None]:
     if grad is None:
         return []
     values, coords, *options = args
-    gradients = _sample_backward(grad, values, coords, *options, needs[0], needs[1])
+    gradients = ops.sample_backward(grad, values, coords, *options, needs[0], needs[1])
     return [gradient if need else None for gradient, need in zip(gradients, needs, strict=False)]
 
 
-def _sample_jvp(args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
+def _sample_jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
     values, coords, *options, derivative = args
     wide_values, d_values = _wide(values, tangents[0])
     d_coords = tangents[1]
     terms: list[Tensor | None] = []
     if d_values is not None:
-        terms.append(_sample(d_values, coords, *options, derivative))
+        terms.append(ops.sample(d_values, coords, *options, derivative))
     if d_coords is not None:
         ndim = coords.shape[-1]
         for d in range(ndim):
-            slope = _sample(wide_values, coords, *options, _raised(derivative, d, ndim))
+            slope = ops.sample(wide_values, coords, *options, _raised(derivative, d, ndim))
             terms.append(slope * d_coords[..., d, None].to(slope.dtype))
     total = _to(_sum(terms), values)
     assert total is not None
@@ -85,7 +84,11 @@ def _sample_jvp(args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tenso
 
 
 def _sample_backward_vjp(
-    needs: Sequence[bool], args: Sequence[Any], to_values: Tensor | None, to_coords: Tensor | None
+    ops: Operators,
+    needs: Sequence[bool],
+    args: Sequence[Any],
+    to_values: Tensor | None,
+    to_coords: Tensor | None,
 ) -> list[Tensor | None]:
     grad, values, coords, *options, derivative, want_values, want_coords = args
     wide_grad, wide_values, to_values = _wide(grad, values, to_values)
@@ -95,19 +98,21 @@ def _sample_backward_vjp(
     coord_terms: list[Tensor | None] = []
     if want_values and to_values is not None:
         if needs[0]:
-            grad_terms.append(_sample(to_values, coords, *options, derivative))
+            grad_terms.append(ops.sample(to_values, coords, *options, derivative))
         if needs[2]:
             coord_terms.append(
-                _sample_backward(wide_grad, to_values, coords, *options, derivative, False, True)[1]
+                ops.sample_backward(
+                    wide_grad, to_values, coords, *options, derivative, False, True
+                )[1]
             )
     if want_coords and to_coords is not None:
         for d in range(ndim):
             share = to_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(derivative, d, ndim)
             if needs[0]:
-                grad_terms.append(share * _sample(wide_values, coords, *options, raised))
+                grad_terms.append(share * ops.sample(wide_values, coords, *options, raised))
             if needs[1] or needs[2]:
-                value_term, coord_term = _sample_backward(
+                value_term, coord_term = ops.sample_backward(
                     wide_grad * share, wide_values, coords, *options, raised, needs[1], needs[2]
                 )
                 value_terms.append(value_term if needs[1] else None)
@@ -116,7 +121,7 @@ def _sample_backward_vjp(
 
 
 def _sample_backward_jvp(
-    args: Sequence[Any], tangents: Sequence[Tensor | None]
+    ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     grad, values, coords, *options, derivative, want_values, want_coords = args
     wide_grad, wide_values, d_grad, d_values = _wide(grad, values, *tangents[:2])
@@ -125,9 +130,11 @@ def _sample_backward_jvp(
     ndim = coords.shape[-1]
     terms: list[tuple[Tensor | None, Tensor | None]] = []
     if d_grad is not None:
-        terms.append(_sample_backward(d_grad, wide_values, coords, *options, derivative, *wanted))
+        terms.append(
+            ops.sample_backward(d_grad, wide_values, coords, *options, derivative, *wanted)
+        )
     if d_values is not None and want_coords:
-        by_values = _sample_backward(
+        by_values = ops.sample_backward(
             wide_grad, d_values, coords, *options, derivative, False, True
         )[1]
         terms.append((None, by_values))
@@ -135,7 +142,7 @@ def _sample_backward_jvp(
         for d in range(ndim):
             share = wide_grad * d_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(derivative, d, ndim)
-            terms.append(_sample_backward(share, wide_values, coords, *options, raised, *wanted))
+            terms.append(ops.sample_backward(share, wide_values, coords, *options, raised, *wanted))
     to_values = _to(_sum([term[0] for term in terms]), values)
     to_coords = _sum([term[1] for term in terms])
     return (
@@ -242,8 +249,12 @@ def _install(
         with enable_single_level_autograd_function():
             return apply(keys, *args)
 
-    _schema.library.impl(operator, kernel, "Autograd", with_keyset=True)
+    library.impl(operator, kernel, "Autograd", with_keyset=True)
 
 
-_install(_sample, _sample_vjp, _sample_jvp)
-_install(_sample_backward, _sample_backward_vjp, _sample_backward_jvp)
+def install(ops: Operators) -> None:
+    """Give the operators of a backend their derivatives."""
+    _install(ops.sample, partial(_sample_vjp, ops), partial(_sample_jvp, ops))
+    _install(
+        ops.sample_backward, partial(_sample_backward_vjp, ops), partial(_sample_backward_jvp, ops)
+    )

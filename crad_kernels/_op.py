@@ -2,9 +2,19 @@
 
 from torch import Tensor
 
-# The rules register themselves with the operators.
-from crad_kernels import _derivatives, _schema, _vmap  # noqa: F401
-from crad_kernels.backends import reference
+from crad_kernels import _derivatives, _schema, _vmap
+from crad_kernels.backends import backends, reference
+
+
+def _operators(backend: str) -> _schema.Operators:
+    """Those of a backend, with their derivatives and their rules for `torch.vmap`."""
+    operators = _schema.define(backend)
+    _derivatives.install(operators)
+    _vmap.install(operators)
+    return operators
+
+
+OPERATORS = {name: _operators(name) for name in backends() if name != "reference"}
 
 
 def sample(
@@ -16,11 +26,14 @@ def sample(
     mode: str,
     padding_mode: str,
     align_corners: bool,
+    deterministic: bool,
 ) -> Tensor:
     """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
     if backend == "reference":
-        return reference.sample(values, coords, seed, jitter_std, mode, padding_mode, align_corners)
-    out: Tensor = _schema.sample(
+        return reference.sample(
+            values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
+        )
+    out: Tensor = OPERATORS[backend].sample(
         values,
         coords,
         seed,
@@ -28,6 +41,7 @@ def sample(
         _schema.MODES.index(mode),
         _schema.PADDING_MODES.index(padding_mode),
         align_corners,
+        deterministic,
         0,
     )
     return out
@@ -37,7 +51,7 @@ def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10 on a backend; shapes as in `crad_kernels.backends.reference.philox`."""
     if backend == "reference":
         return reference.philox(counter, key)
-    words: Tensor = _schema.philox(counter, key)
+    words: Tensor = OPERATORS[backend].philox(counter, key)
     return words
 
 
@@ -45,5 +59,5 @@ def normals(backend: str, seed: Tensor, points: int, ndim: int) -> Tensor:
     """The jitter's normals; shapes as in `crad_kernels.backends.reference.normals`."""
     if backend == "reference":
         return reference.normals(seed, points, ndim)
-    result: Tensor = _schema.normals(seed, points, ndim)
+    result: Tensor = OPERATORS[backend].normals(seed, points, ndim)
     return result

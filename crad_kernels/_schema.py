@@ -1,5 +1,7 @@
 """Defines the operators: their schemas, and their shapes for the compiler."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +12,31 @@ MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 
 library = torch.library.Library("crad_kernels", "DEF")
-library.define(
-    "sample(Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, int mode, "
-    "int padding_mode, bool align_corners, int derivative) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-library.define(
-    "sample_backward(Tensor grad_output, Tensor values, Tensor coords, Tensor? seed, "
-    "Tensor? jitter_std, int mode, int padding_mode, bool align_corners, int derivative, "
-    "bool want_values, bool want_coords) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-# The jitter by itself: for `torch.vmap`, which cannot leave it to the kernels, and for the tests.
-library.define("philox(Tensor counter, Tensor key) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
-library.define(
-    "normals(Tensor seed, SymInt points, int ndim) -> Tensor", tags=torch.Tag.pt2_compliant_tag
-)
 
-sample = torch.ops.crad_kernels.sample.default
-sample_backward = torch.ops.crad_kernels.sample_backward.default
-philox = torch.ops.crad_kernels.philox.default
-normals = torch.ops.crad_kernels.normals.default
+_SCHEMAS = {
+    "sample": (
+        "(Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, int mode, "
+        "int padding_mode, bool align_corners, bool deterministic, int derivative) -> Tensor"
+    ),
+    "sample_backward": (
+        "(Tensor grad_output, Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, "
+        "int mode, int padding_mode, bool align_corners, bool deterministic, int derivative, "
+        "bool want_values, bool want_coords) -> (Tensor, Tensor)"
+    ),
+    # The jitter by itself: for `torch.vmap`, which cannot leave it to the kernels, and the tests.
+    "philox": "(Tensor counter, Tensor key) -> Tensor",
+    "normals": "(Tensor seed, SymInt points, int ndim) -> Tensor",
+}
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The operators of one backend, each an overload named after it: ``sample.cpu``."""
+
+    sample: Any
+    sample_backward: Any
+    philox: Any
+    normals: Any
 
 
 def _sample_fake(values: Tensor, coords: Tensor, *_: Any) -> Tensor:
@@ -47,18 +53,28 @@ def _sample_backward_fake(
     )
 
 
-def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
-    return seed.new_empty(points, ndim, dtype=torch.float32)
-
-
 def _philox_fake(counter: Tensor, key: Tensor) -> Tensor:
     return counter.new_empty(counter.shape)
 
 
-for name, fake in (
-    ("sample", _sample_fake),
-    ("sample_backward", _sample_backward_fake),
-    ("philox", _philox_fake),
-    ("normals", _normals_fake),
-):
-    torch.library.register_fake(f"crad_kernels::{name}", fake, lib=library)
+def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
+    return seed.new_empty(points, ndim, dtype=torch.float32)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "sample": _sample_fake,
+    "sample_backward": _sample_backward_fake,
+    "philox": _philox_fake,
+    "normals": _normals_fake,
+}
+
+
+def define(backend: str) -> Operators:
+    """Define the operators of a backend, which then implements them."""
+    operators = {}
+    for name, schema in _SCHEMAS.items():
+        overload = f"{name}.{backend}"
+        library.define(overload + schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"crad_kernels::{overload}", _FAKES[name], lib=library)
+        operators[name] = getattr(getattr(torch.ops.crad_kernels, name), backend)
+    return Operators(**operators)

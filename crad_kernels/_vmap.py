@@ -5,23 +5,14 @@ which batching would change, so jitter is added to the coordinates beforehand: e
 noise that it would have alone.
 """
 
-from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crad_kernels import _schema
-
-_Rule = Callable[..., tuple[Any, Any]]
-
-
-def _register(name: str) -> Callable[[_Rule], None]:
-    def register(rule: _Rule) -> None:
-        torch.library.register_vmap(f"crad_kernels::{name}", rule, lib=_schema.library)
-
-    return register
+from crad_kernels._schema import Operators, library
 
 
 def _front(tensor: Tensor, dim: int | None) -> Tensor:
@@ -35,6 +26,7 @@ def _all(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _without_jitter(
+    ops: Operators,
     in_dims: tuple[int | None, int | None, int | None],
     coords: Tensor,
     seed: Tensor | None,
@@ -47,15 +39,15 @@ def _without_jitter(
     coords = _front(coords, coords_dim)
     *points, ndim = coords.shape if coords_dim is None else coords.shape[1:]
     seeds = [seed] if seed_dim is None else seed.unbind(seed_dim)
-    noise = torch.stack([_schema.normals(each, prod(points), ndim) for each in seeds])
+    noise = torch.stack([ops.normals(each, prod(points), ndim) for each in seeds])
     noise = noise.to(coords.dtype).reshape(len(seeds), *points, ndim)
     stds = jitter_std[None] if std_dim is None else jitter_std.movedim(std_dim, 0)
     moved = coords + stds.reshape(len(stds), *(1,) * len(points), ndim) * noise
     return (moved[0], None) if in_dims == (None, None, None) else (moved, 0)
 
 
-@_register("sample")
 def _sample(
+    ops: Operators,
     info: Any,
     in_dims: tuple[Any, ...],
     values: Tensor,
@@ -65,29 +57,29 @@ def _sample(
     *options: Any,
 ) -> tuple[Tensor, int]:
     values_dim = in_dims[0]
-    coords, coords_dim = _without_jitter(in_dims[1:4], coords, seed, jitter_std)
+    coords, coords_dim = _without_jitter(ops, in_dims[1:4], coords, seed, jitter_std)
     values, coords = _front(values, values_dim), _front(coords, coords_dim)
     ndim = coords.shape[-1]
     shared = values.ndim - (values_dim is not None) == ndim + 1
     if values_dim is None:
         # More points: of the one grid, or of the grid of each item.
         where = 0 if shared else 1
-        return _schema.sample(values, coords.movedim(0, where), None, None, *options), where
+        return ops.sample(values, coords.movedim(0, where), None, None, *options), where
     if coords_dim is None:
         # More channels.
         channels = values.shape[-1]
         values = values.movedim(0, -2).flatten(-2)
-        out = _schema.sample(values, coords, None, None, *options)
+        out = ops.sample(values, coords, None, None, *options)
         out = out.unflatten(-1, (info.batch_size, channels))
         return out, out.ndim - 2
     if shared:
-        return _schema.sample(values, coords, None, None, *options), 0
-    out = _schema.sample(values.flatten(0, 1), coords.flatten(0, 1), None, None, *options)
+        return ops.sample(values, coords, None, None, *options), 0
+    out = ops.sample(values.flatten(0, 1), coords.flatten(0, 1), None, None, *options)
     return out.unflatten(0, values.shape[:2]), 0
 
 
-@_register("sample_backward")
 def _sample_backward(
+    ops: Operators,
     info: Any,
     in_dims: tuple[Any, ...],
     grad_output: Tensor,
@@ -99,7 +91,7 @@ def _sample_backward(
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
     grad_dim, values_dim = in_dims[:2]
     want_values, want_coords = options[-2:]
-    coords, coords_dim = _without_jitter(in_dims[2:5], coords, seed, jitter_std)
+    coords, coords_dim = _without_jitter(ops, in_dims[2:5], coords, seed, jitter_std)
     coords = _all(coords, coords_dim, info.batch_size)
     grad_output = _all(grad_output, grad_dim, info.batch_size)
     shared = values.ndim - (values_dim is not None) == coords.shape[-1] + 1
@@ -107,14 +99,14 @@ def _sample_backward(
         # More points: of the one grid, or of the grid of each item.
         where = 0 if shared else 1
         grad_output, coords = grad_output.movedim(0, where), coords.movedim(0, where)
-        result = _schema.sample_backward(grad_output, values, coords, None, None, *options)
+        result = ops.sample_backward(grad_output, values, coords, None, None, *options)
         return result, (None, where)
     values = _all(values, values_dim, info.batch_size)
     dims = (0 if want_values else None, 0 if want_coords else None)
     if shared:
-        return _schema.sample_backward(grad_output, values, coords, None, None, *options), dims
+        return ops.sample_backward(grad_output, values, coords, None, None, *options), dims
     tensors = (tensor.flatten(0, 1) for tensor in (grad_output, values, coords))
-    result = _schema.sample_backward(*tensors, None, None, *options)
+    result = ops.sample_backward(*tensors, None, None, *options)
     to_values, to_coords = (
         gradient.unflatten(0, values.shape[:2]) if wanted else gradient
         for gradient, wanted in zip(result, (want_values, want_coords), strict=True)
@@ -122,8 +114,17 @@ def _sample_backward(
     return (to_values, to_coords), dims
 
 
-@_register("normals")
 def _normals(
-    info: Any, in_dims: tuple[Any, ...], seed: Tensor, points: int, ndim: int
+    ops: Operators, info: Any, in_dims: tuple[Any, ...], seed: Tensor, points: int, ndim: int
 ) -> tuple[Tensor, int]:
-    return torch.stack([_schema.normals(each, points, ndim) for each in seed.unbind(in_dims[0])]), 0
+    return torch.stack([ops.normals(each, points, ndim) for each in seed.unbind(in_dims[0])]), 0
+
+
+def install(ops: Operators) -> None:
+    """Give the operators of a backend their rules."""
+    for operator, rule in (
+        (ops.sample, _sample),
+        (ops.sample_backward, _sample_backward),
+        (ops.normals, _normals),
+    ):
+        torch.library.register_vmap(operator, partial(rule, ops), lib=library)

@@ -54,8 +54,7 @@ def sample(
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
-            `torch.are_deterministic_algorithms_enabled`. On the CPU no backend ever does; on a GPU
-            ``reference`` heeds torch's global setting only.
+            `torch.are_deterministic_algorithms_enabled`. On the CPU no backend ever does.
         backend: a name from `crad_kernels.backends`; None takes the best usable one.
 
     Returns:
@@ -79,9 +78,17 @@ def sample(
     ndim = coords.shape[-1]
     chosen = choose(backend, coords.device, ndim)
     std = _jitter_std(jitter_std, coords)
-    seed_tensor = None if std is None else _seed(seed, coords.device)
+    _check_seed(seed, coords.device)
     return _op.sample(
-        chosen.name, values, coords, seed_tensor, std, mode, padding_mode, align_corners
+        chosen.name,
+        values,
+        coords,
+        None if std is None else _seed(seed, coords.device),
+        std,
+        mode,
+        padding_mode,
+        align_corners,
+        torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic,
     )
 
 
@@ -273,26 +280,31 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
     )
 
 
-def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The seed as an int64 0-d tensor on ``device``."""
-    if seed is None:
-        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+def _check_seed(seed: int | Tensor | None, device: torch.device) -> None:
+    """Raise unless this is a seed that `sample` takes."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.ndim != 0 or seed.device != device:
             raise TypeError(
                 f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but "
                 f"got {seed.dtype} of shape {_shape(seed)} on {seed.device}"
             )
+    elif seed is not None:
+        if not isinstance(seed, numbers.Integral):
+            raise TypeError(
+                f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"
+            )
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"sample(): expected seed to fit in 64 bits, but got {seed}")
+
+
+def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The seed as an int64 0-d tensor on ``device``."""
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
         return seed
-    if not isinstance(seed, int) and isinstance(seed, numbers.Integral):
-        seed = int(seed)  # of NumPy
-    if not isinstance(seed, int):
-        raise TypeError(
-            f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"
-        )
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"sample(): expected seed to fit in 64 bits, but got {seed}")
-    wrapped = seed - 2**64 if seed >= 2**63 else seed
+    number = seed if isinstance(seed, int) else int(seed)  # of NumPy
+    wrapped = number - 2**64 if number >= 2**63 else number
     return torch.full((), wrapped, dtype=torch.int64, device=device)
 
 

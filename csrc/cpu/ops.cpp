@@ -195,7 +195,7 @@ Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
-              bool align_corners, int64_t derivative) {
+              bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
   constexpr int64_t kLarge = 16 << 20;  // bytes
   Call call(values, coords, seed, jitter_std, mode, padding, align_corners, derivative);
   Tensor output = empty(values, call.output_shape(), values.scalar_type());
@@ -243,7 +243,8 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t mode,
-                                           int64_t padding, bool align_corners, int64_t derivative,
+                                           int64_t padding, bool align_corners,
+                                           bool /*deterministic: always*/, int64_t derivative,
                                            bool want_values, bool want_coords) {
   const Call call(values, coords, seed, jitter_std, mode, padding, align_corners, derivative);
   const Problem& problem = call.problem;
@@ -340,8 +341,8 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
 }  // namespace crad
 
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
-  library.impl("sample", TORCH_BOX(&crad::sample));
-  library.impl("sample_backward", TORCH_BOX(&crad::sample_backward));
-  library.impl("philox", TORCH_BOX(&crad::philox_words));
-  library.impl("normals", TORCH_BOX(&crad::normals));
+  library.impl("sample.cpu", TORCH_BOX(&crad::sample));
+  library.impl("sample_backward.cpu", TORCH_BOX(&crad::sample_backward));
+  library.impl("philox.cpu", TORCH_BOX(&crad::philox_words));
+  library.impl("normals.cpu", TORCH_BOX(&crad::normals));
 }

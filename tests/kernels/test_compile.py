@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from crad_kernels import _schema, sample
+from crad_kernels import sample
+from crad_kernels._op import OPERATORS
 from tests.cases import DTYPES, MODES, PADDING_MODES, SAME_INDEX, Case, assert_near
 
 pytestmark = [
@@ -46,6 +47,7 @@ def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
         MODES.index(case.mode),
         PADDING_MODES.index(case.padding_mode),
         case.align_corners,
+        False,
         0,
     )
     return values.requires_grad_(), coords.requires_grad_(), *options
@@ -58,7 +60,7 @@ def test_sample_is_a_proper_operator(
     compiled_backend: str, case: Case, jitter: bool, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
     case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
-    operator = torch.ops.crad_kernels.sample.default
+    operator = OPERATORS[compiled_backend].sample
     torch.library.opcheck(operator, operator_arguments(case, jitter))
 
 
@@ -68,15 +70,15 @@ def test_sample_backward_is_a_proper_operator(
     compiled_backend: str, case: Case, wanted: tuple[bool, bool]
 ) -> None:
     grad_output = case.tensors()[2].requires_grad_()
-    operator = torch.ops.crad_kernels.sample_backward.default
+    operator = OPERATORS[compiled_backend].sample_backward
     arguments = (grad_output, *operator_arguments(case, True), *wanted)
     torch.library.opcheck(operator, arguments)
 
 
 def test_the_jitter_is_a_proper_operator(compiled_backend: str) -> None:
     words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
-    torch.library.opcheck(_schema.philox, (words, words[:, :2]))
-    torch.library.opcheck(_schema.normals, (torch.tensor(3), 5, 6))
+    torch.library.opcheck(OPERATORS[compiled_backend].philox, (words, words[:, :2]))
+    torch.library.opcheck(OPERATORS[compiled_backend].normals, (torch.tensor(3), 5, 6))
 
 
 def test_gradients_keep_the_strides_the_compiler_expects(compiled_backend: str) -> None:
@@ -85,9 +87,9 @@ def test_gradients_keep_the_strides_the_compiler_expects(compiled_backend: str) 
     strided = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in case.tensors()]
     values, coords, *options = operator_arguments(case, False)
     values, coords, grad_output = strided
-    torch.library.opcheck(torch.ops.crad_kernels.sample.default, (values, coords, *options))
+    torch.library.opcheck(OPERATORS[compiled_backend].sample, (values, coords, *options))
     torch.library.opcheck(
-        torch.ops.crad_kernels.sample_backward.default,
+        OPERATORS[compiled_backend].sample_backward,
         (grad_output, values, coords, *options, True, True),
     )
 
@@ -282,7 +284,7 @@ def test_exports_one_operator(compiled_backend: str) -> None:
     shapes = {"values": None, "coords": {0: torch.export.Dim("points")}}
     program = torch.export.export(module, (values, coords), dynamic_shapes=shapes)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert calls == [_schema.sample]
+    assert calls == [OPERATORS[compiled_backend].sample]
     more = torch.cat((coords, coords))
     assert torch.equal(program.module()(values, more), module(values, more))
 

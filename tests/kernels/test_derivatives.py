@@ -130,7 +130,7 @@ class Wanted(TorchDispatchMode):
         self.calls: list[tuple[bool, bool]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.crad_kernels.sample_backward.default:
+        if func._schema.name == "crad_kernels::sample_backward":
             self.calls.append(args[-2:])
         return func(*args, **(kwargs or {}))
 

@@ -161,6 +161,12 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 ["seed", "on cpu", "on meta"],
             ),
             (
+                "seed that is not used",
+                lambda: sample(VALUES, COORDS, seed="3"),  # type: ignore[arg-type]
+                TypeError,
+                ["seed", "int64 0-d", "'3'"],
+            ),
+            (
                 "seed of a fraction",
                 lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=1.5),  # type: ignore[arg-type]
                 TypeError,
