@@ -4,16 +4,18 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "macros.h"
 
 namespace crad {
-namespace {
 
 // Both in the order of crad_kernels/_schema.py.
 enum class Mode : int64_t { nearest = 0, linear = 1, cubic = 2 };
 enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
+
+namespace {
 
 constexpr int kMaxTaps = 4;  // per axis
 
@@ -148,6 +150,31 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
   if (mode != Mode::cubic) return base + static_cast<X>(tap);
   return padded_directly(Index<X>{base + static_cast<X>(tap - 1), 0}, size, padding, align_corners)
       .at;
+}
+
+// The entry at a position. Where there is none, something outside the grid, by no more than the
+// number of taps.
+template <class X>
+CRAD_INLINE int64_t entry_at(X position, int64_t size, int taps) {
+  // Conditions are joined by & and not &&: a branch would keep loops from being vectorised.
+  // This keeps what is converted to an integer within its range.
+  const bool near = (position >= X(-taps)) & (position <= static_cast<X>(size));
+  const X kept = near ? position : X(-taps);
+  const int64_t entry = static_cast<int64_t>(kept);
+  // Past 2^24 entries, float may round the last position up, to where there is no entry.
+  const X last = static_cast<X>(size - 1);
+  const bool rounded_up = (static_cast<int64_t>(last) >= size) & (kept <= last) & (entry >= size);
+  return rounded_up ? size - 1 : entry;
+}
+
+CRAD_INLINE constexpr bool is_entry(int64_t entry, int64_t size) {
+  return (entry >= 0) & (entry < size);
+}
+
+// Whether the index is a place: with zeros padding, infinities and NaN are none.
+template <class X>
+CRAD_INLINE bool is_place(Index<X> unpadded, Padding padding) {
+  return padding != Padding::zeros || std::fabs(unpadded.at) <= std::numeric_limits<X>::max();
 }
 
 // Whether the taps of a point read entries that follow each other, or lie outside the grid.

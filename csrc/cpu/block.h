@@ -4,11 +4,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
-#include "../core/geometry.h"
 #include "../core/jitter.h"
+#include "geometry.h"
 
 namespace crad {
 namespace {
@@ -128,37 +127,22 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
     base[i] = base_of(index.at, mode);
     block.t[axis][i] = index.at - base[i];
     block.slope[axis][i] = index.slope;
-    // False for NaN and infinities alone.
-    const bool finite =
-        padding != Padding::zeros || std::fabs(raw.at) <= std::numeric_limits<X>::max();
-    block.finite[i] &= finite ? 1u : 0u;
+    block.finite[i] &= is_place(raw, padding) ? 1u : 0u;
   }
   // Taps that follow each other are located together, others one by one.
-  // Past 2^24 entries, float may round the last position up, to where there is no entry.
-  const X last = static_cast<X>(size - 1);
-  const bool beyond_last = static_cast<int64_t>(last) >= size;
   constexpr int taps = tap_count(mode);
   constexpr int together = taps_follow_each_other(mode, padding) ? taps : 1;
-  for (int tap = 0; tap < taps; tap += together) {
-    // Conditions are joined by & and not &&: a branch would keep the loops from being vectorised.
-    X position[kLanes];
+  for (int tap = 0; tap < taps; tap += together)
     for (int i = 0; i < kLanes; ++i) {
       const X at = tap_position(base[i], tap, size, mode, padding, align_corners);
-      // Also keeps what is converted to an integer within its range.
-      const bool near = (at >= X(-taps)) & (at <= static_cast<X>(size));
-      position[i] = near ? at : X(-taps);
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      int64_t entry = static_cast<int64_t>(position[i]);
-      entry = beyond_last & (position[i] <= last) & (entry >= size) ? size - 1 : entry;
+      const int64_t entry = entry_at(at, size, taps);
       uint64_t bits = 0;
       for (int next = 0; next < together; ++next)
-        bits |= static_cast<uint64_t>((entry + next >= 0) & (entry + next < size))
+        bits |= static_cast<uint64_t>(is_entry(entry + next, size))
                 << (axis * kMaxTaps + tap + next);
       block.inside[i] |= bits;
       block.offset[axis][tap][i] = entry * stride;
     }
-  }
 }
 
 // Locates the points from `first` on, of which `remaining` are left, and returns how many of the

@@ -5,28 +5,9 @@
 
 #include <cstdint>
 
+#include "../core/problem.h"
+
 namespace crad {
-
-enum class ValueType { float64, float32, bfloat16, float16 };
-enum class CoordType { float64, float32 };
-
-// A call. Points are those of all batch items, in row-major order.
-struct Problem {
-  ValueType value_type;
-  CoordType coord_type;
-  const void* values;      // (batch, *size, channels)
-  const void* coords;      // (points, ndim)
-  const int64_t* seed;     // null: no jitter
-  const void* jitter_std;  // (ndim), of coord_type
-  int ndim;
-  int64_t size[8];
-  int64_t channels;
-  int64_t entries;  // of one grid
-  int64_t points_per_grid;
-  int64_t mode, padding, derivative;
-  bool align_corners;
-  bool large_output;  // larger than a core's caches: better written past them
-};
 
 // Half-open ranges; the points of one range lie in one batch item.
 struct Range {

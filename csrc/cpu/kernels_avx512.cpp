@@ -12,8 +12,6 @@
 #include <limits>
 #include <type_traits>
 
-#include "kernels.h"
-
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))), apply_to = function)

@@ -7,29 +7,6 @@
 namespace crad {
 namespace {
 
-template <class X>
-Geometry<X> geometry_of(const Problem& problem) {
-  Geometry<X> geometry{};
-  geometry.ndim = problem.ndim;
-  int64_t stride = problem.channels;
-  for (int axis = problem.ndim - 1; axis >= 0; --axis) {
-    geometry.size[axis] = problem.size[axis];
-    geometry.stride[axis] = stride;
-    stride *= problem.size[axis];
-    geometry.order[axis] = static_cast<int>(problem.derivative >> (4 * axis) & 15);
-  }
-  geometry.mode = static_cast<Mode>(problem.mode);
-  geometry.padding = static_cast<Padding>(problem.padding);
-  geometry.align_corners = problem.align_corners;
-  geometry.jittered = problem.seed != nullptr;
-  if (geometry.jittered) {
-    geometry.seed = static_cast<uint64_t>(*problem.seed);
-    for (int d = 0; d < problem.ndim; ++d)
-      geometry.jitter_std[problem.ndim - 1 - d] = static_cast<const X*>(problem.jitter_std)[d];
-  }
-  return geometry;
-}
-
 // The grid that the points of a range lie in.
 template <class T>
 const T* grid_of(const Problem& problem, const Range& range) {
@@ -133,9 +110,10 @@ template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, void* output) {
   const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes == 0; };
   constexpr int64_t element = sizeof(T);
-  if (std::is_same_v<T, accumulator<T>> && problem.large_output &&
-      aligned(reinterpret_cast<intptr_t>(output)) && aligned(problem.channels * element) &&
-      aligned(range.channel_begin * element)) {
+  constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
+  const bool large = problem.grids * problem.points_per_grid * problem.channels * element >= kLarge;
+  if (std::is_same_v<T, accumulator<T>> && large && aligned(reinterpret_cast<intptr_t>(output)) &&
+      aligned(problem.channels * element) && aligned(range.channel_begin * element)) {
     forward<std::is_same_v<T, accumulator<T>>, T, X>(problem, range, output);
     finish_streaming();
   } else {

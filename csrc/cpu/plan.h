@@ -46,10 +46,10 @@ inline Plan forward_plan(const Problem& problem) {
 // Each chunk of points adds to a grid of its own; these are summed afterwards. Their number is as
 // many as keep machines with many cores busy, but never so many that the sum costs more than
 // reading grad_output.
-inline Plan backward_plan(const Problem& problem, int64_t grids) {
+inline Plan backward_plan(const Problem& problem) {
   constexpr int64_t kRanges = 32, kPoints = 64, kAlways = 1 << 20;
   const int64_t tile = tile_of(problem, 8);
-  const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * grids);
+  const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * problem.grids);
   const int64_t points = problem.points_per_grid;
   const int64_t affordable =
       std::max(points * problem.channels, kAlways) / (2 * problem.entries * problem.channels);

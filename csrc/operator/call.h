@@ -1,0 +1,168 @@
+// A call of the operators: tensors in, on the LibTorch stable ABI, and what the kernels are given
+// out. Arguments have been checked in Python; what is checked here is what memory safety needs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+#include "../core/problem.h"
+
+namespace crad {
+namespace {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+ValueType value_type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return ValueType::float64;
+    case ScalarType::Float:
+      return ValueType::float32;
+    case ScalarType::BFloat16:
+      return ValueType::bfloat16;
+    case ScalarType::Half:
+      return ValueType::float16;
+    default:
+      STD_TORCH_CHECK(false, "sample(): unexpected dtype of values");
+  }
+}
+
+CoordType coord_type_of(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Double || type == ScalarType::Float,
+                  "sample(): unexpected dtype of coords");
+  return type == ScalarType::Double ? CoordType::float64 : CoordType::float32;
+}
+
+// The type that sums of values are taken in.
+ScalarType accumulator_of(ValueType type) {
+  return type == ValueType::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
+int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long:
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    default:
+      return 2;
+  }
+}
+
+bool same_device(const Tensor& a, const Tensor& b) {
+  return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
+}
+
+// A call with its tensors, contiguous and kept alive.
+struct Call {
+  Tensor values, coords;
+  std::optional<Tensor> seed, jitter_std;
+  Problem problem;
+  int64_t points;
+
+  Call(DeviceType device, const Tensor& values_in, const Tensor& coords_in,
+       const std::optional<Tensor>& seed_in, const std::optional<Tensor>& jitter_std_in,
+       int64_t mode, int64_t padding, bool align_corners, int64_t derivative)
+      : values(dense(values_in)), coords(dense(coords_in)), problem{} {
+    STD_TORCH_CHECK(values.device().type() == device && same_device(values, coords),
+                    "sample(): expected values and coords on one device, of the backend's type");
+    STD_TORCH_CHECK(coords.dim() >= 1, "sample(): expected coords to have an axis");
+    const int64_t ndim = coords.size(coords.dim() - 1);
+    STD_TORCH_CHECK(ndim >= 1 && ndim <= kMaxDim, "sample(): expected 1 to 8 components");
+    const bool batched = values.dim() == ndim + 2;
+    STD_TORCH_CHECK(batched || values.dim() == ndim + 1,
+                    "sample(): values and coords do not fit together");
+    problem.value_type = value_type_of(values);
+    problem.coord_type = coord_type_of(coords);
+    problem.values = values.data_ptr();
+    problem.coords = coords.data_ptr();
+    problem.ndim = static_cast<int>(ndim);
+    problem.entries = 1;
+    for (int64_t axis = 0; axis < ndim; ++axis) {
+      problem.size[axis] = values.size(axis + batched);
+      problem.entries *= problem.size[axis];
+    }
+    STD_TORCH_CHECK(problem.entries > 0, "sample(): expected values to have an entry");
+    problem.channels = values.size(values.dim() - 1);
+    problem.grids = batched ? values.size(0) : 1;
+    points = coords.numel() / ndim;
+    STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
+                    "sample(): values and coords do not have the same batch size");
+    problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
+    STD_TORCH_CHECK(is_mode(mode) && is_padding(padding),
+                    "sample(): unexpected mode or padding mode");
+    problem.mode = static_cast<Mode>(mode);
+    problem.padding = static_cast<Padding>(padding);
+    problem.align_corners = align_corners;
+    problem.derivative = derivative;
+    if (seed_in && jitter_std_in) {
+      seed = dense(*seed_in);
+      jitter_std = dense(*jitter_std_in);
+      STD_TORCH_CHECK(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long &&
+                          same_device(*seed, coords) && jitter_std->numel() == ndim &&
+                          jitter_std->scalar_type() == coords.scalar_type() &&
+                          same_device(*jitter_std, coords),
+                      "sample(): unexpected seed or jitter_std");
+      problem.seed = static_cast<const int64_t*>(seed->data_ptr());
+      problem.jitter_std = jitter_std->data_ptr();
+    }
+  }
+
+  bool empty() const { return points == 0 || problem.channels == 0; }
+
+  std::vector<int64_t> output_shape() const {
+    std::vector<int64_t> shape(coords.sizes().begin(), coords.sizes().end());
+    shape.back() = problem.channels;
+    return shape;
+  }
+
+  // The gradient of the output, contiguous.
+  Tensor checked(const Tensor& grad_output_in) const {
+    const Tensor grad_output = dense(grad_output_in);
+    STD_TORCH_CHECK(same_device(grad_output, values) &&
+                        grad_output.scalar_type() == values.scalar_type() &&
+                        grad_output.numel() == points * problem.channels,
+                    "sample_backward(): grad_output does not fit values and coords");
+    return grad_output;
+  }
+};
+
+// The shape of a gradient: that of its argument, or empty if it is not wanted.
+std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) {
+  if (!wanted) return {0};
+  return {argument.sizes().begin(), argument.sizes().end()};
+}
+
+// The arguments of `philox`, and of `normals`: see crad_kernels/backends/reference.py.
+void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
+  STD_TORCH_CHECK(counter.dim() == 2 && counter.size(1) == 4 && key.dim() == 2 &&
+                      key.size(1) == 2 && key.size(0) == counter.size(0) &&
+                      counter.scalar_type() == ScalarType::Long &&
+                      key.scalar_type() == ScalarType::Long && same_device(counter, key) &&
+                      counter.device().type() == device,
+                  "philox(): expected int64 counter (N, 4) and key (N, 2) on one device");
+}
+
+void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
+  STD_TORCH_CHECK(
+      seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
+      "normals(): expected an int64 seed on the backend's device");
+  STD_TORCH_CHECK(points >= 0 && ndim >= 0 && ndim <= kMaxDim,
+                  "normals(): expected a number of points and at most 8 components");
+}
+
+}  // namespace
+}  // namespace crad
