@@ -1,20 +1,21 @@
 """Builds the native libraries; everything else is in pyproject.toml."""
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 # The oldest torch whose stable ABI the libraries are written for: they load in it and in any later.
 TORCH_TARGET_VERSION = "0x020b000000000000"
 
-COMPILE_ARGS = [
-    "-std=c++17",
-    "-O3",
+COMMON_ARGS = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+CXX_ARGS = [
+    *COMMON_ARGS,
     "-g0",
     # A contracted a * b + c would round an index differently from one backend to another.
     "-ffp-contract=off",
@@ -23,8 +24,22 @@ COMPILE_ARGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
+NVCC_ARGS = [
+    *COMMON_ARGS,
+    "-fmad=false",  # as above
+    "-DUSE_CUDA",
+    "--threads=2",
+    "-Werror=all-warnings",
+    "-Xcompiler=-fvisibility=hidden",
+    # What every variant needs: registers, shared memory, spills. `.ci/ptxas` makes a table of it.
+    *(["-Xptxas=-v"] if os.environ.get("CRAD_KERNELS_PTXAS") else []),
+]
+
+
+def warn(message: str) -> None:
+    """Say why something is not built, where pip -v and the build log show it."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def has_cpp_compiler() -> bool:
@@ -33,23 +48,103 @@ def has_cpp_compiler() -> bool:
     return bool(compiler) and shutil.which(compiler[0]) is not None
 
 
-def libraries() -> list[CppExtension]:
-    """What can be built here: without a compiler, the install succeeds with the slow reference."""
-    if not has_cpp_compiler():
-        print(
-            "warning: no C++ compiler found: the CPU kernels are not built, and crad_kernels will "
-            "run on its slow reference backend; install g++ or clang++, then install again",
-            file=sys.stderr,
+def cuda_toolkit() -> Path | None:
+    """The folder of the CUDA toolkit, if there is one that can build the kernels.
+
+    It is what nvcc says it is: an nvcc on the PATH may be a script that calls another.
+    """
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+    if nvcc is None and Path("/usr/local/cuda/bin/nvcc").exists():
+        nvcc = "/usr/local/cuda/bin/nvcc"
+    if nvcc is None:
+        warn("no nvcc found: the CUDA kernels are not built; install a CUDA toolkit for them")
+        return None
+    report = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True
+    ).stderr
+    here = re.search(r"^#\$ _HERE_=(.+)$", report, re.MULTILINE)
+    if here is None or not (Path(here[1]).parent / "include").is_dir():
+        warn(f"{nvcc} does not say where its toolkit lies: the CUDA kernels are not built")
+        return None
+    return Path(here[1]).parent
+
+
+def cuda_version(toolkit: Path) -> tuple[int, int]:
+    """Major and minor version of a toolkit."""
+    report = subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)
+    major, minor = re.search(r"release (\d+)\.(\d+)", report).groups()  # type: ignore[union-attr]
+    return int(major), int(minor)
+
+
+def architectures(toolkit: Path) -> list[str]:
+    """What to compile for, unless TORCH_CUDA_ARCH_LIST says it: A100, H100, B200, and later."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return []  # torch heeds it
+    known = [80, 90, 100] if cuda_version(toolkit) >= (12, 8) else [80, 90]
+    return [
+        *(f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known),
+        f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}",
+    ]
+
+
+def cuda_libraries(toolkit: Path) -> Path | None:
+    """The folder of the static CUDA runtime."""
+    for folder in ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib"):
+        if (toolkit / folder / "libcudart_static.a").exists():
+            return toolkit / folder
+    warn(f"no libcudart_static.a in {toolkit}: the CUDA kernels are not built")
+    return None
+
+
+def main() -> None:
+    """Build what can be built here: without a compiler, the install succeeds without it."""
+    toolkit = cuda_toolkit() if has_cpp_compiler() else None
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = str(toolkit)
+    from torch.utils import cpp_extension
+
+    # A toolkit need not be of the CUDA that torch was built with: the runtime is linked statically,
+    # and all that is shared is the driver.
+    cpp_extension._check_cuda_version = lambda *_: None
+
+    def library(name: str, sources: list[Path], **options: object) -> cpp_extension.CppExtension:
+        headers = sorted(str(path) for path in Path("csrc").glob("*/*.[hc]*"))
+        return cpp_extension.CppExtension(
+            f"crad_kernels.{name}",
+            sorted(map(str, sources)),
+            depends=headers,
+            py_limited_api=True,
+            **options,
         )
-        return []
-    cpu = CppExtension(
-        "crad_kernels._cpu",
-        sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
-        depends=sorted(str(path) for path in Path("csrc").glob("*/*.h")),
-        extra_compile_args=COMPILE_ARGS,
-        py_limited_api=True,
-    )
-    return [cpu]
+
+    libraries = []
+    if has_cpp_compiler():
+        cpu = list(Path("csrc/cpu").glob("*.cpp"))
+        libraries.append(library("_cpu", cpu, extra_compile_args=CXX_ARGS))
+        if os.environ.get("CRAD_KERNELS_EMULATE_CUDA"):  # for the tests: see csrc/cuda/emulator.h
+            emulated = [Path("csrc/cuda/emulated.cpp")]
+            libraries.append(library("_cuda_emulated", emulated, extra_compile_args=CXX_ARGS))
+    else:
+        warn(
+            "no C++ compiler found: the CPU kernels are not built, and crad_kernels will run on its "
+            "slow reference backend; install g++ or clang++, then install again"
+        )
+    runtime = cuda_libraries(toolkit) if toolkit is not None else None
+    if toolkit is not None and runtime is not None:
+        cuda = library(
+            "_cuda",
+            list(Path("csrc/cuda").glob("*.cu")),
+            extra_compile_args={"cxx": CXX_ARGS, "nvcc": [*NVCC_ARGS, *architectures(toolkit)]},
+            extra_link_args=[
+                str(runtime / "libcudart_static.a"),
+                "-Wl,--exclude-libs,ALL",
+                *("-ldl", "-lrt", "-lpthread"),
+            ],
+        )
+        cuda.optional = True  # a toolkit that cannot compile it must not keep the rest away
+        libraries.append(cuda)
+    setup(ext_modules=libraries, cmdclass={"build_ext": cpp_extension.BuildExtension})
 
 
-setup(ext_modules=libraries(), cmdclass={"build_ext": BuildExtension})
+main()

@@ -96,6 +96,16 @@ class Case:
         return 1.375**self.ndim if self.mode == "cubic" else 1.0
 
     @property
+    def slope(self) -> float:
+        """The magnitude of a coordinate's gradient where its terms do not cancel.
+
+        There is one for each channel and tap: the slopes of an axis's weights have magnitudes that
+        sum to 2 for linear and to as much as 3 for cubic, per entry.
+        """
+        slopes = {"nearest": 0, "linear": 2, "cubic": 3}[self.mode]
+        return max(1.0, slopes * max(self.size) / 2 * math.sqrt(self.channels))
+
+    @property
     def options(self) -> dict[str, Any]:
         """What makes the call, tensors and backend aside."""
         return {
@@ -184,11 +194,16 @@ DTYPES = [
 ]
 
 
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """The largest error is at most `tolerance` times the largest magnitude of `expected` (or 1)."""
+def assert_near(
+    actual: Tensor, expected: Tensor, tolerance: float, magnitude: float = 1.0
+) -> None:
+    """The largest error is at most `tolerance` times the largest magnitude of `expected`.
+
+    Or times `magnitude`, if that is larger: that of the terms, where they may cancel.
+    """
     assert actual.shape == expected.shape
     actual, expected = actual.detach().double(), expected.detach().double()
-    scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+    scale = max(magnitude, expected.abs().max().item()) if expected.numel() else magnitude
     error = (actual - expected).abs().max().item() if expected.numel() else 0.0
     assert math.isfinite(error)
     assert error <= tolerance * scale, f"error {error:.3g} of {scale:.3g}"

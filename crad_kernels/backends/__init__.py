@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from crad_kernels.backends import cpu
+from crad_kernels.backends import cpu, cuda
 
 
 @dataclass(frozen=True)
@@ -15,30 +15,41 @@ class Backend:
 
     Attributes:
         name: what ``backend=`` takes.
-        usable: whether it can run on this machine, in this installation.
-        devices: the types of device whose tensors it takes.
-        reason: why it is not usable and how to get it; empty if it is usable.
+        devices: the types of device whose tensors it takes; empty if it takes any.
+        missing: what keeps it from being used in this installation; empty if nothing does.
         max_ndim: the most coordinate components it takes; None if there is no limit.
     """
 
     name: str
-    usable: bool
     devices: tuple[str, ...]
-    reason: str
+    missing: str
     max_ndim: int | None = 8
+
+    @property
+    def reason(self) -> str:
+        """Why it is not usable on this machine and how to get it; empty if it is usable."""
+        if not self.missing and self.devices == ("cuda",) and not torch.cuda.is_available():
+            return "there is no GPU here that PyTorch can use"
+        return self.missing
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can run on this machine, in this installation."""
+        return not self.reason
 
     def takes(self, device: torch.device, ndim: int) -> bool:
         """Whether it can sample on this device, with this many components."""
         devices_fit = not self.devices or device.type in self.devices
-        return self.usable and devices_fit and (self.max_ndim is None or ndim <= self.max_ndim)
+        return devices_fit and not self.missing and (self.max_ndim is None or ndim <= self.max_ndim)
 
 
 # In order of preference: the first that takes the tensors is the default.
 _TABLE = {
     backend.name: backend
     for backend in (
-        Backend("cpu", not cpu.REASON, ("cpu",), cpu.REASON),
-        Backend("reference", True, (), "", max_ndim=None),
+        Backend("cpu", ("cpu",), cpu.MISSING),
+        Backend("cuda", ("cpu",) if cuda.EMULATED else ("cuda",), cuda.MISSING),
+        Backend("reference", (), "", max_ndim=None),
     )
 }
 
@@ -73,8 +84,8 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
             if backend.takes(device, ndim):
                 return backend
     backend = find(name)
-    if not backend.usable:
-        raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.reason}")
+    if backend.missing:
+        raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.missing}")
     if not backend.takes(device, ndim):
         raise ValueError(
             f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and "

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include "macros.h"
@@ -174,7 +173,7 @@ CRAD_INLINE constexpr bool is_entry(int64_t entry, int64_t size) {
 // Whether the index is a place: with zeros padding, infinities and NaN are none.
 template <class X>
 CRAD_INLINE bool is_place(Index<X> unpadded, Padding padding) {
-  return padding != Padding::zeros || std::fabs(unpadded.at) <= std::numeric_limits<X>::max();
+  return padding != Padding::zeros || unpadded.at - unpadded.at == 0;
 }
 
 // Whether the taps of a point read entries that follow each other, or lie outside the grid.

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from crad_kernels import backends, sample
-from crad_kernels.backends import _TABLE, Backend, choose, cpu
+from crad_kernels.backends import _TABLE, Backend, choose
+from crad_kernels.backends.library import load
 from tests.cases import JUDGE
 
 VALUES, COORDS = torch.zeros(4, 3, 2), torch.zeros(5, 2)
@@ -44,7 +45,7 @@ def unusable() -> Iterator[str]:
     """A backend that would be the first choice, if it could be used."""
     table = dict(_TABLE)
     _TABLE.clear()
-    _TABLE.update({"missing": Backend("missing", False, ("cpu",), "no compiler; install one")})
+    _TABLE.update({"missing": Backend("missing", ("cpu",), "no compiler; install one")})
     _TABLE.update(table)
     yield "missing"
     del _TABLE["missing"]
@@ -65,8 +66,8 @@ def test_a_library_that_was_not_built_says_how_to_build_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "compiler" in cpu._load()
-    assert "pip install" in cpu._load()
+    assert "install a compiler" in load("_cpu", "a compiler")
+    assert "pip install" in load("_cpu", "a compiler")
 
 
 def test_a_library_that_does_not_load_is_named(
@@ -76,5 +77,5 @@ def test_a_library_that_does_not_load_is_named(
     broken.write_bytes(b"not a library")
     spec = ModuleSpec("crad_kernels._cpu", None, origin=str(broken))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert str(broken) in cpu._load()
-    assert "pip install" in cpu._load()
+    assert str(broken) in load("_cpu", "a compiler")
+    assert "pip install" in load("_cpu", "a compiler")

@@ -113,7 +113,12 @@ def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
 
 
 def comparable_to_onnx(case: Case) -> bool:
-    """Its cubic pads the coordinate under border, and not the taps, as torch does."""
+    """Its cubic pads the coordinate under border, and not the taps, as torch does.
+
+    And between the centres of one entry, it divides by their distance.
+    """
+    if case.padding_mode == "reflection" and case.align_corners and 1 in case.size:
+        return False
     return (case.mode, case.padding_mode) != ("cubic", "border")
 
 
@@ -281,9 +286,10 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
         for name in (compiled_backend, JUDGE)
     )
     coarser = torch.float32 if torch.float32 in (case.dtype, case.coords_dtype) else torch.float64
-    for got, wanted in zip(actual, expected, strict=True):
+    magnitudes = (1.0, 1.0, case.slope)
+    for got, wanted, magnitude in zip(actual, expected, magnitudes, strict=True):
         assert got.dtype == wanted.dtype
-        assert_near(got, wanted, case.condition * SAME_INDEX[coarser])
+        assert_near(got, wanted, case.condition * SAME_INDEX[coarser], magnitude)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -1,0 +1,83 @@
+// The gradients for a grid that stays in memory: neighbouring threads share a point, and add to the
+// gradient of the values atomically.
+#pragma once
+
+#include "backward_on_chip.h"
+
+namespace crad {
+
+template <class T, class X, int V, int kLow, int kHigh>
+__global__ void __launch_bounds__(kThreads)
+    backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
+                       const Gradients<accumulator<T>> gradients) {
+  using A = accumulator<T>;
+  using C = Corner<int64_t, A, (kLow > kHigh ? kLow : kHigh)>;
+  CRAD_SHARED_MEMORY(memory);
+  const Share share = share_of(problem, plan, blockIdx.x);
+  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
+  const int rows = blockDim.x / plan.lanes;
+  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
+  const int64_t offset = share.grid * problem.entries * problem.channels + share.channel_begin;
+  const T* const grid = static_cast<const T*>(problem.values) + offset;
+  A* const sums = gradients.values ? gradients.values + offset : nullptr;
+  Batch<C> batch(plan.tables, plan.batch, memory);
+  for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
+    const int count = static_cast<int>(
+        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    batch.template fill<X>(problem, first, count);
+    // All threads of a warp take every turn: they exchange sums.
+    for (int turn = 0; turn < count; turn += rows) {
+      const int point = turn + row;
+      const bool place = point < count && batch.place[point];
+      A slope[kLow + kHigh] = {};
+      for (int c = lane * V; place && c < channels; c += plan.lanes * V) {
+        const Pack<A, V> grad =
+            load<V>(grad_output + (first + point) * problem.channels + share.channel_begin + c);
+        for (int h = 0; h < plan.tables.high; ++h) {
+          const C high = batch.high_corner(h, point);
+          A along = 0;  // sum over the low table of weight * product
+          A slope_low[kLow] = {};
+          for (int l = 0; l < plan.tables.low; ++l) {
+            const C low = batch.low_corner(l, point);
+            const int64_t entry = low.entry + high.entry;
+            if (entry < 0) continue;
+            if (sums) {
+              Pack<A, V> share_of_grad = filled<A, V>(0);
+              add_product(low.weight * high.weight, grad, share_of_grad);
+              add_atomically<V>(sums + entry * problem.channels + c, share_of_grad);
+            }
+            if (gradients.coords) {
+              const A product = dot(grad, load<V>(grid + entry * problem.channels + c));
+              along = multiply_add(low.weight, product, along);
+              CRAD_UNROLL
+              for (int d = 0; d < kLow; ++d)
+                slope_low[d] = multiply_add(low.slope[d], product, slope_low[d]);
+            }
+          }
+          CRAD_UNROLL
+          for (int d = 0; d < kLow; ++d)
+            slope[d] = multiply_add(high.weight, slope_low[d], slope[d]);
+          CRAD_UNROLL
+          for (int d = 0; d < kHigh; ++d)
+            slope[kLow + d] = multiply_add(high.slope[d], along, slope[kLow + d]);
+        }
+      }
+      if (!gradients.coords) continue;
+      CRAD_UNROLL
+      for (int d = 0; d < kLow + kHigh; ++d)
+        for (int bit = 1; bit < plan.lanes; bit *= 2)
+          slope[d] += __shfl_xor_sync(0xFFFFFFFF, slope[d], bit);
+      if (lane != 0 || point >= count) continue;
+      const int64_t points = problem.grids * problem.points_per_grid;
+      A* const to = gradients.coords + (share.tile * points + first + point) * problem.ndim;
+      CRAD_UNROLL
+      for (int d = 0; d < kLow + kHigh; ++d) {
+        const int component = d < kLow ? d : plan.tables.low_axes + d - kLow;
+        const bool used = d < kLow ? d < plan.tables.low_axes : component < problem.ndim;
+        if (used) to[component] = place ? slope[d] : static_cast<A>(NAN);
+      }
+    }
+  }
+}
+
+}  // namespace crad

@@ -1,0 +1,182 @@
+// The gradients for a grid whose share is staged in shared memory. A thread owns channels: it walks
+// the block's points in order and adds to its own column, so there is nothing to be atomic about,
+// and the sums are the same in every run.
+#pragma once
+
+#include "forward.h"
+
+namespace crad {
+
+// Where the blocks of a backward pass put their results; null: not wanted.
+template <class A>
+struct Gradients {
+  A* values;  // (chunks, grids * entries, channels): summed over the chunks afterwards
+  A* coords;  // (tiles, points, ndim): summed over the tiles afterwards
+};
+
+constexpr int kSums = 8;  // that a warp takes together
+
+// The sums of n numbers over the lanes of a warp, in n - 1 exchanges and a few instead of 5 n: at
+// each, a lane gives away half of its numbers and adds what it is given to the others. Afterwards
+// v[0] of a lane is the sum of number `index_of_sum(lane)`.
+template <class A>
+CRAD_DEVICE void sum_over_warp(A (&v)[kSums]) {
+  const int lane = threadIdx.x % 32;
+  constexpr unsigned all = 0xFFFFFFFF;
+  CRAD_UNROLL
+  for (int half = kSums / 2, bit = 1; half > 0; half /= 2, bit *= 2) {
+    const bool upper = lane & bit;
+    CRAD_UNROLL
+    for (int i = 0; i < half; ++i) {
+      const A given = upper ? v[i] : v[i + half];
+      const A kept = upper ? v[i + half] : v[i];
+      v[i] = kept + __shfl_xor_sync(all, given, bit);
+    }
+  }
+  CRAD_UNROLL
+  for (int bit = kSums; bit < 32; bit *= 2) v[0] += __shfl_xor_sync(all, v[0], bit);
+}
+
+CRAD_DEVICE int index_of_sum(int lane) { return (lane & 1) * 4 + (lane & 2) + ((lane & 4) != 0); }
+
+template <class T, class X, int V, int kLow, int kHigh>
+__global__ void __launch_bounds__(kThreads)
+    backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
+                     const Gradients<accumulator<T>> gradients) {
+  using A = accumulator<T>;
+  using C = Corner<int32_t, A, (kLow > kHigh ? kLow : kHigh)>;
+  constexpr int kSlopes = kLow + kHigh;
+  constexpr int kTogether = kSums / kSlopes;  // points
+  CRAD_SHARED_MEMORY(memory);
+  const Share share = share_of(problem, plan, blockIdx.x);
+  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int c = threadIdx.x * V;  // the thread's own channels, if there are so many
+  const bool own = c < channels;
+
+  char* at = memory;
+  A* const sums = reinterpret_cast<A*>(at);  // of grad_values, in the thread's own columns
+  if (gradients.values) at += rounded_up(problem.entries * plan.tile * sizeof(A));
+  T* const staged = reinterpret_cast<T*>(at);
+  if (gradients.coords) at += rounded_up(problem.entries * plan.tile * sizeof(T));
+  A* const slopes = reinterpret_cast<A*>(at);  // (points, kSlopes, warps)
+  if (gradients.coords) at += rounded_up(plan.batch * kSlopes * warps * sizeof(A));
+  Batch<C> batch(plan.tables, plan.batch, at);
+
+  if (gradients.coords) stage<V>(problem, plan, share, staged);
+  if (gradients.values && own)
+    for (int entry = 0; entry < problem.entries; ++entry)
+      store<V>(sums + entry * plan.tile + c, filled<A, V>(0));
+
+  for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
+    const int count = static_cast<int>(
+        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    batch.template fill<X>(problem, first, count);
+    const T* const rows = grad_output + first * problem.channels + share.channel_begin + c;
+    for (int point = 0; point < count; point += kTogether) {
+      Pack<A, V> grad[kTogether];
+      CRAD_UNROLL
+      for (int j = 0; j < kTogether; ++j)
+        grad[j] = own && point + j < count ? load<V>(rows + (point + j) * problem.channels)
+                                           : filled<A, V>(0);
+      A slope[kSums];
+      CRAD_UNROLL
+      for (int i = 0; i < kSums; ++i) slope[i] = 0;
+      CRAD_UNROLL
+      for (int j = 0; j < kTogether; ++j) {
+        if (!own || point + j >= count || !batch.place[point + j]) continue;
+        for (int h = 0; h < plan.tables.high; ++h) {
+          const C high = batch.high_corner(h, point + j);
+          A along = 0;  // sum over the low table of weight * product
+          A slope_low[kLow] = {};
+          for (int l = 0; l < plan.tables.low; ++l) {
+            const C low = batch.low_corner(l, point + j);
+            const int entry = low.entry + high.entry;
+            if (entry < 0) continue;
+            if (gradients.values) {
+              A* const to = sums + entry * plan.tile + c;
+              Pack<A, V> total = load<V>(to);
+              add_product(low.weight * high.weight, grad[j], total);
+              store<V>(to, total);
+            }
+            if (gradients.coords) {
+              const A product = dot(grad[j], load<V>(staged + entry * plan.tile + c));
+              along = multiply_add(low.weight, product, along);
+              CRAD_UNROLL
+              for (int d = 0; d < kLow; ++d)
+                slope_low[d] = multiply_add(low.slope[d], product, slope_low[d]);
+            }
+          }
+          CRAD_UNROLL
+          for (int d = 0; d < kLow; ++d)
+            slope[j * kSlopes + d] =
+                multiply_add(high.weight, slope_low[d], slope[j * kSlopes + d]);
+          CRAD_UNROLL
+          for (int d = 0; d < kHigh; ++d)
+            slope[j * kSlopes + kLow + d] =
+                multiply_add(high.slope[d], along, slope[j * kSlopes + kLow + d]);
+        }
+      }
+      if (gradients.coords) {
+        sum_over_warp(slope);
+        const int i = index_of_sum(lane);
+        if (lane < kSums && i < kTogether * kSlopes && point + i / kSlopes < count)
+          slopes[(point * kSlopes + i) * warps + warp] = slope[0];
+      }
+    }
+    if (!gradients.coords) continue;
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * problem.ndim; i += blockDim.x) {
+      const int point = i / problem.ndim, d = i % problem.ndim;
+      const int column = d < plan.tables.low_axes ? d : kLow + d - plan.tables.low_axes;
+      A total = 0;
+      for (int w = 0; w < warps; ++w) total += slopes[(point * kSlopes + column) * warps + w];
+      const int64_t points = problem.grids * problem.points_per_grid;
+      gradients.coords[(share.tile * points + first) * problem.ndim + i] =
+          batch.place[point] ? total : static_cast<A>(NAN);
+    }
+  }
+
+  if (gradients.values && own) {
+    const int64_t entries = problem.grids * problem.entries;
+    A* const to = gradients.values +
+                  (share.chunk * entries + share.grid * problem.entries) * problem.channels +
+                  share.channel_begin + c;
+    for (int entry = 0; entry < problem.entries; ++entry)
+      store_past_caches<V>(to + entry * problem.channels, load<V>(sums + entry * plan.tile + c));
+  }
+}
+
+template <class T, int kSlopes>
+Plan plan_backward_on_chip(const Problem& problem, const Device& device, int vector, int columns,
+                           bool want_values, bool want_coords) {
+  using A = accumulator<T>;
+  using C = Corner<int32_t, A, kSlopes>;
+  Plan plan{};
+  const Tables tables = tables_of(problem.ndim, problem.mode);
+  const int64_t room = shared_of_a_block(device);
+  const int most_warps = kThreads / 32;
+  const int64_t slopes = want_coords ? columns * most_warps * sizeof(A) : 0;  // of a point
+  const int64_t point = Batch<C>::bytes(tables, 1) + slopes;
+  const int batch = static_cast<int>(std::clamp<int64_t>(room / 4 / point, 1, kThreads / 2));
+  const int64_t beside = rounded_up(point * batch) + 4 * kAlignment;
+  const int64_t bytes = (want_values ? sizeof(A) : 0) + (want_coords ? sizeof(T) : 0);
+  plan.tile = std::min<int64_t>(channels_on_chip(problem, bytes, room - beside),
+                                static_cast<int64_t>(kThreads) * vector);
+  if (plan.tile == 0) return plan;
+  plan.tables = tables;
+  plan.batch = batch;
+  plan.lanes = 1;
+  plan.threads = static_cast<int>(ceil_div(plan.tile, 32 * vector)) * 32;
+  plan.shared = bytes * problem.entries * plan.tile + beside;
+  // As many blocks as run at once, unless the sum of their partial results would cost more than
+  // reading grad_output.
+  const int64_t at_once =
+      device.multiprocessors *
+      std::max<int64_t>(1, device.shared_bytes / (plan.shared + device.block_reserve));
+  const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile);
+  return cut(problem, plan,
+             std::min(ceil_div(at_once, others), problem.points_per_grid / (2 * problem.entries)));
+}
+
+}  // namespace crad

@@ -1,0 +1,156 @@
+// The corners of a batch of points, in shared memory: one thread locates a point, and all threads
+// of the block then read its corners.
+//
+// The corners of a point are the products of two short tables, one of its first components and one
+// of the others: 8 axes of 4 taps have 65,536 corners, but tables of 256 each.
+#pragma once
+
+#include "../core/jitter.h"
+#include "../core/problem.h"
+#include "numbers.h"
+
+namespace crad {
+
+constexpr int kTableAxes = 4;  // of a table, at most
+
+// A corner along the axes of its table: its entry (counted from the first), its weight, and the
+// derivatives of the weight with respect to the table's components.
+template <class I, class A, int kSlopes>
+struct Corner {
+  I entry;
+  A weight;
+  A slope[kSlopes];
+};
+template <class I, class A>
+struct Corner<I, A, 0> {
+  I entry;
+  A weight;
+};
+
+// The entry of a corner outside the grid: below 0, as is the sum of two, or of one with an entry.
+template <class I>
+constexpr I kOutside = -(I(1) << (8 * sizeof(I) - 2));
+
+// The shape of the tables.
+struct Tables {
+  int low_axes;   // components of the low table; the others are those of the high one
+  int low, high;  // corners
+};
+
+inline Tables tables_of(int ndim, Mode mode) {
+  const int taps = tap_count(mode);
+  // All corners in one table where there are at most 16.
+  const int together = mode == Mode::cubic ? 2 : kTableAxes;
+  Tables tables{ndim, 1, 1};
+  if (ndim > together) tables.low_axes = ndim / 2 > together ? ndim / 2 : together;
+  for (int d = 0; d < ndim; ++d) (d < tables.low_axes ? tables.low : tables.high) *= taps;
+  return tables;
+}
+
+// The tables of one point; the corners of a batch's points lie interleaved.
+template <class C>
+struct PointCorners {
+  C* low;
+  C* high;
+  int stride;
+};
+
+template <class I, class A, int kSlopes>
+CRAD_DEVICE void set_unit(Corner<I, A, kSlopes>& corner) {
+  corner.entry = 0;
+  corner.weight = 1;
+  if constexpr (kSlopes > 0) CRAD_UNROLL
+  for (int column = 0; column < kSlopes; ++column) corner.slope[column] = 1;
+}
+
+// Fills the tables of a point. Whether it is a place, see is_place.
+template <class X, class I, class A, int kSlopes>
+CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t point,
+                        const PointCorners<Corner<I, A, kSlopes>>& corners) {
+  const X* coords = static_cast<const X*>(problem.coords) + point * problem.ndim;
+  const int taps = tap_count(problem.mode);
+  float normal[4];
+  bool place = true;
+  int64_t entries_apart = 1;
+  int count = 1;  // corners of the table so far
+  set_unit(*corners.low);
+  set_unit(*corners.high);
+  for (int d = 0; d < problem.ndim; ++d) {
+    const int axis = problem.ndim - 1 - d;
+    const int64_t size = problem.size[axis];
+    X coord = coords[d];
+    if (problem.seed) {
+      if (d % 4 == 0) jitter_normals(static_cast<uint64_t>(*problem.seed), point, d / 4, normal);
+      const float noise = d & 2 ? (d & 1 ? normal[3] : normal[2]) : (d & 1 ? normal[1] : normal[0]);
+      coord += static_cast<const X*>(problem.jitter_std)[d] * static_cast<X>(noise);
+    }
+    const Index<X> raw = unpadded_index(coord, size, problem.align_corners);
+    place &= is_place(raw, problem.padding);
+    const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
+    const X base = base_of(index.at, problem.mode);
+    const int order = order_along(problem, axis);
+    if (d == tables.low_axes) count = 1;
+    Corner<I, A, kSlopes>* const table = d < tables.low_axes ? corners.low : corners.high;
+    const int own = d < tables.low_axes ? d : d - tables.low_axes;
+    for (int tap = taps - 1; tap >= 0; --tap) {
+      const X position =
+          tap_position(base, tap, size, problem.mode, problem.padding, problem.align_corners);
+      const int64_t entry = entry_at(position, size, taps);
+      const bool inside = is_entry(entry, size);
+      const A weight =
+          static_cast<A>(tap_weight(problem.mode, order, tap, index.at - base, index.slope));
+      const A slope = kSlopes > 0 ? static_cast<A>(tap_weight(problem.mode, order + 1, tap,
+                                                              index.at - base, index.slope))
+                                  : A(0);
+      for (int k = 0; k < count; ++k) {
+        Corner<I, A, kSlopes> corner = table[k * corners.stride];
+        corner.entry = inside && corner.entry >= 0
+                           ? corner.entry + static_cast<I>(entry * entries_apart)
+                           : kOutside<I>;
+        corner.weight *= weight;
+        if constexpr (kSlopes > 0) CRAD_UNROLL
+        for (int column = 0; column < kSlopes; ++column)
+          corner.slope[column] *= column == own ? slope : weight;
+        table[(tap * count + k) * corners.stride] = corner;
+      }
+    }
+    count *= taps;
+    entries_apart *= size;
+  }
+  return place;
+}
+
+// The tables of a batch of points, and whether each is a place.
+template <class C>
+struct Batch {
+  Tables tables;
+  int points;
+  C* low;
+  C* high;
+  bool* place;
+
+  static int64_t bytes(const Tables& tables, int points) {
+    return ((tables.low + tables.high) * static_cast<int64_t>(sizeof(C)) + 1) * points;
+  }
+
+  CRAD_DEVICE Batch(const Tables& tables, int points, char* memory)
+      : tables(tables),
+        points(points),
+        low(reinterpret_cast<C*>(memory)),
+        high(low + tables.low * points),
+        place(reinterpret_cast<bool*>(high + tables.high * points)) {}
+
+  CRAD_DEVICE const C& low_corner(int k, int point) const { return low[k * points + point]; }
+  CRAD_DEVICE const C& high_corner(int k, int point) const { return high[k * points + point]; }
+
+  // Locates `count` points from `first` on, by all threads of the block.
+  template <class X>
+  CRAD_DEVICE void fill(const Problem& problem, int64_t first, int count) {
+    __syncthreads();  // the former batch may still be read
+    for (int i = threadIdx.x; i < count; i += blockDim.x)
+      place[i] = locate<X>(problem, tables, first + i, PointCorners<C>{low + i, high + i, points});
+    __syncthreads();
+  }
+};
+
+}  // namespace crad

@@ -1,0 +1,4 @@
+// The kernels for float32 values.
+#include "kernels_impl.h"
+
+template struct crad::Kernels<float>;

@@ -1,0 +1,119 @@
+// The kernels of one type of values: from run-time to compile-time choices. A type of coordinates
+// other than float, and more than 4 axes, have one general variant.
+#pragma once
+
+#include "backward_in_memory.h"
+#include "kernels.h"
+#include "sorted.h"
+#include "sums.h"
+
+namespace crad {
+
+inline bool is_aligned(const void* memory, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
+}
+
+// As many channels as a thread moves at once; 1 where rows are not aligned to that.
+template <class T>
+int vector_of(const Problem& problem, const void* grad_output, int bytes) {
+  const int vector = bytes / static_cast<int>(sizeof(T));
+  return vector > 1 && problem.channels % vector == 0 && is_aligned(problem.values, bytes) &&
+                 is_aligned(grad_output, bytes)
+             ? vector
+             : 1;
+}
+
+template <class T>
+constexpr int kWide = 16 / sizeof(T);  // channels of 16 bytes
+template <class T>
+constexpr int kWord = sizeof(T) < 4 ? 4 / sizeof(T) : 1;  // of 4 bytes, or of a number
+
+template <class T>
+void Kernels<T>::sample(const Problem& problem, Stream stream, void* output) {
+  const bool wide = vector_of<T>(problem, nullptr, 16) > 1;
+  if (problem.coord_type == CoordType::float32)
+    wide ? launch_sample<T, float, kWide<T>>(problem, stream, output)
+         : launch_sample<T, float, 1>(problem, stream, output);
+  else
+    wide ? launch_sample<T, double, kWide<T>>(problem, stream, output)
+         : launch_sample<T, double, 1>(problem, stream, output);
+}
+
+// Calls f(X, kLow, kHigh): how many slopes the tables of a corner hold.
+template <class F>
+void with_variant(const Problem& problem, F f) {
+  using std::integral_constant;
+  const Tables tables = tables_of(problem.ndim, problem.mode);
+  if (problem.coord_type == CoordType::float64)
+    f(double(), integral_constant<int, 4>(), integral_constant<int, 4>());
+  else if (problem.ndim <= 2)
+    f(float(), integral_constant<int, 2>(), integral_constant<int, 0>());
+  else if (problem.ndim == tables.low_axes)
+    f(float(), integral_constant<int, 4>(), integral_constant<int, 0>());
+  else
+    f(float(), integral_constant<int, 4>(), integral_constant<int, 4>());
+}
+
+template <class T>
+BackwardPlan Kernels<T>::plan_backward(const Problem& problem, const void* grad_output,
+                                       bool want_values, bool want_coords) {
+  const Device device = current_device();
+  BackwardPlan backward{};
+  with_variant(problem, [&](auto, auto low, auto high) {
+    constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
+    backward.vector = vector_of<T>(problem, grad_output, 4);
+    backward.plan = plan_backward_on_chip<T, kLow>(problem, device, backward.vector, kLow + kHigh,
+                                                   want_values, want_coords);
+    backward.on_chip = backward.plan.tile > 0;
+    if (backward.on_chip) return;
+    backward.vector = vector_of<T>(problem, grad_output, 16);
+    backward.plan =
+        plan_in_memory<Corner<int64_t, accumulator<T>, kLow>>(problem, device, backward.vector);
+  });
+  backward.value_parts = backward.on_chip ? backward.plan.chunks : 1;
+  backward.coord_parts = backward.plan.tiles;
+  return backward;
+}
+
+template <class T>
+void Kernels<T>::backward(const Problem& problem, const BackwardPlan& backward, Stream stream,
+                          const void* grad_output, void* value_parts, void* coord_parts) {
+  using A = accumulator<T>;
+  const Gradients<A> gradients{static_cast<A*>(value_parts), static_cast<A*>(coord_parts)};
+  with_variant(problem, [&](auto coord, auto low, auto high) {
+    using X = decltype(coord);
+    constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
+    auto* kernel = backward.on_chip      ? backward_on_chip<T, X, 1, kLow, kHigh>
+                   : backward.vector > 1 ? backward_in_memory<T, X, kWide<T>, kLow, kHigh>
+                                         : backward_in_memory<T, X, 1, kLow, kHigh>;
+    if constexpr (kWord<T> > 1)
+      if (backward.on_chip && backward.vector > 1)
+        kernel = backward_on_chip<T, X, kWord<T>, kLow, kHigh>;
+    launch(kernel, backward.plan.blocks(problem), backward.plan.threads, backward.plan.shared,
+           stream, problem, backward.plan, static_cast<const T*>(grad_output), gradients);
+  });
+}
+
+template <class T>
+void Kernels<T>::add_contributions(const Problem& problem, Stream stream, int64_t first,
+                                   int64_t points, const int64_t* entries, const int64_t* order,
+                                   const void* weights, const void* grad_output,
+                                   void* grad_values) {
+  using A = accumulator<T>;
+  const bool wide = vector_of<T>(problem, grad_output, 16) > 1;
+  Plan plan{};
+  plan.tables = tables_of(problem.ndim, problem.mode);
+  plan.lanes = lanes_of(problem.channels / (wide ? kWide<T> : 1));
+  const int64_t contributions = points * plan.tables.low * plan.tables.high;
+  launch(wide ? crad::add_contributions<T, kWide<T>> : crad::add_contributions<T, 1>,
+         ceil_div(contributions, kThreads / plan.lanes), kThreads, 0, stream, problem, plan, first,
+         contributions, entries, order, static_cast<const A*>(weights),
+         static_cast<const T*>(grad_output), static_cast<A*>(grad_values));
+}
+
+template <class T>
+void Kernels<T>::sum_values(Stream stream, const void* parts, int64_t number, int64_t count,
+                            void* to) {
+  launch_sum<T, accumulator<T>>(parts, number, count, stream, to);
+}
+}  // namespace crad

@@ -1,0 +1,180 @@
+// Numbers as they are stored, and as sums are taken of them; several at once.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "runtime.h"
+
+namespace crad {
+
+#if defined(CRAD_EMULATED)
+struct bfloat16 {
+  uint16_t bits;
+};
+using float16 = _Float16;
+
+inline float widened(bfloat16 number) {
+  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+inline float widened(float16 number) { return static_cast<float>(number); }
+inline void narrow(float wide, bfloat16& number) {
+  uint32_t bits;
+  std::memcpy(&bits, &wide, sizeof(bits));
+  number.bits = wide != wide ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+inline void narrow(float wide, float16& number) { number = static_cast<float16>(wide); }
+#else
+using bfloat16 = __nv_bfloat16;
+using float16 = __half;
+
+CRAD_DEVICE float widened(bfloat16 number) { return __bfloat162float(number); }
+CRAD_DEVICE float widened(float16 number) { return __half2float(number); }
+CRAD_DEVICE void narrow(float wide, bfloat16& number) { number = __float2bfloat16_rn(wide); }
+CRAD_DEVICE void narrow(float wide, float16& number) { number = __float2half_rn(wide); }
+#endif
+
+CRAD_DEVICE float widened(float number) { return number; }
+CRAD_DEVICE double widened(double number) { return number; }
+CRAD_DEVICE void narrow(float wide, float& number) { number = wide; }
+CRAD_DEVICE void narrow(double wide, double& number) { number = wide; }
+CRAD_DEVICE void narrow(float wide, double& number) { number = wide; }
+CRAD_DEVICE void narrow(double wide, float& number) { number = static_cast<float>(wide); }
+
+// The type that sums are taken in.
+template <class T>
+using accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// What the hardware moves at once.
+template <int bytes>
+struct Transfer;
+template <>
+struct Transfer<16> {
+  using type = uint4;
+};
+template <>
+struct Transfer<8> {
+  using type = uint2;
+};
+template <>
+struct Transfer<4> {
+  using type = uint32_t;
+};
+template <>
+struct Transfer<2> {
+  using type = uint16_t;
+};
+
+template <class A, int V>
+struct Pack {
+  A lane[V];
+};
+
+// V numbers that lie together, moved 16 bytes at a time, or as many as they are.
+template <int V, class T>
+struct Move {
+  static constexpr int kBytes = V * sizeof(T);
+  static constexpr int kPiece = kBytes < 16 ? kBytes : 16;
+  static constexpr int kPieces = kBytes / kPiece;
+  using Piece = typename Transfer<kPiece>::type;
+  T number[V];
+
+  CRAD_DEVICE void read(const T* from) {
+    Piece piece[kPieces];
+    CRAD_UNROLL
+    for (int i = 0; i < kPieces; ++i) piece[i] = reinterpret_cast<const Piece*>(from)[i];
+    memcpy(number, piece, kBytes);
+  }
+
+  // Past the caches: for what is not read again soon, so that it does not displace what is.
+  template <bool past_caches>
+  CRAD_DEVICE void write(T* to) const {
+    Piece piece[kPieces];
+    memcpy(piece, number, kBytes);
+    CRAD_UNROLL
+    for (int i = 0; i < kPieces; ++i) {
+      if constexpr (past_caches)
+        __stcs(reinterpret_cast<Piece*>(to) + i, piece[i]);
+      else
+        reinterpret_cast<Piece*>(to)[i] = piece[i];
+    }
+  }
+};
+
+template <int V, class T>
+CRAD_DEVICE Pack<accumulator<T>, V> load(const T* from) {
+  Move<V, T> move;
+  move.read(from);
+  Pack<accumulator<T>, V> pack;
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) pack.lane[i] = widened(move.number[i]);
+  return pack;
+}
+
+template <int V, class T, bool past_caches = false>
+CRAD_DEVICE void store(T* to, const Pack<accumulator<T>, V>& pack) {
+  Move<V, T> move;
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) narrow(pack.lane[i], move.number[i]);
+  move.template write<past_caches>(to);
+}
+
+template <int V, class T>
+CRAD_DEVICE void store_past_caches(T* to, const Pack<accumulator<T>, V>& pack) {
+  store<V, T, true>(to, pack);
+}
+
+// Adds to V sums that other threads add to at the same time.
+template <int V>
+CRAD_DEVICE void add_atomically(float* to, const Pack<float, V>& pack) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (V % 4 == 0) {
+    CRAD_UNROLL
+    for (int i = 0; i < V; i += 4)
+      atomicAdd(reinterpret_cast<float4*>(to + i),
+                make_float4(pack.lane[i], pack.lane[i + 1], pack.lane[i + 2], pack.lane[i + 3]));
+  } else
+#endif
+  {
+    CRAD_UNROLL
+    for (int i = 0; i < V; ++i) atomicAdd(to + i, pack.lane[i]);
+  }
+}
+
+template <int V>
+CRAD_DEVICE void add_atomically(double* to, const Pack<double, V>& pack) {
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) atomicAdd(to + i, pack.lane[i]);
+}
+
+// a * b + c, rounded once: the build contracts nothing by itself, for the sake of csrc/core.
+CRAD_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+CRAD_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+template <class A, int V>
+CRAD_DEVICE void add_product(A weight, const Pack<A, V>& pack, Pack<A, V>& total) {
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) total.lane[i] = multiply_add(weight, pack.lane[i], total.lane[i]);
+}
+
+template <class A, int V>
+CRAD_DEVICE A dot(const Pack<A, V>& a, const Pack<A, V>& b) {
+  A total = 0;
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) total = multiply_add(a.lane[i], b.lane[i], total);
+  return total;
+}
+
+template <class A, int V>
+CRAD_DEVICE Pack<A, V> filled(A value) {
+  Pack<A, V> pack;
+  CRAD_UNROLL
+  for (int i = 0; i < V; ++i) pack.lane[i] = value;
+  return pack;
+}
+
+}  // namespace crad

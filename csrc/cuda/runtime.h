@@ -1,0 +1,77 @@
+// What the kernels take from CUDA. Where CRAD_EMULATED is defined, emulator.h gives the same on the
+// processor, so that any C++ compiler and its sanitizers take the kernels.
+#pragma once
+
+#if defined(CRAD_EMULATED)
+#include "emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#define CRAD_DEVICE __device__ __forceinline__
+#define CRAD_UNROLL _Pragma("unroll")
+
+// The shared memory of the block, as many bytes as it was launched with.
+#define CRAD_SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
+
+namespace crad {
+
+constexpr int kThreads = 256;  // of a block, at most
+
+using Stream = void*;
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+struct Device {
+  int multiprocessors;
+  int64_t shared_bytes;   // of a multiprocessor
+  int64_t block_reserve;  // shared memory that a block takes beside its own
+  int64_t block_bytes;    // shared memory of a block, at most
+};
+
+inline Device current_device() {
+  int device;
+  check(cudaGetDevice(&device));
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value;
+    check(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          attribute(cudaDevAttrReservedSharedMemoryPerBlock),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+}
+
+// Runs a kernel on blocks of threads with so many bytes of shared memory.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
+            Stream stream, Arguments... arguments) {
+  constexpr int64_t kWithoutAsking = 48 * 1024;
+  if (shared > kWithoutAsking)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+inline void clear(void* memory, int64_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+}  // namespace crad
+
+#endif
