@@ -17,6 +17,7 @@ from tests.cases import DTYPES, MODES, PADDING_MODES, SAME_INDEX, Case, assert_n
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated"),
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
     # opcheck looks at the gradients of its own copies.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
