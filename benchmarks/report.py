@@ -104,7 +104,8 @@ def table(report: Report) -> Iterator[str]:
             ]
             yield f"  {peer:31}" + "  ".join(cells)
     for name, step in report["steps"].items():
-        detail = step.get("reason") or step.get("summary") or ""
+        last_line = step.get("output", "").strip().rpartition("\n")[2]
+        detail = step.get("reason") or step.get("summary") or last_line
         yield f"{step['status']:9} {step['seconds']:6.0f} s  {name}  {detail}".rstrip()
 
 
