@@ -29,13 +29,23 @@ class Case:
         size = "x".join(map(str, self.size))
         return f"{self.name}: {prod(self.points)} points, {size} grid, {self.channels} channels"
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(*size, C)``, coords ``(*points, D)`` in [-1, 1], and the output's gradient."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         values = torch.randn(*self.size, self.channels, generator=generator)
         coords = torch.rand(*self.points, len(self.size), generator=generator) * 2 - 1
         grad_output = torch.randn(*self.points, self.channels, generator=generator)
+        values, coords, grad_output = (t.to(device) for t in (values, coords, grad_output))
         return values.requires_grad_(), coords.requires_grad_(), grad_output
+
+    def fewest_bytes(self, backward: bool) -> int:
+        """What float32 has to move: every input read once, every result written once."""
+        values = prod(self.size) * self.channels
+        coords = prod(self.points) * len(self.size)
+        out = prod(self.points) * self.channels
+        forward = values + coords + out
+        # The output's gradient is read, values and coords again, and their gradients are written.
+        return 4 * (forward + (out + 2 * values + 2 * coords if backward else 0))
 
 
 CASES = (

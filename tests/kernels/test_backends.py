@@ -37,7 +37,7 @@ def test_the_first_that_takes_the_tensors_is_the_default() -> None:
 
 
 def test_a_name_takes_that_backend(backend: str) -> None:
-    assert choose(backend, COORDS.device, 2).name == backend
+    assert choose(backend, torch.get_default_device(), 2).name == backend
 
 
 @pytest.fixture

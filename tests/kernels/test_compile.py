@@ -17,6 +17,7 @@ from tests.cases import DTYPES, MODES, PADDING_MODES, SAME_INDEX, Case, assert_n
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated"),
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
     # opcheck looks at the gradients of its own copies.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
@@ -181,7 +182,7 @@ def test_drawn_seeds_do_not_compile_again(backend: str) -> None:
     function, counter = compiled(lambda v, x: sample(v, x, jitter_std=(0.1, 0.2), backend=backend))
     outs = [function(values, coords) for _ in range(4)]
     assert counter.frame_count == 1
-    assert len({out.numpy().tobytes() for out in outs}) == 4
+    assert len({out.cpu().numpy().tobytes() for out in outs}) == 4
     torch.manual_seed(0)
     first = function(values, coords)
     torch.manual_seed(0)

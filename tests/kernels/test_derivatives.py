@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crad_kernels import sample
-from tests.cases import DTYPES, SAME_INDEX, SIZES, Case, assert_near, assert_rounded_once, cases
+from tests.cases import (
+    DTYPES,
+    SAME_INDEX,
+    SIZES,
+    Case,
+    assert_near,
+    assert_rounded_once,
+    cases,
+    sums_vary,
+)
 
 # Importing torch's forward-mode differentiation does this.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
@@ -22,6 +31,11 @@ def small(ndim: int, **changes: Any) -> Case:
 
 def smallest(ndim: int, **changes: Any) -> Case:
     return Case((2,) * ndim, channels=1, points=(2,), **changes)
+
+
+def nondet_tol() -> float:
+    """PyTorch's checks want the same bits of two runs, but for rounding where sums vary."""
+    return 1e-13 if sums_vary() else 0.0
 
 
 def call(case: Case, backend: str, jitter_std: float = 0.0) -> Callable[..., Tensor]:
@@ -54,8 +68,10 @@ def call(case: Case, backend: str, jitter_std: float = 0.0) -> Callable[..., Ten
 def test_matches_finite_differences(backend: str, case: Case, jitter_std: float) -> None:
     values, coords, _ = (tensor.requires_grad_() for tensor in case.tensors())
     function = call(case, backend, jitter_std)
-    assert torch.autograd.gradcheck(function, (values, coords), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, (values, coords))
+    assert torch.autograd.gradcheck(
+        function, (values, coords), check_forward_ad=True, nondet_tol=nondet_tol()
+    )
+    assert torch.autograd.gradgradcheck(function, (values, coords), nondet_tol=nondet_tol())
 
 
 @pytest.mark.parametrize(("ndim", "mode"), [(4, "cubic"), *((d, "linear") for d in (6, 7, 8))])
@@ -64,7 +80,7 @@ def test_matches_finite_differences_in_many_dimensions(backend: str, ndim: int, 
     case = smallest(ndim, mode=mode, padding_mode="border")
     leaves = [tensor.requires_grad_() for tensor in case.tensors()[:2]]
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-        assert check(call(case, backend, 0.1), leaves, fast_mode=True)
+        assert check(call(case, backend, 0.1), leaves, fast_mode=True, nondet_tol=nondet_tol())
 
 
 @pytest.mark.parametrize("case", cases(2, 3), ids=str)
@@ -236,9 +252,9 @@ def test_derivatives_of_derivatives_are_rounded_once(
 
 def test_derivatives_do_not_overflow_where_their_sums_do_not(backend: str) -> None:
     """A slope may be beyond float16, and its product with a small tangent not."""
-    random = torch.Generator().manual_seed(0)
-    values = (torch.randn(512, 512, 8, generator=random) * 300).half()
-    coords = torch.rand(100, 2, generator=random) * 1.8 - 0.9
+    torch.manual_seed(0)
+    values = (torch.randn(512, 512, 8) * 300).half()
+    coords = torch.rand(100, 2) * 1.8 - 0.9
     tangent = torch.full_like(coords, 0.001)
     actual = torch.func.jvp(lambda x: sample(values, x, backend=backend), (coords,), (tangent,))[1]
     assert actual.isfinite().all()
@@ -374,11 +390,14 @@ def test_vmap_of_a_single_gradient_is_a_loop(
 def test_batched_gradients(backend: str, case: Case) -> None:
     leaves = [tensor.requires_grad_() for tensor in case.tensors()[:2]]
     function = call(case, backend, 0.2)
-    assert torch.autograd.gradcheck(function, leaves, check_batched_grad=True)
-    assert torch.autograd.gradcheck(
-        function, leaves, check_forward_ad=True, check_batched_forward_grad=True
+    for options in (
+        {"check_batched_grad": True},
+        {"check_forward_ad": True, "check_batched_forward_grad": True},
+    ):
+        assert torch.autograd.gradcheck(function, leaves, nondet_tol=nondet_tol(), **options)
+    assert torch.autograd.gradgradcheck(
+        function, leaves, nondet_tol=nondet_tol(), check_batched_grad=True
     )
-    assert torch.autograd.gradgradcheck(function, leaves, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0)], ids=str)
@@ -436,4 +455,4 @@ def test_vmap_draws_a_seed_as_torch_draws_numbers(backend: str) -> None:
     same = torch.vmap(drawn, randomness="same")(coords)
     assert torch.equal(same, same[:1].expand_as(same))
     different = torch.vmap(drawn, randomness="different")(coords)
-    assert len({each.numpy().tobytes() for each in different}) == SLICES
+    assert len({each.cpu().numpy().tobytes() for each in different}) == SLICES

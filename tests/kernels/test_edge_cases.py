@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad_kernels import sample
-from tests.cases import MODES, SIZES, Case, assert_near, coords_of, every_option
+from tests.cases import MODES, SIZES, Case, assert_near, assert_same, coords_of, every_option
 
 INF, NAN = math.inf, math.nan
 
@@ -149,8 +149,7 @@ def test_strided_inputs_are_as_good_as_contiguous_ones(backend: str) -> None:
     ):
         strided = [stride(tensor) for tensor in (values, coords, grad_output)]
         assert not all(map(torch.Tensor.is_contiguous, strided)) or strided[0].storage_offset()
-        for got, wanted in zip(gradients(*strided, case, backend), expected, strict=True):
-            assert torch.equal(got, wanted)
+        assert_same(gradients(*strided, case, backend), expected)
 
 
 def test_expanded_inputs_are_as_good_as_contiguous_ones(backend: str) -> None:
@@ -163,8 +162,7 @@ def test_expanded_inputs_are_as_good_as_contiguous_ones(backend: str) -> None:
         grad_output[..., :1].expand(3, 5, 4, 6),
     )
     expected = gradients(*(tensor.contiguous() for tensor in tensors), case, backend)
-    for got, wanted in zip(gradients(*tensors, case, backend), expected, strict=True):
-        assert torch.equal(got, wanted)
+    assert_same(gradients(*tensors, case, backend), expected)
 
 
 def test_sum_over_an_expanded_grid_is_the_gradient_of_the_shared_one(backend: str) -> None:
@@ -279,27 +277,26 @@ def test_border_and_reflection_padding_give_an_entry(
     )
     assert not actual[2][:, component].any()
     expected[2][:, component] = 0  # where cubic has a slope at an outer entry itself
-    for got, wanted in zip(actual, expected, strict=True):
-        assert torch.equal(got, wanted)
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize(
     "case", [case for case in every_option(SQUARE) if case.mode == "linear"], ids=str
 )
 def test_torch_follows_the_same_rule(backend: str, case: Case) -> None:
-    """In its 2-D kernel, forward."""
+    """In its 2-D kernel on the CPU, forward."""
     case = replace(case, dtype=torch.float32, coords_dtype=torch.float32)
     values, _, _ = case.tensors()
     places = [NAN, INF, -INF, 1e30, -1e30, 3e38, -0.4, 0.3]
     coords = torch.cartesian_prod(torch.tensor(places), torch.tensor(places))
     expected = F.grid_sample(
-        values.movedim(-1, 0)[None],
-        coords[None, None],
+        values.movedim(-1, 0)[None].cpu(),
+        coords[None, None].cpu(),
         padding_mode=case.padding_mode,
         align_corners=case.align_corners,
     )[0, :, 0].T
     actual = sample(values, coords, **case.options, backend=backend)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6, equal_nan=True)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=2e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", every_option(Case((16, 16), points=(8,))), ids=str)
@@ -313,9 +310,7 @@ def test_entries_that_are_not_sampled_do_not_leak(backend: str, case: Case, pois
     sampled = F.max_pool2d(weight.movedim(-1, 0), 3, 1, 1).movedim(0, -1) != 0
     assert not sampled.all()
     poisoned = torch.where(sampled, values, poison)
-    results = gradients(poisoned, coords, grad_output, case, backend)
-    for got, wanted in zip(results, clean, strict=True):
-        assert torch.equal(got, wanted)
+    assert_same(gradients(poisoned, coords, grad_output, case, backend), clean)
 
 
 @pytest.mark.parametrize(("mode", "nearest"), [("nearest", 1.6), ("linear", 1.6), ("cubic", 2.2)])

@@ -6,11 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from crad_kernels import GridMemory, sample
 from tests.cases import MODES, PADDING_MODES
 
-COORDS = torch.linspace(-1.2, 1.2, 40).reshape(4, 5, 2)
+
+def places() -> Tensor:
+    return torch.linspace(-1.2, 1.2, 40).reshape(4, 5, 2)
 
 
 def test_resolution_is_in_the_order_of_the_axes() -> None:
@@ -26,32 +29,35 @@ def test_resolution_is_in_the_order_of_the_axes() -> None:
 def test_samples_its_values(
     backend: str, mode: str, padding_mode: str, align_corners: bool
 ) -> None:
+    coords = places()
     options = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
     memory = GridMemory(6, (5, 3), **options, backend=backend)
-    out = memory(COORDS)
+    out = memory(coords)
     assert out.shape == (4, 5, 6)
-    assert torch.equal(out, sample(memory.values, COORDS, **options, backend=backend))
+    assert torch.equal(out, sample(memory.values, coords, **options, backend=backend))
 
 
 def test_jitters_in_training_mode_only(backend: str) -> None:
+    coords = places()
     memory = GridMemory(6, (5, 3), jitter_std=(0.1, 0.3), backend=backend)
-    still = sample(memory.values, COORDS, backend=backend)
-    jittered = sample(memory.values, COORDS, jitter_std=(0.1, 0.3), seed=8, backend=backend)
-    assert torch.equal(memory(COORDS, seed=8), jittered)
-    assert torch.equal(memory(COORDS, seed=torch.tensor(8)), jittered)
-    assert not torch.equal(memory(COORDS), memory(COORDS))
-    assert torch.equal(memory.eval()(COORDS, seed=8), still)
+    still = sample(memory.values, coords, backend=backend)
+    jittered = sample(memory.values, coords, jitter_std=(0.1, 0.3), seed=8, backend=backend)
+    assert torch.equal(memory(coords, seed=8), jittered)
+    assert torch.equal(memory(coords, seed=torch.tensor(8)), jittered)
+    assert not torch.equal(memory(coords), memory(coords))
+    assert torch.equal(memory.eval()(coords, seed=8), still)
 
 
 def test_learns(backend: str) -> None:
     """Coordinates and values that meet, by gradient descent."""
+    coords = places()
     torch.manual_seed(0)
     memory = GridMemory(2, (4, 5), padding_mode="border", align_corners=True, backend=backend)
-    target = torch.stack((COORDS[..., 0], 1 - COORDS[..., 1]), -1).clamp(-1, 1)
+    target = torch.stack((coords[..., 0], 1 - coords[..., 1]), -1).clamp(-1, 1)
     optimizer = torch.optim.Adam(memory.parameters(), lr=0.1)
     losses = []
     for _ in range(100):
-        loss = (memory(COORDS) - target).square().mean()
+        loss = (memory(coords) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,13 +79,14 @@ def test_draws_xavier_normal_entries() -> None:
 
 
 def test_is_a_module_like_any_other() -> None:
+    coords = places()
     memory = GridMemory(6, (5, 3), jitter_std=0.1)
     assert list(dict(memory.named_parameters())) == ["values"]
     twin = GridMemory(6, (5, 3))
     twin.load_state_dict(memory.state_dict())
-    assert torch.equal(twin.eval()(COORDS), memory.eval()(COORDS))
-    assert torch.equal(copy.deepcopy(memory)(COORDS), memory(COORDS))
-    assert memory.bfloat16()(COORDS).dtype == torch.bfloat16
+    assert torch.equal(twin.eval()(coords), memory.eval()(coords))
+    assert torch.equal(copy.deepcopy(memory)(coords), memory(coords))
+    assert memory.bfloat16()(coords).dtype == torch.bfloat16
     for word in ("6, (5, 3)", "jitter_std=0.1", "'linear'", "'zeros'"):
         assert word in repr(memory)
 

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from crad_kernels import grid_sample, sample
 from tests.cases import OTHER_INDEX, TORCH_MODES, Case, assert_near, cases
@@ -93,19 +94,19 @@ def test_jitter_is_that_of_sample(backend: str) -> None:
 
 
 @functools.cache
-def opinfo_samples(name: str) -> list[Any]:
+def opinfo_samples(name: str, device: torch.device) -> list[Any]:
     """What torch tests an operator of its own on, differentiably."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.testing._internal.common_methods_invocations import op_db
     (info,) = (info for info in op_db if info.name == name)
-    return list(info.sample_inputs("cpu", torch.float64, requires_grad=True))
+    return list(info.sample_inputs(device, torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("name", ["nn.functional.grid_sample", "grid_sampler_2d"])
 def test_passes_the_samples_of_torch(backend: str, name: str) -> None:
     """Those of the lesser operator come as numbers for the modes."""
-    for sample_input in opinfo_samples(name):
+    for sample_input in opinfo_samples(name, torch.get_default_device()):
         input, (grid, *rest) = sample_input.input, sample_input.args
         options = sample_input.kwargs
         if rest:
@@ -145,7 +146,7 @@ def test_passes_the_node_cases_of_onnx(backend: str) -> None:
         mode = options.get("mode", b"linear").decode()
         padding_mode = options.get("padding_mode", b"zeros").decode()
         for inputs, (expected,) in case.data_sets:
-            input, grid = (torch.from_numpy(np.array(array)) for array in inputs)
+            input, grid = (torch.tensor(np.array(array)) for array in inputs)
             out = grid_sample(
                 input,
                 grid,
@@ -155,56 +156,62 @@ def test_passes_the_node_cases_of_onnx(backend: str) -> None:
                 bool(options.get("align_corners", 0)),
                 backend=backend,
             )
-            np.testing.assert_allclose(out.numpy(), expected, rtol=case.rtol, atol=1e-6)
+            np.testing.assert_allclose(out.cpu().numpy(), expected, rtol=case.rtol, atol=1e-6)
         names.add(case.name)
     assert len(names) >= 15
 
 
 # ---- what torch refuses ----
 
-INPUT, GRID = torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 7, 2)
+
+def input_and_grid() -> tuple[Tensor, Tensor]:
+    return torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 7, 2)
 
 
 @pytest.mark.filterwarnings("ignore:Default grid_sample")
 @pytest.mark.parametrize(
     "call",
     [
-        lambda f: f(INPUT, GRID, "linear"),
-        lambda f: f(INPUT, GRID, "cubic"),
-        lambda f: f(INPUT, GRID, padding_mode="circular"),
-        lambda f: f(INPUT, GRID[:1]),
-        lambda f: f(INPUT, torch.zeros(2, 6, 7, 3)),
-        lambda f: f(INPUT, torch.zeros(2, 6, 2)),
-        lambda f: f(INPUT, torch.zeros(2, 6, 7, 8, 2)),
-        lambda f: f(INPUT[0], GRID[0]),
-        lambda f: f(INPUT[:, :, :0], GRID),
-        lambda f: f(INPUT.int(), GRID),
-        lambda f: f(INPUT, GRID.int()),
-        lambda f: f(INPUT.to("meta"), GRID),
-        lambda f: f(None, GRID),
-        lambda f: f(INPUT, GRID.tolist()),
-        lambda f: f(INPUT, GRID, "bilinear", "zeros", "no"),
+        lambda f, x, grid: f(x, grid, "linear"),
+        lambda f, x, grid: f(x, grid, "cubic"),
+        lambda f, x, grid: f(x, grid, padding_mode="circular"),
+        lambda f, x, grid: f(x, grid[:1]),
+        lambda f, x, grid: f(x, torch.zeros(2, 6, 7, 3)),
+        lambda f, x, grid: f(x, torch.zeros(2, 6, 2)),
+        lambda f, x, grid: f(x, torch.zeros(2, 6, 7, 8, 2)),
+        lambda f, x, grid: f(x[0], grid[0]),
+        lambda f, x, grid: f(x[:, :, :0], grid),
+        lambda f, x, grid: f(x.int(), grid),
+        lambda f, x, grid: f(x, grid.int()),
+        lambda f, x, grid: f(x.to("meta"), grid),
+        lambda f, x, grid: f(None, grid),
+        lambda f, x, grid: f(x, grid.tolist()),
+        lambda f, x, grid: f(x, grid, "bilinear", "zeros", "no"),
     ],
 )
-def test_refuses_what_torch_refuses(backend: str, call: Callable[[Any], Any]) -> None:
+def test_refuses_what_torch_refuses(backend: str, call: Callable[..., Any]) -> None:
+    input, grid = input_and_grid()
     errors = (RuntimeError, ValueError, TypeError, AttributeError)
     with pytest.raises(errors):
-        call(F.grid_sample)
+        call(F.grid_sample, input, grid)
     with pytest.raises((ValueError, TypeError)):
-        call(functools.partial(grid_sample, backend=backend))
+        call(functools.partial(grid_sample, backend=backend), input, grid)
 
 
 @pytest.mark.parametrize(
-    ("input", "grid"),
+    "part",
     [
-        (INPUT[:0], GRID[:0]),
-        (INPUT[:, :0], GRID),
-        (INPUT, GRID[:, :0]),
-        (INPUT, GRID[:, :, :0]),
-        (INPUT.expand(2, 3, 4, 5)[:, :1].expand(2, 3, 4, 5), GRID),
+        lambda x, grid: (x[:0], grid[:0]),
+        lambda x, grid: (x[:, :0], grid),
+        lambda x, grid: (x, grid[:, :0]),
+        lambda x, grid: (x, grid[:, :, :0]),
+        lambda x, grid: (x[:, :1].expand(2, 3, 4, 5), grid),
     ],
 )
-def test_takes_what_torch_takes(backend: str, input: torch.Tensor, grid: torch.Tensor) -> None:
+def test_takes_what_torch_takes(
+    backend: str, part: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    input, grid = part(*input_and_grid())
     expected = F.grid_sample(input, grid, align_corners=False)
     out = grid_sample(input, grid, backend=backend)
     assert out.shape == expected.shape

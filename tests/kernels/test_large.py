@@ -1,6 +1,4 @@
-"""Tensors of more than 2^31 elements, most of which is memory that was never touched."""
-
-from collections.abc import Callable
+"""Tensors of more than 2^31 elements; on the CPU, most of it memory that was never touched."""
 
 import numpy as np
 import psutil
@@ -13,22 +11,28 @@ from crad_kernels import sample
 MANY = 2**31
 
 
-def needs(gigabytes: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Skip a test where there is less free memory."""
-    free = psutil.virtual_memory().available / 2**30
-    reason = f"needs {gigabytes} GiB of free memory, and there are {free:.0f}"
-    return pytest.mark.skipif(free < gigabytes, reason=reason)
+def need(on_cpu: int, on_gpu: int) -> None:
+    """Skip a test where the device has less free memory, in GiB: on a GPU, zeros take some too."""
+    if torch.get_default_device().type == "cpu":
+        gigabytes, free = on_cpu, psutil.virtual_memory().available / 2**30
+    else:
+        torch.cuda.empty_cache()
+        gigabytes, free = on_gpu, torch.cuda.mem_get_info()[0] / 2**30
+    if free < gigabytes:
+        pytest.skip(f"needs {gigabytes} GiB of free memory, and there are {free:.0f}")
 
 
 def untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros that take no memory until they are written to."""
+    """Zeros that take no memory of the CPU until they are written to."""
+    if torch.get_default_device().type != "cpu":
+        return torch.zeros(shape, dtype=dtype)
     kind = {torch.float32: np.float32, torch.bfloat16: np.int16}[dtype]
     return torch.from_numpy(np.zeros(shape, kind)).view(dtype)
 
 
-@needs(6)
 def test_values_and_output(compiled_backend: str) -> None:
     """And the gradient of the coordinates, through channels at the far end."""
+    need(on_cpu=6, on_gpu=20)
     channels, last = MANY // 2 + 8, slice(-40, None)
     values = untouched(2, channels, dtype=torch.bfloat16)
     values[:, last] = torch.randn(2, 40)
@@ -46,9 +50,9 @@ def test_values_and_output(compiled_backend: str) -> None:
     torch.testing.assert_close(actual, wanted)
 
 
-@needs(12)
 def test_gradient_of_the_values(compiled_backend: str) -> None:
     """At entries at the far end."""
+    need(on_cpu=12, on_gpu=36)
     entries, channels = MANY // 8 + 1, 8
     values = untouched(entries, channels).requires_grad_()
     index = torch.tensor([0.0, 5.25, entries - 1.75, entries - 1.0], dtype=torch.float64)
@@ -63,8 +67,8 @@ def test_gradient_of_the_values(compiled_backend: str) -> None:
     torch.testing.assert_close(grad_values[-1], 0.25 * grad_output[2] + grad_output[3])
 
 
-@needs(6)
 def test_coords(compiled_backend: str) -> None:
+    need(on_cpu=6, on_gpu=20)
     points = MANY // 8 + 5
     coords = untouched(points, 8)
     coords[-100:] = torch.rand(100, 8) * 2 - 1

@@ -27,6 +27,7 @@ from tests.cases import (
     Case,
     assert_near,
     assert_rounded_once,
+    assert_same,
     cases,
     coords_of,
 )
@@ -77,7 +78,7 @@ def test_matches_torch_where_the_sample_bends(backend: str, case: Case) -> None:
     values, _, grad_output = case.tensors()
     position = np.arange(-9, 18) / 2
     index = np.stack(np.meshgrid(position[::3], position[::3]), -1).reshape(1, -1, 2)
-    coords = torch.from_numpy(coords_of(index, np.array(case.size[::-1]), case.align_corners))
+    coords = torch.tensor(coords_of(index, np.array(case.size[::-1]), case.align_corners))
     actual = with_gradients(
         lambda v, x: sample(v, x, **case.options, backend=backend), values, coords, grad_output
     )
@@ -107,9 +108,9 @@ def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     graph = onnx.helper.make_graph([node], "sample", tensors[:2], tensors[2:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     grid = coords.reshape(len(coords), *(1,) * (ndim - 1), -1, ndim)
-    feeds = {"x": values.movedim(-1, 1).numpy(), "grid": grid.numpy()}
+    feeds = {"x": values.movedim(-1, 1).cpu().numpy(), "grid": grid.cpu().numpy()}
     (out,) = ReferenceEvaluator(model).run(None, feeds)
-    return torch.from_numpy(out).movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
+    return torch.tensor(out).movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
 
 
 def comparable_to_onnx(case: Case) -> bool:
@@ -181,7 +182,7 @@ SCIPY_MODES = {
 
 def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     """`scipy.ndimage.map_coordinates`, which takes fractional positions, channel by channel."""
-    x, size = coords.numpy(), np.array(case.size[::-1])
+    x, size = coords.cpu().numpy(), np.array(case.size[::-1])
     index = (x + 1) / 2 * (size - 1) if case.align_corners else ((x + 1) * size - 1) / 2
     channels = [
         ndimage.map_coordinates(
@@ -190,9 +191,9 @@ def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
             order=("nearest", "linear").index(case.mode),
             mode=SCIPY_MODES[case.padding_mode, case.align_corners],
         )
-        for channel in values.movedim(-1, 0).numpy()
+        for channel in values.movedim(-1, 0).cpu().numpy()
     ]
-    return torch.from_numpy(np.stack(channels, -1))
+    return torch.tensor(np.stack(channels, -1))
 
 
 # Its third order is a spline, and no convolution.
@@ -212,11 +213,11 @@ def test_reproduces_an_affine_function(backend: str, ndim: int, align_corners: b
     """Linear interpolation is exact where the values are; so is its gradient."""
     random = np.random.default_rng(ndim)
     size = tuple(random.integers(2, 4, ndim).tolist())
-    slopes = torch.from_numpy(random.standard_normal((ndim, 4)))
-    centres = [torch.from_numpy(coords_of(np.arange(n), np.array(n), align_corners)) for n in size]
+    slopes = torch.tensor(random.standard_normal((ndim, 4)))
+    centres = [torch.tensor(coords_of(np.arange(n), np.array(n), align_corners)) for n in size]
     where = torch.stack(torch.meshgrid(*centres, indexing="ij")[::-1], -1)
     reach = 1.0 if align_corners else 0.5  # the outermost entries' centres, for two entries
-    coords = torch.from_numpy(random.uniform(-reach, reach, (50, ndim))).requires_grad_()
+    coords = torch.tensor(random.uniform(-reach, reach, (50, ndim))).requires_grad_()
     out = sample(where @ slopes + 2, coords, align_corners=align_corners, backend=backend)
     assert_near(out, coords @ slopes + 2, OTHER_INDEX)
     (grad,) = torch.autograd.grad(out[:, 1].sum(), coords)
@@ -230,7 +231,7 @@ def assert_samples_a_product(backend: str | None, ndim: int, mode: str, padding_
     _, coords, _ = Case(size, points=(3,)).tensors()
     leaf = coords.requires_grad_()
     random = np.random.default_rng(ndim)
-    factors = [torch.from_numpy(random.standard_normal(length)) for length in size]
+    factors = [torch.tensor(random.standard_normal(length)) for length in size]
     # The last component moves along the first axis.
     samples = [
         sample(factor[:, None], leaf[:, ndim - 1 - axis, None], **options)[:, 0]
@@ -361,8 +362,8 @@ def test_every_half_precision_number_is_read_and_written(backend: str, dtype: to
 def test_half_precision_is_rounded_to_the_nearest(backend: str, dtype: torch.dtype) -> None:
     """As torch rounds: ties to even, overflow to infinity, small numbers to subnormals."""
     random = np.random.default_rng(0)
-    numbers = torch.from_numpy(random.standard_normal(20000)).to(dtype)
-    scale = torch.from_numpy(2.0 ** random.integers(-24, 16, 20000)).to(dtype)
+    numbers = torch.tensor(random.standard_normal(20000)).to(dtype)
+    scale = torch.tensor(2.0 ** random.integers(-24, 16, 20000)).to(dtype)
     values = torch.stack((numbers * scale, scale))
     out = sample(values, torch.zeros(1, 1), backend=backend)[0]
     assert torch.equal(out, ((values[0].float() + values[1].float()) / 2).to(dtype))
@@ -377,8 +378,7 @@ def test_autocast_leaves_the_dtypes_alone(
     tensors = case.tensors()
     call = lambda v, x: sample(v, x, jitter_std=0.1, seed=2, backend=backend)  # noqa: E731
     expected = with_gradients(call, *tensors)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(tensors[0].device.type, torch.bfloat16):
         actual = with_gradients(call, *tensors)
-    for got, wanted in zip(actual, expected, strict=True):
-        assert got.dtype == wanted.dtype
-        assert torch.equal(got, wanted)
+    assert [got.dtype for got in actual] == [wanted.dtype for wanted in expected]
+    assert_same(actual, expected)

@@ -1,0 +1,98 @@
+"""Small calls that take every kernel of a backend, to run under compute-sanitizer.
+
+``compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_cases BACKEND``
+"""
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from crad_kernels import sample
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `crad_kernels.sample` that takes values, and coords that are no places, too."""
+
+    size: tuple[int, ...]
+    channels: int
+    points: int
+    mode: str = "linear"
+    dtype: torch.dtype = torch.float32
+    padding_mode: str = "zeros"
+    align_corners: bool = False
+    deterministic: bool = False
+    batch: int | None = None
+
+
+# Small grids with many points, few points with many channels, large grids; odd numbers everywhere.
+SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (
+    ((9,), 5, 300),
+    ((8, 8), 216, 700),
+    ((3, 4, 2), 67, 300),
+    ((2, 3, 1, 2, 2, 1, 2, 3), 8, 100),
+    ((4, 4), 5003, 9),
+    ((2, 2, 2), 3000, 5),
+    ((30_000,), 8, 500),
+    ((130, 150), 16, 500),
+    ((30, 31, 29), 7, 300),
+)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def calls() -> Iterator[Call]:
+    """Every shape with every dtype and mode; the other options take turns."""
+    turns = itertools.cycle(
+        itertools.product(("zeros", "border", "reflection"), (False, True), (False, True))
+    )
+    for size, channels, points in SHAPES:
+        kinds = [("linear", dtype) for dtype in DTYPES] + [("nearest", torch.float32)]
+        if len(size) <= 3:
+            kinds.append(("cubic", torch.float32))
+        for mode, dtype in kinds:
+            yield Call(size, channels, points, mode, dtype, *next(turns))
+    for size, channels, points in SHAPES:
+        yield Call(size, channels, points, deterministic=True)
+        yield Call(size, channels, points, batch=3)
+
+
+def run(call: Call, backend: str, device: str) -> None:
+    """Sample with jitter, and differentiate."""
+    batch = () if call.batch is None else (call.batch,)
+    values = torch.randn(*batch, *call.size, call.channels, device=device, dtype=call.dtype)
+    coords = torch.rand(*batch, call.points, len(call.size), device=device) * 3 - 1.5
+    # The first component of the first points.
+    nowhere = (math.nan, math.inf, -math.inf, 1e30, -1e30)
+    coords[..., : len(nowhere), 0] = torch.tensor(nowhere, device=device)[: call.points]
+    out = sample(
+        values.requires_grad_(),
+        coords.requires_grad_(),
+        mode=call.mode,
+        padding_mode=call.padding_mode,
+        align_corners=call.align_corners,
+        jitter_std=0.1,
+        seed=3,
+        deterministic=call.deterministic,
+        backend=backend,
+    )
+    torch.autograd.grad(out, (values, coords), torch.randn_like(out))
+
+
+def main(backend: str, device: str = "cuda") -> None:
+    """Run all calls on a backend."""
+    torch.manual_seed(0)
+    count = 0
+    for call in calls():
+        run(call, backend, device)
+        count += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
+    sys.stdout.write(f"{count} calls, forward and backward\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
