@@ -28,7 +28,6 @@ CXX_ARGS = [
 NVCC_ARGS = [
     *COMMON_ARGS,
     "-fmad=false",  # as above
-    "-DUSE_CUDA",
     "--threads=2",
     "-Werror=all-warnings",
     "-Xcompiler=-fvisibility=hidden",
@@ -99,7 +98,8 @@ def cuda_libraries(toolkit: Path) -> Path | None:
 
 def main() -> None:
     """Build what can be built here: without a compiler, the install succeeds without it."""
-    toolkit = cuda_toolkit() if has_cpp_compiler() else None
+    wanted = os.environ.get("CRAD_KERNELS_BUILD", "cpu,cuda").split(",")
+    toolkit = cuda_toolkit() if has_cpp_compiler() and "cuda" in wanted else None
     if toolkit is not None:
         os.environ["CUDA_HOME"] = str(toolkit)
     from torch.utils import cpp_extension
@@ -120,11 +120,12 @@ def main() -> None:
 
     libraries = []
     if has_cpp_compiler():
-        cpu = list(Path("csrc/cpu").glob("*.cpp"))
-        libraries.append(library("_cpu", cpu, extra_compile_args=CXX_ARGS))
-        if os.environ.get("CRAD_KERNELS_EMULATE_CUDA"):  # for the tests: see csrc/cuda/emulator.h
-            emulated = [Path("csrc/cuda/emulated.cpp")]
-            libraries.append(library("_cuda_emulated", emulated, extra_compile_args=CXX_ARGS))
+        for name, sources in {
+            "cpu": list(Path("csrc/cpu").glob("*.cpp")),
+            "cuda_emulated": [Path("csrc/cuda/emulated.cpp")],  # for tests: see emulator.h there
+        }.items():
+            if name in wanted:
+                libraries.append(library(f"_{name}", sources, extra_compile_args=CXX_ARGS))
     else:
         warn(
             "no C++ compiler found: the CPU kernels are not built, and crad_kernels will run on its "

@@ -21,5 +21,6 @@ def load(name: str, needs: str) -> str:
     try:
         torch.ops.load_library(spec.origin)
     except OSError as error:
-        return f"its library {spec.origin} does not load: {error}; run `pip install -e .` again"
+        why = error.__cause__ or error  # torch's own message does not say
+        return f"its library {spec.origin} does not load: {why}; run `pip install -e .` again"
     return ""

@@ -7,11 +7,12 @@
 namespace crad {
 
 template <class T, class X, int V, int kLow, int kHigh>
-__global__ void __launch_bounds__(kThreads)
-    backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
-                       const Gradients<accumulator<T>> gradients) {
+CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
+backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
+                   const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;
   using C = Corner<int64_t, A, (kLow > kHigh ? kLow : kHigh)>;
+  using Corners = Gathered<V, C, T>;
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
   const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
@@ -35,31 +36,20 @@ __global__ void __launch_bounds__(kThreads)
             load<V>(grad_output + (first + point) * problem.channels + share.channel_begin + c);
         for (int h = 0; h < plan.tables.high; ++h) {
           const C high = batch.high_corner(h, point);
-          A along = 0;  // sum over the low table of weight * product
-          A slope_low[kLow] = {};
-          for (int l = 0; l < plan.tables.low; ++l) {
-            const C low = batch.low_corner(l, point);
-            const int64_t entry = low.entry + high.entry;
-            if (entry < 0) continue;
-            if (sums) {
+          Slopes<A, kLow, kHigh> slopes_of_high;
+          for (int low = 0; low < plan.tables.low; low += Corners::kCorners) {
+            const Corners some(batch, point, low, high, grid + c, problem.channels,
+                               gradients.coords != nullptr);
+            CRAD_UNROLL
+            for (int i = 0; i < Corners::kCorners; ++i) {
+              slopes_of_high.add(some.corner[i], dot(grad, some.value[i]));
+              if (!sums || some.corner[i].entry < 0) continue;
               Pack<A, V> share_of_grad = filled<A, V>(0);
-              add_product(low.weight * high.weight, grad, share_of_grad);
-              add_atomically<V>(sums + entry * problem.channels + c, share_of_grad);
-            }
-            if (gradients.coords) {
-              const A product = dot(grad, load<V>(grid + entry * problem.channels + c));
-              along = multiply_add(low.weight, product, along);
-              CRAD_UNROLL
-              for (int d = 0; d < kLow; ++d)
-                slope_low[d] = multiply_add(low.slope[d], product, slope_low[d]);
+              add_product(some.corner[i].weight * high.weight, grad, share_of_grad);
+              add_atomically<V>(sums + some.corner[i].entry * problem.channels + c, share_of_grad);
             }
           }
-          CRAD_UNROLL
-          for (int d = 0; d < kLow; ++d)
-            slope[d] = multiply_add(high.weight, slope_low[d], slope[d]);
-          CRAD_UNROLL
-          for (int d = 0; d < kHigh; ++d)
-            slope[kLow + d] = multiply_add(high.slope[d], along, slope[kLow + d]);
+          slopes_of_high.add_to(slope, high);
         }
       }
       if (!gradients.coords) continue;

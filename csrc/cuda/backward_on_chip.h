@@ -14,6 +14,10 @@ struct Gradients {
   A* coords;  // (tiles, points, ndim): summed over the tiles afterwards
 };
 
+// Doubles, and 8 channels of a thread, take more registers than two blocks have.
+template <class A, int V>
+constexpr int kBlocksFor = sizeof(A) > 4 || V > 4 ? 1 : kBlocks;
+
 constexpr int kSums = 8;  // that a warp takes together
 
 // The sums of n numbers over the lanes of a warp, in n - 1 exchanges and a few instead of 5 n: at
@@ -39,12 +43,65 @@ CRAD_DEVICE void sum_over_warp(A (&v)[kSums]) {
 
 CRAD_DEVICE int index_of_sum(int lane) { return (lane & 1) * 4 + (lane & 2) + ((lane & 4) != 0); }
 
+// The slopes of a point: the sum over the corners of their weights' derivatives times the product
+// of the gradient of the output with their entry.
+template <class A, int kLow, int kHigh>
+struct Slopes {
+  A low[kLow] = {};  // along the components of the low table, times the weight of the high one
+  A along = 0;       // the low table's own sum, for the components of the high one
+
+  template <class C>
+  CRAD_DEVICE void add(const C& corner, A product) {
+    along = multiply_add(corner.weight, product, along);
+    CRAD_UNROLL
+    for (int d = 0; d < kLow; ++d) low[d] = multiply_add(corner.slope[d], product, low[d]);
+  }
+
+  // Adds them, complete for one corner of the high table, to those of the point.
+  template <class C>
+  CRAD_DEVICE void add_to(A* slope, const C& high) const {
+    CRAD_UNROLL
+    for (int d = 0; d < kLow; ++d) slope[d] = multiply_add(high.weight, low[d], slope[d]);
+    CRAD_UNROLL
+    for (int d = 0; d < kHigh; ++d)
+      slope[kLow + d] = multiply_add(high.slope[d], along, slope[kLow + d]);
+  }
+};
+
+// Adds weight * grad to the sums of the corners, which are the thread's own. Where no two corners
+// are of one entry, all loads come before the first store.
+template <int V, class Corners, class A>
+CRAD_DEVICE void add_to_own(const Corners& some, A high_weight, const Pack<A, V>& grad, A* sums,
+                            int64_t pitch, bool distinct) {
+  if (distinct) {
+    Pack<A, V> total[Corners::kCorners];
+    CRAD_UNROLL
+    for (int i = 0; i < Corners::kCorners; ++i)
+      if (some.corner[i].entry >= 0) total[i] = load<V>(sums + some.corner[i].entry * pitch);
+    CRAD_UNROLL
+    for (int i = 0; i < Corners::kCorners; ++i) {
+      if (some.corner[i].entry < 0) continue;
+      add_product(some.corner[i].weight * high_weight, grad, total[i]);
+      store<V>(sums + some.corner[i].entry * pitch, total[i]);
+    }
+    return;
+  }
+  for (int i = 0; i < Corners::kCorners; ++i) {
+    if (some.corner[i].entry < 0) continue;
+    A* const to = sums + some.corner[i].entry * pitch;
+    Pack<A, V> total = load<V>(to);
+    add_product(some.corner[i].weight * high_weight, grad, total);
+    store<V>(to, total);
+  }
+}
+
 template <class T, class X, int V, int kLow, int kHigh>
-__global__ void __launch_bounds__(kThreads)
-    backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
-                     const Gradients<accumulator<T>> gradients) {
+CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
+backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
+                 const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;
   using C = Corner<int32_t, A, (kLow > kHigh ? kLow : kHigh)>;
+  using Corners = Gathered<V, C, T>;
   constexpr int kSlopes = kLow + kHigh;
   constexpr int kTogether = kSums / kSlopes;  // points
   CRAD_SHARED_MEMORY(memory);
@@ -53,6 +110,7 @@ __global__ void __launch_bounds__(kThreads)
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int c = threadIdx.x * V;  // the thread's own channels, if there are so many
   const bool own = c < channels;
+  const bool distinct = taps_follow_each_other(problem.mode, problem.padding);
 
   char* at = memory;
   A* const sums = reinterpret_cast<A*>(at);  // of grad_values, in the thread's own columns
@@ -87,34 +145,17 @@ __global__ void __launch_bounds__(kThreads)
         if (!own || point + j >= count || !batch.place[point + j]) continue;
         for (int h = 0; h < plan.tables.high; ++h) {
           const C high = batch.high_corner(h, point + j);
-          A along = 0;  // sum over the low table of weight * product
-          A slope_low[kLow] = {};
-          for (int l = 0; l < plan.tables.low; ++l) {
-            const C low = batch.low_corner(l, point + j);
-            const int entry = low.entry + high.entry;
-            if (entry < 0) continue;
-            if (gradients.values) {
-              A* const to = sums + entry * plan.tile + c;
-              Pack<A, V> total = load<V>(to);
-              add_product(low.weight * high.weight, grad[j], total);
-              store<V>(to, total);
-            }
-            if (gradients.coords) {
-              const A product = dot(grad[j], load<V>(staged + entry * plan.tile + c));
-              along = multiply_add(low.weight, product, along);
-              CRAD_UNROLL
-              for (int d = 0; d < kLow; ++d)
-                slope_low[d] = multiply_add(low.slope[d], product, slope_low[d]);
-            }
+          Slopes<A, kLow, kHigh> slopes_of_high;
+          for (int low = 0; low < plan.tables.low; low += Corners::kCorners) {
+            const Corners some(batch, point + j, low, high, staged + c, plan.tile,
+                               gradients.coords != nullptr);
+            if (gradients.values)
+              add_to_own<V>(some, high.weight, grad[j], sums + c, plan.tile, distinct);
+            if (gradients.coords) CRAD_UNROLL
+            for (int i = 0; i < Corners::kCorners; ++i)
+              slopes_of_high.add(some.corner[i], dot(grad[j], some.value[i]));
           }
-          CRAD_UNROLL
-          for (int d = 0; d < kLow; ++d)
-            slope[j * kSlopes + d] =
-                multiply_add(high.weight, slope_low[d], slope[j * kSlopes + d]);
-          CRAD_UNROLL
-          for (int d = 0; d < kHigh; ++d)
-            slope[j * kSlopes + kLow + d] =
-                multiply_add(high.slope[d], along, slope[j * kSlopes + kLow + d]);
+          slopes_of_high.add_to(slope + j * kSlopes, high);
         }
       }
       if (gradients.coords) {
@@ -152,13 +193,14 @@ Plan plan_backward_on_chip(const Problem& problem, const Device& device, int vec
                            bool want_values, bool want_coords) {
   using A = accumulator<T>;
   using C = Corner<int32_t, A, kSlopes>;
+  constexpr int64_t kMostPoints = 64;  // located together: the rest of the memory is for channels
   Plan plan{};
   const Tables tables = tables_of(problem.ndim, problem.mode);
   const int64_t room = shared_of_a_block(device);
   const int most_warps = kThreads / 32;
   const int64_t slopes = want_coords ? columns * most_warps * sizeof(A) : 0;  // of a point
   const int64_t point = Batch<C>::bytes(tables, 1) + slopes;
-  const int batch = static_cast<int>(std::clamp<int64_t>(room / 4 / point, 1, kThreads / 2));
+  const int batch = static_cast<int>(std::clamp<int64_t>(room / 4 / point, 1, kMostPoints));
   const int64_t beside = rounded_up(point * batch) + 4 * kAlignment;
   const int64_t bytes = (want_values ? sizeof(A) : 0) + (want_coords ? sizeof(T) : 0);
   plan.tile = std::min<int64_t>(channels_on_chip(problem, bytes, room - beside),
@@ -171,9 +213,7 @@ Plan plan_backward_on_chip(const Problem& problem, const Device& device, int vec
   plan.shared = bytes * problem.entries * plan.tile + beside;
   // As many blocks as run at once, unless the sum of their partial results would cost more than
   // reading grad_output.
-  const int64_t at_once =
-      device.multiprocessors *
-      std::max<int64_t>(1, device.shared_bytes / (plan.shared + device.block_reserve));
+  const int64_t at_once = blocks_at_once(device, plan.shared);
   const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile);
   return cut(problem, plan,
              std::min(ceil_div(at_once, others), problem.points_per_grid / (2 * problem.entries)));

@@ -153,4 +153,32 @@ struct Batch {
   }
 };
 
+// Some corners of a point, V channels of each. All loads are on their way before the first value is
+// used; where a corner lies outside the grid, or there is none, everything but the entry is 0.
+template <int V, class C, class T>
+struct Gathered {
+  static constexpr int kCorners = 4;
+  using A = accumulator<T>;
+  C corner[kCorners];
+  Pack<A, V> value[kCorners];
+
+  // Those of the low table from `first` on, with one of the high table; their values (if wanted)
+  // lie at rows + entry * pitch.
+  CRAD_DEVICE Gathered(const Batch<C>& batch, int point, int first, const C& high, const T* rows,
+                       int64_t pitch, bool want_values) {
+    CRAD_UNROLL
+    for (int i = 0; i < kCorners; ++i) {
+      corner[i] = C{};
+      corner[i].entry = -1;
+      value[i] = filled<A, V>(0);
+      if (first + i >= batch.tables.low) continue;
+      const C low = batch.low_corner(first + i, point);
+      if (low.entry + high.entry < 0) continue;
+      corner[i] = low;
+      corner[i].entry += high.entry;
+      if (want_values) value[i] = load<V>(rows + corner[i].entry * pitch);
+    }
+  }
+};
+
 }  // namespace crad

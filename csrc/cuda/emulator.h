@@ -25,9 +25,7 @@
 #endif
 #endif
 
-#define __global__
-#define __device__
-#define __launch_bounds__(...)
+#define CRAD_KERNEL(blocks) void
 #define CRAD_DEVICE inline
 #define CRAD_UNROLL
 #define CRAD_SHARED_MEMORY(name) char* const name = crad::emulator::block->shared.get()
@@ -40,6 +38,7 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim;
 namespace crad {
 
 constexpr int kThreads = 64;  // two warps, which is all that a race needs
+constexpr int kBlocks = 2;
 
 using Stream = void*;
 
@@ -69,12 +68,12 @@ struct Block {
       : threads(threads),
         shared(new char[bytes]),
         bytes(bytes),
-        slot(threads),
+        slot(2 * threads),
         warp_meeting(threads / kWarp) {}
   int threads;
   std::unique_ptr<char[]> shared;
   int64_t bytes;
-  std::vector<double> slot;  // what each gives to the others of its warp
+  std::vector<double> slot;  // what each gives to the others of its warp, and gave before
   Meeting meeting;
   std::vector<Meeting> warp_meeting;
 };
@@ -232,14 +231,16 @@ struct alignas(8) uint2 {
 
 inline void __syncthreads() { crad::emulator::wait_for_block(); }
 
+// A thread is at most one exchange ahead of another, so two slots for each suffice.
+inline thread_local unsigned exchanges[1024];
 template <class V>
 V __shfl_xor_sync(unsigned, V value, int mask) {
-  double* const slot = crad::emulator::block->slot.data();
+  unsigned& number = exchanges[threadIdx.x];
+  double* const slot = crad::emulator::block->slot.data() + number % 2 * blockDim.x;
+  ++number;
   slot[threadIdx.x] = static_cast<double>(value);
   crad::emulator::wait_for_warp();
-  const V other = static_cast<V>(slot[threadIdx.x ^ mask]);
-  crad::emulator::wait_for_warp();
-  return other;
+  return static_cast<V>(slot[threadIdx.x ^ mask]);
 }
 
 template <class V>

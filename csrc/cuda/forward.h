@@ -11,29 +11,15 @@ template <int V, class T, class C>
 CRAD_DEVICE Pack<accumulator<T>, V> blend(const Batch<C>& batch, int point, const T* rows,
                                           int64_t pitch) {
   using A = accumulator<T>;
+  using Corners = Gathered<V, C, T>;
   auto total = filled<A, V>(0);
   for (int h = 0; h < batch.tables.high; ++h) {
     const C high = batch.high_corner(h, point);
-    // Four loads in flight before the first is used.
-    constexpr int kTogether = 4;
-    for (int first = 0; first < batch.tables.low; first += kTogether) {
-      Pack<A, V> value[kTogether];
-      A weight[kTogether];
+    for (int first = 0; first < batch.tables.low; first += Corners::kCorners) {
+      const Corners some(batch, point, first, high, rows, pitch, true);
       CRAD_UNROLL
-      for (int i = 0; i < kTogether; ++i) {
-        weight[i] = 0;
-        value[i] = filled<A, V>(0);
-        if (first + i < batch.tables.low) {
-          const C low = batch.low_corner(first + i, point);
-          const auto entry = low.entry + high.entry;
-          if (entry >= 0) {
-            weight[i] = low.weight * high.weight;
-            value[i] = load<V>(rows + entry * pitch);
-          }
-        }
-      }
-      CRAD_UNROLL
-      for (int i = 0; i < kTogether; ++i) add_product(weight[i], value[i], total);
+      for (int i = 0; i < Corners::kCorners; ++i)
+        add_product(some.corner[i].weight * high.weight, some.value[i], total);
     }
   }
   return total;
@@ -61,8 +47,8 @@ CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const S
 
 // From a grid that stays in memory.
 template <class T, class X, int V>
-__global__ void __launch_bounds__(kThreads)
-    sample_in_memory(const Problem problem, const Plan plan, T* output) {
+CRAD_KERNEL(kBlocks)
+sample_in_memory(const Problem problem, const Plan plan, T* output) {
   using C = Corner<int64_t, accumulator<T>, 0>;
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
@@ -90,8 +76,8 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
 
 // From a grid whose share is staged in shared memory.
 template <class T, class X, int V>
-__global__ void __launch_bounds__(kThreads)
-    sample_on_chip(const Problem problem, const Plan plan, T* output) {
+CRAD_KERNEL(kBlocks)
+sample_on_chip(const Problem problem, const Plan plan, T* output) {
   using C = Corner<int32_t, accumulator<T>, 0>;
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
@@ -115,18 +101,25 @@ Plan plan_on_chip(const Problem& problem, const Device& device, int vector) {
   Plan plan{};
   plan.tile = channels_on_chip(problem, sizeof(T), room - beside);
   if (plan.tile == 0) return plan;
+  // As many blocks as run at once, by chunks of points so long as staging costs little beside
+  // sampling, and then by tiles of channels.
+  const auto shared_for = [&](int64_t tile) {
+    return rounded_up(problem.entries * tile * sizeof(T)) + beside;
+  };
+  const int64_t at_once = blocks_at_once(device, shared_for(plan.tile));
+  const int64_t most_chunks = std::max<int64_t>(1, problem.points_per_grid / (4 * problem.entries));
+  if (problem.grids * most_chunks * ceil_div(problem.channels, plan.tile) < at_once) {
+    constexpr int64_t kLeast = 128;
+    const int64_t even = ceil_div(problem.channels * problem.grids * most_chunks, at_once);
+    plan.tile = std::min(plan.tile, std::max(kLeast, ceil_div(even, 32) * 32));
+  }
   plan.tables = tables;
   plan.batch = batch;
   plan.threads = kThreads;
-  plan.lanes = lanes_of(plan.tile / vector);
-  plan.shared = rounded_up(problem.entries * plan.tile * sizeof(T)) + beside;
-  // As many blocks as run at once, unless staging would cost more than sampling.
-  const int64_t at_once =
-      device.multiprocessors *
-      std::max<int64_t>(1, device.shared_bytes / (plan.shared + device.block_reserve));
+  plan.lanes = lanes_of(ceil_div(plan.tile, vector));
+  plan.shared = shared_for(plan.tile);
   const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile);
-  return cut(problem, plan,
-             std::min(ceil_div(at_once, others), problem.points_per_grid / problem.entries));
+  return cut(problem, plan, std::min(ceil_div(at_once, others), most_chunks));
 }
 
 template <class C>

@@ -96,8 +96,8 @@ void launch_sum_coords(const Problem& problem, Stream stream, const void* parts,
 
 // ---- the jitter by itself ----
 
-__global__ void __launch_bounds__(kThreads)
-    philox_words(const int64_t* counter, const int64_t* key, int64_t number, int64_t* words) {
+CRAD_KERNEL(kBlocks)
+philox_words(const int64_t* counter, const int64_t* key, int64_t number, int64_t* words) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= number) return;
   Words in;
@@ -113,8 +113,8 @@ void launch_philox(Stream stream, const int64_t* counter, const int64_t* key, in
          words);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
+CRAD_KERNEL(kBlocks)
+normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
   const int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (p >= points) return;
   for (int d = 0; d < ndim; d += 4) {

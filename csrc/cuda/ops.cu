@@ -4,7 +4,7 @@
 #include "launch.h"
 
 #if !defined(CRAD_EMULATED)
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
@@ -24,13 +24,27 @@ struct Current {
 #else
 constexpr DeviceType kDevice = DeviceType::CUDA;
 
-// Makes the device of a tensor the current one while it lives; torch's current stream there.
-struct Current {
-  explicit Current(const Tensor& tensor) : guard(tensor.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  }
-  torch::stable::accelerator::DeviceGuard guard;
+// torch's current stream on a device. The function is looked up where torch with CUDA keeps it, and
+// not linked to: this library may have been built beside a torch without CUDA.
+Stream current_stream(int32_t device_index) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const auto function = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* const symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    STD_TORCH_CHECK(symbol, "crad_kernels: this torch has no CUDA");
+    return reinterpret_cast<Function>(symbol);
+  }();
   Stream stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(function(device_index, &stream));
+  return stream;
+}
+
+// Makes the device of a tensor the current one while it lives.
+struct Current {
+  explicit Current(const Tensor& tensor)
+      : guard(tensor.get_device_index()), stream(current_stream(tensor.get_device_index())) {}
+  torch::stable::accelerator::DeviceGuard guard;
+  Stream stream;
 };
 #endif
 
@@ -51,7 +65,7 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
                                     from(false)};
-  TORCH_ERROR_CODE_CHECK(
+  STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }

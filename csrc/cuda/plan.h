@@ -51,9 +51,13 @@ CRAD_INLINE int64_t rounded_up(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-// Half of what a multiprocessor has, so that two blocks hide each other's latencies.
 inline int64_t shared_of_a_block(const Device& device) {
-  return std::min(device.block_bytes, device.shared_bytes / 2 - device.block_reserve);
+  return std::min(device.block_bytes, device.shared_bytes / kBlocks - device.block_reserve);
+}
+
+inline int64_t blocks_at_once(const Device& device, int64_t shared) {
+  return device.multiprocessors *
+         std::max<int64_t>(1, device.shared_bytes / (shared + device.block_reserve));
 }
 
 // How many points a block locates together: one a thread, or as many as have room for their tables.
@@ -72,7 +76,10 @@ inline int64_t channels_on_chip(const Problem& problem, int64_t bytes, int64_t r
   if (problem.points_per_grid < problem.entries) return 0;
   const int64_t fitting = room / (bytes * problem.entries);
   if (fitting >= problem.channels) return problem.channels;
-  return fitting / kWarp * kWarp;
+  const int64_t most = fitting / kWarp * kWarp;
+  if (most == 0) return 0;
+  const int64_t even = ceil_div(problem.channels, ceil_div(problem.channels, most));
+  return ceil_div(even, kWarp) * kWarp;
 }
 
 // Neighbouring threads for a point with so many vectors of channels: a power of two, as warps

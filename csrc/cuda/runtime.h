@@ -15,6 +15,8 @@
 #include <string>
 
 #define CRAD_DEVICE __device__ __forceinline__
+// A kernel of which so many blocks run on a multiprocessor, at least.
+#define CRAD_KERNEL(blocks) __global__ void __launch_bounds__(crad::kThreads, (blocks))
 #define CRAD_UNROLL _Pragma("unroll")
 
 // The shared memory of the block, as many bytes as it was launched with.
@@ -23,6 +25,9 @@
 namespace crad {
 
 constexpr int kThreads = 256;  // of a block, at most
+// Of a multiprocessor, at least: they hide each other's latencies. This is also what keeps
+// registers from being spilt: asked for more, the compiler spills a few to have room for them.
+constexpr int kBlocks = 2;
 
 using Stream = void*;
 

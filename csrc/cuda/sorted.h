@@ -10,9 +10,9 @@ namespace crad {
 // For every corner of the points from `first` on: its entry of all grids, or their number for one
 // outside, and its weight.
 template <class X, class A>
-__global__ void __launch_bounds__(kThreads)
-    list_contributions(const Problem problem, const Plan plan, int64_t first, int64_t points,
-                       int64_t* entries, A* weights) {
+CRAD_KERNEL(kBlocks)
+list_contributions(const Problem problem, const Plan plan, int64_t first, int64_t points,
+                   int64_t* entries, A* weights) {
   using C = Corner<int64_t, A, 0>;
   CRAD_SHARED_MEMORY(memory);
   Batch<C> batch(plan.tables, plan.batch, memory);
@@ -36,10 +36,10 @@ __global__ void __launch_bounds__(kThreads)
 // Adds the contributions to each entry, in order; `entries` are sorted, and contribution i of them
 // was number order[i] of the list.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
-    add_contributions(const Problem problem, const Plan plan, int64_t first, int64_t contributions,
-                      const int64_t* entries, const int64_t* order, const accumulator<T>* weights,
-                      const T* grad_output, accumulator<T>* grad_values) {
+CRAD_KERNEL(kBlocks)
+add_contributions(const Problem problem, const Plan plan, int64_t first, int64_t contributions,
+                  const int64_t* entries, const int64_t* order, const accumulator<T>* weights,
+                  const T* grad_output, accumulator<T>* grad_values) {
   using A = accumulator<T>;
   const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * (blockDim.x / plan.lanes) + row;

@@ -6,8 +6,8 @@
 namespace crad {
 
 template <class To, class A>
-__global__ void __launch_bounds__(kThreads)
-    sum_parts(const A* parts, int64_t number, int64_t count, To* to) {
+CRAD_KERNEL(kBlocks)
+sum_parts(const A* parts, int64_t number, int64_t count, To* to) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   A total = 0;
