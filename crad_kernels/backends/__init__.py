@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from crad_kernels.backends import cpu
+from crad_kernels.backends import cpu, triton
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Backend:
         devices: the types of device whose tensors it takes.
         reason: why it is not usable and how to get it; empty if it is usable.
         max_ndim: the most coordinate components it takes; None if there is no limit.
+        by_name_only: whether it is never taken by default.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Backend:
     devices: tuple[str, ...]
     reason: str
     max_ndim: int | None = 8
+    by_name_only: bool = False
 
     def takes(self, device: torch.device, ndim: int) -> bool:
         """Whether it can sample on this device, with this many components."""
@@ -38,6 +40,13 @@ _TABLE = {
     backend.name: backend
     for backend in (
         Backend("cpu", not cpu.REASON, ("cpu",), cpu.REASON),
+        Backend(
+            "triton",
+            not triton.REASON,
+            triton.DEVICES,
+            triton.REASON,
+            by_name_only=triton.INTERPRETED,
+        ),
         Backend("reference", True, (), "", max_ndim=None),
     )
 }
@@ -70,7 +79,7 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
     """
     if name is None:
         for backend in _TABLE.values():
-            if backend.takes(device, ndim):
+            if backend.takes(device, ndim) and not backend.by_name_only:
                 return backend
     backend = find(name)
     if not backend.usable:
