@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crad_kernels import sample
-from tests.cases import DTYPES, SHAPES, Case, cases
+from tests.cases import DTYPES, JUDGE, SAME_INDEX, SHAPES, Case, assert_near, cases
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +79,26 @@ def test_determinism_can_be_asked_for_a_call(backend: str, deterministic: bool) 
     assert torch.equal(*outs)
     for got, wanted in zip(*gradients, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((12, 13), channels=5, points=(60,)),
+        Case((6, 5, 5), channels=130, points=(20,), batch=2, padding_mode="border"),
+        Case((3, 50), channels=2, points=(30,), mode="cubic", padding_mode="reflection"),
+    ],
+    ids=str,
+)
+def test_large_grids_are_summed_right_in_either_way(
+    compiled_backend: str, case: Case, deterministic: bool
+) -> None:
+    """Backends may have a way of their own to sum the gradient of a large grid in order."""
+    values, coords, grad_output = case.tensors()
+    gradients = []
+    for backend in (compiled_backend, JUDGE):
+        leaf = values.detach().requires_grad_()
+        out = sample(leaf, coords, **case.options, deterministic=deterministic, backend=backend)
+        gradients += torch.autograd.grad(out, leaf, grad_output)
+    assert_near(*gradients, case.condition * SAME_INDEX[torch.float64])
