@@ -313,13 +313,13 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     if len(counter):
         run(
             kernels.philox_kernel,
-            _ceil_div(len(counter), 256),
+            _ceil_div(len(counter), 1024),
             counter.device,
             counter=counter.contiguous(),
             key=key.contiguous(),
             words=words,
             points=len(counter),
-            BLOCK_POINTS=256,
+            BLOCK_POINTS=1024,
         )
     return words
 
@@ -330,12 +330,12 @@ def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
     if points:
         run(
             kernels.normals_kernel,
-            _ceil_div(points, 256),
+            _ceil_div(points, 1024),
             seed.device,
             seed=seed,
             normals=result,
             points=points,
             NDIM=ndim,
-            BLOCK_POINTS=256,
+            BLOCK_POINTS=1024,
         )
     return result
