@@ -128,8 +128,8 @@ def main() -> None:
                 libraries.append(library(f"_{name}", sources, extra_compile_args=CXX_ARGS))
     else:
         warn(
-            "no C++ compiler found: the CPU kernels are not built, and crad_kernels will run on its "
-            "slow reference backend; install g++ or clang++, then install again"
+            "no C++ compiler found: nothing is compiled, and crad_kernels will run on its slow "
+            "reference backend; install g++ or clang++, then install again"
         )
     runtime = cuda_libraries(toolkit) if toolkit is not None else None
     if toolkit is not None and runtime is not None:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from crad_kernels.backends import cpu, cuda
+from crad_kernels.backends import cpu, cuda, triton
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Backend:
         devices: the types of device whose tensors it takes; empty if it takes any.
         missing: what keeps it from being used in this installation; empty if nothing does.
         max_ndim: the most coordinate components it takes; None if there is no limit.
+        by_name_only: whether it is never taken by default: kernels for a GPU, run on the CPU.
     """
 
     name: str
     devices: tuple[str, ...]
     missing: str
     max_ndim: int | None = 8
+    by_name_only: bool = False
 
     @property
     def reason(self) -> str:
@@ -43,12 +45,14 @@ class Backend:
         return devices_fit and not self.missing and (self.max_ndim is None or ndim <= self.max_ndim)
 
 
-# In order of preference: the first that takes the tensors is the default.
+# In order of preference: the first that takes the tensors is the default. On a GPU, cuda comes
+# before triton whatever the shape and the dtype: no measurement says yet where it should not.
 _TABLE = {
     backend.name: backend
     for backend in (
         Backend("cpu", ("cpu",), cpu.MISSING),
-        Backend("cuda", ("cpu",) if cuda.EMULATED else ("cuda",), cuda.MISSING),
+        Backend("cuda", cuda.DEVICES, cuda.MISSING, by_name_only=cuda.EMULATED),
+        Backend("triton", triton.DEVICES, triton.MISSING, by_name_only=triton.INTERPRETED),
         Backend("reference", (), "", max_ndim=None),
     )
 }
@@ -81,7 +85,7 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
     """
     if name is None:
         for backend in _TABLE.values():
-            if backend.takes(device, ndim):
+            if backend.takes(device, ndim) and not backend.by_name_only:
                 return backend
     backend = find(name)
     if backend.missing:

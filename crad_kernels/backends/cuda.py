@@ -13,4 +13,5 @@ def _missing() -> str:
 
 # The kernels compiled for the processor, which tests build where there is no GPU.
 EMULATED = load("_cuda_emulated", "nothing") == ""
+DEVICES = ("cpu",) if EMULATED else ("cuda",)
 MISSING = "" if EMULATED else _missing()

@@ -1,7 +1,9 @@
 """Which backends there are, which one is taken, and what is said of one that cannot be used."""
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from crad_kernels import backends, sample
-from crad_kernels.backends import _TABLE, Backend, choose
+from crad_kernels.backends import _TABLE, Backend, choose, triton
 from crad_kernels.backends.library import load
 from tests.cases import JUDGE
 
@@ -30,10 +32,22 @@ def test_the_table_cannot_be_changed() -> None:
 
 
 def test_the_first_that_takes_the_tensors_is_the_default() -> None:
-    usable = [record for record in backends().values() if record.takes(COORDS.device, 2)]
+    usable = [
+        record
+        for record in backends().values()
+        if record.takes(COORDS.device, 2) and not record.by_name_only
+    ]
     assert choose(None, COORDS.device, 2) == usable[0]
     assert choose(None, torch.device("meta"), 2).name == JUDGE
     assert choose(None, COORDS.device, 9).name == JUDGE
+
+
+def test_one_that_is_taken_by_name_only_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = next(iter(_TABLE))
+    only_by_name = replace(_TABLE[first], by_name_only=True)
+    monkeypatch.setitem(_TABLE, first, only_by_name)
+    assert choose(None, COORDS.device, 2).name != first
+    assert choose(first, COORDS.device, 2).name == first
 
 
 def test_a_name_takes_that_backend(backend: str) -> None:
@@ -79,3 +93,24 @@ def test_a_library_that_does_not_load_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     assert str(broken) in load("_cpu", "a compiler")
     assert "pip install" in load("_cpu", "a compiler")
+
+
+def test_without_triton_its_backend_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'triton>=" in triton._missing()
+
+
+def test_too_old_a_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.5.1")
+    assert "Triton 3.5.1 is too old" in triton._missing()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.6.0+a.vendor")
+    assert triton._missing() == ""
+
+
+def test_without_a_gpu_what_needs_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    record = Backend("gpu", ("cuda",), "")
+    assert not record.usable
+    assert "no GPU" in record.reason
+    assert record.takes(torch.device("cuda"), 2)  # whoever has such a tensor has a GPU

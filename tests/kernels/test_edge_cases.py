@@ -333,3 +333,23 @@ def test_an_entry_beside_a_tap_outside_the_grid_counts_alone(backend: str) -> No
     assert out.item() == 1
     assert grad_values[:, 0].tolist() == [0, 0, 0, 1.5]
     assert grad_coords.item() == -2 * 3 * 2  # half the size in entries per unit
+
+
+@pytest.mark.parametrize("case", every_option(Case((4, 5), points=(8,))), ids=str)
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_a_gradient_that_is_no_number_stays_where_its_point_is(
+    backend: str, case: Case, poison: float
+) -> None:
+    """At the entries that its point reads, and in its channel."""
+    values, coords, grad_output = case.tensors()
+    coords[2] = torch.tensor([0.13, -0.17])
+    of_the_point = torch.zeros_like(grad_output)
+    of_the_point[2, 1] = 1
+    reached = gradients(values, coords, of_the_point, case, backend)[1] != 0
+    assert reached.any()
+    grad_output[2, 1] = 0
+    expected = gradients(values, coords, grad_output, case, backend)[1]
+    grad_output[2, 1] = poison
+    actual = gradients(values, coords, grad_output, case, backend)[1]
+    assert torch.equal(actual.isfinite(), ~reached)
+    assert torch.equal(actual[~reached], expected[~reached])

@@ -1,0 +1,238 @@
+"""Compiles the Triton kernels that matter, without a GPU, and says which registers they take.
+
+    python -m benchmarks.triton_variants
+
+Calls are made on tensors without memory, and what they launch is compiled to machine code of
+NVIDIA's Ampere, Hopper and Blackwell. Ends with status 1 if one spills registers to
+memory, but for what is tolerated.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod
+from multiprocessing import Pool
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from triton import compile as triton_compile
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.cases import CASES
+from crad_kernels._schema import MODES, PADDING_MODES
+from crad_kernels.backends.triton import INTERPRETED, launch
+
+ARCHITECTURES = (80, 90, 100)
+MOST = 60
+
+# Bytes that a thread may spill, and why: which variants do differs from one Triton to the next.
+TOLERATED = 8
+REASON = (
+    "to fit one block more on a multiprocessor, the assembler parks a number in memory; "
+    "where it was looked at, before all loops, to be read after them"
+)
+
+_TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the operators, forward and backward, whose kernels are compiled.
+
+    Attributes:
+        size: entries per axis of the grid.
+        channels: channels of an entry.
+        points: number of points.
+        mode: as `crad_kernels.sample` takes it, and so are the two that follow.
+        padding_mode: see ``mode``.
+        deterministic: see ``mode``.
+        jittered: whether the coordinates are jittered.
+        dtype: of the values.
+        coords_dtype: of the coordinates.
+        derivative: as the operators take it.
+    """
+
+    size: tuple[int, ...]
+    channels: int
+    points: int = 50_176
+    mode: str = "linear"
+    padding_mode: str = "zeros"
+    deterministic: bool = False
+    jittered: bool = False
+    dtype: torch.dtype = torch.float32
+    coords_dtype: torch.dtype = torch.float32
+    derivative: int = 0
+
+    def __call__(self) -> None:
+        """Launch, on tensors without memory."""
+        empty = partial(torch.empty, device="meta")
+        ndim = len(self.size)
+        arguments: tuple[Any, ...] = (
+            empty(*self.size, self.channels, dtype=self.dtype),
+            empty(self.points, ndim, dtype=self.coords_dtype),
+            empty((), dtype=torch.int64) if self.jittered else None,
+            empty(ndim, dtype=self.coords_dtype) if self.jittered else None,
+            MODES.index(self.mode),
+            PADDING_MODES.index(self.padding_mode),
+            False,
+            self.deterministic,
+            self.derivative,
+        )
+        launch.sample(*arguments)
+        grad_output = empty(self.points, self.channels, dtype=self.dtype)
+        launch.sample_backward(*(grad_output, *arguments, True, True))
+
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"dtype": torch.bfloat16},
+    {"dtype": torch.float64, "coords_dtype": torch.float64},
+    {"mode": "cubic"},
+)
+
+CALLS: tuple[Any, ...] = (
+    # What is timed in benchmarks/cases.py; the first two with jitter, as CRAD calls them.
+    *(
+        Call(case.size, case.channels, prod(case.points), jittered=i < 2)
+        for i, case in enumerate(CASES)
+    ),
+    *(Call(size, 216, **options) for size, options in product(((8, 8), (60, 60)), OPTIONS)),
+    Call((8, 8), 216, mode="cubic", padding_mode="reflection", jittered=True),
+    Call((8, 8), 216, mode="nearest", padding_mode="border"),
+    Call((8, 8), 3, padding_mode="reflection"),
+    Call((60, 60), 216, deterministic=True),
+    Call((60, 60), 216, mode="cubic", derivative=0x11),
+    Call((4,) * 4, 64, mode="cubic"),
+    Call((2,) * 8, 64, jittered=True),
+    lambda: launch.normals(torch.empty((), dtype=torch.int64, device="meta"), 1000, 8),
+    lambda: launch.philox(*(torch.empty(9, n, dtype=torch.int64, device="meta") for n in (4, 2))),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel, and what its compiler is told: as Triton does where it compiles for a call.
+
+    Attributes:
+        kernel: the function.
+        warps: that a program runs on.
+        types: by parameter.
+        constants: by position of the parameter, and within it.
+        attributes: of numbers and addresses, in the same way.
+    """
+
+    kernel: Any
+    warps: int
+    types: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+
+    def __str__(self) -> str:
+        """The kernel's name, the dtypes of its tensors, and the constants that are named."""
+        dtypes = [t[1:] for t in self.types.values() if t[0] == "*"]
+        names = self.kernel.arg_names
+        named = [str(v) for (i, *_), v in self.constants.items() if names[i].isupper()]
+        return f"{self.kernel.__name__}[{' '.join(dtypes)}; {' '.join(named)}]"
+
+
+def variant_of(kernel: Any, warps: int, arguments: dict[str, Any]) -> Variant:
+    """What Triton would compile for these arguments."""
+    types: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def type_of(place: tuple[int, ...], argument: Any, specialised: bool) -> str:
+        if argument is None or (specialised and type(argument) is int and argument == 1):
+            constants[place] = argument
+            return "constexpr"
+        if isinstance(argument, Tensor) or (specialised and argument % 16 == 0):
+            attributes[place] = [["tt.divisibility", 16]]
+        if isinstance(argument, Tensor):
+            return _TYPES[argument.dtype]
+        return "i32" if argument < 2**31 else "i64"
+
+    for i, parameter in enumerate(kernel.params):
+        argument = arguments[parameter.name]
+        if parameter.is_constexpr:
+            types[parameter.name] = "constexpr"
+            constants[i,] = argument
+        elif isinstance(argument, tuple):
+            types[parameter.name] = tuple(
+                type_of((i, j), each, True) for j, each in enumerate(argument)
+            )
+        else:
+            types[parameter.name] = type_of((i,), argument, not parameter.do_not_specialize)
+    return Variant(kernel, warps, types, constants, attributes)
+
+
+def variants() -> list[Variant]:
+    """What the calls launch, each once."""
+    found: dict[str, Variant] = {}
+
+    def record(kernel: Any, programs: int, device: Any, warps: int = 4, **arguments: Any) -> None:
+        variant = variant_of(kernel, warps, arguments)
+        found.setdefault(repr(variant), variant)
+
+    with mock.patch.object(launch, "run", record):
+        for call in CALLS:
+            call()
+    return list(found.values())
+
+
+def compiled(number: int, architecture: int) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills, of a variant."""
+    variant = variants()[number]
+    source = ASTSource(variant.kernel, variant.types, variant.constants, variant.attributes)
+    options = {"num_warps": variant.warps, "enable_fp_fusion": False}
+    binary = triton_compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert usage
+    return int(usage[1]), int(usage[2])
+
+
+def main() -> int:
+    """Print a row for each variant; 1 if one of them spills more than is tolerated."""
+    if INTERPRETED:
+        sys.exit("TRITON_INTERPRET is set, so there is nothing to compile: unset it")
+    every = variants()
+    assert len(every) <= MOST
+    print(f"{len(every)} variants: registers and bytes spilled by a thread, for each of")
+    print(" ".join(f"{f'sm_{architecture}':>8}" for architecture in ARCHITECTURES))
+    few = many = 0
+    with Pool() as pool:
+        jobs = product(range(len(every)), ARCHITECTURES)
+        results = iter(pool.starmap(compiled, jobs, chunksize=len(ARCHITECTURES)))
+    for variant in every:
+        row = [next(results) for _ in ARCHITECTURES]
+        cells = (f"{registers:>4} {spills:>3}" for registers, spills in row)
+        print(*cells, variant)
+        few += sum(0 < spills <= TOLERATED for _, spills in row)
+        many += sum(spills > TOLERATED for _, spills in row)
+    print(f"{few} spill at most {TOLERATED} bytes: {REASON}\n{many} spill more")
+    return int(many > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,565 @@
+"""Loops around the meaning in `axis` and `jitter`: one kernel for each way to do the work.
+
+A program takes a block of points, or of what they add to. The corners of a point are the product of
+its taps over the axes, the first axis the fastest to vary; its `taps` are, along each axis, the
+position that they start from, the distance of the index from it, and the slope of the index.
+
+Kernels are compiled without contraction of products and sums, so that an index is the same number
+on every backend, and jitter the same as if it had been added before; sums over taps say `fma`.
+
+Names of tensors, and numbers, are those of `launch`; in capitals is what the compiler knows. The
+channels are `groups` of GROUP, from which it sees how rows are aligned.
+"""
+
+import triton
+import triton.language as tl
+
+from crad_kernels.backends.triton.axis import (
+    base_of,
+    entry_at,
+    padded,
+    tap_position,
+    tap_weight,
+    unpadded_index,
+)
+from crad_kernels.backends.triton.jitter import jitter_normal
+from crad_kernels.backends.triton.jitter import philox as philox_words
+
+# Loops over so many corners are unrolled.
+UNROLLED = tl.constexpr(16)
+
+# Numbers that change from call to call, and tell the compiler nothing that it can use.
+_CHANGING = [
+    "points",
+    "points_per_item",
+    "entries",
+    "groups",
+    "blocks_per_tile",
+    "first_point",
+    "chunk",
+    "pairs",
+]
+
+
+@triton.jit
+def locate(
+    coords,
+    point,
+    exists,
+    seed,
+    jitter_std,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+):
+    """The taps of points, and which of them exist and have a finite index."""
+    base = ()
+    distance = ()
+    slope = ()
+    finite = exists
+    for axis in tl.static_range(NDIM):
+        coord = tl.load(coords + point * NDIM + (NDIM - 1 - axis), mask=exists, other=0.0)
+        if seed is not None:
+            normal = jitter_normal(tl.load(seed), point, NDIM - 1 - axis)
+            coord += tl.load(jitter_std + (NDIM - 1 - axis)) * normal.to(coord.dtype)
+        at, along = unpadded_index(coord, size[axis], ALIGN_CORNERS)
+        if PADDING == "zeros":
+            finite = finite & (tl.abs(at) < float("inf"))
+        at, along = padded(at, along, size[axis], MODE, PADDING, ALIGN_CORNERS)
+        start = base_of(at, MODE)
+        base = base + (start,)
+        distance = distance + (at - start,)
+        slope = slope + (along,)
+    return (base, distance, slope), finite
+
+
+@triton.jit
+def corner_entry(
+    corner,
+    taps,
+    finite,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    """The entry that a corner reads, and whether it lies inside the grid."""
+    base, _, _ = taps
+    entry = tl.zeros(finite.shape, tl.int64)
+    inside = finite
+    for axis in tl.static_range(NDIM):
+        tap = corner // TAPS**axis % TAPS
+        position = tap_position(base[axis], tap, size[axis], MODE, PADDING, ALIGN_CORNERS)
+        along = entry_at(position, size[axis])
+        inside = inside & (along >= 0) & (along < size[axis])
+        entry = entry * size[axis] + along
+    return entry, inside
+
+
+@triton.jit
+def corner_weight(
+    corner,
+    taps,
+    differentiated: tl.constexpr,
+    dtype: tl.constexpr,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+):
+    """The weight of a corner, differentiated once more along an axis, or (-1) along none."""
+    _, distance, slope = taps
+    weight = tl.full(distance[0].shape, 1.0, dtype)
+    for axis in tl.static_range(NDIM):
+        along = tap_weight(
+            corner // TAPS**axis % TAPS,
+            distance[axis],
+            slope[axis],
+            MODE,
+            (DERIVATIVE >> 4 * axis & 15) + (axis == differentiated),
+        )
+        weight *= along.to(dtype)
+    return weight
+
+
+@triton.jit
+def weight_tile(
+    entry,
+    taps,
+    finite,
+    size,
+    dtype: tl.constexpr,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+):
+    """The weights ``(entries, points)`` of entries in the samples of points."""
+    base, distance, slope = taps
+    weights = tl.where(finite, 1.0, 0.0).to(dtype)[None, :]
+    for axis in tl.static_range(NDIM - 1, -1, -1):
+        place = entry % size[axis]
+        entry = entry // size[axis]
+        along = tl.zeros((entry.shape[0], finite.shape[0]), dtype)
+        for tap in tl.static_range(TAPS):
+            position = tap_position(base[axis], tap, size[axis], MODE, PADDING, ALIGN_CORNERS)
+            read = entry_at(position, size[axis]).to(tl.int32)
+            weight = tap_weight(
+                tap, distance[axis], slope[axis], MODE, DERIVATIVE >> 4 * axis & 15
+            ).to(dtype)
+            along += tl.where(place[:, None] == read[None, :], weight[None, :], 0.0)
+        weights = weights * along
+    return weights
+
+
+@triton.jit
+def tile_of(tensor, row, channels, start, lane):
+    """The addresses of the channels from `start` on, a lane each, of rows of `channels`."""
+    return (tensor + row * channels + start)[:, None] + lane[None, :]
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def sample_kernel(
+    values,
+    coords,
+    seed,
+    jitter_std,
+    output,
+    points,
+    points_per_item,
+    entries,
+    groups,
+    blocks_per_tile,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The sample: a program gathers a tile of channels for a block of points."""
+    CORNERS: tl.constexpr = TAPS**NDIM
+    channels = groups * GROUP
+    tile = blocks_per_tile * BLOCK_CHANNELS
+    tiles = tl.cdiv(channels, tile)
+    program = tl.program_id(0).to(tl.int64)
+    point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    exists = point < points
+    taps, finite = locate(
+        coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+    )
+    item = point // points_per_item
+    begin = program % tiles * tile
+    end = tl.minimum(begin + tile, channels)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    for start in range(begin, end, BLOCK_CHANNELS):
+        here = lane < end - start
+        total = tl.zeros((BLOCK_POINTS, BLOCK_CHANNELS), ACCUMULATOR)
+        for corner in tl.range(
+            0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1
+        ):
+            entry, inside = corner_entry(
+                corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+            )
+            weight = corner_weight(corner, taps, -1, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
+            value = tl.load(
+                tile_of(values, item * entries + entry, channels, start, lane),
+                mask=inside[:, None] & here[None, :],
+                other=0.0,
+            )
+            total = tl.fma(weight[:, None], value.to(ACCUMULATOR), total)
+        total = tl.where(finite[:, None], total, float("nan"))
+        tl.store(
+            tile_of(output, point, channels, start, lane),
+            total.to(output.dtype.element_ty),
+            mask=exists[:, None] & here[None, :],
+        )
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def grad_coords_kernel(
+    grad_output,
+    values,
+    coords,
+    seed,
+    jitter_std,
+    parts,
+    points,
+    points_per_item,
+    entries,
+    groups,
+    blocks_per_tile,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The gradient of the coordinates: a program sums a tile of channels for a block of points."""
+    CORNERS: tl.constexpr = TAPS**NDIM
+    channels = groups * GROUP
+    tile = blocks_per_tile * BLOCK_CHANNELS
+    tiles = tl.cdiv(channels, tile)
+    program = tl.program_id(0).to(tl.int64)
+    point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    exists = point < points
+    taps, finite = locate(
+        coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+    )
+    item = point // points_per_item
+    begin = program % tiles * tile
+    end = tl.minimum(begin + tile, channels)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    component = tl.arange(0, COMPONENTS)
+    total = tl.zeros((BLOCK_POINTS, COMPONENTS), ACCUMULATOR)
+    for corner in tl.range(0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1):
+        entry, inside = corner_entry(
+            corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+        )
+        products = tl.zeros((BLOCK_POINTS, BLOCK_CHANNELS), ACCUMULATOR)
+        for start in range(begin, end, BLOCK_CHANNELS):
+            mask = inside[:, None] & (lane < end - start)[None, :]
+            read = tile_of(values, item * entries + entry, channels, start, lane)
+            value = tl.load(read, mask=mask, other=0.0)
+            written = tile_of(grad_output, point, channels, start, lane)
+            grad = tl.load(written, mask=mask, other=0.0)
+            products = tl.fma(grad.to(ACCUMULATOR), value.to(ACCUMULATOR), products)
+        product = tl.sum(products, 1)
+        for axis in tl.static_range(NDIM):
+            weight = corner_weight(corner, taps, axis, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
+            here = (component == NDIM - 1 - axis)[None, :]
+            total += tl.where(here, (weight * product)[:, None], 0.0)
+    total = tl.where(finite[:, None], total, float("nan"))
+    tl.store(
+        parts + ((program % tiles * points + point) * NDIM)[:, None] + component[None, :],
+        total.to(parts.dtype.element_ty),
+        mask=exists[:, None] & (component < NDIM)[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def owned_grad_values_kernel(
+    grad_output,
+    coords,
+    seed,
+    jitter_std,
+    parts,
+    points_per_item,
+    entries,
+    groups,
+    chunk,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The gradient of a small grid: a program owns a tile of its channels for a chunk of points.
+
+    It holds the tile in registers and adds a product of matrices for each block of its points, in
+    order. The tiles of chunks are `parts`, to be summed.
+    """
+    channels = groups * GROUP
+    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunks = tl.cdiv(points_per_item, chunk)
+    program = tl.program_id(0).to(tl.int64)
+    part = program // tiles  # of an item and a chunk
+    item = part // chunks
+    begin = part % chunks * chunk
+    end = tl.minimum(begin + chunk, points_per_item)
+    first = program % tiles * BLOCK_CHANNELS
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    here = lane < channels - first
+    entry = tl.arange(0, ENTRIES)
+    total = tl.zeros((ENTRIES, BLOCK_CHANNELS), ACCUMULATOR)
+    for start in range(begin, end, BLOCK_POINTS):
+        in_item = start + tl.arange(0, BLOCK_POINTS)
+        point = item * points_per_item + in_item
+        taps, finite = locate(
+            coords, point, in_item < end, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+        )
+        weights = weight_tile(
+            entry,
+            taps,
+            finite,
+            size,
+            ACCUMULATOR,
+            NDIM,
+            MODE,
+            PADDING,
+            ALIGN_CORNERS,
+            TAPS,
+            DERIVATIVE,
+        )
+        grad = tl.load(
+            tile_of(grad_output, point, channels, first, lane),
+            mask=finite[:, None] & here[None, :],
+            other=0.0,
+        ).to(ACCUMULATOR)
+        # A product of matrices spreads NaN and infinities to entries that the point does not read:
+        # they are left out of it, and added one point at a time.
+        bounded = tl.abs(grad) < float("inf")
+        total = tl.dot(
+            weights,
+            tl.where(bounded, grad, 0.0),
+            acc=total,
+            input_precision="ieee",
+            out_dtype=ACCUMULATOR,
+        )
+        if tl.min(tl.min(bounded.to(tl.int32), 1), 0) == 0:
+            for number in range(BLOCK_POINTS):
+                this = tl.arange(0, BLOCK_POINTS) == number
+                weight = tl.sum(tl.where(this[None, :], weights, 0.0), 1)[:, None]
+                wild = tl.sum(tl.where(this[:, None] & ~bounded, grad, 0.0), 0)[None, :]
+                total += tl.where(weight != 0, weight * wild, 0.0)
+    tl.store(
+        tile_of(parts, part * entries + entry, channels, first, lane),
+        total,
+        mask=(entry < entries)[:, None] & here[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def atomic_grad_values_kernel(
+    grad_output,
+    coords,
+    seed,
+    jitter_std,
+    grad_values,
+    points,
+    points_per_item,
+    entries,
+    groups,
+    blocks_per_tile,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The gradient of a large grid: a program adds a tile of channels for a block of points."""
+    CORNERS: tl.constexpr = TAPS**NDIM
+    channels = groups * GROUP
+    tile = blocks_per_tile * BLOCK_CHANNELS
+    tiles = tl.cdiv(channels, tile)
+    program = tl.program_id(0).to(tl.int64)
+    point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    taps, finite = locate(
+        coords, point, point < points, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+    )
+    item = point // points_per_item
+    begin = program % tiles * tile
+    end = tl.minimum(begin + tile, channels)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    for start in range(begin, end, BLOCK_CHANNELS):
+        here = lane < end - start
+        grad = tl.load(
+            tile_of(grad_output, point, channels, start, lane),
+            mask=finite[:, None] & here[None, :],
+            other=0.0,
+        ).to(ACCUMULATOR)
+        for corner in tl.range(
+            0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1
+        ):
+            entry, inside = corner_entry(
+                corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+            )
+            weight = corner_weight(corner, taps, -1, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
+            tl.atomic_add(
+                tile_of(grad_values, item * entries + entry, channels, start, lane),
+                weight[:, None] * grad,
+                mask=inside[:, None] & here[None, :],
+                sem="relaxed",
+            )
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def corners_kernel(
+    coords,
+    seed,
+    jitter_std,
+    rows,
+    weights,
+    first_point,
+    points,
+    points_per_item,
+    entries,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+):
+    """The corners of points from `first_point` on: the row of the grid that each reads, its weight.
+
+    Where it lies outside the grid, the row is the greatest number there is.
+    """
+    CORNERS: tl.constexpr = TAPS**NDIM
+    number = tl.program_id(0).to(tl.int64) * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    point = first_point + number
+    exists = number < points
+    taps, finite = locate(
+        coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+    )
+    item = point // points_per_item
+    for corner in range(CORNERS):
+        entry, inside = corner_entry(
+            corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+        )
+        weight = corner_weight(corner, taps, -1, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
+        row = tl.where(inside, item * entries + entry, 0x7FFFFFFFFFFFFFFF)
+        tl.store(rows + number * CORNERS + corner, row, mask=exists)
+        tl.store(weights + number * CORNERS + corner, weight, mask=exists)
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def segments_kernel(
+    grad_output,
+    rows,
+    order,
+    weights,
+    grad_values,
+    first_point,
+    pairs,
+    groups,
+    CORNERS: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Adds to a row of the gradient what the pairs of a point and a corner that read it add up to.
+
+    `rows` are sorted, and `order` says which pair each is of; the program of the first of equal
+    ones sums them in order, a tile of channels, and the others have nothing to do.
+    """
+    channels = groups * GROUP
+    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    program = tl.program_id(0).to(tl.int64)
+    first = program // tiles
+    start = program % tiles * BLOCK_CHANNELS
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    here = lane < channels - start
+    row = tl.load(rows + first)
+    before = tl.load(rows + first - 1, mask=first > 0, other=-1)
+    if (row != before) & (row != 0x7FFFFFFFFFFFFFFF):
+        total = tl.zeros((BLOCK_CHANNELS,), ACCUMULATOR)
+        more = 1
+        while more == 1:
+            place = first + tl.arange(0, BLOCK_PAIRS)
+            equal = tl.load(rows + place, mask=place < pairs, other=-1) == row
+            pair = tl.load(order + place, mask=equal, other=0)
+            weight = tl.load(weights + pair, mask=equal, other=0.0)
+            grad = tl.load(
+                tile_of(grad_output, first_point + pair // CORNERS, channels, start, lane),
+                mask=equal[:, None] & here[None, :],
+                other=0.0,
+            )
+            total += tl.sum(weight[:, None] * grad.to(ACCUMULATOR), 0)
+            first += BLOCK_PAIRS
+            more = tl.min(equal.to(tl.int32), 0)
+        to = grad_values + row * channels + start + lane
+        tl.store(to, tl.load(to, mask=here, other=0.0) + total, mask=here)
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def normals_kernel(seed, normals, points, NDIM: tl.constexpr, BLOCK_POINTS: tl.constexpr):
+    """The normals of the jitter by themselves."""
+    point = tl.program_id(0).to(tl.int64) * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    for component in tl.static_range(NDIM):
+        normal = jitter_normal(tl.load(seed), point, component)
+        tl.store(normals + point * NDIM + component, normal, mask=point < points)
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def philox_kernel(counter, key, words, points, BLOCK_POINTS: tl.constexpr):
+    """The generator by itself, on counters ``(points, 4)`` and keys ``(points, 2)``."""
+    point = tl.program_id(0).to(tl.int64) * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
+    exists = point < points
+    low = tl.load(key + point * 2, mask=exists, other=0)
+    high = tl.load(key + point * 2 + 1, mask=exists, other=0)
+    counter += point * 4
+    result = philox_words(
+        low | high << 32,
+        tl.load(counter, mask=exists, other=0),
+        tl.load(counter + 1, mask=exists, other=0),
+        tl.load(counter + 2, mask=exists, other=0),
+        tl.load(counter + 3, mask=exists, other=0),
+    )
+    for i in tl.static_range(4):
+        tl.store(words + point * 4 + i, result[i].to(tl.int64), mask=exists)
