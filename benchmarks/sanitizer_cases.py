@@ -1,4 +1,4 @@
-"""Small calls that take every kernel of a backend, to run under compute-sanitizer.
+"""Small calls that take every kernel of a backend, to run under a sanitizer.
 
 ``compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_cases BACKEND``
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from crad_kernels import sample
+from crad_kernels._op import normals
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,39 @@ def calls() -> Iterator[Call]:
 
 
 def run(call: Call, backend: str, device: str) -> None:
-    """Sample with jitter, and differentiate."""
+    """Sample with jitter, differentiate, and compare with the reference."""
     batch = () if call.batch is None else (call.batch,)
     values = torch.randn(*batch, *call.size, call.channels, device=device, dtype=call.dtype)
     coords = torch.rand(*batch, call.points, len(call.size), device=device) * 3 - 1.5
     # The first component of the first points.
     nowhere = (math.nan, math.inf, -math.inf, 1e30, -1e30)
     coords[..., : len(nowhere), 0] = torch.tensor(nowhere, device=device)[: call.points]
-    out = sample(
-        values.requires_grad_(),
-        coords.requires_grad_(),
-        mode=call.mode,
-        padding_mode=call.padding_mode,
-        align_corners=call.align_corners,
-        jitter_std=0.1,
-        seed=3,
-        deterministic=call.deterministic,
-        backend=backend,
-    )
-    torch.autograd.grad(out, (values, coords), torch.randn_like(out))
+    grad_output = torch.randn(*coords.shape[:-1], call.channels, device=device, dtype=call.dtype)
+    seed = torch.tensor(3, device=device)
+    noise = normals(backend, seed, coords.numel() // coords.shape[-1], coords.shape[-1])
+    results = []
+    for name, places, jitter_std in (
+        (backend, coords, 0.1),
+        ("reference", coords + 0.1 * noise.reshape(coords.shape), 0.0),
+    ):
+        leaves = values.detach().requires_grad_(), places.detach().requires_grad_()
+        out = sample(
+            *leaves,
+            mode=call.mode,
+            padding_mode=call.padding_mode,
+            align_corners=call.align_corners,
+            deterministic=call.deterministic,
+            jitter_std=jitter_std,
+            seed=seed,
+            backend=name,
+        )
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, grad_output)))
+    tolerance = 64 * max(torch.finfo(dtype).eps for dtype in (call.dtype, coords.dtype))
+    for got, wanted in zip(*results, strict=True):
+        scale = float(wanted.nan_to_num().abs().max())
+        torch.testing.assert_close(
+            got, wanted, rtol=0, atol=tolerance * max(scale, 1.0), equal_nan=True
+        )
 
 
 def main(backend: str, device: str = "cuda") -> None:
@@ -91,7 +106,7 @@ def main(backend: str, device: str = "cuda") -> None:
         count += 1
     if device == "cuda":
         torch.cuda.synchronize()
-    sys.stdout.write(f"{count} calls, forward and backward\n")
+    sys.stdout.write(f"{count} calls, forward and backward, agree with the reference\n")
 
 
 if __name__ == "__main__":

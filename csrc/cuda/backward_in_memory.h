@@ -2,7 +2,8 @@
 // gradient of the values atomically.
 #pragma once
 
-#include "backward_on_chip.h"
+#include "forward.h"
+#include "gradients.h"
 
 namespace crad {
 

@@ -4,19 +4,9 @@
 #pragma once
 
 #include "forward.h"
+#include "gradients.h"
 
 namespace crad {
-
-// Where the blocks of a backward pass put their results; null: not wanted.
-template <class A>
-struct Gradients {
-  A* values;  // (chunks, grids * entries, channels): summed over the chunks afterwards
-  A* coords;  // (tiles, points, ndim): summed over the tiles afterwards
-};
-
-// Doubles, and 8 channels of a thread, take more registers than two blocks have.
-template <class A, int V>
-constexpr int kBlocksFor = sizeof(A) > 4 || V > 4 ? 1 : kBlocks;
 
 constexpr int kSums = 8;  // that a warp takes together
 
@@ -42,31 +32,6 @@ CRAD_DEVICE void sum_over_warp(A (&v)[kSums]) {
 }
 
 CRAD_DEVICE int index_of_sum(int lane) { return (lane & 1) * 4 + (lane & 2) + ((lane & 4) != 0); }
-
-// The slopes of a point: the sum over the corners of their weights' derivatives times the product
-// of the gradient of the output with their entry.
-template <class A, int kLow, int kHigh>
-struct Slopes {
-  A low[kLow] = {};  // along the components of the low table, times the weight of the high one
-  A along = 0;       // the low table's own sum, for the components of the high one
-
-  template <class C>
-  CRAD_DEVICE void add(const C& corner, A product) {
-    along = multiply_add(corner.weight, product, along);
-    CRAD_UNROLL
-    for (int d = 0; d < kLow; ++d) low[d] = multiply_add(corner.slope[d], product, low[d]);
-  }
-
-  // Adds them, complete for one corner of the high table, to those of the point.
-  template <class C>
-  CRAD_DEVICE void add_to(A* slope, const C& high) const {
-    CRAD_UNROLL
-    for (int d = 0; d < kLow; ++d) slope[d] = multiply_add(high.weight, low[d], slope[d]);
-    CRAD_UNROLL
-    for (int d = 0; d < kHigh; ++d)
-      slope[kLow + d] = multiply_add(high.slope[d], along, slope[kLow + d]);
-  }
-};
 
 // Adds weight * grad to the sums of the corners, which are the thread's own. Where no two corners
 // are of one entry, all loads come before the first store.
@@ -114,9 +79,9 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
 
   char* at = memory;
   A* const sums = reinterpret_cast<A*>(at);  // of grad_values, in the thread's own columns
-  if (gradients.values) at += rounded_up(problem.entries * plan.tile * sizeof(A));
+  if (gradients.values) at += rounded_up(problem.entries * plan.tile_channels * sizeof(A));
   T* const staged = reinterpret_cast<T*>(at);
-  if (gradients.coords) at += rounded_up(problem.entries * plan.tile * sizeof(T));
+  if (gradients.coords) at += rounded_up(problem.entries * plan.tile_channels * sizeof(T));
   A* const slopes = reinterpret_cast<A*>(at);  // (points, kSlopes, warps)
   if (gradients.coords) at += rounded_up(plan.batch * kSlopes * warps * sizeof(A));
   Batch<C> batch(plan.tables, plan.batch, at);
@@ -124,19 +89,27 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
   if (gradients.coords) stage<V>(problem, plan, share, staged);
   if (gradients.values && own)
     for (int entry = 0; entry < problem.entries; ++entry)
-      store<V>(sums + entry * plan.tile + c, filled<A, V>(0));
+      store<V>(sums + entry * plan.tile_channels + c, filled<A, V>(0));
 
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
     const int count = static_cast<int>(
         share.point_end - first < batch.points ? share.point_end - first : batch.points);
     batch.template fill<X>(problem, first, count);
     const T* const rows = grad_output + first * problem.channels + share.channel_begin + c;
+    // The gradients of the points that come next, on their way while the others are worked on.
+    Pack<A, V> next[kTogether];
+    const auto fetch = [&](int point) {
+      CRAD_UNROLL
+      for (int j = 0; j < kTogether; ++j)
+        next[j] = own && point + j < count ? load<V>(rows + (point + j) * problem.channels)
+                                           : filled<A, V>(0);
+    };
+    fetch(0);
     for (int point = 0; point < count; point += kTogether) {
       Pack<A, V> grad[kTogether];
       CRAD_UNROLL
-      for (int j = 0; j < kTogether; ++j)
-        grad[j] = own && point + j < count ? load<V>(rows + (point + j) * problem.channels)
-                                           : filled<A, V>(0);
+      for (int j = 0; j < kTogether; ++j) grad[j] = next[j];
+      fetch(point + kTogether);
       A slope[kSums];
       CRAD_UNROLL
       for (int i = 0; i < kSums; ++i) slope[i] = 0;
@@ -147,13 +120,15 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
           const C high = batch.high_corner(h, point + j);
           Slopes<A, kLow, kHigh> slopes_of_high;
           for (int low = 0; low < plan.tables.low; low += Corners::kCorners) {
-            const Corners some(batch, point + j, low, high, staged + c, plan.tile,
+            const Corners some(batch, point + j, low, high, staged + c, plan.tile_channels,
                                gradients.coords != nullptr);
             if (gradients.values)
-              add_to_own<V>(some, high.weight, grad[j], sums + c, plan.tile, distinct);
-            if (gradients.coords) CRAD_UNROLL
-            for (int i = 0; i < Corners::kCorners; ++i)
-              slopes_of_high.add(some.corner[i], dot(grad[j], some.value[i]));
+              add_to_own<V>(some, high.weight, grad[j], sums + c, plan.tile_channels, distinct);
+            if (gradients.coords) {
+              CRAD_UNROLL
+              for (int i = 0; i < Corners::kCorners; ++i)
+                slopes_of_high.add(some.corner[i], dot(grad[j], some.value[i]));
+            }
           }
           slopes_of_high.add_to(slope + j * kSlopes, high);
         }
@@ -184,7 +159,7 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
                   (share.chunk * entries + share.grid * problem.entries) * problem.channels +
                   share.channel_begin + c;
     for (int entry = 0; entry < problem.entries; ++entry)
-      store_past_caches<V>(to + entry * problem.channels, load<V>(sums + entry * plan.tile + c));
+      store<V>(to + entry * problem.channels, load<V>(sums + entry * plan.tile_channels + c));
   }
 }
 
@@ -193,7 +168,7 @@ Plan plan_backward_on_chip(const Problem& problem, const Device& device, int vec
                            bool want_values, bool want_coords) {
   using A = accumulator<T>;
   using C = Corner<int32_t, A, kSlopes>;
-  constexpr int64_t kMostPoints = 64;  // located together: the rest of the memory is for channels
+  constexpr int64_t kMostPoints = 32;  // located together: the rest of the memory is for channels
   Plan plan{};
   const Tables tables = tables_of(problem.ndim, problem.mode);
   const int64_t room = shared_of_a_block(device);
@@ -201,22 +176,24 @@ Plan plan_backward_on_chip(const Problem& problem, const Device& device, int vec
   const int64_t slopes = want_coords ? columns * most_warps * sizeof(A) : 0;  // of a point
   const int64_t point = Batch<C>::bytes(tables, 1) + slopes;
   const int batch = static_cast<int>(std::clamp<int64_t>(room / 4 / point, 1, kMostPoints));
-  const int64_t beside = rounded_up(point * batch) + 4 * kAlignment;
+  constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
+  const int64_t beside = point * batch + kParts * kAlignment;
   const int64_t bytes = (want_values ? sizeof(A) : 0) + (want_coords ? sizeof(T) : 0);
-  plan.tile = std::min<int64_t>(channels_on_chip(problem, bytes, room - beside),
-                                static_cast<int64_t>(kThreads) * vector);
-  if (plan.tile == 0) return plan;
+  plan.tile_channels = std::min<int64_t>(channels_on_chip(problem, bytes, room - beside),
+                                         static_cast<int64_t>(kThreads) * vector);
+  if (plan.tile_channels == 0) return plan;
   plan.tables = tables;
   plan.batch = batch;
   plan.lanes = 1;
-  plan.threads = static_cast<int>(ceil_div(plan.tile, 32 * vector)) * 32;
-  plan.shared = bytes * problem.entries * plan.tile + beside;
+  plan.threads = static_cast<int>(ceil_div(plan.tile_channels, 32 * vector)) * 32;
+  plan.shared = bytes * problem.entries * plan.tile_channels + beside;
+  constexpr int64_t kMostThreads = 640;  // with 96 registers each
   // As many blocks as run at once, unless the sum of their partial results would cost more than
   // reading grad_output.
-  const int64_t at_once = blocks_at_once(device, plan.shared);
-  const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile);
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kMostThreads);
+  const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile_channels);
   return cut(problem, plan,
-             std::min(ceil_div(at_once, others), problem.points_per_grid / (2 * problem.entries)));
+             std::min(at_once / others, problem.points_per_grid / (2 * problem.entries)));
 }
 
 }  // namespace crad

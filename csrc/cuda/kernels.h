@@ -15,7 +15,8 @@ struct Kernels {
                        const void* grad_output, void* value_parts, void* coord_parts);
   static void add_contributions(const Problem& problem, Stream stream, int64_t first,
                                 int64_t points, const int64_t* entries, const int64_t* order,
-                                const void* weights, const void* grad_output, void* grad_values);
+                                const void* weights, const void* grad_output, void* grad_values,
+                                void* rests);
   static void sum_values(Stream stream, const void* parts, int64_t number, int64_t count, void* to);
 };
 

@@ -1,8 +1,9 @@
-// The kernels of one type of values: from run-time to compile-time choices. A type of coordinates
-// other than float, and more than 4 axes, have one general variant.
+// The kernels of one type of values: from run-time to compile-time choices. Coordinates other than
+// float, and points whose corners take two tables, have one general variant.
 #pragma once
 
 #include "backward_in_memory.h"
+#include "backward_on_chip.h"
 #include "kernels.h"
 #include "sorted.h"
 #include "sums.h"
@@ -26,7 +27,9 @@ int vector_of(const Problem& problem, const void* grad_output, int bytes) {
 template <class T>
 constexpr int kWide = 16 / sizeof(T);  // channels of 16 bytes
 template <class T>
-constexpr int kWord = sizeof(T) < 4 ? 4 / sizeof(T) : 1;  // of 4 bytes, or of a number
+// Of 4 bytes, or of a number: what a thread owns on the chip. Shared memory gives a warp as many
+// bytes in words as in vectors, and words have 4 times as many warps to hide its latency.
+constexpr int kWord = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
 
 template <class T>
 void Kernels<T>::sample(const Problem& problem, Stream stream, void* output) {
@@ -64,7 +67,7 @@ BackwardPlan Kernels<T>::plan_backward(const Problem& problem, const void* grad_
     backward.vector = vector_of<T>(problem, grad_output, 4);
     backward.plan = plan_backward_on_chip<T, kLow>(problem, device, backward.vector, kLow + kHigh,
                                                    want_values, want_coords);
-    backward.on_chip = backward.plan.tile > 0;
+    backward.on_chip = backward.plan.tile_channels > 0;
     if (backward.on_chip) return;
     backward.vector = vector_of<T>(problem, grad_output, 16);
     backward.plan =
@@ -97,18 +100,24 @@ void Kernels<T>::backward(const Problem& problem, const BackwardPlan& backward, 
 template <class T>
 void Kernels<T>::add_contributions(const Problem& problem, Stream stream, int64_t first,
                                    int64_t points, const int64_t* entries, const int64_t* order,
-                                   const void* weights, const void* grad_output,
-                                   void* grad_values) {
+                                   const void* weights, const void* grad_output, void* grad_values,
+                                   void* rests) {
   using A = accumulator<T>;
   const bool wide = vector_of<T>(problem, grad_output, 16) > 1;
   Plan plan{};
   plan.tables = tables_of(problem.ndim, problem.mode);
   plan.lanes = lanes_of(problem.channels / (wide ? kWide<T> : 1));
   const int64_t contributions = points * plan.tables.low * plan.tables.high;
+  const int64_t groups = kThreads / plan.lanes;
   launch(wide ? crad::add_contributions<T, kWide<T>> : crad::add_contributions<T, 1>,
-         ceil_div(contributions, kThreads / plan.lanes), kThreads, 0, stream, problem, plan, first,
-         contributions, entries, order, static_cast<const A*>(weights),
-         static_cast<const T*>(grad_output), static_cast<A*>(grad_values));
+         ceil_div(contributions, groups), kThreads, 0, stream, problem, plan, first, contributions,
+         entries, order, static_cast<const A*>(weights), static_cast<const T*>(grad_output),
+         static_cast<A*>(grad_values), static_cast<A*>(rests));
+  if (contributions > kPiece)
+    launch(wide ? add_rests<T, kWide<T>> : add_rests<T, 1>,
+           ceil_div(ceil_div(contributions, kPiece) - 1, groups), kThreads, 0, stream, problem,
+           plan, contributions, entries, static_cast<A*>(grad_values),
+           static_cast<const A*>(rests));
 }
 
 template <class T>
@@ -116,4 +125,5 @@ void Kernels<T>::sum_values(Stream stream, const void* parts, int64_t number, in
                             void* to) {
   launch_sum<T, accumulator<T>>(parts, number, count, stream, to);
 }
+
 }  // namespace crad

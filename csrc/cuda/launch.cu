@@ -48,6 +48,8 @@ int64_t contributions_of_a_point(const Problem& problem) {
   return static_cast<int64_t>(tables.low) * tables.high;
 }
 
+int64_t pieces_of(int64_t contributions) { return ceil_div(contributions, kPiece); }
+
 void launch_list_contributions(const Problem& problem, Stream stream, int64_t first, int64_t points,
                                int64_t* entries, void* weights) {
   const auto run = [&](auto coord, auto sum) {
@@ -70,10 +72,10 @@ void launch_list_contributions(const Problem& problem, Stream stream, int64_t fi
 
 void launch_add_contributions(const Problem& problem, Stream stream, int64_t first, int64_t points,
                               const int64_t* entries, const int64_t* order, const void* weights,
-                              const void* grad_output, void* grad_values) {
+                              const void* grad_output, void* grad_values, void* rests) {
   with_kernels(problem.value_type, [&](auto kernels) {
     kernels.add_contributions(problem, stream, first, points, entries, order, weights, grad_output,
-                              grad_values);
+                              grad_values, rests);
   });
 }
 

@@ -25,11 +25,13 @@ void launch_backward(const Problem& problem, const BackwardPlan& plan, Stream st
 // The gradient of the values without atomic additions, in two steps with a sort between them: see
 // sorted.h. The points are those of a range.
 int64_t contributions_of_a_point(const Problem& problem);
+// The pieces of a list of so many, for each of which `rests` has a row of channels.
+int64_t pieces_of(int64_t contributions);
 void launch_list_contributions(const Problem& problem, Stream stream, int64_t first, int64_t points,
                                int64_t* entries, void* weights);
 void launch_add_contributions(const Problem& problem, Stream stream, int64_t first, int64_t points,
                               const int64_t* entries, const int64_t* order, const void* weights,
-                              const void* grad_output, void* grad_values);
+                              const void* grad_output, void* grad_values, void* rests);
 
 // Sums `number` arrays of `count` sums of values, one behind the other, rounded to the type of the
 // values, or of the coordinates.

@@ -72,12 +72,14 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
 
 // Adds to `sums`, the zeroed gradient of the values, without atomic additions.
 void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_output, Tensor& sums) {
-  constexpr int64_t kMost = 1 << 24;  // contributions that are sorted together
+  // Contributions that are sorted together; each takes 36 bytes and a 64th of a row of channels.
+  constexpr int64_t kMost = 1 << 22;
   const int64_t corners = contributions_of_a_point(problem);
   const int64_t points = problem.grids * problem.points_per_grid;
   const int64_t together = std::min(points, std::max<int64_t>(1, kMost / corners));
   Tensor entries = torch::stable::new_empty(sums, {together * corners}, ScalarType::Long);
   Tensor weights = torch::stable::new_empty(sums, {together * corners});
+  Tensor rests = torch::stable::new_empty(sums, {pieces_of(together * corners), problem.channels});
   for (int64_t first = 0; first < points; first += together) {
     const int64_t count = std::min(together, points - first);
     launch_list_contributions(problem, stream, first, count,
@@ -86,7 +88,7 @@ void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_outp
     launch_add_contributions(problem, stream, first, count,
                              static_cast<const int64_t*>(keys.data_ptr()),
                              static_cast<const int64_t*>(order.data_ptr()), weights.data_ptr(),
-                             grad_output.data_ptr(), sums.data_ptr());
+                             grad_output.data_ptr(), sums.data_ptr(), rests.data_ptr());
   }
 }
 

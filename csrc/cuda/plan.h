@@ -9,20 +9,20 @@
 namespace crad {
 
 struct Plan {
-  int64_t tile;    // channels of a block
-  int64_t tiles;   // of all channels
-  int64_t chunk;   // points of a block
-  int64_t chunks;  // of the points of one grid
-  int batch;       // points of a block that are located together
-  int lanes;       // neighbouring threads that share a point
-  int threads;     // of a block
+  int64_t tile_channels;  // of a block
+  int64_t tiles;          // of all channels
+  int64_t chunk_points;   // of a block
+  int64_t chunks;         // of the points of one grid
+  int batch;              // points of a block that are located together
+  int lanes;              // neighbouring threads that share a point
+  int threads;            // of a block
   Tables tables;
   int64_t shared;  // bytes of a block
 
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
 
-// What a block works on: half-open ranges.
+// What a block works on: the numbers of its grid, tile and chunk, and half-open ranges.
 struct Share {
   int64_t grid, tile, chunk;
   int64_t point_begin, point_end;
@@ -35,11 +35,11 @@ CRAD_DEVICE Share share_of(const Problem& problem, const Plan& plan, int64_t blo
   share.tile = block / plan.chunks % plan.tiles;
   share.chunk = block % plan.chunks;
   const int64_t first = share.grid * problem.points_per_grid;
-  const int64_t begin = share.chunk * plan.chunk, end = begin + plan.chunk;
+  const int64_t begin = share.chunk * plan.chunk_points, end = begin + plan.chunk_points;
   share.point_begin = first + begin;
   share.point_end = first + (end < problem.points_per_grid ? end : problem.points_per_grid);
-  share.channel_begin = share.tile * plan.tile;
-  const int64_t channel_end = share.channel_begin + plan.tile;
+  share.channel_begin = share.tile * plan.tile_channels;
+  const int64_t channel_end = share.channel_begin + plan.tile_channels;
   share.channel_end = channel_end < problem.channels ? channel_end : problem.channels;
   return share;
 }
@@ -55,9 +55,12 @@ inline int64_t shared_of_a_block(const Device& device) {
   return std::min(device.block_bytes, device.shared_bytes / kBlocks - device.block_reserve);
 }
 
-inline int64_t blocks_at_once(const Device& device, int64_t shared) {
-  return device.multiprocessors *
-         std::max<int64_t>(1, device.shared_bytes / (shared + device.block_reserve));
+// Blocks of so many threads that all multiprocessors run at once, by shared memory, and by a bound
+// on the threads that their registers are for.
+inline int64_t blocks_at_once(const Device& device, int64_t shared, int threads,
+                              int64_t most_threads) {
+  const int64_t by_memory = device.shared_bytes / (shared + device.block_reserve);
+  return device.multiprocessors * std::max<int64_t>(1, std::min(by_memory, most_threads / threads));
 }
 
 // How many points a block locates together: one a thread, or as many as have room for their tables.
@@ -91,9 +94,9 @@ inline int lanes_of(int64_t vectors) {
 }
 
 inline Plan cut(const Problem& problem, Plan plan, int64_t chunks) {
-  plan.tiles = ceil_div(problem.channels, plan.tile);
-  plan.chunk = ceil_div(problem.points_per_grid, std::max<int64_t>(1, chunks));
-  plan.chunks = ceil_div(problem.points_per_grid, plan.chunk);
+  plan.tiles = ceil_div(problem.channels, plan.tile_channels);
+  plan.chunk_points = ceil_div(problem.points_per_grid, std::max<int64_t>(1, chunks));
+  plan.chunks = ceil_div(problem.points_per_grid, plan.chunk_points);
   return plan;
 }
 

@@ -32,8 +32,14 @@ constexpr int kBlocks = 2;
 using Stream = void*;
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  std::string message = std::string("crad_kernels: CUDA: ") + cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInsufficientDriver)
+    message +=
+        "; build the kernels for this GPU (set TORCH_CUDA_ARCH_LIST, run `pip install -e .` "
+        "again), "
+        "update its driver, or use backend=\"triton\"";
+  throw std::runtime_error(message);
 }
 
 struct Device {
@@ -62,9 +68,10 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
             Stream stream, Arguments... arguments) {
   constexpr int64_t kWithoutAsking = 48 * 1024;
+  // Always for all that there is: another thread may be launching the same kernel.
   if (shared > kWithoutAsking)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)));
+                               static_cast<int>(current_device().block_bytes)));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(threads);

@@ -127,3 +127,18 @@ def test_large_grids_are_summed_right_in_either_way(
         out = sample(leaf, coords, **case.options, deterministic=deterministic, backend=backend)
         gradients += torch.autograd.grad(out, leaf, grad_output)
     assert_near(*gradients, case.condition * SAME_INDEX[torch.float64])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_many_points_of_one_entry_are_summed_right(
+    compiled_backend: str, deterministic: bool
+) -> None:
+    """As all that lie far away are, with border padding, amid others."""
+    values, coords, grad_output = Case((130, 140), channels=2, points=(700,)).tensors()
+    coords[::2] = 5.0
+    gradients = []
+    for name in (compiled_backend, JUDGE):
+        leaf = values.detach().requires_grad_()
+        out = sample(leaf, coords, padding_mode="border", deterministic=deterministic, backend=name)
+        gradients.append(torch.autograd.grad(out, leaf, grad_output)[0])
+    assert_near(*gradients, 10 * SAME_INDEX[torch.float64])
