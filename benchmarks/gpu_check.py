@@ -1,4 +1,4 @@
-"""All that is checked on a GPU: tests, compute-sanitizer, times.
+"""All that is checked on a GPU: tests, compute-sanitizer, times, registers of compiled kernels.
 
 ``python -m benchmarks.gpu_check --minutes 9`` writes ``benchmarks/results/DATE-GPU.json`` and
 prints a table. Every step is a process of its own with a share of the time, so that one that
@@ -33,12 +33,14 @@ from benchmarks.peers import peers
 from benchmarks.report import Report, machine, open_report, show, write_json
 from crad_kernels import backends
 
-KINDS = ("tests", "sanitizers", "timings")
+KINDS = ("tests", "sanitizers", "timings", "variants")
 # Shares of the time, of all steps of a kind together.
-WEIGHTS = {"tests": 5.0, "sanitizers": 2.0, "timings": 2.0}
+WEIGHTS = {"tests": 5.0, "sanitizers": 2.0, "timings": 2.0, "variants": 1.0}
 FINE = ("passed", "skipped")
 # Which need the GPU, or most of its memory, for themselves.
-ALONE = ("tests/kernels/test_cuda.py", "tests/kernels/test_large.py")
+ALONE = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda", "large", "tuning"))
+# What compiles the kernels of a backend for several architectures.
+COMPILED = {"cuda": "benchmarks.ptxas", "triton": "benchmarks.triton_variants"}
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,22 @@ def run_timings(peer: str, seconds: float) -> Report:
     return {**report, **({"reason": errors[0]} if errors else {}), **found}
 
 
+# ---- registers ----
+
+
+def variants_report(end: End) -> Report:
+    """How many variants were compiled, and how many spill."""
+    counts = re.findall(r"^\d+ (?:variants\b[^:\n]*|spill more)", end.output, re.MULTILINE)
+    return {**end.report(end.code == 0 and bool(counts)), "summary": "; ".join(counts)}
+
+
+def run_variants(backend: str, seconds: float) -> Report:
+    """The registers of the kernels of a backend, compiled for several architectures."""
+    if backend == "cuda" and shutil.which("nvcc") is None:
+        return skip("nvcc was not found", seconds)
+    return variants_report(run([sys.executable, "-m", COMPILED[backend]], seconds))
+
+
 # ---- all ----
 
 
@@ -212,6 +230,8 @@ def steps(kinds: Sequence[str], chosen: Sequence[str] | None) -> list[Step]:
             for tool in ("memcheck", "racecheck"):
                 action = partial(run_sanitizer, tool, name)
                 found.append(Step("sanitizers", f"{tool}, {name}", action))
+        if name in COMPILED:
+            found.append(Step("variants", f"registers, {name}", partial(run_variants, name)))
     for peer in peers("cuda"):
         ours = peer.removeprefix("crad_kernels ")
         if not chosen or ours == peer or ours in chosen:

@@ -5,6 +5,7 @@ table: its amount is decided at run time, by `csrc/cuda/plan.h`.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     architectures = parser.parse_args().architectures
     jobs = [(s, a) for a in architectures for s in SOURCES if s.name not in WITHOUT_KERNELS]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [v for each in pool.map(lambda job: compiled(*job), jobs) for v in each]
     for name, variant in zip(readable([v.name for v in found]), found, strict=True):
         sys.stdout.write(

@@ -3,8 +3,8 @@
     python -m benchmarks.triton_variants
 
 Calls are made on tensors without memory, and what they launch is compiled to machine code of
-NVIDIA's Ampere, Hopper and Blackwell. Ends with status 1 if one spills registers to
-memory, but for what is tolerated.
+NVIDIA's Ampere, Hopper and Blackwell: where a GPU would time several configurations, the first.
+Ends with status 1 if one spills registers to memory, but for what is tolerated.
 """
 
 import re

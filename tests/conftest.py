@@ -68,6 +68,12 @@ def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _place(request.param)
 
 
+@pytest.fixture(params=_params(lambda placed: placed.name == "triton"))
+def triton_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the Triton backend."""
+    yield from _place(request.param)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Some backends alone, which the names of tests do not tell apart from markers."""
     parser.addoption(

@@ -14,6 +14,7 @@ from benchmarks.cases import CASES
 from benchmarks.gpu_check import End, Step
 from benchmarks.peers import peers
 from crad_kernels import backends
+from crad_kernels.backends import Backend
 from tests.cases import JUDGE
 
 ABOUT = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "abc"}
@@ -92,6 +93,34 @@ def test_findings_of_the_sanitizer(end: End, status: str) -> None:
     assert gpu_check.sanitizer_report(end)["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "summary"),
+    [
+        (
+            End(0, "sm_80 sort 32 registers\n110 variants, 0 of them spill registers\n"),
+            "passed",
+            "110 variants, 0 of them spill registers",
+        ),
+        (
+            End(0, "60 variants: registers and bytes\n  72 0 sample\n0 spill more\n"),
+            "passed",
+            "60 variants; 0 spill more",
+        ),
+        (End(1, "60 variants: registers\n2 spill more\n"), "failed", "60 variants; 2 spill more"),
+        (End(0, ""), "failed", ""),
+        (End(None, "60 variants: registers\n"), "timed out", "60 variants"),
+    ],
+)
+def test_registers_of_the_variants(end: End, status: str, summary: str) -> None:
+    found = gpu_check.variants_report(end)
+    assert (found["status"], found["summary"]) == (status, summary)
+
+
+def test_variants_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: None)
+    assert gpu_check.run_variants("cuda", 1)["reason"] == "nvcc was not found"
+
+
 # ---- steps ----
 
 
@@ -113,6 +142,16 @@ def test_every_kind_can_be_run_alone() -> None:
     names = [each.name for each in gpu_check.steps(gpu_check.KINDS, [JUDGE])]
     assert f"tests, {JUDGE}" in names
     assert "times, F.embedding_bag" in names
+
+
+def test_a_gpu_gets_the_variants_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {name: Backend(name, ("cuda",), "") for name in gpu_check.COMPILED}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "backends", lambda: gpu)
+    monkeypatch.setattr(gpu_check, "peers", lambda device: {})
+    names = [each.name for each in gpu_check.steps(["variants"], None)]
+    assert names == ["registers, cuda", "registers, triton"]
+    assert [each.name for each in gpu_check.steps(["variants"], ["triton"])] == names[1:]
 
 
 @pytest.mark.usefixtures("_gpu")

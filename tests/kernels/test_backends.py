@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -93,6 +95,17 @@ def test_a_library_that_does_not_load_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     assert str(broken) in load("_cpu", "a compiler")
     assert "pip install" in load("_cpu", "a compiler")
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    """Beyond what torch imports of it."""
+    code = """
+import sys, torch
+before = "triton" in sys.modules
+import crad_kernels
+sys.exit("triton" in sys.modules and not before)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_triton_its_backend_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

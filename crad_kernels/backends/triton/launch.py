@@ -1,9 +1,11 @@
 """The operators: tensors in, launches, tensors out.
 
-Arguments have been checked; results are contiguous. Nothing here waits for the device, or copies to
-it, so a CUDA graph can capture all of it. Plans depend on shapes and dtypes alone.
+Arguments have been checked; results are contiguous. Nothing here copies to the device, or waits for
+it unless `tuning` does, so a CUDA graph can capture all of it. The order of sums depends on shapes
+and dtypes alone.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from crad_kernels._schema import MODES, PADDING_MODES
 from crad_kernels.backends.triton import kernels
+from crad_kernels.backends.triton.tuning import GATHERING, OWNED, Configuration, fastest
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 
@@ -25,6 +28,9 @@ _PROGRAMS = 1024
 
 # Pairs of a point and a corner that are sorted at a time.
 _PAIRS = 1 << 24
+
+# Of fewer outputs, a GPU makes short work however it is cut: a launch takes longer.
+_WORTH_TUNING = 1 << 20
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -52,6 +58,7 @@ class _Call:
     points: int
     points_per_item: int
     accumulator: torch.dtype
+    kind: tuple[Hashable, ...]
     arguments: dict[str, Any]
 
     @property
@@ -69,14 +76,26 @@ class _Call:
         group = gcd(self.channels, 16)
         return {"groups": self.channels // group, "GROUP": group}
 
-    def gathering(self) -> tuple[int, int, dict[str, int]]:
+    def fastest(
+        self,
+        kernel: str,
+        configurations: Sequence[Configuration],
+        launch: Callable[[Configuration], None],
+    ) -> Configuration:
+        """The configuration to launch a kernel with."""
+        if self.points * self.channels < _WORTH_TUNING:
+            return configurations[0]
+        device = self.arguments["coords"].device
+        return fastest((kernel, *self.kind), device, configurations, launch)
+
+    def gathering(self, configuration: Configuration) -> tuple[int, int, dict[str, int]]:
         """Programs, tiles and arguments of a kernel that gathers entries for blocks of points."""
         # Where loops are unrolled, the entries of all corners are on their way at the same time.
-        elements = 1024 if self.corners <= 4 else 512
+        elements = configuration.scale * (1024 if self.corners <= 4 else 512)
         if self.accumulator == torch.float64:
             elements //= 2
-        block_channels = _up_to(self.channels, 128)
-        block_points = min(elements // block_channels, 256)
+        block_channels = _up_to(self.channels, configuration.channels)
+        block_points = min(elements // block_channels, 256 * configuration.scale)
         blocks = _ceil_div(self.points, block_points)
         blocks_per_tile = _ceil_div(self.channels, _ceil_div(_PROGRAMS, blocks) * block_channels)
         tiles = _ceil_div(self.channels, blocks_per_tile * block_channels)
@@ -117,6 +136,11 @@ def _call(
         points,
         points_per_item,
         torch.float64 if wide else torch.float32,
+        (
+            *(values.dtype, coords.dtype, jittered, ndim),
+            *(mode, padding_mode, align_corners, derivative),
+            *(number.bit_length() for number in (batch, prod(size), values.shape[-1], points)),
+        ),
         {
             "coords": coords.contiguous(),
             "seed": seed if jittered else None,
@@ -149,17 +173,23 @@ def sample(
     """Gathers, for grids of any size: it reads what the taps read, and no other entry."""
     call = _call(values, coords, seed, jitter_std, mode, padding_mode, align_corners, derivative)
     output = values.new_empty(*coords.shape[:-1], call.channels)
-    if not call.empty:
-        programs, _, plan = call.gathering()
+    values = values.contiguous()
+
+    def launch(configuration: Configuration) -> None:
+        programs, _, plan = call.gathering(configuration)
         run(
             kernels.sample_kernel,
             programs,
             values.device,
-            values=values.contiguous(),
+            configuration.warps,
+            values=values,
             output=output,
             **plan,
             **call.arguments,
         )
+
+    if not call.empty:
+        launch(call.fastest("sample", GATHERING, launch))
     return output
 
 
@@ -199,7 +229,7 @@ def sample_backward(
 
 def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tensor) -> Tensor:
     """Partial sums of tiles of channels, summed in order: the same bits in every run."""
-    programs, tiles, plan = call.gathering()
+    programs, tiles, plan = call.gathering(GATHERING[0])
     parts = coords.new_empty(tiles, *coords.shape)
     run(
         kernels.grad_coords_kernel,
@@ -230,37 +260,48 @@ def _owned_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tens
     chunks = _ceil_div(call.points_per_item, chunk)
     shape = (call.batch, chunks, call.entries, call.channels)
     parts = values.new_empty(shape, dtype=call.accumulator)
-    run(
-        kernels.owned_grad_values_kernel,
-        call.batch * chunks * tiles,
-        values.device,
-        warps=8,
-        grad_output=grad_output,
-        parts=parts,
-        **call.channel_groups,
-        chunk=chunk,
-        ENTRIES=entries,
-        BLOCK_POINTS=block_points,
-        BLOCK_CHANNELS=block_channels,
-        **call.arguments,
-    )
+
+    def launch(configuration: Configuration) -> None:
+        run(
+            kernels.owned_grad_values_kernel,
+            call.batch * chunks * tiles,
+            values.device,
+            configuration.warps,
+            grad_output=grad_output,
+            parts=parts,
+            **call.channel_groups,
+            chunk=chunk,
+            ENTRIES=entries,
+            BLOCK_POINTS=block_points,
+            BLOCK_CHANNELS=block_channels,
+            **call.arguments,
+        )
+
+    launch(call.fastest("owned_grad_values", OWNED, launch))
     total = parts if chunks == 1 else parts.sum(1)
     return total.to(values.dtype).view(values.shape)
 
 
 def _atomic_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tensor:
     """Sums in whatever order the device comes to."""
-    grad_values = values.new_zeros(values.shape, dtype=call.accumulator)
-    programs, _, plan = call.gathering()
-    run(
-        kernels.atomic_grad_values_kernel,
-        programs,
-        values.device,
-        grad_output=grad_output,
-        grad_values=grad_values,
-        **plan,
-        **call.arguments,
-    )
+    grad_values = values.new_empty(values.shape, dtype=call.accumulator)
+
+    def launch(configuration: Configuration) -> None:
+        programs, _, plan = call.gathering(configuration)
+        run(
+            kernels.atomic_grad_values_kernel,
+            programs,
+            values.device,
+            configuration.warps,
+            grad_output=grad_output,
+            grad_values=grad_values,
+            **plan,
+            **call.arguments,
+        )
+
+    configuration = call.fastest("atomic_grad_values", GATHERING, launch)
+    grad_values.zero_()  # of what was added while it was timed, too
+    launch(configuration)
     return grad_values.to(values.dtype)
 
 
