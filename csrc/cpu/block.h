@@ -16,6 +16,7 @@ constexpr int kLanes = 16;
 
 template <class X>
 struct Block {
+  int64_t point[kLanes];
   X coord[kMaxDim][kLanes];  // jittered, along the axes
   X t[kMaxDim][kLanes];      // distance of the index from the base of its taps
   X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
@@ -98,12 +99,12 @@ struct Corners {
 };
 
 template <class X>
-inline void add_jitter(const Geometry<X>& geometry, int64_t first_point, Block<X>& block) {
+inline void add_jitter(const Geometry<X>& geometry, Block<X>& block) {
   for (int d = 0; d < geometry.ndim; d += 2) {
     float even[kLanes], odd[kLanes];
     const bool second_pair = d % 4 == 2;
     for (int i = 0; i < kLanes; ++i) {
-      const Words words = jitter_words(geometry.seed, first_point + i, d / 4);
+      const Words words = jitter_words(geometry.seed, block.point[i], d / 4);
       normal_pair(second_pair ? words.word[2] : words.word[0],
                   second_pair ? words.word[3] : words.word[1], even[i], odd[i]);
     }
@@ -145,27 +146,44 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
     }
 }
 
-// Locates the points from `first` on, of which `remaining` are left, and returns how many of the
-// lanes are points; the others repeat the last one. `coords` holds those of all points.
+// Fetches the coordinates of the points from number `first` of the order on (null: of their own),
+// of which `remaining` are left, and returns how many of the lanes are points; the others repeat
+// the last one. `coords` holds those of all points.
 template <class X>
-inline int locate(const Geometry<X>& geometry, const X* coords, int64_t first, int64_t remaining,
-                  Block<X>& block) {
+inline int fetch(const Geometry<X>& geometry, const X* coords, const int64_t* order, int64_t first,
+                 int64_t remaining, Block<X>& block) {
   const int points = remaining < kLanes ? static_cast<int>(remaining) : kLanes;
-  for (int axis = 0; axis < geometry.ndim; ++axis) {
-    const X* component = coords + first * geometry.ndim + geometry.ndim - 1 - axis;
-    for (int i = 0; i < kLanes; ++i)
-      block.coord[axis][i] = component[(i < points ? i : points - 1) * geometry.ndim];
+  for (int i = 0; i < kLanes; ++i) {
+    const int64_t number = first + (i < points ? i : points - 1);
+    block.point[i] = order ? order[number] : number;
   }
-  if (geometry.jittered) add_jitter(geometry, first, block);
+  for (int axis = 0; axis < geometry.ndim; ++axis)
+    for (int i = 0; i < kLanes; ++i)
+      block.coord[axis][i] = coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
+  if (geometry.jittered) add_jitter(geometry, block);
   for (int i = 0; i < kLanes; ++i) {
     block.inside[i] = 0;
     block.finite[i] = 1;
   }
+  return points;
+}
+
+// Calls f with mode and padding as compile-time constants.
+template <class X, class F>
+inline void with_taps(const Geometry<X>& geometry, F f) {
   with_mode(geometry.mode, [&](auto mode) {
-    with_padding(geometry.padding, [&](auto padding) {
-      for (int axis = 0; axis < geometry.ndim; ++axis)
-        locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
-    });
+    with_padding(geometry.padding, [&](auto padding) { f(mode, padding); });
+  });
+}
+
+// Fetches and locates points.
+template <class X>
+inline int locate(const Geometry<X>& geometry, const X* coords, const int64_t* order, int64_t first,
+                  int64_t remaining, Block<X>& block) {
+  const int points = fetch(geometry, coords, order, first, remaining, block);
+  with_taps(geometry, [&](auto mode, auto padding) {
+    for (int axis = 0; axis < geometry.ndim; ++axis)
+      locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
   });
   return points;
 }

@@ -13,6 +13,16 @@ namespace crad {
 struct Range {
   int64_t point_begin, point_end;
   int64_t channel_begin, channel_end;
+  // The range's points are numbers point_begin to point_end - 1 of this order; null: of their own.
+  const int64_t* order = nullptr;
+};
+
+// Parts of the grid: those of a band have the same bits above `shift` of their entries along an
+// axis, and so for the second axis within a band.
+struct Bands {
+  int axis, second;  // -1: there is no second
+  int shift, second_shift;
+  int64_t number, second_number;
 };
 
 // A part of the backward pass: any of the pointers may be null.
@@ -25,6 +35,9 @@ struct Gradients {
 struct Kernels {
   void (*forward)(const Problem&, const Range&, void* output);
   void (*backward)(const Problem&, const Range&, const Gradients&);
+  // The part, band * second_number + second band, of the lowest entry that each point reads.
+  void (*locate_parts)(const Problem&, const Bands&, int64_t point_begin, int64_t point_end,
+                       int32_t* part);
   // Sums `parts` arrays of `count` elements that lie `stride` apart, in order, into `to`.
   void (*sum_values)(ValueType, const void* parts, int64_t number, int64_t stride, void* to,
                      int64_t begin, int64_t end);

@@ -10,7 +10,7 @@ namespace {
 // The grid that the points of a range lie in.
 template <class T>
 const T* grid_of(const Problem& problem, const Range& range) {
-  const int64_t item = range.point_begin / problem.points_per_grid;
+  const int64_t item = range.point_begin / problem.points_per_grid;  // in any order of its own
   return static_cast<const T*>(problem.values) + item * problem.entries * problem.channels;
 }
 
@@ -90,11 +90,11 @@ void forward(const Problem& problem, const Range& range, void* output) {
   Corners<A> corners(geometry);
   Gathered<A> inside(corners.count);
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, p, range.point_end - p, block);
+    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
     place(geometry, block, corners);
     weigh(geometry, block, -1, corners);
     for (int i = 0; i < points; ++i) {
-      T* row = static_cast<T*>(output) + (p + i) * problem.channels;
+      T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
       inside.gather(corners, block, i);
       if (block.finite[i])
         blend_all<streaming>(inside.count, grid, inside.offset.get(), inside.weight.get(), row,
@@ -190,12 +190,14 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   Buffer<A> dot(corners.count);               // of grad_output with the entry of a corner inside
   Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, p, range.point_end - p, block);
+    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
     place(geometry, block, corners);
     weigh(geometry, block, -1, corners);
     for (int i = 0; i < points; ++i) {
-      const T* row = static_cast<const T*>(gradients.grad_output) + (p + i) * problem.channels;
-      if (i + 1 < points) prefetch(row + problem.channels + begin, end - begin);
+      const T* const rows = static_cast<const T*>(gradients.grad_output);
+      const T* const row = rows + block.point[i] * problem.channels;
+      if (i + 1 < points)
+        prefetch(rows + block.point[i + 1] * problem.channels + begin, end - begin);
       inside.gather(corners, block, i);
       if (!block.finite[i]) inside.count = 0;
       splat_all<Values, Coords>(inside.count, row, grid, static_cast<A*>(gradients.grad_values),
@@ -206,13 +208,14 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
       for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k]][i] = dot[k];
     }
     if (!Coords) continue;
-    X* grad_coords = static_cast<X*>(gradients.grad_coords) + p * problem.ndim;
+    X* const grad_coords = static_cast<X*>(gradients.grad_coords);
     for (int axis = 0; axis < problem.ndim; ++axis) {
       weigh(geometry, block, axis, corners);
       for (int i = 0; i < points; ++i) {
         A total = 0;
         for (int k = 0; k < corners.count; ++k) total += corners.weight[k][i] * block_dot[k][i];
-        grad_coords[i * problem.ndim + problem.ndim - 1 - axis] = static_cast<X>(total);
+        grad_coords[block.point[i] * problem.ndim + problem.ndim - 1 - axis] =
+            static_cast<X>(total);
       }
     }
   }
@@ -226,6 +229,43 @@ void backward_any(const Problem& problem, const Range& range, const Gradients& g
     backward<true, false, T, X>(problem, range, gradients);
   else if (gradients.grad_coords)
     backward<false, true, T, X>(problem, range, gradients);
+}
+
+// ---- the order of points ----
+
+// The lowest entry along an axis that each point reads, in the grid.
+template <class X>
+void lowest_entries(const Geometry<X>& geometry, int axis, Block<X>& block,
+                    int64_t (&lowest)[kLanes]) {
+  with_taps(geometry, [&](auto mode, auto padding) {
+    locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
+  });
+  const bool follow = taps_follow_each_other(geometry.mode, geometry.padding);
+  const int taps = follow ? 1 : tap_count(geometry.mode);
+  const int64_t last = geometry.size[axis] - 1;
+  for (int i = 0; i < kLanes; ++i) {
+    int64_t entry = block.offset[axis][0][i];
+    for (int tap = 1; tap < taps; ++tap) entry = std::min(entry, block.offset[axis][tap][i]);
+    lowest[i] = std::max<int64_t>(0, std::min(entry, last));
+  }
+}
+
+template <class X>
+void locate_parts(const Problem& problem, const Bands& bands, int64_t begin, int64_t end,
+                  int32_t* part) {
+  Geometry<X> geometry = geometry_of<X>(problem);
+  for (int axis = 0; axis < geometry.ndim; ++axis) geometry.stride[axis] = 1;
+  Block<X> block;
+  for (int64_t p = begin; p < end; p += kLanes) {
+    const int points =
+        fetch(geometry, static_cast<const X*>(problem.coords), nullptr, p, end - p, block);
+    int64_t first[kLanes], second[kLanes] = {};
+    lowest_entries(geometry, bands.axis, block, first);
+    if (bands.second >= 0) lowest_entries(geometry, bands.second, block, second);
+    for (int i = 0; i < points; ++i)
+      part[p + i] = static_cast<int32_t>((first[i] >> bands.shift) * bands.second_number +
+                                         (second[i] >> bands.second_shift));
+  }
 }
 
 // ---- sums of partial results ----
@@ -290,6 +330,13 @@ void backward_typed(const Problem& problem, const Range& range, const Gradients&
   });
 }
 
+void locate_parts_typed(const Problem& problem, const Bands& bands, int64_t begin, int64_t end,
+                        int32_t* part) {
+  with_coord_type(problem.coord_type, [&](auto coord) {
+    locate_parts<typename decltype(coord)::type>(problem, bands, begin, end, part);
+  });
+}
+
 void sum_values(ValueType type, const void* parts, int64_t number, int64_t stride, void* to,
                 int64_t begin, int64_t end) {
   with_value_type(type, [&](auto value) {
@@ -308,6 +355,7 @@ void sum_coords(CoordType type, const void* parts, int64_t number, int64_t strid
 
 }  // namespace
 
-const Kernels CRAD_KERNELS = {forward_typed, backward_typed, sum_values, sum_coords};
+const Kernels CRAD_KERNELS = {forward_typed, backward_typed, locate_parts_typed, sum_values,
+                              sum_coords};
 
 }  // namespace crad

@@ -8,6 +8,7 @@
 #include "../core/jitter.h"
 #include "../operator/call.h"
 #include "kernels.h"
+#include "order.h"
 #include "plan.h"
 #include "recycler.h"
 
@@ -121,6 +122,12 @@ struct Parts {
   }
 };
 
+void clear(const Parts& parts) {
+  for_each_block(parts.number * parts.stride, [&](int64_t begin, int64_t end) {
+    std::memset(parts.part(0) + begin * parts.element, 0, (end - begin) * parts.element);
+  });
+}
+
 // Zeroes a range's channels of every entry of a grid.
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
   const int64_t bytes = (range.channel_end - range.channel_begin) * element;
@@ -148,22 +155,51 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     return {grad_values, grad_coords};
   }
 
-  const Plan plan = backward_plan(problem);
+  const Bands bands = bands_of(problem);
+  const Plan plan = bands.number > 0 ? band_plan(problem, bands) : backward_plan(problem);
   const Parts value_parts(grad_values, plan.chunks, accumulator_of(problem.value_type));
   const Parts coord_parts(grad_coords, plan.tiles, coords.scalar_type());
-  for_each_range(plan, call.problem.grids, call.points * problem.channels,
-                 [&](int64_t grid, int64_t tile, int64_t chunk) {
-                   const Range range = plan.range(grid, tile, chunk, problem);
-                   Gradients gradients{grad_output.data_ptr(), nullptr, nullptr};
-                   if (want_values) {
-                     char* part = value_parts.part(chunk) +
-                                  grid * problem.entries * problem.channels * value_parts.element;
-                     clear(part, problem, range, value_parts.element);
-                     gradients.grad_values = part;
-                   }
-                   if (want_coords) gradients.grad_coords = coord_parts.part(tile);
-                   kernels().backward(problem, range, gradients);
-                 });
+  // Adds the gradients of a range.
+  const auto add = [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
+    Gradients gradients{grad_output.data_ptr(), nullptr, nullptr};
+    if (want_values)
+      gradients.grad_values =
+          value_parts.part(chunk) + grid * problem.entries * problem.channels * value_parts.element;
+    if (want_coords) gradients.grad_coords = coord_parts.part(tile);
+    kernels().backward(problem, range, gradients);
+  };
+  if (bands.number > 0) {
+    if (want_values) clear(value_parts);
+    const Tensor part = torch::stable::new_empty(coords, {call.points}, ScalarType::Int);
+    const Tensor order = empty(coords, {call.points}, ScalarType::Long);
+    int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
+    const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()),
+                           numbers, [](int64_t count, auto f) {
+                             torch::stable::parallel_for(0, count, 1, [&](int64_t b, int64_t e) {
+                               for (int64_t i = b; i < e; ++i) f(i);
+                             });
+                           });
+    for (int64_t odd = 0; odd < 2; ++odd) {
+      const Plan half{plan.tile, plan.tiles, 0, (bands.number + 1 - odd) / 2};
+      for_each_range(half, problem.grids, call.points * problem.channels,
+                     [&](int64_t grid, int64_t tile, int64_t pair) {
+                       const int64_t band = 2 * pair + odd, channel = tile * plan.tile;
+                       add(grid, tile, 0,
+                           {sorted.begin_of(grid, band), sorted.begin_of(grid, band + 1), channel,
+                            std::min(channel + plan.tile, problem.channels), numbers});
+                     });
+    }
+  } else {
+    for_each_range(plan, problem.grids, call.points * problem.channels,
+                   [&](int64_t grid, int64_t tile, int64_t chunk) {
+                     const Range range = plan.range(grid, tile, chunk, problem);
+                     if (want_values)
+                       clear(value_parts.part(chunk) +
+                                 grid * problem.entries * problem.channels * value_parts.element,
+                             problem, range, value_parts.element);
+                     add(grid, tile, chunk, range);
+                   });
+  }
   if (want_values && value_parts.summed)
     for_each_block(value_parts.stride, [&](int64_t begin, int64_t end) {
       kernels().sum_values(problem.value_type, value_parts.part(0), value_parts.number,

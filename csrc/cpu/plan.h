@@ -25,12 +25,14 @@ struct Plan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many channels as keep the tile of the grid, at so many bytes an element, in a core's own
-// cache.
-inline int64_t tile_of(const Problem& problem, int64_t bytes) {
-  constexpr int64_t kCache = 512 * 1024, kMinimum = 64;
-  const int64_t fitting = kCache / (bytes * problem.entries) / 16 * 16;
-  return std::min(problem.channels, std::max(fitting, kMinimum));
+constexpr int64_t kCache = 512 * 1024;  // bytes, of a core's own
+constexpr int64_t kNarrow = 64;         // channels of a tile, at least
+
+// As many channels as keep the tile of so many entries, at so many bytes an element, in a core's
+// own cache.
+inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes) {
+  const int64_t fitting = kCache / (bytes * entries) / 16 * 16;
+  return std::min(problem.channels, std::max(fitting, kNarrow));
 }
 
 inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
@@ -39,16 +41,18 @@ inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
 
 inline Plan forward_plan(const Problem& problem) {
   constexpr int64_t kElements = 64 * 1024;  // of a range: enough to hide the cost of scheduling it
-  const int64_t tile = tile_of(problem, 4);
+  const int64_t tile = tile_of(problem, problem.entries, 4);
   return plan_of(problem, tile, std::max<int64_t>(1, kElements / tile));
 }
+
+constexpr int64_t kBackwardBytes = 8;  // of an entry and of its gradient
 
 // Each chunk of points adds to a grid of its own; these are summed afterwards. Their number is as
 // many as keep machines with many cores busy, but never so many that the sum costs more than
 // reading grad_output.
 inline Plan backward_plan(const Problem& problem) {
   constexpr int64_t kRanges = 32, kPoints = 64, kAlways = 1 << 20;
-  const int64_t tile = tile_of(problem, 8);
+  const int64_t tile = tile_of(problem, problem.entries, kBackwardBytes);
   const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * problem.grids);
   const int64_t points = problem.points_per_grid;
   const int64_t affordable =
@@ -56,6 +60,57 @@ inline Plan backward_plan(const Problem& problem) {
   const int64_t chunks =
       std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
   return plan_of(problem, tile, ceil_div(points, chunks));
+}
+
+// The bands of a grid that is larger than a core's cache; none (number 0) for others. Points are
+// taken band by band, so that what they read and add to stays in the cache; and points of every
+// other band have no entry in common, so they can be taken in parallel, with no grid of their own.
+inline Bands bands_of(const Problem& problem) {
+  constexpr int64_t kFewBands = 4, kMostBands = 256, kMostParts = 4096, kPoints = 64;
+  constexpr int kShift = 2;  // a band is no narrower than the reach of a point's taps
+  Bands bands{-1, -1, kShift, kShift, 0, 1};
+  const int64_t tile = std::min(problem.channels, kNarrow);
+  if (problem.entries * tile * kBackwardBytes <= kCache) return bands;
+  const auto longest_but = [&](int other) {
+    int longest = other == 0 ? 1 : 0;
+    for (int axis = longest + 1; axis < problem.ndim; ++axis)
+      if (axis != other && problem.size[axis] > problem.size[longest]) longest = axis;
+    return longest;
+  };
+  // Cuts an axis into so many parts at most, which must be at least 1.
+  const auto cut = [&](int axis, int& shift, int64_t most) {
+    while ((problem.size[axis] - 1) >> shift >= most) ++shift;
+    return ((problem.size[axis] - 1) >> shift) + 1;
+  };
+  const int64_t most = std::min(kMostBands, problem.points_per_grid / kPoints);
+  if (most < kFewBands) return bands;
+  bands.axis = longest_but(-1);
+  const int64_t number = cut(bands.axis, bands.shift, most);
+  if (number < kFewBands) return bands;
+  bands.number = number;
+  if (problem.ndim == 1) return bands;
+  bands.second = longest_but(bands.axis);
+  bands.second_number = cut(bands.second, bands.second_shift, kMostParts / number);
+  return bands;
+}
+
+// The entries of a part of a grid, with those beside it that its points read.
+inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
+  int64_t entries = problem.entries;
+  const auto keep = [&](int axis, int shift) {
+    if (axis < 0) return;
+    const int64_t size = problem.size[axis];
+    entries = entries / size * std::min(size, (int64_t{1} << shift) + kMaxTaps - 1);
+  };
+  keep(bands.axis, bands.shift);
+  keep(bands.second, bands.second_shift);
+  return entries;
+}
+
+// Bands have one part of the results together, and tiles of channels as wide as a part allows.
+inline Plan band_plan(const Problem& problem, const Bands& bands) {
+  return plan_of(problem, tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes),
+                 problem.points_per_grid);
 }
 
 }  // namespace crad
