@@ -46,12 +46,12 @@ inline Plan forward_plan(const Problem& problem) {
 }
 
 constexpr int64_t kBackwardBytes = 8;  // of an entry and of its gradient
+constexpr int64_t kRanges = 32;        // keep machines with many cores busy
 
-// Each chunk of points adds to a grid of its own; these are summed afterwards. Their number is as
-// many as keep machines with many cores busy, but never so many that the sum costs more than
-// reading grad_output.
+// Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
+// many that the sum costs more than reading grad_output.
 inline Plan backward_plan(const Problem& problem) {
-  constexpr int64_t kRanges = 32, kPoints = 64, kAlways = 1 << 20;
+  constexpr int64_t kPoints = 64, kAlways = 1 << 20;
   const int64_t tile = tile_of(problem, problem.entries, kBackwardBytes);
   const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * problem.grids);
   const int64_t points = problem.points_per_grid;
@@ -67,8 +67,9 @@ inline Plan backward_plan(const Problem& problem) {
 // other band have no entry in common, so they can be taken in parallel, with no grid of their own.
 inline Bands bands_of(const Problem& problem) {
   constexpr int64_t kFewBands = 4, kMostBands = 256, kMostParts = 4096, kPoints = 64;
-  constexpr int kShift = 2;  // a band is no narrower than the reach of a point's taps
-  Bands bands{-1, -1, kShift, kShift, 0, 1};
+  // A band is no narrower than the reach of a point's taps.
+  const int shift = problem.mode == Mode::cubic ? 2 : 1;
+  Bands bands{-1, -1, shift, shift, 0, 1};
   const int64_t tile = std::min(problem.channels, kNarrow);
   if (problem.entries * tile * kBackwardBytes <= kCache) return bands;
   const auto longest_but = [&](int other) {
@@ -107,9 +108,13 @@ inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
   return entries;
 }
 
-// Bands have one part of the results together, and tiles of channels as wide as a part allows.
+// Bands have one part of the results together, and tiles of channels as wide as a part of the grid
+// and the number of ranges allow.
 inline Plan band_plan(const Problem& problem, const Bands& bands) {
-  return plan_of(problem, tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes),
+  const int64_t together = bands.number / 2 * problem.grids;
+  const int64_t enough = ceil_div(problem.channels * together, kRanges) / 16 * 16;
+  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  return plan_of(problem, std::min({tile, problem.channels, std::max(enough, kNarrow)}),
                  problem.points_per_grid);
 }
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,23 @@ def test_streams_share_no_memory(cuda_backend: str) -> None:
         torch.cuda.synchronize()
         for got, wanted in zip(actual, expected, strict=True):
             assert_same(got, wanted)
+
+
+def test_threads_do_not_disturb_each_other(cuda_backend: str) -> None:
+    """Of one kernel, launched at the same time with more and with less shared memory."""
+    cases = [Case((4 * n, 8), channels=216, points=(2000,), **FLOAT32) for n in (1, 2, 1, 2)]
+    tensors = [case.tensors() for case in cases]
+    pairs = list(zip(cases, tensors, strict=True))
+    expected = [results(case, given, backend=cuda_backend) for case, given in pairs]
+
+    def often(pair: tuple[Case, tuple[Tensor, ...]]) -> list[list[Tensor]]:
+        with torch.device(pair[1][0].device):  # which is a thread's own
+            return [results(*pair, backend=cuda_backend) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        for runs, wanted in zip(pool.map(often, pairs), expected, strict=True):
+            for got in runs:
+                assert_same(got, wanted)
 
 
 # ---- waiting ----
