@@ -1,6 +1,6 @@
 """Small calls that take every kernel of a backend, to run under a sanitizer.
 
-``compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_cases BACKEND``
+``compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_cases BACKEND [DEVICE]``
 """
 
 import itertools
@@ -17,7 +17,7 @@ from crad_kernels._op import normals
 
 @dataclass(frozen=True)
 class Call:
-    """A call of `crad_kernels.sample` that takes values, and coords that are no places, too."""
+    """A call of `crad_kernels.sample`; some of its coordinates are no places."""
 
     size: tuple[int, ...]
     channels: int

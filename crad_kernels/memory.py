@@ -47,7 +47,7 @@ class GridMemory(nn.Module):
         resolution: int | Sequence[int],
         ndim: int = 2,
         *,
-        jitter_std: float | Sequence[float] | Tensor = 0.0,
+        jitter_std: float | Sequence[float] = 0.0,
         mode: str = "linear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
@@ -71,8 +71,7 @@ class GridMemory(nn.Module):
                 f"channels={channels} and resolution={resolution} with ndim={ndim}"
             )
         check_options(mode, padding_mode, align_corners)
-        if not isinstance(jitter_std, Tensor):
-            check_jitter_std(jitter_std, len(size))
+        check_jitter_std(jitter_std, len(size))
         if backend is not None:
             find(backend)
         self.values = nn.Parameter(torch.empty(*size, channels))

@@ -178,7 +178,9 @@ SHAPES = [
     Case((3, 4), channels=16, points=(33,), batch=2, mode="cubic"),
     Case((8, 8), channels=67, points=(100,), mode="cubic", padding_mode="border"),
     Case((3, 1, 9), channels=5, points=(40,), mode="cubic", padding_mode="reflection"),
-    # Grids larger than a cache.
+    # Grids larger than a cache; the first two are cut as finely as points allow.
+    Case((300, 260), channels=3, points=(12_000,)),
+    Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
     Case((40, 41, 42), channels=2, points=(700,), batch=2, mode="cubic", padding_mode="reflection"),
     Case((70_000,), channels=1, points=(900,), padding_mode="border"),
     Case((5, 6, 7, 400), channels=3, points=(600,), align_corners=True),

@@ -128,27 +128,55 @@ CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
 template <class X>
 CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Mode mode, Padding padding,
                             bool align_corners) {
-  return mode == Mode::cubic ? kept_near(index, size, padding)
-                             : padded_directly(index, size, padding, align_corners);
+  switch (mode) {
+    case Mode::nearest:
+    case Mode::linear:
+      break;
+    case Mode::cubic:
+      return kept_near(index, size, padding);
+  }
+  return padded_directly(index, size, padding, align_corners);
 }
 
 CRAD_INLINE constexpr int tap_count(Mode mode) {
-  return mode == Mode::nearest ? 1 : mode == Mode::linear ? 2 : 4;
+  switch (mode) {
+    case Mode::nearest:
+      return 1;
+    case Mode::linear:
+      return 2;
+    case Mode::cubic:
+      break;
+  }
+  return 4;
 }
 
 // The position that `t`, the argument of the weights, is the distance of the index from.
 template <class X>
 CRAD_INLINE X base_of(X index, Mode mode) {
-  return mode == Mode::nearest ? std::nearbyint(index) : std::floor(index);
+  switch (mode) {
+    case Mode::nearest:
+      return std::nearbyint(index);
+    case Mode::linear:
+    case Mode::cubic:
+      break;
+  }
+  return std::floor(index);
 }
 
 // The position of the entry that a tap reads: it may lie outside the grid.
 template <class X>
 CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding padding,
                            bool align_corners) {
-  if (mode != Mode::cubic) return base + static_cast<X>(tap);
-  return padded_directly(Index<X>{base + static_cast<X>(tap - 1), 0}, size, padding, align_corners)
-      .at;
+  switch (mode) {
+    case Mode::nearest:
+    case Mode::linear:
+      break;
+    case Mode::cubic:
+      return padded_directly(Index<X>{base + static_cast<X>(tap - 1), 0}, size, padding,
+                             align_corners)
+          .at;
+  }
+  return base + static_cast<X>(tap);
 }
 
 // The entry at a position. Where there is none, something outside the grid, by no more than the
@@ -178,7 +206,14 @@ CRAD_INLINE bool is_place(Index<X> unpadded, Padding padding) {
 
 // Whether the taps of a point read entries that follow each other, or lie outside the grid.
 CRAD_INLINE constexpr bool taps_follow_each_other(Mode mode, Padding padding) {
-  return mode != Mode::cubic || padding == Padding::zeros;
+  switch (mode) {
+    case Mode::nearest:
+    case Mode::linear:
+      break;
+    case Mode::cubic:
+      return padding == Padding::zeros;
+  }
+  return true;
 }
 
 // Keys' cubic convolution with a = -3/4 at a distance of 0 to 1 (inner) or 1 to 2 entries, or its
@@ -204,11 +239,15 @@ CRAD_INLINE X cubic_convolution(int order, bool inner, X x) {
 // The weight of a tap, or its derivative of some order with respect to the coordinate.
 template <class X>
 CRAD_INLINE X tap_weight(Mode mode, int order, int tap, X t, X slope) {
-  if (mode == Mode::nearest) return X(order == 0);
-  if (mode == Mode::linear) {
-    if (order == 0) return tap == 0 ? 1 - t : t;
-    if (order == 1) return tap == 0 ? -slope : slope;
-    return 0;
+  switch (mode) {
+    case Mode::nearest:
+      return X(order == 0);
+    case Mode::linear:
+      if (order == 0) return tap == 0 ? 1 - t : t;
+      if (order == 1) return tap == 0 ? -slope : slope;
+      return 0;
+    case Mode::cubic:
+      break;
   }
   const X distance = tap < 2 ? t + static_cast<X>(1 - tap) : static_cast<X>(tap - 1) - t;
   X weight = cubic_convolution(order, tap == 1 || tap == 2, distance);

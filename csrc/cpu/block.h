@@ -139,8 +139,7 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
       const int64_t entry = entry_at(at, size, taps);
       uint64_t bits = 0;
       for (int next = 0; next < together; ++next)
-        bits |= static_cast<uint64_t>(is_entry(entry + next, size))
-                << (axis * kMaxTaps + tap + next);
+        bits |= is_entry(entry + next, size) * tap_bit(axis, tap + next);
       block.inside[i] |= bits;
       block.offset[axis][tap][i] = entry * stride;
     }

@@ -1,6 +1,7 @@
 // The CPU kernels of one instruction set, as a table of functions over ranges of points and
-// channels. Each range is independent of how the ranges are cut, so any schedule gives the same
-// bits.
+// channels. Those of a forward pass are independent of each other. In a backward pass, ranges that
+// add to the same entries (such as neighbouring bands) must not run at the same time, and must
+// follow each other in a fixed order for the same bits.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +26,9 @@ struct Bands {
   int64_t number, second_number;
 };
 
-// A part of the backward pass: any of the pointers may be null.
+// A part of the backward pass; null: not wanted.
 struct Gradients {
-  const void* grad_output;  // (points, channels)
+  const void* grad_output;  // (points, channels), never null
   void* grad_values;        // (entries, channels) of the range's grid, in the accumulator's type
   void* grad_coords;        // (points, ndim), of coord_type: the share of the range's channels
 };
@@ -38,7 +39,7 @@ struct Kernels {
   // The part, band * second_number + second band, of the lowest entry that each point reads.
   void (*locate_parts)(const Problem&, const Bands&, int64_t point_begin, int64_t point_end,
                        int32_t* part);
-  // Sums `parts` arrays of `count` elements that lie `stride` apart, in order, into `to`.
+  // Sums elements `begin` to `end` - 1 of `number` arrays that lie `stride` apart, in order.
   void (*sum_values)(ValueType, const void* parts, int64_t number, int64_t stride, void* to,
                      int64_t begin, int64_t end);
   void (*sum_coords)(CoordType, const void* parts, int64_t number, int64_t stride, void* to,

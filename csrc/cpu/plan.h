@@ -1,4 +1,4 @@
-// How a call is cut into ranges of points and channels. A plan depends on the shape alone, never on
+// How a call is cut into ranges of points and channels. A plan depends on the call alone, never on
 // the number of threads, so that the sums of the backward pass are the same for any of them.
 #pragma once
 
@@ -67,8 +67,9 @@ inline Plan backward_plan(const Problem& problem) {
 // other band have no entry in common, so they can be taken in parallel, with no grid of their own.
 inline Bands bands_of(const Problem& problem) {
   constexpr int64_t kFewBands = 4, kMostBands = 256, kMostParts = 4096, kPoints = 64;
-  // A band is no narrower than the reach of a point's taps.
-  const int shift = problem.mode == Mode::cubic ? 2 : 1;
+  // A band is no narrower than the taps of a point.
+  const int shift = tap_count(problem.mode) > 2 ? 2 : 1;
+  static_assert(kMaxTaps <= 4, "or a shift of 2 is too little");
   Bands bands{-1, -1, shift, shift, 0, 1};
   const int64_t tile = std::min(problem.channels, kNarrow);
   if (problem.entries * tile * kBackwardBytes <= kCache) return bands;
@@ -108,13 +109,11 @@ inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
   return entries;
 }
 
-// Bands have one part of the results together, and tiles of channels as wide as a part of the grid
-// and the number of ranges allow.
+// All bands add to one array, so there is one chunk. A tile is as wide as a part of the grid
+// allows: to locate points again for every tile, and to read their gradients in pieces, costs more
+// than it gains.
 inline Plan band_plan(const Problem& problem, const Bands& bands) {
-  const int64_t together = bands.number / 2 * problem.grids;
-  const int64_t enough = ceil_div(problem.channels * together, kRanges) / 16 * 16;
-  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
-  return plan_of(problem, std::min({tile, problem.channels, std::max(enough, kNarrow)}),
+  return plan_of(problem, tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes),
                  problem.points_per_grid);
 }
 

@@ -42,7 +42,8 @@ CRAD_DEVICE void add_to_own(const Corners& some, A high_weight, const Pack<A, V>
     Pack<A, V> total[Corners::kCorners];
     CRAD_UNROLL
     for (int i = 0; i < Corners::kCorners; ++i)
-      if (some.corner[i].entry >= 0) total[i] = load<V>(sums + some.corner[i].entry * pitch);
+      total[i] = some.corner[i].entry >= 0 ? load<V>(sums + some.corner[i].entry * pitch)
+                                           : filled<A, V>(0);
     CRAD_UNROLL
     for (int i = 0; i < Corners::kCorners; ++i) {
       if (some.corner[i].entry < 0) continue;

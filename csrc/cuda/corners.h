@@ -40,7 +40,7 @@ struct Tables {
 inline Tables tables_of(int ndim, Mode mode) {
   const int taps = tap_count(mode);
   // All corners in one table where there are at most 16.
-  const int together = mode == Mode::cubic ? 2 : kTableAxes;
+  const int together = taps > 2 ? 2 : kTableAxes;
   Tables tables{ndim, 1, 1};
   if (ndim > together) tables.low_axes = ndim / 2 > together ? ndim / 2 : together;
   for (int d = 0; d < ndim; ++d) (d < tables.low_axes ? tables.low : tables.high) *= taps;

@@ -56,9 +56,13 @@ int64_t bytes_of(ScalarType type) {
     case ScalarType::Double:
       return 8;
     case ScalarType::Float:
+    case ScalarType::Int:
       return 4;
-    default:
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
       return 2;
+    default:
+      STD_TORCH_CHECK(false, "sample(): unexpected dtype");
   }
 }
 

@@ -60,6 +60,9 @@ def results(
         Case((4, 4), channels=9000, points=(20,), padding_mode="reflection"),
         Case((200, 300), channels=8, points=(5000,), align_corners=True),
         Case((20, 30), channels=8, points=(2000,), mode="cubic", padding_mode="border"),
+        Case((300, 260), channels=3, points=(12_000,)),
+        Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
+        Case((50, 40, 40), channels=5, points=(3000,), batch=2, padding_mode="border"),
     ],
     ids=str,
 )
