@@ -83,6 +83,8 @@ def run(command: Sequence[str], seconds: float, variables: Mapping[str, str] | N
             cwd=Path(__file__).parents[1],
             env={**os.environ, **(variables or {})},
             start_new_session=True,
+            # In the background of a shell, interrupts are ignored, and so by what is started there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         code: int | None
         try:
