@@ -50,15 +50,14 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Calls f(grid, tile, chunk) for every range of the plan, in parallel if there is enough to do; the
-// chunks of a tile lie next to each other, so that a thread stays with one tile of the grid.
+// Calls f(grid, tile, chunk) for all of so many, in parallel if there is enough to do; the chunks
+// of a tile lie next to each other, so that a thread stays with one tile of the grid.
 template <class F>
-void for_each_range(const Plan& plan, int64_t grids, int64_t elements, F f) {
+void for_each_range(int64_t grids, int64_t tiles, int64_t chunks, int64_t elements, F f) {
   constexpr int64_t kSerial = 32 * 1024;
-  const int64_t ranges = grids * plan.tiles * plan.chunks;
+  const int64_t ranges = grids * tiles * chunks;
   auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      f(i / (plan.tiles * plan.chunks), i / plan.chunks % plan.tiles, i % plan.chunks);
+    for (int64_t i = begin; i < end; ++i) f(i / (tiles * chunks), i / chunks % tiles, i % chunks);
   };
   if (elements < kSerial || ranges == 1)
     run(0, ranges);
@@ -94,7 +93,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   if (call.empty()) return output;
   void* to = output.data_ptr();
   const Plan plan = forward_plan(call.problem);
-  for_each_range(plan, call.problem.grids, call.points * call.problem.channels,
+  for_each_range(call.problem.grids, plan.tiles, plan.chunks, call.points * call.problem.channels,
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
                    kernels().forward(call.problem, plan.range(grid, tile, chunk, call.problem), to);
                  });
@@ -179,18 +178,18 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                for (int64_t i = b; i < e; ++i) f(i);
                              });
                            });
-    for (int64_t odd = 0; odd < 2; ++odd) {
-      const Plan half{plan.tile, plan.tiles, 0, (bands.number + 1 - odd) / 2};
-      for_each_range(half, problem.grids, call.points * problem.channels,
-                     [&](int64_t grid, int64_t tile, int64_t pair) {
-                       const int64_t band = 2 * pair + odd, channel = tile * plan.tile;
-                       add(grid, tile, 0,
-                           {sorted.begin_of(grid, band), sorted.begin_of(grid, band + 1), channel,
-                            std::min(channel + plan.tile, problem.channels), numbers});
+    for (int64_t odd = 0; odd < 2; ++odd)
+      for_each_range(problem.grids, plan.tiles, (bands.number + 1 - odd) / 2,
+                     call.points * problem.channels, [&](int64_t grid, int64_t tile, int64_t pair) {
+                       const int64_t band = 2 * pair + odd;
+                       Range range = plan.range(grid, tile, 0, problem);
+                       range.point_begin = sorted.begin_of(grid, band);
+                       range.point_end = sorted.begin_of(grid, band + 1);
+                       range.order = numbers;
+                       add(grid, tile, 0, range);
                      });
-    }
   } else {
-    for_each_range(plan, problem.grids, call.points * problem.channels,
+    for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
                    [&](int64_t grid, int64_t tile, int64_t chunk) {
                      const Range range = plan.range(grid, tile, chunk, problem);
                      if (want_values)
