@@ -1,6 +1,7 @@
 """The cases that the kernel tests run over, and how near is near enough."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -204,9 +205,11 @@ DTYPES = [
 def sums_vary() -> bool:
     """Whether sums may be taken in another order from run to run, unless told not to.
 
-    On the CPU they never are; on a GPU, gradients may be sums of atomic additions.
+    On the CPU they never are; on a GPU, gradients may be sums of atomic additions, and so they may
+    under ThreadSanitizer, where the threads of an emulated block are threads.
     """
-    return torch.get_default_device().type != "cpu"
+    threads = "libtsan" in os.environ.get("LD_PRELOAD", "")
+    return threads or torch.get_default_device().type != "cpu"
 
 
 def assert_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
