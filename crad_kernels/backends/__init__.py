@@ -1,6 +1,6 @@
 """The backends of the operation: which there are, what each can do, and which one to take."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ class Backend:
         missing: what keeps it from being used in this installation; empty if nothing does.
         max_ndim: the most coordinate components it takes; None if there is no limit.
         by_name_only: whether it is never taken by default: kernels for a GPU, run on the CPU.
+        unfit_gpu: says why the current GPU cannot run it; empty if it can.
     """
 
     name: str
@@ -26,13 +27,16 @@ class Backend:
     missing: str
     max_ndim: int | None = 8
     by_name_only: bool = False
+    unfit_gpu: Callable[[], str] = str
 
     @property
     def reason(self) -> str:
         """Why it is not usable on this machine and how to get it; empty if it is usable."""
-        if not self.missing and self.devices == ("cuda",) and not torch.cuda.is_available():
+        if self.missing or self.devices != ("cuda",):
+            return self.missing
+        if not torch.cuda.is_available():
             return "there is no GPU here that PyTorch can use"
-        return self.missing
+        return self.unfit_gpu()
 
     @property
     def usable(self) -> bool:
@@ -51,7 +55,13 @@ _TABLE = {
     backend.name: backend
     for backend in (
         Backend("cpu", ("cpu",), cpu.MISSING),
-        Backend("cuda", cuda.DEVICES, cuda.MISSING, by_name_only=cuda.EMULATED),
+        Backend(
+            "cuda",
+            cuda.DEVICES,
+            cuda.MISSING,
+            by_name_only=cuda.EMULATED,
+            unfit_gpu=cuda.too_old,
+        ),
         Backend("triton", triton.DEVICES, triton.MISSING, by_name_only=triton.INTERPRETED),
         Backend("reference", (), "", max_ndim=None),
     )

@@ -1,5 +1,8 @@
 """The CUDA backend: CUDA C++ in `csrc/cuda`."""
 
+import ctypes
+import importlib.util
+
 import torch
 
 from crad_kernels.backends.library import load
@@ -9,6 +12,22 @@ def _missing() -> str:
     if torch.version.cuda is None:
         return "this PyTorch was built without CUDA; install one that was built with it"
     return load("_cuda", "a CUDA toolkit (nvcc)")
+
+
+def too_old() -> str:
+    """Why the library has no code for the current GPU and how to get it; empty if it has."""
+    spec = importlib.util.find_spec("crad_kernels._cuda")
+    assert spec is not None
+    assert spec.origin is not None  # it has been loaded
+    oldest = ctypes.CDLL(spec.origin).crad_kernels_oldest_architecture() // 10
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor >= oldest:
+        return ""
+    return (
+        f"its library was built for compute capability {oldest / 10} and later, but "
+        f"{torch.cuda.get_device_name()} has {major}.{minor}; run "
+        f"`TORCH_CUDA_ARCH_LIST={major}.{minor} pip install -e .` again, or use backend='triton'"
+    )
 
 
 # The kernels compiled for the processor, which tests build where there is no GPU.

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -166,6 +167,11 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
 #if defined(CRAD_EMULATED)
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
 #else
+// The oldest compute capability that this library was compiled for, times 100: 800.
+extern "C" __attribute__((visibility("default"))) int crad_kernels_oldest_architecture() {
+  return std::min({__CUDA_ARCH_LIST__});
+}
+
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
 #endif
   library.impl("sample.cuda", TORCH_BOX(&crad::sample));

@@ -127,3 +127,15 @@ def test_without_a_gpu_what_needs_one_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert not record.usable
     assert "no GPU" in record.reason
     assert record.takes(torch.device("cuda"), 2)  # whoever has such a tensor has a GPU
+
+
+def test_a_gpu_that_is_too_old_for_the_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = backends()["cuda"]
+    if record.missing or record.by_name_only:
+        pytest.skip(record.missing or "the kernels are compiled for the processor")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (3, 5))
+    assert "A GPU has 3.5; run `TORCH_CUDA_ARCH_LIST=3.5 pip install" in record.reason
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (99, 0))
+    assert record.usable
