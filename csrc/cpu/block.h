@@ -210,11 +210,23 @@ inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differ
   Lanes<A> along[kMaxDim][kMaxTaps];
   with_mode(geometry.mode, [&](auto mode) {
     for (int axis = 0; axis < geometry.ndim; ++axis) {
-      const int order = geometry.order[axis] + (axis == differentiated);
-      for (int tap = 0; tap < tap_count(mode); ++tap)
-        for (int i = 0; i < kLanes; ++i)
-          along[axis][tap][i] =
-              static_cast<A>(tap_weight(mode, order, tap, block.t[axis][i], block.slope[axis][i]));
+      const auto set = [&](auto order) {
+        for (int tap = 0; tap < tap_count(mode); ++tap)
+          for (int i = 0; i < kLanes; ++i)
+            along[axis][tap][i] = static_cast<A>(
+                tap_weight(mode, order, tap, block.t[axis][i], block.slope[axis][i]));
+      };
+      // The orders of samples and gradients as constants, for the compiler to make vector code.
+      switch (const int order = geometry.order[axis] + (axis == differentiated)) {
+        case 0:
+          set(std::integral_constant<int, 0>());
+          break;
+        case 1:
+          set(std::integral_constant<int, 1>());
+          break;
+        default:
+          set(order);
+      }
     }
   });
   for (int i = 0; i < kLanes; ++i) corners.weight[0][i] = 1;
@@ -225,15 +237,38 @@ inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differ
   });
 }
 
+// The gradients of the points of a block with respect to their coordinates: `dot` holds for every
+// corner the product of the output's gradient with its entry, 0 for corners outside.
+template <class X, class A>
+inline void differentiate(const Geometry<X>& geometry, const Block<X>& block, Corners<A>& corners,
+                          const Buffer<Lanes<A>>& dot, int points, X* grad_coords) {
+  for (int axis = 0; axis < geometry.ndim; ++axis) {
+    weigh(geometry, block, axis, corners);
+    Lanes<A> total = {};
+    for (int k = 0; k < corners.count; ++k)
+      for (int i = 0; i < kLanes; ++i) total[i] += corners.weight[k][i] * dot[k][i];
+    for (int i = 0; i < points; ++i)
+      grad_coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis] =
+          static_cast<X>(total[i]);
+  }
+}
+
+// A corner that lies inside the grid. (Together, since GCC would read several offsets at once where
+// they lie side by side, just after they were written one by one, which stalls the processor.)
+template <class A>
+struct Inside {
+  int64_t offset;
+  A weight;
+  int corner;
+};
+
 // Those of a point's corners that lie inside the grid.
 template <class A>
 struct Gathered {
   int count;
-  Buffer<int> corner;
-  Buffer<int64_t> offset;
-  Buffer<A> weight;
+  Buffer<Inside<A>> corner;
 
-  explicit Gathered(int most) : corner(most), offset(most), weight(most) {}
+  explicit Gathered(int most) : corner(most) {}
 
   template <class X>
   void gather(const Corners<A>& corners, const Block<X>& block, int lane) {
@@ -243,14 +278,12 @@ struct Gathered {
     const int64_t* const steps = corners.step.get();
     const int64_t first = corners.offset[0][lane];
     const bool follow = corners.follow;
-    int* const to_corner = corner.get();
-    int64_t* const to_offset = offset.get();
-    A* const to_weight = weight.get();
+    Inside<A>* const to = corner.get();
     int inside = 0;
     for (int k = 0, all = corners.count; k < all; ++k) {
-      to_corner[inside] = k;
-      to_offset[inside] = follow ? first + steps[k] : corners.offset[k][lane];
-      to_weight[inside] = corners.weight[k][lane];
+      to[inside].offset = follow ? first + steps[k] : corners.offset[k][lane];
+      to[inside].weight = corners.weight[k][lane];
+      to[inside].corner = k;
       inside += (needs[k] & outside) == 0;
     }
     count = inside;

@@ -18,6 +18,10 @@
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+// What loops write in halves, and packs read whole, would stall the processor.
+#pragma GCC target("prefer-vector-width=512")
+// GCC 12 warns of its own intrinsics.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
 #define CRAD_VECTOR_BYTES 64

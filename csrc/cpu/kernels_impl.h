@@ -1,6 +1,7 @@
 // The loops of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
 #include "block.h"
+#include "few_channels.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -27,14 +28,14 @@ void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
 
 // output[c] = sum over N corners of weight * grid[offset + c]
 template <int N, bool streaming, class T>
-void blend(const T* grid, const int64_t* offset, const accumulator<T>* weight, T* output,
-           int64_t begin, int64_t end) {
+void blend(const T* grid, const Inside<accumulator<T>>* corner, T* output, int64_t begin,
+           int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N];
   const T* row[N];
   for (int k = 0; k < N; ++k) {
-    w[k] = broadcast(weight[k]);
-    row[k] = grid + offset[k];
+    w[k] = broadcast(corner[k].weight);
+    row[k] = grid + corner[k].offset;
   }
   for_each_pack<A, streaming>(begin, end,
                               [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -46,36 +47,36 @@ void blend(const T* grid, const int64_t* offset, const accumulator<T>* weight, T
 }
 
 template <bool streaming, class T>
-void blend_many(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
-                T* output, int64_t begin, int64_t end) {
+void blend_many(int count, const T* grid, const Inside<accumulator<T>>* corner, T* output,
+                int64_t begin, int64_t end) {
   using A = accumulator<T>;
   for_each_pack<A, streaming>(
       begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
         Pack<A> total = broadcast(A(0));
         for (int k = 0; k < count; ++k)
-          total = multiply_add(load(grid + offset[k] + c), broadcast(weight[k]), total);
+          total = multiply_add(load(grid + corner[k].offset + c), broadcast(corner[k].weight), total);
         store(output + c, total);
       });
 }
 
 template <bool streaming, class T>
-void blend_all(int count, const T* grid, const int64_t* offset, const accumulator<T>* weight,
-               T* output, int64_t begin, int64_t end) {
+void blend_all(int count, const T* grid, const Inside<accumulator<T>>* corner, T* output,
+               int64_t begin, int64_t end) {
   switch (count) {
     case 0:
       return fill<streaming>(accumulator<T>(0), output, begin, end);
     case 1:
-      return blend<1, streaming>(grid, offset, weight, output, begin, end);
+      return blend<1, streaming>(grid, corner, output, begin, end);
     case 2:
-      return blend<2, streaming>(grid, offset, weight, output, begin, end);
+      return blend<2, streaming>(grid, corner, output, begin, end);
     case 4:
-      return blend<4, streaming>(grid, offset, weight, output, begin, end);
+      return blend<4, streaming>(grid, corner, output, begin, end);
     case 8:
-      return blend<8, streaming>(grid, offset, weight, output, begin, end);
+      return blend<8, streaming>(grid, corner, output, begin, end);
     case 16:
-      return blend<16, streaming>(grid, offset, weight, output, begin, end);
+      return blend<16, streaming>(grid, corner, output, begin, end);
     default:
-      return blend_many<streaming>(count, grid, offset, weight, output, begin, end);
+      return blend_many<streaming>(count, grid, corner, output, begin, end);
   }
 }
 
@@ -97,8 +98,7 @@ void forward(const Problem& problem, const Range& range, void* output) {
       T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
       inside.gather(corners, block, i);
       if (block.finite[i])
-        blend_all<streaming>(inside.count, grid, inside.offset.get(), inside.weight.get(), row,
-                             begin, end);
+        blend_all<streaming>(inside.count, grid, inside.corner.get(), row, begin, end);
       else
         fill<streaming>(static_cast<A>(NAN), row, begin, end);
     }
@@ -108,6 +108,10 @@ void forward(const Problem& problem, const Range& range, void* output) {
 // Streams the output if the call asks for it and its rows allow it.
 template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, void* output) {
+  if constexpr (std::is_same_v<T, accumulator<T>>)
+    if (problem.channels <= kFewChannels)
+      return forward_few<T, X>(problem, range, grid_of<T>(problem, range),
+                               static_cast<T*>(output));
   const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes == 0; };
   constexpr int64_t element = sizeof(T);
   constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
@@ -126,17 +130,17 @@ void forward_any(const Problem& problem, const Range& range, void* output) {
 // For N corners at once: adds weight * grad_output to their rows of grad_values (if Values), and
 // returns in `dot` the products of grad_output with their rows of the grid (if Coords).
 template <int N, bool Values, bool Coords, class T>
-void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values, const int64_t* offset,
-           const accumulator<T>* weight, accumulator<T>* dot, int64_t begin, int64_t end) {
+void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values,
+           const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N], products[N];
   const T* row[N];
   A* grad_row[N];
   for (int k = 0; k < N; ++k) {
-    w[k] = broadcast(Values ? weight[k] : A(0));
+    w[k] = broadcast(Values ? corner[k].weight : A(0));
     products[k] = broadcast(A(0));
-    row[k] = grid + offset[k];
-    grad_row[k] = Values ? grad_values + offset[k] : nullptr;
+    row[k] = grid + corner[k].offset;
+    grad_row[k] = Values ? grad_values + corner[k].offset : nullptr;
   }
   for_each_pack<A>(begin, end,
                    [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -153,14 +157,13 @@ void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values, con
 
 template <bool Values, bool Coords, class T>
 void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* grad_values,
-               const int64_t* offset, const accumulator<T>* weight, accumulator<T>* dot,
-               int64_t begin, int64_t end) {
+               const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin,
+               int64_t end) {
   int k = 0;
   auto take = [&](auto n) {
     constexpr int N = decltype(n)::value;
     for (; k + N <= count; k += N)
-      splat<N, Values, Coords>(grad_output, grid, grad_values, offset + k, weight + k, dot + k,
-                               begin, end);
+      splat<N, Values, Coords>(grad_output, grid, grad_values, corner + k, dot + k, begin, end);
   };
   take(std::integral_constant<int, 8>{});
   take(std::integral_constant<int, 4>{});
@@ -180,6 +183,12 @@ void prefetch(const T* row, int64_t channels) {
 template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   using A = accumulator<T>;
+  if constexpr (std::is_same_v<T, A>)
+    if (problem.channels <= kFewChannels)
+      return backward_few<Values, Coords, A, X>(problem, range, grid_of<T>(problem, range),
+                                                static_cast<const A*>(gradients.grad_output),
+                                                static_cast<A*>(gradients.grad_values),
+                                                static_cast<X*>(gradients.grad_coords));
   const Geometry<X> geometry = geometry_of<X>(problem);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
@@ -189,6 +198,7 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   Gathered<A> inside(corners.count);
   Buffer<A> dot(corners.count);               // of grad_output with the entry of a corner inside
   Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
+  for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
     place(geometry, block, corners);
@@ -201,23 +211,15 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
       inside.gather(corners, block, i);
       if (!block.finite[i]) inside.count = 0;
       splat_all<Values, Coords>(inside.count, row, grid, static_cast<A*>(gradients.grad_values),
-                                inside.offset.get(), inside.weight.get(), dot.get(), begin, end);
+                                inside.corner.get(), dot.get(), begin, end);
       if (!Coords) continue;
       for (int k = 0; k < corners.count; ++k)
         block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
-      for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k]][i] = dot[k];
+      for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k].corner][i] = dot[k];
     }
     if (!Coords) continue;
-    X* const grad_coords = static_cast<X*>(gradients.grad_coords);
-    for (int axis = 0; axis < problem.ndim; ++axis) {
-      weigh(geometry, block, axis, corners);
-      for (int i = 0; i < points; ++i) {
-        A total = 0;
-        for (int k = 0; k < corners.count; ++k) total += corners.weight[k][i] * block_dot[k][i];
-        grad_coords[block.point[i] * problem.ndim + problem.ndim - 1 - axis] =
-            static_cast<X>(total);
-      }
-    }
+    differentiate(geometry, block, corners, block_dot, points,
+                  static_cast<X*>(gradients.grad_coords));
   }
 }
 

@@ -7,10 +7,11 @@
 
 #include "../core/jitter.h"
 #include "../operator/call.h"
+#include "empty.h"
 #include "kernels.h"
 #include "order.h"
+#include "packed.h"
 #include "plan.h"
-#include "recycler.h"
 
 namespace crad {
 namespace {
@@ -70,32 +71,52 @@ void for_each_block(int64_t elements, F f) {
   torch::stable::parallel_for(0, elements, 32 * 1024, f);
 }
 
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  int64_t bytes = bytes_of(type);
-  for (const int64_t length : shape) bytes *= length;
-  if (bytes < Recycler::kSmallest) return torch::stable::new_empty(like, shape, type);
-  void* const memory = Recycler::instance().take(bytes);
-  STD_TORCH_CHECK(memory, "sample(): not enough memory for a result of ", bytes, " bytes");
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t axis = shape.size() - 1; axis > 0; --axis)
-    strides[axis - 1] = strides[axis] * shape[axis];
-  return torch::stable::from_blob(
-      memory, shape, strides, torch::stable::Device(DeviceType::CPU), type,
-      [bytes](void* data) { Recycler::instance().give_back(data, bytes); });
+// Sorts the points of a call by the part of the grid that they read, and calls f(grid, tile, range)
+// for every band and tile, in parallel, but never for neighbouring bands at once.
+template <class F>
+void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) {
+  const Problem& problem = call.problem;
+  const Tensor part = empty(call.coords, {call.points}, ScalarType::Int);
+  const Tensor order = empty(call.coords, {call.points}, ScalarType::Long);
+  int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
+  const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()), numbers,
+                         [](int64_t count, auto f) {
+                           torch::stable::parallel_for(0, count, 1, [&](int64_t b, int64_t e) {
+                             for (int64_t i = b; i < e; ++i) f(i);
+                           });
+                         });
+  for (int64_t odd = 0; odd < 2; ++odd)
+    for_each_range(problem.grids, plan.tiles, (bands.number + 1 - odd) / 2,
+                   call.points * problem.channels, [&](int64_t grid, int64_t tile, int64_t pair) {
+                     const int64_t band = 2 * pair + odd;
+                     Range range = plan.range(grid, tile, 0, problem);
+                     range.point_begin = sorted.begin_of(grid, band);
+                     range.point_end = sorted.begin_of(grid, band + 1);
+                     range.order = numbers;
+                     f(grid, tile, range);
+                   });
 }
 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
               bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
-  const Call call(DeviceType::CPU, values, coords, seed, jitter_std, mode, padding, align_corners,
+  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding, align_corners,
                   derivative);
   Tensor output = empty(values, call.output_shape(), values.scalar_type());
   if (call.empty()) return output;
   void* to = output.data_ptr();
-  const Plan plan = forward_plan(call.problem);
-  for_each_range(call.problem.grids, plan.tiles, plan.chunks, call.points * call.problem.channels,
+  const Problem& problem = call.problem;
+  if (const Bands bands = forward_bands_of(problem); bands.number > 0) {
+    for_each_band(call, bands, band_plan(problem, bands),
+                  [&](int64_t, int64_t, const Range& range) {
+                    kernels().forward(problem, range, to);
+                  });
+    return output;
+  }
+  const Plan plan = forward_plan(problem);
+  for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
-                   kernels().forward(call.problem, plan.range(grid, tile, chunk, call.problem), to);
+                   kernels().forward(problem, plan.range(grid, tile, chunk, problem), to);
                  });
   return output;
 }
@@ -142,10 +163,10 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                            int64_t padding, bool align_corners,
                                            bool /*deterministic: always*/, int64_t derivative,
                                            bool want_values, bool want_coords) {
-  const Call call(DeviceType::CPU, values, coords, seed, jitter_std, mode, padding, align_corners,
+  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding, align_corners,
                   derivative);
   const Problem& problem = call.problem;
-  const Tensor grad_output = call.checked(grad_output_in);
+  const Tensor grad_output = call.checked(packed(grad_output_in));
   Tensor grad_values = empty(values, gradient_shape(values, want_values), values.scalar_type());
   Tensor grad_coords = empty(coords, gradient_shape(coords, want_coords), coords.scalar_type());
   if (call.empty()) {
@@ -169,25 +190,9 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   };
   if (bands.number > 0) {
     if (want_values) clear(value_parts);
-    const Tensor part = torch::stable::new_empty(coords, {call.points}, ScalarType::Int);
-    const Tensor order = empty(coords, {call.points}, ScalarType::Long);
-    int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
-    const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()),
-                           numbers, [](int64_t count, auto f) {
-                             torch::stable::parallel_for(0, count, 1, [&](int64_t b, int64_t e) {
-                               for (int64_t i = b; i < e; ++i) f(i);
-                             });
-                           });
-    for (int64_t odd = 0; odd < 2; ++odd)
-      for_each_range(problem.grids, plan.tiles, (bands.number + 1 - odd) / 2,
-                     call.points * problem.channels, [&](int64_t grid, int64_t tile, int64_t pair) {
-                       const int64_t band = 2 * pair + odd;
-                       Range range = plan.range(grid, tile, 0, problem);
-                       range.point_begin = sorted.begin_of(grid, band);
-                       range.point_end = sorted.begin_of(grid, band + 1);
-                       range.order = numbers;
-                       add(grid, tile, 0, range);
-                     });
+    for_each_band(call, bands, plan, [&](int64_t grid, int64_t tile, const Range& range) {
+      add(grid, tile, 0, range);
+    });
   } else {
     for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
                    [&](int64_t grid, int64_t tile, int64_t chunk) {

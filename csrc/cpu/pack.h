@@ -103,10 +103,17 @@ typedef uint16_t HalfLanes __attribute__((vector_size(CRAD_VECTOR_BYTES / 2)));
 typedef uint32_t WordLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
 typedef int32_t MaskLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
 
+// (GCC takes four instructions to widen what the processor widens in one.)
 inline WordLanes load_halves(const void* from) {
+#if CRAD_VECTOR_BYTES == 64
+  return (WordLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#elif CRAD_VECTOR_BYTES == 32
+  return (WordLanes)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
   HalfLanes halves;
   memcpy(&halves, from, sizeof(halves));
   return __builtin_convertvector(halves, WordLanes);
+#endif
 }
 
 inline void store_halves(void* to, WordLanes words) {
@@ -114,20 +121,19 @@ inline void store_halves(void* to, WordLanes words) {
   memcpy(to, &halves, sizeof(halves));
 }
 
-inline Pack<float> load(const bfloat16* from) {
-  return {(Pack<float>::Lanes)(load_halves(from) << 16)};
+inline Pack<float> widened(const bfloat16*, WordLanes halves) {
+  return {(Pack<float>::Lanes)(halves << 16)};
 }
 
 // To nearest, half to even; NaN stays NaN.
-inline void store(bfloat16* to, Pack<float> pack) {
+inline WordLanes narrowed(const bfloat16*, Pack<float> pack) {
   const WordLanes bits = (WordLanes)pack.lanes;
   const WordLanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
   const MaskLanes is_number = pack.lanes == pack.lanes;
-  store_halves(to, ((WordLanes)is_number & rounded) | (~(WordLanes)is_number & 0x7FC0));
+  return ((WordLanes)is_number & rounded) | (~(WordLanes)is_number & 0x7FC0);
 }
 
-inline Pack<float> load(const float16* from) {
-  const WordLanes half = load_halves(from);
+inline Pack<float> widened(const float16*, WordLanes half) {
   const WordLanes magnitude = (half & 0x7FFF) << 13;
   // The exponent's bias differs by 112; the product is exact, also for subnormal halves.
   const Pack<float>::Lanes scaled = (Pack<float>::Lanes)magnitude * 0x1p112f;
@@ -136,7 +142,7 @@ inline Pack<float> load(const float16* from) {
 }
 
 // To nearest, half to even; overflow to infinity, NaN stays NaN.
-inline void store(float16* to, Pack<float> pack) {
+inline WordLanes narrowed(const float16*, Pack<float> pack) {
   const WordLanes bits = (WordLanes)pack.lanes;
   const WordLanes magnitude = bits & 0x7FFFFFFF;
   const WordLanes normal = (magnitude - 0x38000000 + 0xFFF + ((bits >> 13) & 1)) >> 13;
@@ -149,8 +155,13 @@ inline void store(float16* to, Pack<float> pack) {
   WordLanes half = (is_subnormal & subnormal) | (~is_subnormal & normal);
   half = (is_overflow & 0x7C00) | (~is_overflow & half);
   half = (is_nan & 0x7E00) | (~is_nan & half);
-  store_halves(to, half | ((bits >> 16) & 0x8000));
+  return half | ((bits >> 16) & 0x8000);
 }
+
+inline Pack<float> load(const bfloat16* from) { return widened(from, load_halves(from)); }
+inline Pack<float> load(const float16* from) { return widened(from, load_halves(from)); }
+inline void store(bfloat16* to, Pack<float> pack) { store_halves(to, narrowed(to, pack)); }
+inline void store(float16* to, Pack<float> pack) { store_halves(to, narrowed(to, pack)); }
 
 // ---- the first `count` lanes of a pack; the others are 0 ----
 
@@ -175,6 +186,30 @@ inline Pack<float> load_first(const float* from, int count) {
 
 inline void store_first(float* to, Pack<float> pack, int count) {
   _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)pack.lanes);
+}
+
+inline WordLanes load_first_halves(const void* from, int count) {
+  return (WordLanes)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1, from));
+}
+
+inline void store_first_halves(void* to, WordLanes words, int count) {
+  _mm512_mask_cvtepi32_storeu_epi16(to, (1u << count) - 1, (__m512i)words);
+}
+
+inline Pack<float> load_first(const bfloat16* from, int count) {
+  return widened(from, load_first_halves(from, count));
+}
+
+inline Pack<float> load_first(const float16* from, int count) {
+  return widened(from, load_first_halves(from, count));
+}
+
+inline void store_first(bfloat16* to, Pack<float> pack, int count) {
+  store_first_halves(to, narrowed(to, pack), count);
+}
+
+inline void store_first(float16* to, Pack<float> pack, int count) {
+  store_first_halves(to, narrowed(to, pack), count);
 }
 #elif CRAD_VECTOR_BYTES == 32
 inline __m256i first_lanes(int count) {

@@ -62,6 +62,19 @@ inline Plan backward_plan(const Problem& problem) {
   return plan_of(problem, tile, ceil_div(points, chunks));
 }
 
+// The entries of a part of a grid, with those beside it that its points read.
+inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
+  int64_t entries = problem.entries;
+  const auto keep = [&](int axis, int shift) {
+    if (axis < 0) return;
+    const int64_t size = problem.size[axis];
+    entries = entries / size * std::min(size, (int64_t{1} << shift) + kMaxTaps - 1);
+  };
+  keep(bands.axis, bands.shift);
+  keep(bands.second, bands.second_shift);
+  return entries;
+}
+
 // The bands of a grid that is larger than a core's cache; none (number 0) for others. Points are
 // taken band by band, so that what they read and add to stays in the cache; and points of every
 // other band have no entry in common, so they can be taken in parallel, with no grid of their own.
@@ -90,23 +103,18 @@ inline Bands bands_of(const Problem& problem) {
   const int64_t number = cut(bands.axis, bands.shift, most);
   if (number < kFewBands) return bands;
   bands.number = number;
-  if (problem.ndim == 1) return bands;
+  const int64_t fitting = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  if (problem.ndim == 1 || fitting == problem.channels) return bands;
   bands.second = longest_but(bands.axis);
   bands.second_number = cut(bands.second, bands.second_shift, kMostParts / number);
   return bands;
 }
 
-// The entries of a part of a grid, with those beside it that its points read.
-inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
-  int64_t entries = problem.entries;
-  const auto keep = [&](int axis, int shift) {
-    if (axis < 0) return;
-    const int64_t size = problem.size[axis];
-    entries = entries / size * std::min(size, (int64_t{1} << shift) + kMaxTaps - 1);
-  };
-  keep(bands.axis, bands.shift);
-  keep(bands.second, bands.second_shift);
-  return entries;
+// The same for the forward pass, which has less to gain: for grids that no cache holds.
+inline Bands forward_bands_of(const Problem& problem) {
+  constexpr int64_t kLarge = 4 << 20;  // elements
+  if (problem.entries * problem.channels < kLarge) return {-1, -1, 0, 0, 0, 1};
+  return bands_of(problem);
 }
 
 // All bands add to one array, so there is one chunk. A tile is as wide as a part of the grid
