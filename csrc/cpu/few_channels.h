@@ -40,8 +40,7 @@ inline Lanes<float> gather(const float* base, const Lanes<int64_t>& offset, uint
                                     _mm512_loadu_si512(offset.lane + first), base, sizeof(float));
   };
   Lanes<float> result;
-  _mm512_storeu_ps(result.lane,
-                   _mm512_insertf32x8(_mm512_castps256_ps512(eight(0)), eight(8), 1));
+  _mm512_storeu_ps(result.lane, _mm512_insertf32x8(_mm512_castps256_ps512(eight(0)), eight(8), 1));
   return result;
 }
 #endif
@@ -112,8 +111,8 @@ void forward_few(const Problem& problem, const Range& range, const A* grid, A* o
 }
 
 template <bool Values, bool Coords, class A, class X>
-void backward_few(const Problem& problem, const Range& range, const A* grid,
-                  const A* grad_output, A* grad_values, X* grad_coords) {
+void backward_few(const Problem& problem, const Range& range, const A* grid, const A* grad_output,
+                  A* grad_values, X* grad_coords) {
   const Geometry<X> geometry = geometry_of<X>(problem);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t channels = problem.channels;

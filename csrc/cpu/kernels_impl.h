@@ -54,7 +54,8 @@ void blend_many(int count, const T* grid, const Inside<accumulator<T>>* corner, 
       begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
         Pack<A> total = broadcast(A(0));
         for (int k = 0; k < count; ++k)
-          total = multiply_add(load(grid + corner[k].offset + c), broadcast(corner[k].weight), total);
+          total =
+              multiply_add(load(grid + corner[k].offset + c), broadcast(corner[k].weight), total);
         store(output + c, total);
       });
 }
@@ -110,8 +111,7 @@ template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, void* output) {
   if constexpr (std::is_same_v<T, accumulator<T>>)
     if (problem.channels <= kFewChannels)
-      return forward_few<T, X>(problem, range, grid_of<T>(problem, range),
-                               static_cast<T*>(output));
+      return forward_few<T, X>(problem, range, grid_of<T>(problem, range), static_cast<T*>(output));
   const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes == 0; };
   constexpr int64_t element = sizeof(T);
   constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
@@ -185,10 +185,9 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   using A = accumulator<T>;
   if constexpr (std::is_same_v<T, A>)
     if (problem.channels <= kFewChannels)
-      return backward_few<Values, Coords, A, X>(problem, range, grid_of<T>(problem, range),
-                                                static_cast<const A*>(gradients.grad_output),
-                                                static_cast<A*>(gradients.grad_values),
-                                                static_cast<X*>(gradients.grad_coords));
+      return backward_few<Values, Coords, A, X>(
+          problem, range, grid_of<T>(problem, range), static_cast<const A*>(gradients.grad_output),
+          static_cast<A*>(gradients.grad_values), static_cast<X*>(gradients.grad_coords));
   const Geometry<X> geometry = geometry_of<X>(problem);
   const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);

@@ -100,17 +100,16 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
               bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
-  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding, align_corners,
-                  derivative);
+  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding,
+                  align_corners, derivative);
   Tensor output = empty(values, call.output_shape(), values.scalar_type());
   if (call.empty()) return output;
   void* to = output.data_ptr();
   const Problem& problem = call.problem;
   if (const Bands bands = forward_bands_of(problem); bands.number > 0) {
-    for_each_band(call, bands, band_plan(problem, bands),
-                  [&](int64_t, int64_t, const Range& range) {
-                    kernels().forward(problem, range, to);
-                  });
+    for_each_band(
+        call, bands, band_plan(problem, bands),
+        [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, to); });
     return output;
   }
   const Plan plan = forward_plan(problem);
@@ -163,8 +162,8 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                            int64_t padding, bool align_corners,
                                            bool /*deterministic: always*/, int64_t derivative,
                                            bool want_values, bool want_coords) {
-  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding, align_corners,
-                  derivative);
+  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding,
+                  align_corners, derivative);
   const Problem& problem = call.problem;
   const Tensor grad_output = call.checked(packed(grad_output_in));
   Tensor grad_values = empty(values, gradient_shape(values, want_values), values.scalar_type());

@@ -47,7 +47,8 @@ void transpose(const ChannelsFirst& shape, const void* from, void* to) {
       const auto copy = [&](int64_t row, int64_t channel) {
         target[start + row * channels + channel] = source[start + channel * rows + row];
       };
-      if (channels < kTile) {  // runs over rows, as those over so few channels cost more than they do
+      if (channels <
+          kTile) {  // runs over rows, as those over so few channels cost more than they do
         for (int64_t channel = 0; channel < channels; ++channel)
           for (int64_t row = begin; row < end; ++row) copy(row, channel);
         continue;
