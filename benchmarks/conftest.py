@@ -14,20 +14,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Sort by the median; the ratios behind it are to the first, which is the floor of the memory."""
+    """Sort by the median; behind it is its multiple of the first, mostly the floor."""
     config.option.benchmark_columns = ["median", "min", "rounds"]
     config.option.benchmark_sort = "median"
+    config.addinivalue_line("markers", "long: runs with --long alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long cases out, unless asked for them."""
+    """Leave out what is long, unless it is asked for."""
     if not config.getoption("--long"):
-        items[:] = [item for item in items if not _is_long(item)]
-
-
-def _is_long(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and getattr(callspec.params.get("case"), "long", False)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:

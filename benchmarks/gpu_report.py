@@ -2,18 +2,17 @@
 
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.machine import output_of, versions
 
 Report = dict[str, Any]
 
@@ -38,26 +37,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _output(*command: str) -> str | None:
-    """What a command prints; None if it is not there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def machine(commit: str | None) -> Report:
     """The current GPU and what runs on it; `commit` is the code's, if it is not in a repository."""
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "gpu": gpu.name,
         "gpus": torch.cuda.device_count(),
@@ -67,13 +50,8 @@ def machine(commit: str | None) -> Report:
         "l2_bytes": gpu.L2_cache_size,
         "driver": driver.splitlines()[0] if driver else None,
         "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "commit": commit or _output("git", "rev-parse", "HEAD"),
-        "changed_since_commit": None if commit else bool(_output("git", "status", "--porcelain")),
+        **versions(commit),
     }
 
 

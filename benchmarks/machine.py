@@ -11,15 +11,15 @@ import torch
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None if it is not there or fails."""
+    """What a command prints, run in this repository; None if it is not there or fails."""
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=300,
             check=True,
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[1],
         )
     except (OSError, subprocess.SubprocessError):
         return None

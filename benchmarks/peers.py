@@ -70,9 +70,7 @@ def grid_sample_expanded(values: Tensor, coords: Tensor, jitter_std: float) -> T
 
 def grid_sample_repeated(values: Tensor, coords: Tensor, jitter_std: float) -> Tensor:
     """The grid copied for every image."""
-    return grid_sample(
-        values.repeat(len(coords), *(1,) * (values.ndim - 1)), coords, jitter_std
-    )
+    return grid_sample(values.repeat(len(coords), *(1,) * (values.ndim - 1)), coords, jitter_std)
 
 
 @cache
@@ -147,13 +145,12 @@ def torch_interpol(values: Tensor, coords: Tensor, jitter_std: float) -> Tensor:
 # ---- what they can do ----
 
 
-def _gathered_bytes(case: Case) -> int:
-    return 4 * 2 ** len(case.size) * prod(case.points) * case.channels
-
-
-def _memory(case: Case) -> str:
+def _kept(case: Case) -> str:
     """Of what keeps every corner of every point."""
-    return "it would need many gigabytes" if _gathered_bytes(case) > 2**30 else ""
+    corners = 2 ** len(case.size) * prod(case.points)
+    if corners * case.channels > 2**28:
+        return "it would need many gigabytes"
+    return "it would take many seconds" if corners > 2**22 else ""
 
 
 def _nothing(case: Case) -> str:
@@ -179,7 +176,7 @@ def _as_crad(case: Case) -> str:
 def _interpol(case: Case) -> str:
     if importlib.util.find_spec("interpol") is None:
         return "torch-interpol is not installed"
-    return _memory(case)
+    return _kept(case)
 
 
 def _threads(case: Case) -> int:
@@ -196,7 +193,7 @@ def peers(device: str) -> dict[str, Peer]:
                 Peer(
                     f"crad_kernels {name}",
                     partial(sample_by, name),
-                    _memory if name == "reference" else _nothing,
+                    _kept if name == "reference" else _nothing,
                     # In a layout that is given, as a drop-in for F.grid_sample.
                     lambda case: int(case.layout is not None),
                     half=True,
@@ -213,7 +210,7 @@ def peers(device: str) -> dict[str, Peer]:
         ),
         Peer("F.grid_sample, compiled", grid_sample_compiled, _grid_sample, lambda case: 1),
         Peer("F.embedding_bag", embedding_bag, _nothing),
-        Peer("composed gathers", gathers, _memory),
+        Peer("composed gathers", gathers, _kept),
         Peer("torch-interpol", torch_interpol, _interpol, lambda case: 1),
     ]
     return {peer.name: peer for peer in found}
@@ -283,7 +280,7 @@ class Trial:
         return tensor.movedim(here, channels).contiguous().movedim(channels, here)
 
     def results(self, backward: bool) -> tuple[Tensor, ...]:
-        """Result and, if asked, gradients without jitter, in the shapes of `crad_kernels.sample`."""
+        """Result and, if asked, gradients without jitter; shaped as by `crad_kernels.sample`."""
         if backward:
             out, grad_values, grad_coords = self.forward_backward(0.0)
         else:

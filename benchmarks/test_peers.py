@@ -1,7 +1,6 @@
 """Every peer on every case, beside the floor of the memory; grouped by case and direction."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import pytest
@@ -11,23 +10,27 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, JITTER_STD, Case
 from benchmarks.peers import Trial, check, peers
+from benchmarks.timing import run
 
 PEERS = peers("cpu")
 # What any of them has to do: write the result; read the inputs and write all results.
 FLOORS = {"forward": "floor: fill", "forward + backward": "floor: copy"}
+
+
+def directions(case: Case) -> Iterator[tuple[Case, str, float]]:
+    """What is timed of a case, and with how much jitter."""
+    yield case, "forward", 0.0
+    if case.name == "CRAD local":
+        yield case, "forward", JITTER_STD
+    if case.still:
+        yield case, "forward + backward", 0.0
+    yield case, "forward + backward", JITTER_STD
+
+
 GROUPS = [
-    (case, direction, jitter_std)
+    pytest.param(*group, marks=[pytest.mark.long] * case.long)
     for case in CASES
-    for direction, jitter_std in (
-        ("forward", 0.0),
-        ("forward", JITTER_STD),
-        ("forward + backward", 0.0),
-        ("forward + backward", JITTER_STD),
-    )
-    if (direction == "forward") == (jitter_std == 0.0)
-    or (case.name == "CRAD local" and direction == "forward")
-    or (case.layout is not None or case.name == "1 point")
-    and direction == "forward + backward"
+    for group in directions(case)
 ]
 
 
@@ -40,7 +43,7 @@ def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 @lru_cache(maxsize=1)
 def wanted(case: Case) -> tuple[Tensor, ...]:
     """Our results, which those of every peer are compared with."""
-    return Trial(PEERS["crad_kernels cpu"], case, tensors(case)).results(backward=True)
+    return Trial(next(iter(PEERS.values())), case, tensors(case)).results(backward=True)
 
 
 def floor(case: Case, direction: str) -> Callable[[], object]:
@@ -51,20 +54,6 @@ def floor(case: Case, direction: str) -> Callable[[], object]:
         return lambda: out.fill_(0)
     pairs = [(torch.empty_like(t), t) for t in (values, coords)] + [(out, grad_output)]
     return lambda: [target.copy_(source) for target, source in pairs]
-
-
-def run(benchmark: BenchmarkFixture, step: Callable[[], object]) -> None:
-    """Time a step that was warmed up: often if it is short."""
-    step()
-    start = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - start
-    if seconds < 0.3:
-        rounds = min(max(int(0.3 / seconds), 15), 100)
-    else:
-        rounds = 5 if seconds < 1 else 3
-    iterations = max(int(1e-3 / seconds), 1)
-    benchmark.pedantic(step, rounds=rounds, iterations=iterations)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", ["floor", *PEERS])
@@ -86,8 +75,6 @@ def test_peer(
         step = lambda: method(jitter_std)  # noqa: E731
     benchmark.group = f"{case}; {direction}, {'jitter' if jitter_std else 'no jitter'}"
     benchmark.name = name
-    benchmark.extra_info.update(
-        case.facts, direction=direction, jitter=bool(jitter_std), peer=name
-    )
+    benchmark.extra_info.update(case.facts, direction=direction, jitter=bool(jitter_std), peer=name)
     with torch.set_grad_enabled(backward):
         run(benchmark, step)
