@@ -36,6 +36,8 @@ def version_of(package: str) -> str | None:
 
 def versions(commit: str | None = None) -> dict[str, Any]:
     """What runs here; `commit` is the code's, if it is not in a repository."""
+    # Results that were just written change no code.
+    changes = "git", "status", "--porcelain", "--", ".", ":!benchmarks/results"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -43,7 +45,7 @@ def versions(commit: str | None = None) -> dict[str, Any]:
         "triton": version_of("triton"),
         "crad": version_of("crad"),
         "commit": commit or output_of("git", "rev-parse", "HEAD"),
-        "changed_since_commit": None if commit else bool(output_of("git", "status", "--porcelain")),
+        "changed_since_commit": None if commit else bool(output_of(*changes)),
         "platform": platform.platform(),
     }
 

@@ -176,6 +176,8 @@ def _as_crad(case: Case) -> str:
 def _interpol(case: Case) -> str:
     if importlib.util.find_spec("interpol") is None:
         return "torch-interpol is not installed"
+    if len(case.size) > 3:
+        return "beyond 3 dimensions its gradient of coords has the wrong sign"
     return _kept(case)
 
 

@@ -1,7 +1,7 @@
 """Every peer on every case, beside the floor of the memory; grouped by case and direction."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.cases import CASES, JITTER_STD, Case
-from benchmarks.peers import Trial, check, peers
+from benchmarks.peers import Trial, check, grid_sample_compiled, peers
 from benchmarks.timing import run
 
 PEERS = peers("cpu")
@@ -72,7 +72,10 @@ def test_peer(
         trial = Trial(peer, case, tensors(case))
         check(trial, wanted(case) if backward else wanted(case)[:1])
         method = trial.forward_backward if backward else trial.forward
-        step = lambda: method(jitter_std)  # noqa: E731
+        step = partial(method, jitter_std)
+        if peer.call is grid_sample_compiled:
+            with torch.set_grad_enabled(backward):
+                step()  # compiled once more, with the noise
     benchmark.group = f"{case}; {direction}, {'jitter' if jitter_std else 'no jitter'}"
     benchmark.name = name
     benchmark.extra_info.update(case.facts, direction=direction, jitter=bool(jitter_std), peer=name)
