@@ -181,6 +181,10 @@ def _interpol(case: Case) -> str:
     return _kept(case)
 
 
+def _compiles(case: Case) -> str:
+    return _grid_sample(case) if case.dtype == torch.float32 else "it is tried in float32 alone"
+
+
 def _threads(case: Case) -> int:
     threads = torch.get_num_threads()
     return next(n for n in range(threads, 0, -1) if prod(case.points) % n == 0)
@@ -201,16 +205,17 @@ def peers(device: str) -> dict[str, Peer]:
                     half=True,
                 )
             )
+    found.append(Peer("F.grid_sample, flat", grid_sample, _grid_sample, lambda case: 1))
+    if device == "cpu":
+        found.append(Peer("F.grid_sample, over threads", grid_sample_expanded, _many, _threads))
     found += [
-        Peer("F.grid_sample, flat", grid_sample, _grid_sample, lambda case: 1),
-        Peer("F.grid_sample, over threads", grid_sample_expanded, _many, _threads),
         Peer(
             "F.grid_sample, as CRAD calls it",
             grid_sample_repeated,
             _as_crad,
             lambda case: case.points[0],
         ),
-        Peer("F.grid_sample, compiled", grid_sample_compiled, _grid_sample, lambda case: 1),
+        Peer("F.grid_sample, compiled", grid_sample_compiled, _compiles, lambda case: 1),
         Peer("F.embedding_bag", embedding_bag, _nothing),
         Peer("composed gathers", gathers, _kept),
         Peer("torch-interpol", torch_interpol, _interpol, lambda case: 1),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.saved import unpack
 from crad.files import replacing, write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -91,10 +92,10 @@ def read(paths: Iterable[Path]) -> dict[str, Run]:
     runs: dict[str, Run] = {}
     contents = [json.loads(path.read_text()) for path in paths]
     for content in sorted(
-        (content for content in contents if "results" in content), key=lambda c: str(c["date"])
+        (content for content in contents if "groups" in content), key=lambda c: str(c["date"])
     ):
         of_file: dict[str, list[Result]] = {}
-        for result in content["results"]:
+        for result in unpack(content["groups"]):
             name = Path(result["test"].partition("::")[0]).stem
             of_file.setdefault(name, []).append(result)
         for name, results in of_file.items():
@@ -339,7 +340,8 @@ def peers_section(run: Run, docs: Path) -> Iterator[str]:
         "forward is without a graph and, unless said, without jitter; forward + backward is with "
         "jitter unless said. Where no layout is named, every peer has the one that it likes best. "
         "bfloat16 values have float32 coordinates; peers that do not take them are given float32, "
-        "and their result is rounded."
+        "and their result is rounded. A dash: not installed, cannot do it, or takes too much time "
+        "or memory; `pytest benchmarks --benchmark-only -rs` says which."
     )
     yield ""
     for direction in ("forward", "forward + backward"):

@@ -78,6 +78,6 @@ def test_peer(
                 step()  # compiled once more, with the noise
     benchmark.group = f"{case}; {direction}, {'jitter' if jitter_std else 'no jitter'}"
     benchmark.name = name
-    benchmark.extra_info.update(case.facts, direction=direction, jitter=bool(jitter_std), peer=name)
+    benchmark.extra_info.update(case.facts, direction=direction, jitter=bool(jitter_std))
     with torch.set_grad_enabled(backward):
         run(benchmark, step)

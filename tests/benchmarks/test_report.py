@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, saved
 from benchmarks.cases import Case
 
 MACHINE = {
@@ -32,7 +32,8 @@ def result(case: Case, name: str, median: float, backward: bool = True) -> dict[
         **case.facts,
         "direction": direction,
         "jitter": backward,
-        "median": median,
+        **dict.fromkeys(saved.SECONDS, median),
+        "rounds": 15,
     }
 
 
@@ -64,7 +65,7 @@ MEMORIES = [
 
 
 def save(path: Path, results: list[dict[str, Any]], date: str = "2026-11-24") -> Path:
-    path.write_text(json.dumps({"date": date, "machine": MACHINE, "results": results}))
+    path.write_text(json.dumps({"date": date, "machine": MACHINE, "groups": saved.pack(results)}))
     return path
 
 
@@ -112,6 +113,16 @@ def test_the_newest_run_of_a_test_counts(tmp_path: Path) -> None:
     assert {name: (run.date, len(run.results)) for name, run in runs.items()} == {
         "test_peers": ("2026-11-25", 1),
         "test_memories": ("2026-11-24", 4),
+    }
+
+
+def test_saved_results_are_read_again() -> None:
+    packed = saved.pack(PEERS + MEMORIES)
+    assert list(saved.unpack(packed)) == PEERS + MEMORIES
+    assert packed[1]["channels"] == 216
+    assert packed[1]["times"]["F.embedding_bag"] == {
+        **dict.fromkeys(saved.SECONDS, 0.036),
+        "rounds": 15,
     }
 
 
