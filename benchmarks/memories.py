@@ -7,7 +7,6 @@ takes beyond the features and the entries, in a process of its own.
 """
 
 import math
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,13 +74,19 @@ def tensors(entries: int, points: int = POINTS) -> tuple[Tensor, Tensor]:
     )
 
 
+def resident_bytes(field: str) -> int:
+    """Of this process: ``VmRSS`` is what it has now, ``VmHWM`` the most that it had."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if field in line)
+
+
 def peak_bytes(look_up: LookUp, entries: int) -> int:
     """How much the process grows at most; once in a process."""
     inputs = tensors(entries)
     look_up(inputs[0][:64], inputs[1][:64])  # what is loaded and started once
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = resident_bytes("VmRSS")
     look_up(*inputs)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return resident_bytes("VmHWM") - before
 
 
 def main(arguments: list[str]) -> None:
