@@ -29,8 +29,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu_report import Report, machine, open_report, show, write_json
 from benchmarks.peers import peers
-from benchmarks.report import Report, machine, open_report, show, write_json
 from crad_kernels import backends
 
 KINDS = ("tests", "sanitizers", "timings", "variants")

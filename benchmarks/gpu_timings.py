@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, JITTER_STD, Case
-from benchmarks.peers import Peer, check, grad_output_of, peers, why_not
-from benchmarks.report import write_json
+from benchmarks.gpu_report import write_json
+from benchmarks.peers import Peer, Trial, check, peers
 
 # A kernel of about a millisecond ahead of every step: the host queues the step behind it, so that
 # no gap between two launches is timed.
@@ -56,24 +56,23 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / ms * 1e3
 
 
-def measure(name: str, peer: Peer, case: Case, bandwidth: float) -> Iterator[dict[str, Any]]:
+def measure(peer: Peer, case: Case, bandwidth: float) -> Iterator[dict[str, Any]]:
     """The times of forward, and of forward and backward."""
-    check(peer, case, "cuda")
     l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     sets = min(2 + math.ceil(2 * l2_bytes / case.fewest_bytes(backward=False)), 32)
-    tensors = []
-    for seed in range(sets):
-        values, coords, grad_output = case.tensors("cuda", seed)
-        tensors.append((values, coords, grad_output_of(name, grad_output)))
+    ours = next(iter(peers("cuda").values()))
+    check(
+        Trial(peer, case, case.tensors("cuda")),
+        Trial(ours, case, case.tensors("cuda")).results(backward=True),
+    )
+    trials = [Trial(peer, case, case.tensors("cuda", seed)) for seed in range(sets)]
 
     def forward(i: int) -> object:
         with torch.no_grad():
-            return peer(*tensors[i][:2], JITTER_STD)
+            return trials[i].forward(JITTER_STD)
 
     def both(i: int) -> object:
-        values, coords, grad_output = tensors[i]
-        out = peer(values, coords, JITTER_STD)
-        return out.detach(), torch.autograd.grad(out, (values, coords), grad_output)
+        return trials[i].forward_backward(JITTER_STD)
 
     for direction, step in (("forward", forward), ("forward + backward", both)):
         ms = sorted(times(step, sets))
@@ -94,15 +93,19 @@ def measure(name: str, peer: Peer, case: Case, bandwidth: float) -> Iterator[dic
 def main(name: str, output: Path) -> None:
     """Time a peer on every case, writing what there is after each."""
     bandwidth = copy_bandwidth()
+    peer = peers("cuda")[name]
     found: list[dict[str, Any]] = []
     for case in CASES:
+        if case.long:
+            continue
         about = {"case": str(case), "peer": name}
-        reason = why_not(name, case)
+        reason = peer.why_not(case)
         try:
             if reason:
                 found.append({**about, "skipped": reason})
             else:
-                for result in measure(name, peers("cuda")[name], case, bandwidth):
+                torch.compiler.reset()
+                for result in measure(peer, case, bandwidth):
                     found.append({**about, **result})
         except torch.OutOfMemoryError:
             found.append({**about, "skipped": "out of memory"})

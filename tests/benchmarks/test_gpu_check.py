@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_timings, report, sanitizer_cases
+from benchmarks import gpu_check, gpu_report, gpu_timings, sanitizer_cases
 from benchmarks.cases import CASES
 from benchmarks.gpu_check import End, Step
 from benchmarks.peers import peers
@@ -168,7 +168,7 @@ def test_exit_status(
 def test_a_step_that_fails_hides_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(seconds: float) -> report.Report:
+    def broken(seconds: float) -> gpu_report.Report:
         raise RuntimeError("out of luck")
 
     todo = [Step("tests", "first", broken), step("timings", "second")]
@@ -196,27 +196,27 @@ def test_there_is_no_other_kind() -> None:
 
 
 def test_a_report_is_named_after_the_day_and_the_gpu(tmp_path: Path) -> None:
-    path, fresh = report.open_report(tmp_path, ABOUT)
+    path, fresh = gpu_report.open_report(tmp_path, ABOUT)
     assert path.name.endswith("-nvidia-h100-80gb-hbm3.json")
     assert len(path.name.split("-nvidia")[0]) == len("2026-11-24")
     assert fresh == {"machine": ABOUT, "steps": {}}
 
 
 def test_a_report_goes_on_where_it_is_of_the_same_commit(tmp_path: Path) -> None:
-    path, begun = report.open_report(tmp_path, ABOUT)
+    path, begun = gpu_report.open_report(tmp_path, ABOUT)
     begun["steps"]["tests"] = {"status": "passed"}
-    report.write_json(path, begun)
-    assert report.open_report(tmp_path, ABOUT)[1] == begun
-    assert report.open_report(tmp_path, {**ABOUT, "commit": "def"})[1]["steps"] == {}
+    gpu_report.write_json(path, begun)
+    assert gpu_report.open_report(tmp_path, ABOUT)[1] == begun
+    assert gpu_report.open_report(tmp_path, {**ABOUT, "commit": "def"})[1]["steps"] == {}
     path.write_text("{")
-    assert report.open_report(tmp_path, ABOUT)[1]["steps"] == {}
+    assert gpu_report.open_report(tmp_path, ABOUT)[1]["steps"] == {}
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.json"
-    report.write_json(path, {"a": 1})
+    gpu_report.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        report.write_json(path, {"a": object()})
+        gpu_report.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(path.parent.iterdir()) == [path]
 
@@ -230,7 +230,7 @@ def test_the_table_has_times_errors_and_steps() -> None:
         "times, ours": {"status": "passed", "seconds": 3.2, "times": times},
         "memcheck, ours": {"status": "failed", "seconds": 4.0, "summary": "3 errors"},
     }
-    lines = list(report.table({"machine": ABOUT, "steps": steps}))
+    lines = list(gpu_report.table({"machine": ABOUT, "steps": steps}))
     assert lines[0] == "8x8"
     assert "0.500 ms" in lines[1]
     assert "1.2x floor" in lines[1]
