@@ -14,8 +14,11 @@ namespace {
 
 constexpr int kLanes = 16;
 
+// Of what a vector register reads or writes whole: across a border of this, that costs twice.
+constexpr int kLine = 64;
+
 template <class X>
-struct Block {
+struct alignas(kLine) Block {
   int64_t point[kLanes];
   X coord[kMaxDim][kLanes];  // jittered, along the axes
   X t[kMaxDim][kLanes];      // distance of the index from the base of its taps
@@ -45,7 +48,7 @@ class Buffer {
 };
 
 template <class T>
-struct Lanes {
+struct alignas(kLine) Lanes {
   T lane[kLanes];
   T& operator[](int i) { return lane[i]; }
   const T& operator[](int i) const { return lane[i]; }
