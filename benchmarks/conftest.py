@@ -28,7 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is long, unless it is asked for."""
     if not config.getoption("--long"):
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
