@@ -5,16 +5,11 @@ from torch import Tensor
 from crad_kernels import _derivatives, _schema, _vmap
 from crad_kernels.backends import backends, reference
 
-
-def _operators(backend: str) -> _schema.Operators:
-    """Those of a backend, with their derivatives and their rules for `torch.vmap`."""
-    operators = _schema.define(backend)
-    _derivatives.install(operators)
-    _vmap.install(operators)
-    return operators
-
-
-OPERATORS = {name: _operators(name) for name in backends() if name != "reference"}
+OPERATORS = {name: _schema.define(name) for name in backends() if name != "reference"}
+# With their derivatives, and their rules for `torch.vmap`.
+_CALLS = {name: _derivatives.install(operators) for name, operators in OPERATORS.items()}
+for _operators in OPERATORS.values():
+    _vmap.install(_operators)
 
 
 def sample(
@@ -33,7 +28,7 @@ def sample(
         return reference.sample(
             values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
         )
-    out: Tensor = OPERATORS[backend].sample(
+    out: Tensor = _CALLS[backend].sample(
         values,
         coords,
         seed,

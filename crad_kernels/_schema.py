@@ -29,7 +29,7 @@ _SCHEMAS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operators:
     """The operators of one backend, each an overload named after it: ``sample.cpu``."""
 
