@@ -73,7 +73,8 @@ class ReleasedCRAD(nn.Module):
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Distance of features ``(B, C, H, W)`` from their reconstruction, ``(B, H, W)``."""
         refined, _ = self(x)
-        return torch.norm(x - refined, dim=1)
+        distance: Tensor = torch.norm(x - refined, dim=1)
+        return distance
 
     @torch.no_grad()
     def copy_from(self, model: CRAD) -> None:

@@ -56,7 +56,7 @@ class Detector:
 
     Args:
         backbone: fitted, on ``device``.
-        model: trained, on ``device``.
+        model: trained, on ``device``; its BatchNorm is folded in place.
         image_size: side S in pixels of the images that the backbone gets.
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
@@ -72,7 +72,7 @@ class Detector:
         colour_scale: tuple[float, float],
     ) -> None:
         self.backbone = backbone
-        self.model = model.eval()
+        self.model = model.fold_batch_norm()
         self.image_size = image_size
         self.device = device
         self.colour_scale = colour_scale
