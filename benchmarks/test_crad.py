@@ -143,4 +143,4 @@ def test_inference(
             return released.anomaly_map(x) if way.released else ours(x).anomaly_map
 
     benchmark.group = f"inference of CRAD, batch {batch}"
-    measure(benchmark, way, infer, batch, rounds=20 if batch == 1 else 5)
+    measure(benchmark, way, infer, batch, rounds=20 if batch == 1 else 3)

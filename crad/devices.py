@@ -1,11 +1,14 @@
-"""Which device to compute on."""
+"""What to compute on: device, threads, memory, precision."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
+
+PrecisionName = Literal["auto", "fp32", "bf16"]
 
 _SMALL_STEP = 1e9  # multiply-adds
 # Of glibc's malloc.h, and its defaults.
@@ -34,6 +37,23 @@ def threads_for(multiply_adds: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def select_precision(
+    name: PrecisionName, device: torch.device, multiply_adds: float
+) -> Literal["fp32", "bf16"]:
+    """Choose the precision of the fusion network.
+
+    Args:
+        name: ``"auto"`` takes bf16 where it was measured to be faster and to cost no accuracy
+            (docs/performance.md): large steps on a CPU with matrix instructions for it.
+        device: where to compute.
+        multiply_adds: of a step.
+    """
+    if name != "auto":
+        return name
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bf16" if native and multiply_adds >= _SMALL_STEP else "fp32"
 
 
 @contextmanager
