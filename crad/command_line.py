@@ -13,7 +13,7 @@ from tqdm import tqdm
 from crad.backbones import BackboneError
 from crad.checkpoint import CheckpointError
 from crad.data import DataError, MaskError
-from crad.devices import DeviceError
+from crad.devices import DeviceError, freed_memory_kept
 from crad.images import ImageError
 
 
@@ -42,7 +42,8 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
         again: what to do once a full disk has space again.
     """
     try:
-        command()
+        with freed_memory_kept():
+            command()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)

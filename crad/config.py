@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from crad.devices import PrecisionName
+
 PresetName = Literal["tiny", "crad-s", "crad"]
 
 
@@ -77,8 +79,9 @@ class Config:
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
     """Largest norm of the gradient of all parameters together."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the fusion network in training; bf16 is for GPUs."""
+    precision: PrecisionName = "auto"
+    """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
+    has matrix instructions for it. The checkpoint holds what was taken."""
     local: LocalConfig = LocalConfig()
     global_: Annotated[GlobalConfig, tyro.conf.arg(name="global")] = GlobalConfig()
     refinement: RefinementConfig = RefinementConfig()

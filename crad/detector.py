@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from crad.backbones import Backbone, create_backbone
 from crad.batches import Source, load_batches, split_images
 from crad.checkpoint import Checkpoint, CheckpointError, checkpoint_path, read_checkpoint
 from crad.config import Config
-from crad.devices import select_device
+from crad.devices import PrecisionName, select_device, select_precision
 from crad.images import ImageError
 from crad.model import CRAD
 from crad.protocol import PROTOCOLS
@@ -56,10 +57,11 @@ class Detector:
 
     Args:
         backbone: fitted, on ``device``.
-        model: trained, on ``device``.
+        model: trained, on ``device``; its BatchNorm is folded in place.
         image_size: side S in pixels of the images that the backbone gets.
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
+        precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class Detector:
         image_size: int,
         device: torch.device,
         colour_scale: tuple[float, float],
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self.backbone = backbone
-        self.model = model.eval()
+        self.model = model.fold_batch_norm()
         self.image_size = image_size
         self.device = device
         self.colour_scale = colour_scale
+        self.precision = precision
 
     def predict(
         self, images: Source | Iterable[Source], batch_size: int = BATCH_SIZE
@@ -121,7 +125,10 @@ class Detector:
         sources = split_images(images)
         for batch in load_batches(sources, size=self.image_size, batch_size=batch_size, skip=skip):
             features = self.backbone(batch.images.to(self.device))
-            maps, scores = score_maps(self.model(features).anomaly_map, self.image_size)
+            bf16 = self.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                anomaly_map = self.model(features).anomaly_map
+            maps, scores = score_maps(anomaly_map, self.image_size)
             for scored, score, size, path in zip(
                 maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
             ):
@@ -159,23 +166,38 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
     )
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> Detector:
+def multiply_adds(config: Config, feature_size: tuple[int, int, int]) -> float:
+    """Count those of the 1x1 convolutions of the bottlenecks for an image, forward."""
+    channels, height, width = feature_size
+    return float(height * width * config.depth * 2 * (2 * channels) * config.expansion)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    precision: PrecisionName = "auto",
+) -> Detector:
     """Load a trained detector; nothing is downloaded and nothing in the file is executed.
 
     Args:
         path: the checkpoint, or the output folder of the run.
         device: where to compute; None takes CUDA if there is a GPU.
+        precision: of the fusion network; ``"auto"`` takes bf16 for a large one on a CPU that has
+            matrix instructions for it.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
         DeviceError: there is no such device.
     """
     selected = select_device(device)
-    return from_checkpoint(read_checkpoint(path), selected, path)
+    return from_checkpoint(read_checkpoint(path), selected, path, precision)
 
 
 def from_checkpoint(
-    checkpoint: Checkpoint, device: torch.device, path: str | os.PathLike[str]
+    checkpoint: Checkpoint,
+    device: torch.device,
+    path: str | os.PathLike[str],
+    precision: PrecisionName = "auto",
 ) -> Detector:
     """Put a detector together from what `read_checkpoint` read from ``path``.
 
@@ -200,4 +222,9 @@ def from_checkpoint(
         image_size=checkpoint.config.image_size,
         device=device,
         colour_scale=checkpoint.colour_scale,
+        precision=select_precision(
+            precision,
+            device,
+            BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
+        ),
     )

@@ -1,11 +1,19 @@
-"""Which device to compute on."""
+"""What to compute on: device, threads, memory, precision."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
 _SMALL_STEP = 1e9  # multiply-adds
+# Of glibc's malloc.h, and its defaults.
+_M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
+_M_MMAP_MAX, _MMAP_MAX = -4, 65536
 
 
 class DeviceError(ValueError):
@@ -29,6 +37,44 @@ def threads_for(multiply_adds: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def select_precision(
+    name: PrecisionName, device: torch.device, multiply_adds: float
+) -> Literal["fp32", "bf16"]:
+    """Choose the precision of the fusion network.
+
+    Args:
+        name: ``"auto"`` takes bf16 where it was measured to be faster and to cost no accuracy
+            (docs/performance.md): large steps on a CPU with matrix instructions for it.
+        device: where to compute.
+        multiply_adds: of a step.
+    """
+    if name != "auto":
+        return name
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bf16" if native and multiply_adds >= _SMALL_STEP else "fp32"
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep memory that is freed in the block for what is allocated next, until the block ends.
+
+    glibc gives a freed tensor of over 32 MiB back to the system at once. Clearing the pages of the
+    next one then takes more time than most operations on it: half of a training step in float32.
+    Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
 
 
 def select_device(name: str | torch.device | None = None) -> torch.device:

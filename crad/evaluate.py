@@ -19,7 +19,7 @@ from crad.command_line import (
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, from_checkpoint
-from crad.devices import select_device
+from crad.devices import PrecisionName, select_device
 from crad.evaluation import RESULTS_NAME, make_results, report
 from crad.metrics import ScoredImage
 from crad.options import DeviceName
@@ -44,6 +44,9 @@ class EvaluateOptions:
     """Leave out images that cannot be read, and name them, instead of stopping."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
+    precision: PrecisionName = "auto"
+    """Precision of the fusion network; auto takes bf16 for a large one on a CPU that has matrix
+    instructions for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +82,7 @@ def evaluate(options: EvaluateOptions) -> Results:
             )
     device = select_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
-    detector = from_checkpoint(checkpoint, device, options.checkpoint)
+    detector = from_checkpoint(checkpoint, device, options.checkpoint, options.precision)
     data = options.data or checkpoint.config.data
     root = demo_dataset(data) if data in DEMO_NAMES else data
     dataset = find_dataset(root, need_train=False)

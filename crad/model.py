@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crad_kernels import GridMemory, sample
 
@@ -153,6 +154,22 @@ class CRAD(nn.Module):
             similarity=similarity,
         )
 
+    def fold_batch_norm(self) -> "CRAD":
+        """Fold every BatchNorm into the convolution before it, in place, to infer only.
+
+        The results are the same to float32 rounding. The model is put into evaluation mode; its
+        parameters are no longer those of a checkpoint.
+
+        Returns:
+            This model.
+        """
+        self.eval()
+        for module in self.fusion.modules():
+            if isinstance(module, Bottleneck):
+                module.fold_batch_norm()
+        self.fusion.to(memory_format=torch.channels_last)
+        return self
+
     def memory_parameters(self) -> Iterator[nn.Parameter]:
         """The entries of the two memories, which learn at a rate of their own."""
         yield self.local_representation.memory.values
@@ -232,6 +249,14 @@ class Bottleneck(nn.Module):
         inner = F.hardswish(self.excitation(self.depthwise_norm(self.depthwise(inner))))
         change: Tensor = self.project_norm(self.project(inner))
         return x + change
+
+    def fold_batch_norm(self) -> None:
+        """Fold every BatchNorm, in evaluation mode, into the convolution before it, in place."""
+        for name in ("expand", "depthwise", "project"):
+            norm = getattr(self, f"{name}_norm")
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(self, name, fuse_conv_bn_eval(getattr(self, name), norm))
+                setattr(self, f"{name}_norm", nn.Identity())
 
 
 class SqueezeExcitation(nn.Module):

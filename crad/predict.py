@@ -22,6 +22,7 @@ from crad.command_line import (
 )
 from crad.data import subfolders
 from crad.detector import BATCH_SIZE, load
+from crad.devices import PrecisionName
 from crad.files import write_atomically, write_json
 from crad.images import IMAGE_SUFFIXES, find_images, open_image
 from crad.options import DeviceName
@@ -49,6 +50,9 @@ class PredictOptions:
     """Leave out images that cannot be read, and name them, instead of stopping."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
+    precision: PrecisionName = "auto"
+    """Precision of the fusion network; auto takes bf16 for a large one on a CPU that has matrix
+    instructions for it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,7 +84,7 @@ def predict(options: PredictOptions) -> list[tuple[Path, float]]:
     """
     if options.output:
         check_output(options.output)
-    detector = load(options.checkpoint, options.device)
+    detector = load(options.checkpoint, options.device, options.precision)
     found = find_inputs(options.images)
     pictures = _picture_files(found, options.output) if options.output else {}
     scores: list[tuple[Path, float]] = []

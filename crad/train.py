@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from crad.command_line import BadImages, CommandError, check_output, run_command
 from crad.config import Config
 from crad.data import Dataset, Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import BATCH_SIZE, create_model, score_maps
-from crad.devices import select_device, threads_for
+from crad.detector import BATCH_SIZE, create_model, multiply_adds, score_maps
+from crad.devices import select_device, select_precision, threads_for
 from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
 from crad.features import Features, extract, fit_backbone
 from crad.files import remove_leftovers
@@ -147,12 +148,14 @@ def _fit(
 ) -> tuple[Checkpoint, CRAD]:
     """Train to the last epoch, writing a checkpoint after each."""
     height, width, channels = normal.values.shape[1:]
+    precision = select_precision(config.precision, device, _step_size(config, normal))
+    config = replace(config, precision=precision)
     torch.manual_seed(config.seed)
     model = create_model(config, (channels, height, width))
     AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        mixed_precision="no" if precision == "fp32" else precision,
     )
     training = Training(model, config, accelerator)
     seconds = 0.0
@@ -198,8 +201,7 @@ def _fit(
 def _step_size(config: Config, features: Features) -> float:
     """Multiply-adds of the fusion network in a training step, about three times those forward."""
     height, width, channels = features.values.shape[1:]
-    bottlenecks = config.depth * 2 * (2 * channels) * config.expansion
-    return 3.0 * config.batch_size * height * width * bottlenecks
+    return 3 * config.batch_size * multiply_adds(config, (channels, height, width))
 
 
 def _prepare_output(options: TrainOptions) -> Checkpoint | None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import crad
 from crad.detector import Detector
+from crad.devices import select_precision
 from crad.images import ImageError
 
 
@@ -108,6 +109,24 @@ def test_a_loaded_detector_needs_nothing_but_its_checkpoint(trained, tmp_path: P
     shutil.copy(trained.output / "checkpoint.safetensors", tmp_path / "moved.safetensors")
     detector = crad.load(tmp_path / "moved.safetensors")
     assert len(detector.predict(Image.new("RGB", (64, 64)))) == 1
+
+
+def test_bf16_is_used_only_where_asked_for_or_large(trained, image: Path) -> None:
+    exact, rounded = (crad.load(trained.output, "cpu", each) for each in ("fp32", "bf16"))
+    (expected,), (actual,) = exact.predict(image), rounded.predict(image)
+    assert actual.score != expected.score
+    assert actual.score == pytest.approx(expected.score, rel=0.02)
+    assert crad.load(trained.output, "cpu").precision == "fp32"
+
+
+def test_the_precision_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})  # noqa: B023
+        assert select_precision("auto", cpu, 1e10) == ("bf16" if native else "fp32")
+        assert select_precision("auto", cpu, 1e8) == "fp32"
+        assert select_precision("auto", cuda, 1e10) == "fp32"
+        assert select_precision("bf16", cpu, 1e8) == "bf16"
 
 
 def test_an_unknown_device() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import BatchNorm2d
 
 from crad.model import CRAD
 
@@ -147,6 +148,24 @@ def test_jitter_in_training_only_and_with_its_probability() -> None:
 def test_without_refinement() -> None:
     result = small(mse_weight=0, cosine_weight=0).eval()(feature())
     assert torch.equal(result.reconstruction, result.normal_feature)
+
+
+def test_folded_batch_norm_changes_nothing_but_rounding() -> None:
+    model, expected = small(), small()
+    for each in (model, expected):
+        for seed, norm in enumerate(m for m in each.modules() if isinstance(m, BatchNorm2d)):
+            generator = torch.Generator().manual_seed(seed)
+            norm.running_mean.normal_(generator=generator)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+    folded = model.fold_batch_norm()
+    assert folded is model
+    assert not any(isinstance(module, BatchNorm2d) for module in folded.modules())
+    for actual, wanted in zip(folded(feature()), expected.eval()(feature()), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+    weight = folded.fusion[0].expand.weight
+    assert weight.is_contiguous(memory_format=CHANNELS_LAST)
+    folded.fold_batch_norm()
+    assert folded.fusion[0].expand.weight is weight
 
 
 def test_a_perfect_reconstruction_has_finite_gradients() -> None:
