@@ -61,20 +61,22 @@ def freed_memory_kept() -> Iterator[None]:
     """Keep memory that is freed in the block for what is allocated next, until the block ends.
 
     glibc gives a freed tensor of over 32 MiB back to the system at once. Clearing the pages of the
-    next one then takes more time than most operations on it: half of a training step in float32.
+    next one then takes more time than most operations on it.
     Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
         yield
         return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
+    assert libc is not None
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
-        mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 def select_device(name: str | torch.device | None = None) -> torch.device:
