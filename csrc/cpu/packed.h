@@ -34,30 +34,23 @@ std::optional<ChannelsFirst> channels_first(const Tensor& tensor) {
 
 template <class Element>
 void transpose(const ChannelsFirst& shape, const void* from, void* to) {
-  constexpr int64_t kRows = 1024, kTile = 16;
+  // Rows that are written while they lie in the nearest cache; read in runs, since the channels lie
+  // a power of two apart in many an image, and so would compete for the same lines.
+  constexpr int64_t kBytes = 16 * 1024, kFewestRows = 16;
   const auto* const source = static_cast<const Element*>(from);
   auto* const target = static_cast<Element*>(to);
   const int64_t rows = shape.rows, channels = shape.channels;
-  const int64_t pieces = (rows + kRows - 1) / kRows;
-  torch::stable::parallel_for(0, shape.outer * pieces, 1, [&](int64_t first, int64_t last) {
+  const int64_t fitting = kBytes / (static_cast<int64_t>(sizeof(Element)) * channels);
+  const int64_t run = fitting < kFewestRows ? kFewestRows : fitting;
+  const int64_t pieces = (rows + run - 1) / run;
+  torch::stable::parallel_for(0, shape.outer * pieces, 8, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; ++piece) {
       const int64_t start = piece / pieces * rows * channels;
-      const int64_t begin = piece % pieces * kRows;
-      const int64_t end = begin + kRows < rows ? begin + kRows : rows;
-      const auto copy = [&](int64_t row, int64_t channel) {
-        target[start + row * channels + channel] = source[start + channel * rows + row];
-      };
-      if (channels <
-          kTile) {  // runs over rows, as those over so few channels cost more than they do
-        for (int64_t channel = 0; channel < channels; ++channel)
-          for (int64_t row = begin; row < end; ++row) copy(row, channel);
-        continue;
-      }
-      for (int64_t tile = 0; tile < channels; tile += kTile) {
-        const int64_t tile_end = tile + kTile < channels ? tile + kTile : channels;
+      const int64_t begin = piece % pieces * run;
+      const int64_t end = begin + run < rows ? begin + run : rows;
+      for (int64_t channel = 0; channel < channels; ++channel)
         for (int64_t row = begin; row < end; ++row)
-          for (int64_t channel = tile; channel < tile_end; ++channel) copy(row, channel);
-      }
+          target[start + row * channels + channel] = source[start + channel * rows + row];
     }
   });
 }
@@ -66,7 +59,7 @@ void transpose(const ChannelsFirst& shape, const void* from, void* to) {
 Tensor packed(const Tensor& tensor) {
   if (tensor.is_contiguous()) return tensor;
   const std::optional<ChannelsFirst> shape = channels_first(tensor);
-  if (!shape) return dense(tensor);
+  if (!shape || tensor.numel() == 0) return dense(tensor);
   const std::vector<int64_t> sizes(tensor.sizes().begin(), tensor.sizes().end());
   const Tensor copy = empty(tensor, sizes, tensor.scalar_type());
   switch (bytes_of(tensor.scalar_type())) {
