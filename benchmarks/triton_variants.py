@@ -26,7 +26,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.cases import CASES
+from benchmarks.cases import TARGETS
 from crad_kernels._schema import MODES, PADDING_MODES
 from crad_kernels.backends.triton import INTERPRETED, launch
 
@@ -104,10 +104,10 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 CALLS: tuple[Any, ...] = (
-    # What is timed in benchmarks/cases.py; the first two with jitter, as CRAD calls them.
+    # The shapes with targets in benchmarks/cases.py; the first two with jitter, as CRAD calls them.
     *(
         Call(case.size, case.channels, prod(case.points), jittered=i < 2)
-        for i, case in enumerate(CASES)
+        for i, case in enumerate(TARGETS)
     ),
     *(Call(size, 216, **options) for size, options in product(((8, 8), (60, 60)), OPTIONS)),
     Call((8, 8), 216, mode="cubic", padding_mode="reflection", jittered=True),
