@@ -31,9 +31,7 @@ class Way:
     bf16: bool = False
     compiled: bool = False
 
-    def skip_if_not_wanted(self, request: pytest.FixtureRequest) -> None:
-        if self.compiled and not request.config.getoption("--long", default=False):
-            pytest.skip("compiling takes long: give --long")
+    def skip_if_not_possible(self) -> None:
         if self.bf16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):
             pytest.skip("this CPU has no bf16 arithmetic")
 
@@ -49,7 +47,9 @@ WAYS = (
     Way("crad, compiled", compiled=True),
     Way("crad, compiled, bf16", compiled=True, bf16=True),
 )
-each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+each_way = pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.long] * way.compiled, id=way.name) for way in WAYS]
+)
 
 
 def models() -> tuple[CRAD, ReleasedCRAD]:
@@ -97,10 +97,8 @@ def _both_compute_the_same() -> None:
 
 
 @each_way
-def test_training_step(
-    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, way: Way
-) -> None:
-    way.skip_if_not_wanted(request)
+def test_training_step(benchmark: BenchmarkFixture, way: Way) -> None:
+    way.skip_if_not_possible()
     ours, released = models()
     model: nn.Module = released if way.released else ours
     x = features(BATCH_SIZE)
@@ -124,10 +122,8 @@ def test_training_step(
 
 @each_way
 @pytest.mark.parametrize("batch", [1, BATCH_SIZE, 64])
-def test_inference(
-    benchmark: BenchmarkFixture, request: pytest.FixtureRequest, batch: int, way: Way
-) -> None:
-    way.skip_if_not_wanted(request)
+def test_inference(benchmark: BenchmarkFixture, batch: int, way: Way) -> None:
+    way.skip_if_not_possible()
     if way.released and way.keeps_memory and batch != BATCH_SIZE:
         pytest.skip(f"timed at batch {BATCH_SIZE}")
     ours, released = models()

@@ -8,6 +8,7 @@
 
 #include "../core/jitter.h"
 #include "geometry.h"
+#include "kernels.h"
 
 namespace crad {
 namespace {
@@ -238,6 +239,16 @@ inline void weigh(const Geometry<X>& geometry, const Block<X>& block, int differ
     for (int i = 0; i < kLanes; ++i) product[i] = corners.weight[from][i] * along[axis][tap][i];
     corners.weight[to] = product;
   });
+}
+
+// Makes ready the block of points from number `first` of a range on; returns how many there are.
+template <class X, class A>
+inline int prepare(const Geometry<X>& geometry, const X* coords, const Range& range, int64_t first,
+                   Block<X>& block, Corners<A>& corners) {
+  const int points = locate(geometry, coords, range.order, first, range.point_end - first, block);
+  place(geometry, block, corners);
+  weigh(geometry, block, -1, corners);
+  return points;
 }
 
 // The gradients of the points of a block with respect to their coordinates: `dot` holds for every

@@ -93,9 +93,7 @@ void forward_few(const Problem& problem, const Range& range, const A* grid, A* o
   Reads<A> reads(corners.count);
   Lanes<A> total[kFewChannels];
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
-    place(geometry, block, corners);
-    weigh(geometry, block, -1, corners);
+    const int points = prepare(geometry, coords, range, p, block, corners);
     reads.set(corners, block);
     const Lanes<A> beginning = reads.beginning();
     for (int64_t c = 0; c < channels; ++c) {
@@ -122,9 +120,7 @@ void backward_few(const Problem& problem, const Range& range, const A* grid, con
   Buffer<Lanes<A>> dot(corners.count);  // of grad_output with the entry of a corner
   Lanes<A> grad[kFewChannels];
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
-    place(geometry, block, corners);
-    weigh(geometry, block, -1, corners);
+    const int points = prepare(geometry, coords, range, p, block, corners);
     reads.set(corners, block);
     for (int i = 0; i < kLanes; ++i)
       for (int64_t c = 0; c < channels; ++c)

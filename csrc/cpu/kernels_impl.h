@@ -92,9 +92,7 @@ void forward(const Problem& problem, const Range& range, void* output) {
   Corners<A> corners(geometry);
   Gathered<A> inside(corners.count);
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
-    place(geometry, block, corners);
-    weigh(geometry, block, -1, corners);
+    const int points = prepare(geometry, coords, range, p, block, corners);
     for (int i = 0; i < points; ++i) {
       T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
       inside.gather(corners, block, i);
@@ -199,9 +197,7 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
   for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = locate(geometry, coords, range.order, p, range.point_end - p, block);
-    place(geometry, block, corners);
-    weigh(geometry, block, -1, corners);
+    const int points = prepare(geometry, coords, range, p, block, corners);
     for (int i = 0; i < points; ++i) {
       const T* const rows = static_cast<const T*>(gradients.grad_output);
       const T* const row = rows + block.point[i] * problem.channels;
