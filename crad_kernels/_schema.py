@@ -1,7 +1,8 @@
 """Defines the operators: their schemas, and their shapes for the compiler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,16 +40,29 @@ class Operators:
     normals: Any
 
 
-def _sample_fake(values: Tensor, coords: Tensor, *_: Any) -> Tensor:
-    return values.new_empty(*coords.shape[:-1], values.shape[-1])
+def _contiguous(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
+    return values.new_empty(shape)
+
+
+def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
+    """Channels first if ``values`` are so, or else channels last."""
+    axis = values.ndim - 1 - coords.shape[-1]
+    if values.is_contiguous() or not values.movedim(-1, axis).is_contiguous():
+        return values.new_empty(shape)
+    *others, channels = shape
+    return values.new_empty(*others[:axis], channels, *others[axis:]).movedim(axis, -1)
+
+
+def _sample_fake(empty: Callable[..., Tensor], values: Tensor, coords: Tensor, *_: Any) -> Tensor:
+    return empty((*coords.shape[:-1], values.shape[-1]), values, coords)
 
 
 def _sample_backward_fake(
-    grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
+    empty: Callable[..., Tensor], grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor]:
     want_values, want_coords = args[-2:]
     return (
-        values.new_empty(values.shape if want_values else 0),
+        empty(values.shape, values, coords) if want_values else values.new_empty(0),
         coords.new_empty(coords.shape if want_coords else 0),
     )
 
@@ -61,20 +75,22 @@ def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
     return seed.new_empty(points, ndim, dtype=torch.float32)
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "sample": _sample_fake,
-    "sample_backward": _sample_backward_fake,
-    "philox": _philox_fake,
-    "normals": _normals_fake,
-}
-
-
 def define(backend: str) -> Operators:
     """Define the operators of a backend, which then implements them."""
+    # A result of the CPU's lies in memory as values do; a GPU's is contiguous.
+    empty = _laid_out_as if backend == "cpu" else _contiguous
+    fakes = {
+        "sample": partial(_sample_fake, empty),
+        "sample_backward": partial(_sample_backward_fake, empty),
+        "philox": _philox_fake,
+        "normals": _normals_fake,
+    }
+    # The compiler must not lay values out in another way than it was told of.
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     operators = {}
     for name, schema in _SCHEMAS.items():
         overload = f"{name}.{backend}"
-        library.define(overload + schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.register_fake(f"crad_kernels::{overload}", _FAKES[name], lib=library)
+        library.define(overload + schema, tags=tags)
+        torch.library.register_fake(f"crad_kernels::{overload}", fakes[name], lib=library)
         operators[name] = getattr(getattr(torch.ops.crad_kernels, name), backend)
     return Operators(**operators)

@@ -107,7 +107,7 @@ def grid_sample(
     """Drop-in for `torch.nn.functional.grid_sample` in any number of dimensions.
 
     Equivalent to ``F.grid_sample(input, grid, mode, padding_mode, align_corners)`` for D = 2 and 3.
-    The result is in channels-last memory format.
+    The result is in channels-last memory format if ``input`` is, or else contiguous.
 
     Args:
         input: ``(N, C, *size)``; dtypes as `sample`.
@@ -171,7 +171,9 @@ def grid_sample(
         deterministic=deterministic,
         backend=backend,
     )
-    return out.movedim(-1, 1)
+    out = out.movedim(-1, 1)
+    # The CPU backend has done so already; of no axes beside the channels, both are one.
+    return out if input.movedim(1, -1).is_contiguous() else out.contiguous()
 
 
 def _check_type(function: str, name: str, tensor: object) -> None:

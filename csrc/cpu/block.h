@@ -267,6 +267,12 @@ inline void differentiate(const Geometry<X>& geometry, const Block<X>& block, Co
   }
 }
 
+// Where the result of a point goes.
+template <class T>
+inline T* row_of(const Output& output, int64_t point, int64_t channels) {
+  return static_cast<T*>(output.rows) + (point - output.first_point) * channels;
+}
+
 // A corner that lies inside the grid. (Together, since GCC would read several offsets at once where
 // they lie side by side, just after they were written one by one, which stalls the processor.)
 template <class A>

@@ -1,24 +1,62 @@
 // Tensors for results, in recycled memory where they are large.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
 #include "../operator/call.h"
 #include "recycler.h"
 
 namespace crad {
 namespace {
 
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
+using Shape = std::vector<int64_t>;
+
+Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size(), 1);
+  for (size_t axis = shape.size() - 1; axis > 0; --axis)
+    strides[axis - 1] = strides[axis] * (shape[axis] > 1 ? shape[axis] : 1);
+  return strides;
+}
+
+int32_t dtype_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      STD_TORCH_CHECK(false, "sample(): unexpected dtype");
+  }
+}
+
+// A tensor that is dense, with its axes in the order that the strides say.
+Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) {
   int64_t bytes = bytes_of(type);
   for (const int64_t length : shape) bytes *= length;
-  if (bytes < Recycler::kSmallest) return torch::stable::new_empty(like, shape, type);
+  if (bytes < Recycler::kSmallest) {
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype_of(type),
+        aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+  }
   void* const memory = Recycler::instance().take(bytes);
   STD_TORCH_CHECK(memory, "sample(): not enough memory for a result of ", bytes, " bytes");
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t axis = shape.size() - 1; axis > 0; --axis)
-    strides[axis - 1] = strides[axis] * shape[axis];
   return torch::stable::from_blob(
       memory, shape, strides, torch::stable::Device(DeviceType::CPU), type,
       [bytes](void* data) { Recycler::instance().give_back(data, bytes); });
+}
+
+Tensor empty(const Shape& shape, ScalarType type) {
+  return empty_strided(shape, contiguous_strides(shape), type);
 }
 
 }  // namespace

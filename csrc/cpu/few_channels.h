@@ -84,7 +84,7 @@ struct Reads {
 };
 
 template <class A, class X>
-void forward_few(const Problem& problem, const Range& range, const A* grid, A* output) {
+void forward_few(const Problem& problem, const Range& range, const A* grid, const Output& output) {
   const Geometry<X> geometry = geometry_of<X>(problem);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t channels = problem.channels;
@@ -102,7 +102,7 @@ void forward_few(const Problem& problem, const Range& range, const A* grid, A* o
         add_product(gather(grid + c, reads.offset[k], reads.lanes[k]), corners.weight[k], total[c]);
     }
     for (int i = 0; i < points; ++i) {
-      A* const row = output + block.point[i] * channels;
+      A* const row = row_of<A>(output, block.point[i], channels);
       for (int64_t c = 0; c < channels; ++c) row[c] = total[c][i];
     }
   }

@@ -18,6 +18,13 @@ struct Range {
   const int64_t* order = nullptr;
 };
 
+// Where a forward pass puts its results.
+struct Output {
+  void* rows;  // (points, channels), those of the points from number `first_point` on
+  int64_t first_point = 0;
+  bool streaming = false;  // past the caches, if the rows are aligned for that
+};
+
 // Parts of the grid: those of a band have the same bits above `shift` of their entries along an
 // axis, and so for the second axis within a band.
 struct Bands {
@@ -34,7 +41,7 @@ struct Gradients {
 };
 
 struct Kernels {
-  void (*forward)(const Problem&, const Range&, void* output);
+  void (*forward)(const Problem&, const Range&, const Output&);
   void (*backward)(const Problem&, const Range&, const Gradients&);
   // The part, band * second_number + second band, of the lowest entry that each point reads.
   void (*locate_parts)(const Problem&, const Bands&, int64_t point_begin, int64_t point_end,
@@ -44,6 +51,9 @@ struct Kernels {
                      int64_t begin, int64_t end);
   void (*sum_coords)(CoordType, const void* parts, int64_t number, int64_t stride, void* to,
                      int64_t begin, int64_t end);
+  // from[i * from_stride + k] to to[k * to_stride + i] for i < rows, k < columns.
+  void (*transpose)(int64_t element_bytes, const void* from, int64_t from_stride, int64_t rows,
+                    int64_t columns, void* to, int64_t to_stride);
 };
 
 extern const Kernels kernels_baseline;

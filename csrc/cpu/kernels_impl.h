@@ -4,6 +4,7 @@
 #include "few_channels.h"
 #include "kernels.h"
 #include "pack.h"
+#include "transpose.h"
 
 namespace crad {
 namespace {
@@ -82,7 +83,7 @@ void blend_all(int count, const T* grid, const Inside<accumulator<T>>* corner, T
 }
 
 template <bool streaming, class T, class X>
-void forward(const Problem& problem, const Range& range, void* output) {
+void forward(const Problem& problem, const Range& range, const Output& output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
   const T* grid = grid_of<T>(problem, range);
@@ -94,7 +95,7 @@ void forward(const Problem& problem, const Range& range, void* output) {
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     for (int i = 0; i < points; ++i) {
-      T* row = static_cast<T*>(output) + block.point[i] * problem.channels;
+      T* row = row_of<T>(output, block.point[i], problem.channels);
       inside.gather(corners, block, i);
       if (block.finite[i])
         blend_all<streaming>(inside.count, grid, inside.corner.get(), row, begin, end);
@@ -104,19 +105,19 @@ void forward(const Problem& problem, const Range& range, void* output) {
   }
 }
 
-// Streams the output if the call asks for it and its rows allow it.
 template <class T, class X>
-void forward_any(const Problem& problem, const Range& range, void* output) {
-  if constexpr (std::is_same_v<T, accumulator<T>>)
+void forward_any(const Problem& problem, const Range& range, const Output& output) {
+  constexpr bool unconverted = std::is_same_v<T, accumulator<T>>;
+  if constexpr (unconverted)
     if (problem.channels <= kFewChannels)
-      return forward_few<T, X>(problem, range, grid_of<T>(problem, range), static_cast<T*>(output));
-  const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes == 0; };
-  constexpr int64_t element = sizeof(T);
-  constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
-  const bool large = problem.grids * problem.points_per_grid * problem.channels * element >= kLarge;
-  if (std::is_same_v<T, accumulator<T>> && large && aligned(reinterpret_cast<intptr_t>(output)) &&
-      aligned(problem.channels * element) && aligned(range.channel_begin * element)) {
-    forward<std::is_same_v<T, accumulator<T>>, T, X>(problem, range, output);
+      return forward_few<T, X>(problem, range, grid_of<T>(problem, range), output);
+  const auto aligned = [](int64_t elements) {
+    return elements * static_cast<int64_t>(sizeof(T)) % kStreamBytes == 0;
+  };
+  if (unconverted && output.streaming &&
+      reinterpret_cast<intptr_t>(output.rows) % kStreamBytes == 0 && aligned(problem.channels) &&
+      aligned(range.channel_begin)) {
+    forward<unconverted, T, X>(problem, range, output);
     finish_streaming();
   } else {
     forward<false, T, X>(problem, range, output);
@@ -313,7 +314,7 @@ void with_types(const Problem& problem, F f) {
   });
 }
 
-void forward_typed(const Problem& problem, const Range& range, void* output) {
+void forward_typed(const Problem& problem, const Range& range, const Output& output) {
   with_types(problem, [&](auto value, auto coord) {
     forward_any<typename decltype(value)::type, typename decltype(coord)::type>(problem, range,
                                                                                 output);
@@ -353,6 +354,6 @@ void sum_coords(CoordType type, const void* parts, int64_t number, int64_t strid
 }  // namespace
 
 const Kernels CRAD_KERNELS = {forward_typed, backward_typed, locate_parts_typed, sum_values,
-                              sum_coords};
+                              sum_coords, transpose_matrix};
 
 }  // namespace crad

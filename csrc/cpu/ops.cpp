@@ -1,6 +1,7 @@
 // The operators of the CPU backend: tensors in and out, on the LibTorch stable ABI.
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -9,8 +10,8 @@
 #include "../operator/call.h"
 #include "empty.h"
 #include "kernels.h"
+#include "layout.h"
 #include "order.h"
-#include "packed.h"
 #include "plan.h"
 
 namespace crad {
@@ -76,8 +77,8 @@ void for_each_block(int64_t elements, F f) {
 template <class F>
 void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) {
   const Problem& problem = call.problem;
-  const Tensor part = empty(call.coords, {call.points}, ScalarType::Int);
-  const Tensor order = empty(call.coords, {call.points}, ScalarType::Long);
+  const Tensor part = empty({call.points}, ScalarType::Int);
+  const Tensor order = empty({call.points}, ScalarType::Long);
   int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
   const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()), numbers,
                          [](int64_t count, auto f) {
@@ -97,26 +98,70 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) 
                    });
 }
 
-Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
-              const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
-              bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
-  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding,
-                  align_corners, derivative);
-  Tensor output = empty(values, call.output_shape(), values.scalar_type());
-  if (call.empty()) return output;
-  void* to = output.data_ptr();
+// Samples to memory that is channels last.
+void sample_to(const Output& output, const Call& call) {
   const Problem& problem = call.problem;
-  if (const Bands bands = forward_bands_of(problem); bands.number > 0) {
-    for_each_band(
+  if (const Bands bands = forward_bands_of(problem); bands.number > 0)
+    return for_each_band(
         call, bands, band_plan(problem, bands),
-        [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, to); });
-    return output;
-  }
+        [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, output); });
   const Plan plan = forward_plan(problem);
   for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
-                   kernels().forward(problem, plan.range(grid, tile, chunk, problem), to);
+                   kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
                  });
+}
+
+// Samples to a tensor that is channels first, by way of rows that stay in a cache.
+void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes) {
+  const Problem& problem = call.problem;
+  const ScalarType type = planes.scalar_type();
+  if (forward_bands_of(problem).number > 0) {
+    const Shape shape = call.output_shape();
+    const Tensor rows = empty(shape, type);
+    sample_to({rows.data_ptr()}, call);
+    return transpose(kernels(), To::planes, seen(shape, batch_axes), rows, planes);
+  }
+  const Plan plan = forward_plan(problem);
+  const int64_t channels = problem.channels, points = problem.points_per_grid;
+  const int64_t element = bytes_of(type);
+  const auto sample_range = [&](int64_t grid, int64_t tile, int64_t chunk) {
+    const Range range = plan.range(grid, tile, chunk, problem);
+    const int64_t number = range.point_end - range.point_begin;
+    const std::unique_ptr<char[]> rows(new char[number * channels * element]);
+    kernels().forward(problem, range, {rows.get(), range.point_begin});
+    const int64_t plane = grid * channels + range.channel_begin;
+    char* const to = static_cast<char*>(planes.data_ptr());
+    kernels().transpose(element, rows.get() + range.channel_begin * element, channels, number,
+                        range.channel_end - range.channel_begin,
+                        to + (plane * points + range.point_begin - grid * points) * element, points);
+  };
+  for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * channels, sample_range);
+}
+
+// The number of batch axes of the grids.
+int64_t batch_axes_of(const Tensor& values, const Tensor& coords) {
+  return values.dim() - 1 - coords.size(coords.dim() - 1);
+}
+
+// The result lies in memory as `values` do: channels first if they are so, or else channels last.
+Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
+              const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
+              bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
+  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, mode,
+                  padding, align_corners, derivative);
+  const ScalarType type = values.scalar_type();
+  const Shape shape = call.output_shape();
+  const int64_t batch_axes = batch_axes_of(values, coords);
+  if (is_channels_first(values, batch_axes)) {
+    const Tensor planes = empty_strided(shape, channels_first_strides(shape, batch_axes), type);
+    if (!call.empty()) sample_to_planes(planes, call, batch_axes);
+    return planes;
+  }
+  constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
+  const Tensor output = empty(shape, type);
+  const bool streaming = output.numel() * bytes_of(type) >= kLarge;
+  if (!call.empty()) sample_to({output.data_ptr(), 0, streaming}, call);
   return output;
 }
 
@@ -133,7 +178,7 @@ struct Parts {
         stride(result.numel()),
         element(bytes_of(type)),
         summed(number > 1 || type != result.scalar_type()) {
-    if (summed) storage = empty(result, {number, stride}, type);
+    if (summed) storage = empty({number, stride}, type);
   }
 
   char* part(int64_t index) const {
@@ -154,24 +199,29 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
     std::memset(grid + (entry * problem.channels + range.channel_begin) * element, 0, bytes);
 }
 
-// The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
-// empty tensor for the one that is not wanted.
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
+// memory as they do, and coords; an empty tensor for the one that is not wanted.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t mode,
                                            int64_t padding, bool align_corners,
                                            bool /*deterministic: always*/, int64_t derivative,
                                            bool want_values, bool want_coords) {
-  const Call call(DeviceType::CPU, packed(values), coords, seed, jitter_std, mode, padding,
-                  align_corners, derivative);
+  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, mode,
+                  padding, align_corners, derivative);
   const Problem& problem = call.problem;
-  const Tensor grad_output = call.checked(packed(grad_output_in));
-  Tensor grad_values = empty(values, gradient_shape(values, want_values), values.scalar_type());
-  Tensor grad_coords = empty(coords, gradient_shape(coords, want_coords), coords.scalar_type());
+  const Tensor grad_output = call.checked(channels_last(kernels(), grad_output_in));
+  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
+  Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
+  const auto results = [&]() -> std::tuple<Tensor, Tensor> {
+    const int64_t batch_axes = batch_axes_of(values, coords);
+    if (!want_values || !is_channels_first(values, batch_axes)) return {grad_values, grad_coords};
+    return {channels_first(kernels(), grad_values, batch_axes), grad_coords};
+  };
   if (call.empty()) {
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
+    return results();
   }
 
   const Bands bands = bands_of(problem);
@@ -213,7 +263,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
       kernels().sum_coords(problem.coord_type, coord_parts.part(0), coord_parts.number,
                            coord_parts.stride, grad_coords.data_ptr(), begin, end);
     });
-  return {grad_values, grad_coords};
+  return results();
 }
 
 // The generator and the normals of the jitter by themselves, as crad_kernels/backends/reference.py
@@ -221,7 +271,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
 Tensor philox_words(const Tensor& counter_in, const Tensor& key_in) {
   const Tensor counter = dense(counter_in), key = dense(key_in);
   check_philox(DeviceType::CPU, counter, key);
-  Tensor words = empty(counter, {counter.size(0), 4}, ScalarType::Long);
+  Tensor words = empty({counter.size(0), 4}, ScalarType::Long);
   const int64_t* c = static_cast<const int64_t*>(counter.data_ptr());
   const int64_t* k = static_cast<const int64_t*>(key.data_ptr());
   int64_t* to = static_cast<int64_t*>(words.data_ptr());
@@ -237,7 +287,7 @@ Tensor philox_words(const Tensor& counter_in, const Tensor& key_in) {
 
 Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   check_normals(DeviceType::CPU, seed, points, ndim);
-  Tensor result = empty(seed, {points, ndim}, ScalarType::Float);
+  Tensor result = empty({points, ndim}, ScalarType::Float);
   const uint64_t key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data_ptr()));
   float* to = static_cast<float*>(result.data_ptr());
   torch::stable::parallel_for(0, points, 4096, [&](int64_t begin, int64_t end) {

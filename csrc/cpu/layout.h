@@ -1,0 +1,104 @@
+// Channels-first tensors made channels last, and back: torch's own copies run on one thread, and take
+// longer than the sampling.
+#pragma once
+
+#include <algorithm>
+
+#include "empty.h"
+#include "kernels.h"
+#include "plan.h"
+
+namespace crad {
+namespace {
+
+// A dense tensor seen as (outer, rows, channels), whose memory is in the order (outer, channels,
+// rows).
+struct ChannelsFirst {
+  int64_t outer, rows, channels;
+};
+
+// The axes of a tensor but for the last, of which the first `batch_axes` stay before the channels.
+ChannelsFirst seen(const Shape& shape, int64_t batch_axes) {
+  const int64_t last = static_cast<int64_t>(shape.size()) - 1;
+  ChannelsFirst result{1, 1, shape[last]};
+  for (int64_t axis = 0; axis < last; ++axis)
+    (axis < batch_axes ? result.outer : result.rows) *= shape[axis];
+  return result;
+}
+
+// What the strides of such a tensor are.
+Shape channels_first_strides(const Shape& shape, int64_t batch_axes) {
+  Shape first = shape;  // in the order of the memory
+  first.pop_back();
+  first.insert(first.begin() + batch_axes, shape.back());
+  Shape strides = contiguous_strides(first);
+  const int64_t channel = strides[batch_axes];
+  strides.erase(strides.begin() + batch_axes);
+  strides.push_back(channel);
+  return strides;
+}
+
+Shape shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+// Whether a tensor is laid out so, and not channels last.
+bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
+  if (tensor.is_contiguous()) return false;
+  const Shape shape = shape_of(tensor), strides = channels_first_strides(shape, batch_axes);
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
+    if (shape[axis] != 1 && tensor.stride(axis) != strides[axis]) return false;
+  return true;
+}
+
+enum class To { rows, planes };
+
+void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const Tensor& from_tensor,
+               const Tensor& to_tensor) {
+  // So many rows that a channel of them is read or written in a long run, and all stay in a cache.
+  constexpr int64_t kBytes = 256 * 1024, kFewestRows = 64;
+  const int64_t element = bytes_of(from_tensor.scalar_type());
+  const char* const from = static_cast<const char*>(from_tensor.data_ptr());
+  char* const target = static_cast<char*>(to_tensor.data_ptr());
+  const int64_t rows = shape.rows, channels = shape.channels;
+  if (shape.outer * rows * channels == 0) return;
+  const int64_t run = std::max(kFewestRows, kBytes / (element * channels) / 64 * 64);
+  const int64_t pieces = ceil_div(rows, run);
+  torch::stable::parallel_for(0, shape.outer * pieces, 1, [&](int64_t first, int64_t last) {
+    for (int64_t piece = first; piece < last; ++piece) {
+      const int64_t outer = piece / pieces * rows * channels * element;
+      const int64_t begin = piece % pieces * run, number = std::min(run, rows - begin);
+      const int64_t in_rows = outer + begin * channels * element;
+      const int64_t in_planes = outer + begin * element;
+      if (to == To::rows)
+        kernels.transpose(element, from + in_planes, rows, channels, number, target + in_rows,
+                          channels);
+      else
+        kernels.transpose(element, from + in_rows, channels, number, channels, target + in_planes,
+                          rows);
+    }
+  });
+}
+
+// The tensor itself if it is contiguous, or else a contiguous copy.
+Tensor channels_last(const Kernels& kernels, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return tensor;
+  for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < tensor.dim(); ++batch_axes)
+    if (is_channels_first(tensor, batch_axes)) {
+      const Shape shape = shape_of(tensor);
+      const Tensor copy = empty(shape, tensor.scalar_type());
+      transpose(kernels, To::rows, seen(shape, batch_axes), tensor, copy);
+      return copy;
+    }
+  return dense(tensor);
+}
+
+// A copy of a contiguous tensor, channels first.
+Tensor channels_first(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
+  const Shape shape = shape_of(tensor);
+  const Tensor copy =
+      empty_strided(shape, channels_first_strides(shape, batch_axes), tensor.scalar_type());
+  transpose(kernels, To::planes, seen(shape, batch_axes), tensor, copy);
+  return copy;
+}
+
+}  // namespace
+}  // namespace crad
