@@ -60,8 +60,10 @@ CRAD_INLINE void normal_pair(uint32_t a, uint32_t b, float& first, float& second
   second = radius * sine;
 }
 
+// Words 0 and 1 make the normals of components 4 * block and 4 * block + 1 of a point, words 2 and
+// 3 those of the two after them.
 CRAD_INLINE Words jitter_words(uint64_t seed, uint64_t point, uint32_t block) {
-  return philox({{static_cast<uint32_t>(point), high_half(point), block, 0}}, seed);
+  return philox<uint32_t>({{low_half(point), high_half(point), block, 0}}, seed);
 }
 
 // The standard normals of components 4 * block to 4 * block + 3 of a point.

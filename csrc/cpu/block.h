@@ -9,6 +9,7 @@
 #include "../core/jitter.h"
 #include "geometry.h"
 #include "kernels.h"
+#include "words.h"
 
 namespace crad {
 namespace {
@@ -102,16 +103,36 @@ struct Corners {
   }
 };
 
+// Words `first` and `first` + 1 of the points' jitter.
+inline void jitter_words(uint64_t seed, const int64_t (&point)[kLanes], uint32_t block, int first,
+                         uint32_t (&a)[kLanes], uint32_t (&b)[kLanes]) {
+#if CRAD_VECTOR_BYTES > 16
+  for (int i = 0; i < kLanes; i += WordVector::width) {
+    const WordVector low = load_words(point + i);
+    const WordsOf<WordVector> words =
+        philox<WordVector>({{low, high_half(low), repeated(block), repeated(0)}}, seed);
+    store_words(a + i, words.word[first]);
+    store_words(b + i, words.word[first + 1]);
+  }
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    const Words words = jitter_words(seed, point[i], block);
+    a[i] = words.word[first];
+    b[i] = words.word[first + 1];
+  }
+#endif
+}
+
 template <class X>
 inline void add_jitter(const Geometry<X>& geometry, Block<X>& block) {
   for (int d = 0; d < geometry.ndim; d += 2) {
-    float even[kLanes], odd[kLanes];
-    const bool second_pair = d % 4 == 2;
-    for (int i = 0; i < kLanes; ++i) {
-      const Words words = jitter_words(geometry.seed, block.point[i], d / 4);
-      normal_pair(second_pair ? words.word[2] : words.word[0],
-                  second_pair ? words.word[3] : words.word[1], even[i], odd[i]);
-    }
+    alignas(kLine) uint32_t a[kLanes], b[kLanes];
+    alignas(kLine) float even[kLanes], odd[kLanes];
+    if (d % 4 == 0)
+      jitter_words(geometry.seed, block.point, d / 4, 0, a, b);
+    else
+      jitter_words(geometry.seed, block.point, d / 4, 2, a, b);
+    for (int i = 0; i < kLanes; ++i) normal_pair(a[i], b[i], even[i], odd[i]);
     const int axis = geometry.ndim - 1 - d;
     for (int i = 0; i < kLanes; ++i)
       block.coord[axis][i] += geometry.jitter_std[axis] * static_cast<X>(even[i]);
@@ -149,6 +170,27 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
     }
 }
 
+// The components of points that lie next to each other, along the axes.
+template <class X>
+inline void take_apart(const X* coords, int ndim, X (&coord)[kMaxDim][kLanes]) {
+  const auto take = [&](auto ndim) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int axis = 0; axis < ndim; ++axis) coord[axis][i] = coords[i * ndim + ndim - 1 - axis];
+  };
+  switch (ndim) {  // as a constant, for the compiler to make vector code
+    case 1:
+      return take(std::integral_constant<int, 1>());
+    case 2:
+      return take(std::integral_constant<int, 2>());
+    case 3:
+      return take(std::integral_constant<int, 3>());
+    case 4:
+      return take(std::integral_constant<int, 4>());
+    default:
+      take(ndim);
+  }
+}
+
 // Fetches the coordinates of the points from number `first` of the order on (null: of their own),
 // of which `remaining` are left, and returns how many of the lanes are points; the others repeat
 // the last one. `coords` holds those of all points.
@@ -160,9 +202,13 @@ inline int fetch(const Geometry<X>& geometry, const X* coords, const int64_t* or
     const int64_t number = first + (i < points ? i : points - 1);
     block.point[i] = order ? order[number] : number;
   }
-  for (int axis = 0; axis < geometry.ndim; ++axis)
-    for (int i = 0; i < kLanes; ++i)
-      block.coord[axis][i] = coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
+  if (!order && points == kLanes) {
+    take_apart(coords + first * geometry.ndim, geometry.ndim, block.coord);
+  } else {
+    for (int axis = 0; axis < geometry.ndim; ++axis)
+      for (int i = 0; i < kLanes; ++i)
+        block.coord[axis][i] = coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
+  }
   if (geometry.jittered) add_jitter(geometry, block);
   for (int i = 0; i < kLanes; ++i) {
     block.inside[i] = 0;

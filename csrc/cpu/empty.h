@@ -43,9 +43,9 @@ Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) 
   for (const int64_t length : shape) bytes *= length;
   if (bytes < Recycler::kSmallest) {
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype_of(type),
-        aoti_torch_device_type_cpu(), 0, &handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                 dtype_of(type), aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
   }
   void* const memory = Recycler::instance().take(bytes);

@@ -1,4 +1,4 @@
-// The loops for entries of few channels: the lanes of a vector are points, not channels.
+// The loops for other entries of few channels: the lanes of a vector are points, not channels.
 #pragma once
 
 #include "block.h"

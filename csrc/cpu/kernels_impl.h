@@ -4,6 +4,7 @@
 #include "few_channels.h"
 #include "kernels.h"
 #include "pack.h"
+#include "rows.h"
 #include "transpose.h"
 
 namespace crad {
@@ -108,6 +109,7 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
 template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, const Output& output) {
   constexpr bool unconverted = std::is_same_v<T, accumulator<T>>;
+  if (forward_in_rows<X>(problem, range, grid_of<T>(problem, range), output)) return;
   if constexpr (unconverted)
     if (problem.channels <= kFewChannels)
       return forward_few<T, X>(problem, range, grid_of<T>(problem, range), output);
@@ -182,6 +184,8 @@ void prefetch(const T* row, int64_t channels) {
 template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   using A = accumulator<T>;
+  if (backward_in_rows<Values, Coords, X>(problem, range, grid_of<T>(problem, range), gradients))
+    return;
   if constexpr (std::is_same_v<T, A>)
     if (problem.channels <= kFewChannels)
       return backward_few<Values, Coords, A, X>(
@@ -353,7 +357,7 @@ void sum_coords(CoordType type, const void* parts, int64_t number, int64_t strid
 
 }  // namespace
 
-const Kernels CRAD_KERNELS = {forward_typed, backward_typed, locate_parts_typed, sum_values,
-                              sum_coords, transpose_matrix};
+const Kernels CRAD_KERNELS = {forward_typed, backward_typed, locate_parts_typed,
+                              sum_values,    sum_coords,     transpose_matrix};
 
 }  // namespace crad

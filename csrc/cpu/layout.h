@@ -1,5 +1,5 @@
-// Channels-first tensors made channels last, and back: torch's own copies run on one thread, and take
-// longer than the sampling.
+// Channels-first tensors made channels last, and back: torch's own copies run on one thread, and
+// take longer than the sampling.
 #pragma once
 
 #include <algorithm>

@@ -134,7 +134,8 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
     char* const to = static_cast<char*>(planes.data_ptr());
     kernels().transpose(element, rows.get() + range.channel_begin * element, channels, number,
                         range.channel_end - range.channel_begin,
-                        to + (plane * points + range.point_begin - grid * points) * element, points);
+                        to + (plane * points + range.point_begin - grid * points) * element,
+                        points);
   };
   for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * channels, sample_range);
 }

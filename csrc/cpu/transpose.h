@@ -11,10 +11,10 @@
 namespace crad {
 namespace {
 
-template <class Element>
+template <class Element, int size = CRAD_VECTOR_BYTES / sizeof(Element)>
 struct Square {
-  static constexpr int width = CRAD_VECTOR_BYTES / sizeof(Element);
-  typedef Element Vector __attribute__((vector_size(CRAD_VECTOR_BYTES)));
+  static constexpr int width = size;
+  typedef Element Vector __attribute__((vector_size(size * sizeof(Element))));
   Vector row[width];
 
   // In every round the rows of the second half are dealt between those of the first, lane by lane;

@@ -66,13 +66,6 @@ def test_takes_any_number_of_dimensions(backend: str, case: Case) -> None:
     assert torch.equal(out.flatten(2).movedim(1, -1), expected)
 
 
-def test_result_is_channels_last(backend: str) -> None:
-    values, grid, _ = Case((4, 3), points=(5, 4), batch=2).tensors()
-    for input in (values.movedim(-1, 1), values.movedim(-1, 1).contiguous()):
-        out = grid_sample(input, grid, backend=backend)
-        assert out.is_contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_coordinates_are_taken_in_float32(backend: str, dtype: torch.dtype) -> None:
     case = replace(Case((4, 3), points=(5, 4), batch=2), dtype=dtype)

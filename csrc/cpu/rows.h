@@ -1,0 +1,240 @@
+// The loops for entries of few channels, in which the taps of a point along the last axis lie next
+// to each other: they are read and added to together, as one row of taps and channels.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "block.h"
+#include "kernels.h"
+#include "row.h"
+#include "transpose.h"
+
+namespace crad {
+namespace {
+
+#if CRAD_VECTOR_BYTES > 16
+
+constexpr int kMostChannels = 7;  // of a row; more fill a vector's lanes well enough themselves
+
+// The points of a block and their rows: the corners that differ along the last axis alone.
+template <int width, int taps, class X>
+struct Rows {
+  using Vector = Row<width>;
+
+  const Geometry<X>& geometry;
+  const int channels;
+  const int last;  // axis
+  Block<X> block;
+  Corners<float> corners;
+  const int count;               // of a point
+  uint32_t lanes_of[1 << taps];  // those of some taps, a bit for each
+  uint32_t lanes[kLanes];        // those of the taps along the last axis inside the grid
+  uint64_t outside[kLanes];      // the taps outside, along the other axes
+
+  Rows(const Problem& problem, const Geometry<X>& geometry)
+      : geometry(geometry),
+        channels(static_cast<int>(problem.channels)),
+        last(problem.ndim - 1),
+        corners(geometry),
+        count(corners.count / taps) {
+    const uint32_t one = (uint32_t{1} << channels) - 1;
+    for (int some = 0; some < 1 << taps; ++some) {
+      lanes_of[some] = 0;
+      for (int tap = 0; tap < taps; ++tap)
+        if (some >> tap & 1) lanes_of[some] |= one << tap * channels;
+    }
+  }
+
+  // Returns how many points there are.
+  int prepare(const X* coords, const Range& range, int64_t first) {
+    const int points = crad::prepare(geometry, coords, range, first, block, corners);
+    const uint64_t others = (uint64_t{1} << last * kMaxTaps) - 1;
+    for (int i = 0; i < kLanes; ++i) {
+      outside[i] = ~block.inside[i] & others;
+      const uint64_t inside = block.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
+      lanes[i] = block.finite[i] && i < points ? lanes_of[inside] : 0;
+    }
+    return points;
+  }
+
+  // Asks for what the points read, which is not where the processor would look by itself.
+  void prefetch(const float* grid) const {
+    for (int r = 0; r < count; ++r)
+      for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + offset(r, i));
+  }
+
+  // The lanes of a point's row that lie inside the grid.
+  uint32_t bits(int row, int point) const {
+    return corners.needs[row] & outside[point] ? 0 : lanes[point];
+  }
+
+  int64_t offset(int row, int point) const { return corners.offset[0][point] + corners.step[row]; }
+
+  Vector weight(int row, int point) const {
+    Vector result = Vector::broadcast(corners.weight[row][point]);
+    for (int tap = 1; tap < taps; ++tap)
+      result = result.with(corners.weight[tap * count + row][point], lanes_of[1 << tap]);
+    return result;
+  }
+};
+
+template <int width, int taps, class X>
+void forward_rows(const Problem& problem, const Range& range, const float* grid,
+                  const Output& output) {
+  using Vector = Row<width>;
+  const Geometry<X> geometry = geometry_of<X>(problem);
+  const X* coords = static_cast<const X*>(problem.coords);
+  // One is sampled while what the other reads is on its way.
+  Rows<width, taps, X> blocks[2] = {{problem, geometry}, {problem, geometry}};
+  const int channels = blocks[0].channels;
+  const size_t bytes = channels * sizeof(float);
+  int32_t next[16];  // the same channel of the next tap
+  for (int i = 0; i < 16; ++i) next[i] = (i + channels) % width;
+  // The processor takes a row of the grid for one of the output whose address ends in the same 12
+  // bits, and waits for that to be written; so those of a block are written all at once.
+  float done[kLanes * kMostChannels + width];
+  blocks[0].prepare(coords, range, range.point_begin);
+  bool odd = false;
+  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes, odd = !odd) {
+    if (p + kLanes < range.point_end) {
+      blocks[!odd].prepare(coords, range, p + kLanes);
+      blocks[!odd].prefetch(grid);
+    }
+    const Rows<width, taps, X>& rows = blocks[odd];
+    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
+    for (int i = 0; i < points; ++i) {
+      Vector sum = Vector::zero();
+      for (int r = 0; r < rows.count; ++r)
+        sum = multiply_add(rows.weight(r, i),
+                           Vector::load(grid + rows.offset(r, i), rows.bits(r, i)), sum);
+      Vector total = sum;
+      for (int tap = 1; tap < taps; ++tap) {
+        sum = sum.permuted(next);
+        total = total + sum;
+      }
+      if (!rows.block.finite[i]) total = Vector::broadcast(NAN);
+      total.store(done + i * channels, rows.lanes_of[1]);
+    }
+    if (range.order)
+      for (int i = 0; i < points; ++i)
+        memcpy(row_of<float>(output, rows.block.point[i], channels), done + i * channels, bytes);
+    else
+      memcpy(row_of<float>(output, p, channels), done, points * bytes);
+  }
+}
+
+// Calls f for every point of a block, and for neighbours not one after the other: they often add to
+// the same entries, and what has just been stored in pieces takes long to be read.
+template <class F>
+inline void for_each_apart(F f) {
+  constexpr int apart = 4;
+  for (int first = 0; first < apart; ++first)
+    for (int i = first; i < kLanes; i += apart) f(i);
+}
+
+template <bool Values, bool Coords, int width, int taps, class X>
+void backward_rows(const Problem& problem, const Range& range, const float* grid,
+                   const float* grad_output, float* grad_values, X* grad_coords) {
+  using Vector = Row<width>;
+  const Geometry<X> geometry = geometry_of<X>(problem);
+  const X* coords = static_cast<const X*>(problem.coords);
+  Rows<width, taps, X> rows(problem, geometry);
+  const int channels = rows.channels;
+  Buffer<Lanes<float>> dot(rows.corners.count);  // of grad_output with the entry of a corner
+  int32_t repeated[16];  // the channels for every tap, then a lane that is 0
+  for (int i = 0; i < 16; ++i) repeated[i] = i < taps * channels ? i % channels : width - 1;
+  Vector grad[kLanes];
+  Square<float, width> product[kLanes / width];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
+    const int points = rows.prepare(coords, range, p);
+    constexpr int64_t kAhead = 3 * kLanes;
+    if (range.order && p + kAhead + kLanes <= range.point_end)
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t point = range.order[p + kAhead + i];
+        __builtin_prefetch(coords + point * geometry.ndim);
+        __builtin_prefetch(grad_output + point * channels);
+        if (Coords) __builtin_prefetch(grad_coords + point * geometry.ndim, 1);
+      }
+    for (int i = 0; i < kLanes; ++i)
+      grad[i] = Vector::load(grad_output + rows.block.point[i] * channels, rows.lanes_of[1])
+                    .permuted(repeated);
+    for (int r = 0; r < rows.count; ++r) {
+      for_each_apart([&](int i) __attribute__((always_inline)) {
+        const auto bits = rows.bits(r, i);
+        const int64_t offset = rows.offset(r, i);
+        if (Values)
+          multiply_add(rows.weight(r, i), grad[i], Vector::load(grad_values + offset, bits))
+              .store(grad_values + offset, bits);
+        if (Coords) {
+          // A gradient that is no number stays away from corners outside.
+          const Vector row = grad[i].only(bits) * Vector::load(grid + offset, bits);
+          memcpy(&product[i / width].row[i % width], &row, sizeof(row));
+        }
+      });
+      if (!Coords) continue;
+      for (int part = 0; part < kLanes / width; ++part) {
+        product[part].transpose();
+        for (int tap = 0; tap < taps; ++tap) {
+          auto total = product[part].row[tap * channels];
+          for (int c = 1; c < channels; ++c) total += product[part].row[tap * channels + c];
+          memcpy(dot[tap * rows.count + r].lane + part * width, &total, sizeof(total));
+        }
+      }
+    }
+    if (!Coords) continue;
+    for (int i = 0; i < points; ++i)
+      if (!rows.block.finite[i])
+        for (int k = 0; k < rows.corners.count; ++k) dot[k][i] = NAN;
+    differentiate(geometry, rows.block, rows.corners, dot, points, grad_coords);
+  }
+}
+
+// Calls f with the width and the number of taps of a row, if a call has rows; whether it has.
+template <class F>
+bool with_row(const Problem& problem, F f) {
+  const int64_t used = problem.channels * tap_count(problem.mode);
+  if (problem.channels == 1 || problem.channels > kMostChannels || used > CRAD_VECTOR_BYTES / 4 ||
+      !taps_follow_each_other(problem.mode, problem.padding))
+    return false;
+  with_mode(problem.mode, [&](auto mode) {
+    constexpr std::integral_constant<int, tap_count(mode)> taps{};
+    if constexpr (CRAD_VECTOR_BYTES == 64)
+      if (used > 8) return f(std::integral_constant<int, 16>{}, taps);
+    f(std::integral_constant<int, 8>{}, taps);
+  });
+  return true;
+}
+
+#endif
+
+// The passes of a call whose points have rows; false if it has none, and nothing was done.
+template <class X, class T>
+bool forward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Range& range,
+                     [[maybe_unused]] const T* grid, [[maybe_unused]] const Output& output) {
+#if CRAD_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<T, float>)
+    return with_row(problem, [&](auto width, auto taps) {
+      forward_rows<width, taps, X>(problem, range, grid, output);
+    });
+#endif
+  return false;
+}
+
+template <bool Values, bool Coords, class X, class T>
+bool backward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Range& range,
+                      [[maybe_unused]] const T* grid, [[maybe_unused]] const Gradients& gradients) {
+#if CRAD_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<T, float>)
+    return with_row(problem, [&](auto width, auto taps) {
+      backward_rows<Values, Coords, width, taps>(
+          problem, range, grid, static_cast<const float*>(gradients.grad_output),
+          static_cast<float*>(gradients.grad_values), static_cast<X*>(gradients.grad_coords));
+    });
+#endif
+  return false;
+}
+
+}  // namespace
+}  // namespace crad
