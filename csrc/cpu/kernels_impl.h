@@ -203,6 +203,14 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
+    constexpr int64_t kAhead = 2 * kLanes;
+    if (range.order && p + kAhead + kLanes <= range.point_end)
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t point = range.order[p + kAhead + i];
+        const T* const rows = static_cast<const T*>(gradients.grad_output);
+        __builtin_prefetch(coords + point * geometry.ndim);
+        __builtin_prefetch(rows + point * problem.channels + begin);
+      }
     for (int i = 0; i < points; ++i) {
       const T* const rows = static_cast<const T*>(gradients.grad_output);
       const T* const row = rows + block.point[i] * problem.channels;

@@ -159,10 +159,8 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
     if (!call.empty()) sample_to_planes(planes, call, batch_axes);
     return planes;
   }
-  constexpr int64_t kLarge = 16 << 20;  // bytes: more than a core's caches hold
   const Tensor output = empty(shape, type);
-  const bool streaming = output.numel() * bytes_of(type) >= kLarge;
-  if (!call.empty()) sample_to({output.data_ptr(), 0, streaming}, call);
+  if (!call.empty()) sample_to({output.data_ptr(), 0, streams(call.problem)}, call);
   return output;
 }
 

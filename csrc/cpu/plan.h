@@ -25,7 +25,7 @@ struct Plan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kCache = 512 * 1024;  // bytes, of a core's own
+constexpr int64_t kCache = 128 * 1024;  // bytes, of those of a core's own
 constexpr int64_t kNarrow = 64;         // channels of a tile, at least
 
 // As many channels as keep the tile of so many entries, at so many bytes an element, in a core's
@@ -39,24 +39,43 @@ inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
   return {tile, ceil_div(problem.channels, tile), chunk, ceil_div(problem.points_per_grid, chunk)};
 }
 
+constexpr int64_t kForwardBytes = 4;  // of an entry
+
+// Whether a grid is near enough when it is only read: to read rows in pieces costs more than it
+// gains.
+inline bool is_near(const Problem& problem) {
+  constexpr int64_t kNear = 2 * 1024 * 1024;  // bytes
+  return problem.entries * problem.channels * kForwardBytes <= kNear;
+}
+
 inline Plan forward_plan(const Problem& problem) {
   constexpr int64_t kElements = 64 * 1024;  // of a range: enough to hide the cost of scheduling it
-  const int64_t tile = tile_of(problem, problem.entries, 4);
+  const int64_t tile =
+      is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
   return plan_of(problem, tile, std::max<int64_t>(1, kElements / tile));
 }
 
 constexpr int64_t kBackwardBytes = 8;  // of an entry and of its gradient
 constexpr int64_t kRanges = 32;        // keep machines with many cores busy
 
+// The channels of a range of the backward pass: all, unless the grid is far too large for that.
+inline int64_t backward_tile(const Problem& problem, int64_t entries) {
+  constexpr int64_t kNear = 512 * 1024;  // bytes
+  if (entries * problem.channels * kBackwardBytes <= kNear) return problem.channels;
+  return tile_of(problem, entries, kBackwardBytes);
+}
+
 // Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
-// many that the sum costs more than reading grad_output.
+// many that the sum costs more than reading grad_output, or that they take much memory.
 inline Plan backward_plan(const Problem& problem) {
   constexpr int64_t kPoints = 64, kAlways = 1 << 20;
-  const int64_t tile = tile_of(problem, problem.entries, kBackwardBytes);
+  constexpr int64_t kMost = 8 << 20;  // elements of all grids
+  const int64_t tile = backward_tile(problem, problem.entries);
   const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * problem.grids);
   const int64_t points = problem.points_per_grid;
   const int64_t affordable =
-      std::max(points * problem.channels, kAlways) / (2 * problem.entries * problem.channels);
+      std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, kMost) /
+      (problem.grids * problem.entries * problem.channels);
   const int64_t chunks =
       std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
   return plan_of(problem, tile, ceil_div(points, chunks));
@@ -110,11 +129,19 @@ inline Bands bands_of(const Problem& problem) {
   return bands;
 }
 
-// The same for the forward pass, which has less to gain: for grids that no cache holds.
+// The same for the forward pass, where it has to gain more than it takes to sort the points: for
+// grids of many channels.
 inline Bands forward_bands_of(const Problem& problem) {
-  constexpr int64_t kLarge = 4 << 20;  // elements
-  if (problem.entries * problem.channels < kLarge) return {-1, -1, 0, 0, 0, 1};
+  constexpr int64_t kManyChannels = 32;
+  if (problem.channels < kManyChannels || is_near(problem)) return {-1, -1, 0, 0, 0, 1};
   return bands_of(problem);
+}
+
+// Whether the result is larger than the caches, and so is written past them. (Where the grid is
+// small, the forward pass alone would be a little faster without, but not with the backward pass.)
+inline bool streams(const Problem& problem) {
+  constexpr int64_t kLarge = 16 * 1024 * 1024;  // bytes
+  return problem.grids * problem.points_per_grid * problem.channels * kForwardBytes >= kLarge;
 }
 
 // All bands add to one array, so there is one chunk. A tile is as wide as a part of the grid
