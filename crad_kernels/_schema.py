@@ -79,7 +79,7 @@ def define(backend: str) -> Operators:
     """Define the operators of a backend, which then implements them."""
     # A result of the CPU's lies in memory as values do; a GPU's is contiguous.
     empty = _laid_out_as if backend == "cpu" else _contiguous
-    fakes = {
+    fakes: dict[str, Callable[..., Any]] = {
         "sample": partial(_sample_fake, empty),
         "sample_backward": partial(_sample_backward_fake, empty),
         "philox": _philox_fake,
