@@ -35,12 +35,13 @@ def main() -> None:
     )
     jitter_std = JITTER_STD if options.jitter else 0.0
     if options.run:
-        return run(case, options.direction != "forward", jitter_std)
+        run(case, options.direction != "forward", jitter_std)
+        return
     if shutil.which("perf") is None:
         sys.exit("profile: there is no perf here; install linux-perf")
     about = machine()
     print(f"{case}; {options.direction}, {'jitter' if options.jitter else 'no jitter'}; one thread")
-    print(f"{about['cpu']}, torch {about['versions']['torch']}, commit {about['commit']}")
+    print(f"{about['cpu']}, torch {about['torch']}, commit {about['commit']}")
     print(profile(sys.argv[1:]))
 
 

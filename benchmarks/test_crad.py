@@ -97,6 +97,8 @@ def _both_compute_the_same() -> None:
 
 
 @each_way
+# Of the compiler, which looks at the gradients of its own copies.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_training_step(benchmark: BenchmarkFixture, way: Way) -> None:
     way.skip_if_not_possible()
     ours, released = models()

@@ -180,21 +180,27 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
 }
 
 // The entry at a position. Where there is none, something outside the grid, by no more than the
-// number of taps.
-template <class X>
-CRAD_INLINE int64_t entry_at(X position, int64_t size, int taps) {
+// number of taps. An axis whose size is an int32_t has at most kExactSize entries.
+template <class X, class Integer>
+CRAD_INLINE Integer entry_at(X position, Integer size, int taps) {
   // Conditions are joined by & and not &&: a branch would keep loops from being vectorised.
   // This keeps what is converted to an integer within its range.
   const bool near = (position >= X(-taps)) & (position <= static_cast<X>(size));
   const X kept = near ? position : X(-taps);
-  const int64_t entry = static_cast<int64_t>(kept);
-  // Past 2^24 entries, float may round the last position up, to where there is no entry.
-  const X last = static_cast<X>(size - 1);
-  const bool rounded_up = (static_cast<int64_t>(last) >= size) & (kept <= last) & (entry >= size);
-  return rounded_up ? size - 1 : entry;
+  const Integer entry = static_cast<Integer>(kept);
+  if constexpr (sizeof(Integer) > 4) {
+    // Past kExactSize, float may round the last position up, to where there is no entry.
+    const X last = static_cast<X>(size - 1);
+    const bool rounded_up = (static_cast<Integer>(last) >= size) & (kept <= last) & (entry >= size);
+    return rounded_up ? size - 1 : entry;
+  }
+  return entry;
 }
 
-CRAD_INLINE constexpr bool is_entry(int64_t entry, int64_t size) {
+constexpr int64_t kExactSize = 1 << 24;  // up to here float tells all integers apart
+
+template <class Integer>
+CRAD_INLINE constexpr bool is_entry(Integer entry, Integer size) {
   return (entry >= 0) & (entry < size);
 }
 

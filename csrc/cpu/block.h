@@ -27,7 +27,7 @@ struct alignas(kLine) Block {
   X slope[kMaxDim][kLanes];  // of the index with respect to the coordinate
   // Of a tap's entry; of the first tap alone where taps follow each other.
   int64_t offset[kMaxDim][kMaxTaps][kLanes];
-  uint64_t inside[kLanes];  // a bit per tap and axis, see tap_bit: the tap lies inside the grid
+  uint32_t inside[kLanes];  // a bit per tap and axis, see tap_bit: the tap lies inside the grid
   uint32_t finite[kLanes];  // whether the index is finite, or its padding makes it so
 };
 
@@ -56,7 +56,7 @@ struct alignas(kLine) Lanes {
   const T& operator[](int i) const { return lane[i]; }
 };
 
-CRAD_INLINE uint64_t tap_bit(int axis, int tap) { return uint64_t{1} << (axis * kMaxTaps + tap); }
+CRAD_INLINE uint32_t tap_bit(int axis, int tap) { return uint32_t{1} << (axis * kMaxTaps + tap); }
 
 // The corners of the points of a block: the product of the taps over the axes. The first axis is
 // the fastest to vary in the order of the corners.
@@ -64,7 +64,7 @@ template <class A>
 struct Corners {
   int count;
   bool follow;             // the taps of an axis follow each other
-  Buffer<uint64_t> needs;  // the taps that must lie inside the grid
+  Buffer<uint32_t> needs;  // the taps that must lie inside the grid
   Buffer<int64_t> step;    // from the entry of the first corner to this one's, if they follow
   Buffer<Lanes<int64_t>> offset;  // of the corner's entry; of the first corner's alone, if so
   Buffer<Lanes<A>> weight;
@@ -142,9 +142,10 @@ inline void add_jitter(const Geometry<X>& geometry, Block<X>& block) {
   }
 }
 
-template <Mode mode, Padding padding, class X>
+template <class Integer, Mode mode, Padding padding, class X>
 inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block) {
-  const int64_t size = geometry.size[axis], stride = geometry.stride[axis];
+  const Integer size = static_cast<Integer>(geometry.size[axis]);
+  const Integer stride = static_cast<Integer>(geometry.stride[axis]);
   const bool align_corners = geometry.align_corners;
   X base[kLanes];
   for (int i = 0; i < kLanes; ++i) {
@@ -158,16 +159,34 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
   // Taps that follow each other are located together, others one by one.
   constexpr int taps = tap_count(mode);
   constexpr int together = taps_follow_each_other(mode, padding) ? taps : 1;
-  for (int tap = 0; tap < taps; tap += together)
+  for (int tap = 0; tap < taps; tap += together) {
+    Integer offset[kLanes];
     for (int i = 0; i < kLanes; ++i) {
       const X at = tap_position(base[i], tap, size, mode, padding, align_corners);
-      const int64_t entry = entry_at(at, size, taps);
-      uint64_t bits = 0;
+      const Integer entry = entry_at(at, size, taps);
+      uint32_t bits = 0;
       for (int next = 0; next < together; ++next)
-        bits |= is_entry(entry + next, size) * tap_bit(axis, tap + next);
+        bits |= is_entry<Integer>(entry + next, size) * tap_bit(axis, tap + next);
       block.inside[i] |= bits;
-      block.offset[axis][tap][i] = entry * stride;
+      offset[i] = entry * stride;
     }
+    for (int i = 0; i < kLanes; ++i) block.offset[axis][tap][i] = offset[i];
+  }
+}
+
+// Locates along an axis, with mode and padding as compile-time constants.
+template <class X>
+inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block) {
+  with_mode(geometry.mode, [&](auto mode) {
+    with_padding(geometry.padding, [&](auto padding) {
+      constexpr Mode kMode = decltype(mode)::value;
+      constexpr Padding kPadding = decltype(padding)::value;
+      if (geometry.small)
+        locate_along<int32_t, kMode, kPadding>(geometry, axis, block);
+      else
+        locate_along<int64_t, kMode, kPadding>(geometry, axis, block);
+    });
+  });
 }
 
 // The components of points that lie next to each other, along the axes.
@@ -217,37 +236,28 @@ inline int fetch(const Geometry<X>& geometry, const X* coords, const int64_t* or
   return points;
 }
 
-// Calls f with mode and padding as compile-time constants.
-template <class X, class F>
-inline void with_taps(const Geometry<X>& geometry, F f) {
-  with_mode(geometry.mode, [&](auto mode) {
-    with_padding(geometry.padding, [&](auto padding) { f(mode, padding); });
-  });
-}
-
 // Fetches and locates points.
 template <class X>
 inline int locate(const Geometry<X>& geometry, const X* coords, const int64_t* order, int64_t first,
                   int64_t remaining, Block<X>& block) {
   const int points = fetch(geometry, coords, order, first, remaining, block);
-  with_taps(geometry, [&](auto mode, auto padding) {
-    for (int axis = 0; axis < geometry.ndim; ++axis)
-      locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
-  });
+  for (int axis = 0; axis < geometry.ndim; ++axis) locate_along(geometry, axis, block);
   return points;
 }
 
 // Sets the offsets of the corners of all points of a block.
 template <class X, class A>
 inline void place(const Geometry<X>& geometry, const Block<X>& block, Corners<A>& corners) {
-  for (int i = 0; i < kLanes; ++i) corners.offset[0][i] = 0;
   if (corners.follow) {
+    Lanes<int64_t> sum = {};  // apart, so that the compiler need not expect an overlap
     for (int axis = 0; axis < geometry.ndim; ++axis)
-      for (int i = 0; i < kLanes; ++i) corners.offset[0][i] += block.offset[axis][0][i];
+      for (int i = 0; i < kLanes; ++i) sum[i] += block.offset[axis][0][i];
+    corners.offset[0] = sum;
     return;
   }
+  corners.offset[0] = {};
   corners.for_each_product(geometry, [&](int axis, int tap, int from, int to) {
-    Lanes<int64_t> sum;  // apart, so that the compiler need not expect an overlap
+    Lanes<int64_t> sum;
     for (int i = 0; i < kLanes; ++i) sum[i] = corners.offset[from][i] + block.offset[axis][tap][i];
     corners.offset[to] = sum;
   });
@@ -339,8 +349,8 @@ struct Gathered {
   template <class X>
   void gather(const Corners<A>& corners, const Block<X>& block, int lane) {
     // Locals, so that the compiler need not expect a store to change them.
-    const uint64_t outside = ~block.inside[lane];
-    const uint64_t* const needs = corners.needs.get();
+    const uint32_t outside = ~block.inside[lane];
+    const uint32_t* const needs = corners.needs.get();
     const int64_t* const steps = corners.step.get();
     const int64_t first = corners.offset[0][lane];
     const bool follow = corners.follow;

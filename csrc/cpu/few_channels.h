@@ -13,11 +13,10 @@ constexpr int64_t kFewChannels = 7;  // at most; more fill a vector's lanes well
 constexpr uint32_t kAllLanes = (uint32_t{1} << kLanes) - 1;
 
 // The lanes, a bit each, that have none of these bits.
-inline uint32_t lanes_without(uint64_t bits, const uint64_t (&lane)[kLanes]) {
+inline uint32_t lanes_without(uint32_t bits, const uint32_t (&lane)[kLanes]) {
 #if CRAD_VECTOR_BYTES == 64
-  const __m512i wanted = _mm512_set1_epi64(static_cast<int64_t>(bits));
-  return _mm512_testn_epi64_mask(_mm512_loadu_si512(lane), wanted) |
-         _mm512_testn_epi64_mask(_mm512_loadu_si512(lane + 8), wanted) << 8;
+  return _mm512_testn_epi32_mask(_mm512_loadu_si512(lane),
+                                 _mm512_set1_epi32(static_cast<int32_t>(bits)));
 #else
   uint32_t lanes = 0;
   for (int i = 0; i < kLanes; ++i) lanes |= static_cast<uint32_t>((lane[i] & bits) == 0) << i;
@@ -63,7 +62,7 @@ struct Reads {
 
   template <class X>
   void set(const Corners<A>& corners, const Block<X>& block) {
-    uint64_t outside[kLanes];
+    uint32_t outside[kLanes];
     finite = 0;
     for (int i = 0; i < kLanes; ++i) outside[i] = ~block.inside[i];
     for (int i = 0; i < kLanes; ++i) finite |= (block.finite[i] & 1) << i;

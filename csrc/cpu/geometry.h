@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "../core/problem.h"
 
@@ -15,6 +16,7 @@ struct Geometry {
   int ndim;
   int64_t size[kMaxDim];
   int64_t stride[kMaxDim];  // of an axis of the grid, in elements
+  bool small;               // entries and their offsets fit an int32_t
   Mode mode;
   Padding padding;
   bool align_corners;
@@ -28,12 +30,17 @@ template <class X>
 Geometry<X> geometry_of(const Problem& problem) {
   Geometry<X> geometry{};
   geometry.ndim = problem.ndim;
+  geometry.small = true;
   int64_t stride = problem.channels;
   for (int axis = problem.ndim - 1; axis >= 0; --axis) {
     geometry.size[axis] = problem.size[axis];
     geometry.stride[axis] = stride;
     stride *= problem.size[axis];
     geometry.order[axis] = order_along(problem, axis);
+    // A tap may lie outside, by no more than the number of taps.
+    geometry.small &=
+        problem.size[axis] <= kExactSize &&
+        stride + kMaxTaps * geometry.stride[axis] < std::numeric_limits<int32_t>::max();
   }
   geometry.mode = problem.mode;
   geometry.padding = problem.padding;

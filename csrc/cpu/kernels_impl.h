@@ -109,7 +109,6 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
 template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, const Output& output) {
   constexpr bool unconverted = std::is_same_v<T, accumulator<T>>;
-  if (forward_in_rows<X>(problem, range, grid_of<T>(problem, range), output)) return;
   if constexpr (unconverted)
     if (problem.channels <= kFewChannels)
       return forward_few<T, X>(problem, range, grid_of<T>(problem, range), output);
@@ -247,9 +246,7 @@ void backward_any(const Problem& problem, const Range& range, const Gradients& g
 template <class X>
 void lowest_entries(const Geometry<X>& geometry, int axis, Block<X>& block,
                     int64_t (&lowest)[kLanes]) {
-  with_taps(geometry, [&](auto mode, auto padding) {
-    locate_along<decltype(mode)::value, decltype(padding)::value>(geometry, axis, block);
-  });
+  locate_along(geometry, axis, block);
   const bool follow = taps_follow_each_other(geometry.mode, geometry.padding);
   const int taps = follow ? 1 : tap_count(geometry.mode);
   const int64_t last = geometry.size[axis] - 1;

@@ -130,10 +130,13 @@ inline Bands bands_of(const Problem& problem) {
 }
 
 // The same for the forward pass, where it has to gain more than it takes to sort the points: for
-// grids of many channels.
+// grids of many channels, and for those that are larger than the last cache, too.
 inline Bands forward_bands_of(const Problem& problem) {
   constexpr int64_t kManyChannels = 32;
-  if (problem.channels < kManyChannels || is_near(problem)) return {-1, -1, 0, 0, 0, 1};
+  constexpr int64_t kLarge = 64 * 1024 * 1024;  // bytes
+  const int64_t bytes = problem.entries * problem.channels * kForwardBytes;
+  if (is_near(problem) || (problem.channels < kManyChannels && bytes < kLarge))
+    return {-1, -1, 0, 0, 0, 1};
   return bands_of(problem);
 }
 

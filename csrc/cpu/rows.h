@@ -1,5 +1,6 @@
-// The loops for entries of few channels, in which the taps of a point along the last axis lie next
-// to each other: they are read and added to together, as one row of taps and channels.
+// The backward loops for entries of a few channels of float, where the taps of a point along the
+// last axis lie next to each other: they are read and added to together, as a row of taps and
+// channels.
 #pragma once
 
 #include <cmath>
@@ -31,7 +32,7 @@ struct Rows {
   const int count;               // of a point
   uint32_t lanes_of[1 << taps];  // those of some taps, a bit for each
   uint32_t lanes[kLanes];        // those of the taps along the last axis inside the grid
-  uint64_t outside[kLanes];      // the taps outside, along the other axes
+  uint32_t outside[kLanes];      // the taps outside, along the other axes
 
   Rows(const Problem& problem, const Geometry<X>& geometry)
       : geometry(geometry),
@@ -50,19 +51,13 @@ struct Rows {
   // Returns how many points there are.
   int prepare(const X* coords, const Range& range, int64_t first) {
     const int points = crad::prepare(geometry, coords, range, first, block, corners);
-    const uint64_t others = (uint64_t{1} << last * kMaxTaps) - 1;
+    const uint32_t others = (uint32_t{1} << last * kMaxTaps) - 1;
     for (int i = 0; i < kLanes; ++i) {
       outside[i] = ~block.inside[i] & others;
-      const uint64_t inside = block.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
+      const uint32_t inside = block.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
       lanes[i] = block.finite[i] && i < points ? lanes_of[inside] : 0;
     }
     return points;
-  }
-
-  // Asks for what the points read, which is not where the processor would look by itself.
-  void prefetch(const float* grid) const {
-    for (int r = 0; r < count; ++r)
-      for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + offset(r, i));
   }
 
   // The lanes of a point's row that lie inside the grid.
@@ -79,51 +74,6 @@ struct Rows {
     return result;
   }
 };
-
-template <int width, int taps, class X>
-void forward_rows(const Problem& problem, const Range& range, const float* grid,
-                  const Output& output) {
-  using Vector = Row<width>;
-  const Geometry<X> geometry = geometry_of<X>(problem);
-  const X* coords = static_cast<const X*>(problem.coords);
-  // One is sampled while what the other reads is on its way.
-  Rows<width, taps, X> blocks[2] = {{problem, geometry}, {problem, geometry}};
-  const int channels = blocks[0].channels;
-  const size_t bytes = channels * sizeof(float);
-  int32_t next[16];  // the same channel of the next tap
-  for (int i = 0; i < 16; ++i) next[i] = (i + channels) % width;
-  // The processor takes a row of the grid for one of the output whose address ends in the same 12
-  // bits, and waits for that to be written; so those of a block are written all at once.
-  float done[kLanes * kMostChannels + width];
-  blocks[0].prepare(coords, range, range.point_begin);
-  bool odd = false;
-  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes, odd = !odd) {
-    if (p + kLanes < range.point_end) {
-      blocks[!odd].prepare(coords, range, p + kLanes);
-      blocks[!odd].prefetch(grid);
-    }
-    const Rows<width, taps, X>& rows = blocks[odd];
-    const int points = static_cast<int>(std::min<int64_t>(kLanes, range.point_end - p));
-    for (int i = 0; i < points; ++i) {
-      Vector sum = Vector::zero();
-      for (int r = 0; r < rows.count; ++r)
-        sum = multiply_add(rows.weight(r, i),
-                           Vector::load(grid + rows.offset(r, i), rows.bits(r, i)), sum);
-      Vector total = sum;
-      for (int tap = 1; tap < taps; ++tap) {
-        sum = sum.permuted(next);
-        total = total + sum;
-      }
-      if (!rows.block.finite[i]) total = Vector::broadcast(NAN);
-      total.store(done + i * channels, rows.lanes_of[1]);
-    }
-    if (range.order)
-      for (int i = 0; i < points; ++i)
-        memcpy(row_of<float>(output, rows.block.point[i], channels), done + i * channels, bytes);
-    else
-      memcpy(row_of<float>(output, p, channels), done, points * bytes);
-  }
-}
 
 // Calls f for every point of a block, and for neighbours not one after the other: they often add to
 // the same entries, and what has just been stored in pieces takes long to be read.
@@ -209,19 +159,7 @@ bool with_row(const Problem& problem, F f) {
 
 #endif
 
-// The passes of a call whose points have rows; false if it has none, and nothing was done.
-template <class X, class T>
-bool forward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Range& range,
-                     [[maybe_unused]] const T* grid, [[maybe_unused]] const Output& output) {
-#if CRAD_VECTOR_BYTES > 16
-  if constexpr (std::is_same_v<T, float>)
-    return with_row(problem, [&](auto width, auto taps) {
-      forward_rows<width, taps, X>(problem, range, grid, output);
-    });
-#endif
-  return false;
-}
-
+// The backward pass of a call whose points have rows; false if it has none, and nothing was done.
 template <bool Values, bool Coords, class X, class T>
 bool backward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Range& range,
                       [[maybe_unused]] const T* grid, [[maybe_unused]] const Gradients& gradients) {
