@@ -85,7 +85,8 @@ def _train(options: TrainOptions) -> Results:
         with _fitting(output):
             backbone.load_state_dict(stored.backbone)
     is_demo = config.data in DEMO_NAMES
-    dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
+    root = demo_dataset(config.data) if is_demo else config.data
+    dataset = find_dataset(root, classes=config.classes)
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
     truths = _truths(dataset.test, config.image_size, bad)
