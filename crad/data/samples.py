@@ -13,7 +13,7 @@ GOOD = "good"
 
 
 class DataError(ValueError):
-    """A folder that is not the data set it should be; the message names it and the way out."""
+    """Data that are not what they should be, or cannot be had; the message says the way out."""
 
 
 class MaskError(ImageError):

@@ -102,9 +102,7 @@ def test_a_byte_order_mark_carriage_returns_and_blank_lines(root):
 @pytest.mark.parametrize("folder", ["pcb1/Data/Images/Normal", "pcb1/Data/Masks/Anomaly"])
 def test_files_that_are_missing(root, folder):
     shutil.rmtree(root / folder)
-    with pytest.raises(
-        DataError, match=rf"[23] of the 7 files .*'pcb1'.* missing.*{folder}"
-    ):
+    with pytest.raises(DataError, match=rf"[23] of the 7 files .*'pcb1'.* missing.*{folder}"):
         find_dataset(root)
 
 
