@@ -11,6 +11,7 @@ from http.client import HTTPException
 from lzma import LZMAError
 from pathlib import Path
 from types import MappingProxyType
+from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
@@ -134,7 +135,10 @@ def _download(archive: Archive, url: str, path: Path) -> None:
         try:
             yield
         except (OSError, HTTPException, ValueError) as error:
-            raise DataError(f"download: cannot read '{url}': {error}; {way_out}") from error
+            if isinstance(error, HTTPError):
+                error.close()  # it is an answer too, with an open connection
+            reason = error.reason if type(error) is URLError else error
+            raise DataError(f"download: cannot read '{url}': {reason}; {way_out}") from error
 
     with receiving():
         headers = {"Range": f"bytes={begun}-"} if begun else {}

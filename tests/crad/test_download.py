@@ -233,7 +233,7 @@ def test_an_address_that_cannot_be_read(tmp_path, url):
 
 def test_an_answer_that_is_an_error(server, tmp_path):
     server.status = 404
-    with pytest.raises(DataError, match="HTTP Error 404"):
+    with pytest.raises(DataError, match="': HTTP Error 404"):
         get("mvtec", tmp_path)
 
 

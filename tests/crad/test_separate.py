@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import crad
+from crad.data import find_dataset
 from crad.options import parse_options
 from crad.results import Results
 from crad.separate import combine
@@ -205,6 +206,28 @@ def test_classes_are_part_of_the_settings(
     with pytest.raises(SystemExit):
         main(["--resume", "--output", str(output), "--classes", "brick"])
     assert "error: --classes: the run in" in capsys.readouterr().err
+
+
+def test_visa_gives_what_the_same_images_give_in_another_layout(
+    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    root, found = tmp_path / "VisA", find_dataset(demo_root)
+    table = ["object,split,label,image,mask"]
+    for number, sample in enumerate((*found.train, *found.test)):
+        label = "anomaly" if sample.is_anomaly else "normal"
+        names = []
+        for kind, file in (("Images", sample.path), ("Masks", sample.mask)):
+            name = f"{sample.class_name}/Data/{kind}/{label.capitalize()}/{number:03}.png"
+            if file:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, root / name)
+            names.append(name if file else "")
+        split = "train" if number < len(found.train) else "test"
+        table.append(",".join([sample.class_name, split, label, *names]))
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(table))
+    assert train_command(root, tmp_path / "run", "--separate") == 0
+    assert results_of(tmp_path / "run")["classes"] == results_of(separate)["classes"]
 
 
 def part(name: str, auroc: float | None, note: str | None = None) -> Results:
