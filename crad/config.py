@@ -52,7 +52,9 @@ class Config:
     preset: PresetName = "tiny"
     """Sizes and schedule; other options override it. Default: tiny for scattering, else crad."""
     data: str = "demo"
-    """A folder in the MVTec AD layout, or one of the generated sets demo and demo-hard."""
+    """A folder in the layout of MVTec AD or of VisA, or a generated set: demo, demo-hard."""
+    classes: tuple[str, ...] = ()
+    """Those of the classes of the data to take; without it, all."""
     backbone: str = "scattering"
     """A timm model (tf_efficientnet_b4.aa_in1k for your data), or scattering, which needs none."""
     weights: Path | None = None

@@ -33,7 +33,11 @@ class EvaluateOptions:
     checkpoint: Path
     """A checkpoint, or the output folder of a training run."""
     data: str | None = None
-    """A folder in the MVTec AD layout, demo or demo-hard; the default is the data trained on."""
+    """A folder in the layout of MVTec AD or of VisA, demo or demo-hard; the default is the data
+    trained on."""
+    classes: tuple[str, ...] = ()
+    """Those of the classes of the data to take; without it, all, or with the default data those
+    trained on."""
     output: Path | None = None
     """Folder to write results.json and picture sheets into."""
     overwrite: bool = False
@@ -84,8 +88,9 @@ def evaluate(options: EvaluateOptions) -> Results:
     checkpoint = read_checkpoint(options.checkpoint)
     detector = from_checkpoint(checkpoint, device, options.checkpoint, options.precision)
     data = options.data or checkpoint.config.data
+    classes = options.classes or (() if options.data else checkpoint.config.classes)
     root = demo_dataset(data) if data in DEMO_NAMES else data
-    dataset = find_dataset(root, need_train=False)
+    dataset = find_dataset(root, classes=classes, need_train=False)
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from crad.checkpoint import Checkpoint
+from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import PROTOCOL
 from crad.metrics import Metrics, ScoredImage, summarise
@@ -58,8 +58,16 @@ def make_results(
     return results
 
 
-def report(results: Results, images: list[ScoredImage], output: Path | None) -> None:
+def report(
+    results: Results, images: list[ScoredImage], output: Path | None, *, show: bool = True
+) -> None:
     """Print the table and what cannot be measured; replace results and sheets in ``output``.
+
+    Args:
+        results: what to report.
+        images: the scored images it is of.
+        output: the folder; None writes nothing.
+        show: whether to print the table.
 
     Raises:
         OSError: a file cannot be written.
@@ -67,7 +75,8 @@ def report(results: Results, images: list[ScoredImage], output: Path | None) -> 
     """
     if output:
         write_results(output / RESULTS_NAME, results)
-    print(table(results))
+    if show:
+        print(table(results))
     if missing := _not_measured(results, images):
         print(missing)
     if output:
@@ -75,6 +84,13 @@ def report(results: Results, images: list[ScoredImage], output: Path | None) -> 
         note = f"{results['data']}: {results['note']}" if "note" in results else None
         write_sheets(output / SHEETS_NAME, images, note=note)
         print(f"written to {output}")
+
+
+def clear_run(output: Path) -> None:
+    """Remove a former run from a folder, so that no file of it is taken for one of another."""
+    for name in (RESULTS_NAME, CHECKPOINT_NAME):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / SHEETS_NAME, ignore_errors=True)
 
 
 def _is_demo(data: str) -> bool:

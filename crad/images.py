@@ -21,6 +21,7 @@ __all__ = [
     "natural_key",
     "open_image",
     "open_mask",
+    "subfolders",
     "to_rgb",
     "to_tensor",
 ]
@@ -62,6 +63,14 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         ),
         key=lambda path: natural_key(path.name),
     )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

@@ -20,11 +20,10 @@ from crad.command_line import (
     refuse,
     run_command,
 )
-from crad.data import subfolders
 from crad.detector import BATCH_SIZE, load
 from crad.devices import PrecisionName
 from crad.files import write_atomically, write_json
-from crad.images import IMAGE_SUFFIXES, find_images, open_image
+from crad.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.options import DeviceName
 from crad.pictures import heat_map
 from crad.results import one_line

@@ -1,12 +1,12 @@
 """The command ``python -m crad.train``."""
 
 import shlex
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from crad.backbones import Backbone, BackboneError, create_backbone
 from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
-from crad.command_line import BadImages, CommandError, check_output, run_command
+from crad.command_line import BadImages, CommandError, run_command
 from crad.config import Config
 from crad.data import Dataset, Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, create_model, multiply_adds, score_maps
 from crad.devices import select_device, select_precision, threads_for
-from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
+from crad.evaluation import clear_run, make_results, report
 from crad.features import Features, extract, fit_backbone
 from crad.files import remove_leftovers
 from crad.images import ImageError
@@ -35,6 +35,7 @@ from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale
 from crad.results import Results
+from crad.separate import train_separately
 from crad.training import Training, TrainingError, split_epoch
 from crad_kernels import backends
 
@@ -48,7 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: TrainOptions) -> Results:
+    """Train one model for all classes, or with ``--separate`` one for each, as `train_model` does.
+
+    Raises:
+        DataError: a class is not there.
+        Exception: what `train_model` raises.
+    """
+    if options.separate:
+        return train_separately(options, partial(train_model, show=False))
+    return train_model(options)
+
+
+def train_model(options: TrainOptions, *, show: bool = True) -> Results:
     """Train a model, or go on training it, measure it, and leave everything in the output folder.
+
+    Args:
+        options: all that determines it.
+        show: whether to print the table.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -62,14 +79,14 @@ def train(options: TrainOptions) -> Results:
     """
     former = None if options.resume else _written(options.output)
     try:
-        return _train(options)
+        return _train(options, show)
     except KeyboardInterrupt as interrupt:
         begun = _written(options.output) != former
         way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
         raise KeyboardInterrupt(way_on) from interrupt
 
 
-def _train(options: TrainOptions) -> Results:
+def _train(options: TrainOptions, show: bool) -> Results:
     config, output = options.config, options.output
     device = select_device(options.device)
     stored = _prepare_output(options)
@@ -85,7 +102,8 @@ def _train(options: TrainOptions) -> Results:
         with _fitting(output):
             backbone.load_state_dict(stored.backbone)
     is_demo = config.data in DEMO_NAMES
-    dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
+    root = demo_dataset(config.data) if is_demo else config.data
+    dataset = find_dataset(root, classes=config.classes)
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
     truths = _truths(dataset.test, config.image_size, bad)
@@ -99,7 +117,7 @@ def _train(options: TrainOptions) -> Results:
     timing = {"features": time.perf_counter() - started}
 
     if not stored:
-        _clear(output)
+        clear_run(output)
     with threads_for(_step_size(config, normal)):
         checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
     timing["training"] = checkpoint.seconds
@@ -133,7 +151,7 @@ def _train(options: TrainOptions) -> Results:
         device=device,
         baselines=baselines,
     )
-    report(results, images, output)
+    report(results, images, output, show=show)
     return results
 
 
@@ -207,13 +225,7 @@ def _step_size(config: Config, features: Features) -> float:
 def _prepare_output(options: TrainOptions) -> Checkpoint | None:
     """Refuse an output folder that cannot be used, and read the run to resume in it, if any."""
     output = options.output
-    check_output(output)
-    holds_run = (output / CHECKPOINT_NAME).exists() or (output / RESULTS_NAME).exists()
-    if holds_run and not (options.resume or options.overwrite):
-        raise CommandError(
-            f"output: '{output}' already holds a run; --resume continues it, --overwrite replaces "
-            "it, --output DIR chooses another folder"
-        )
+    options.check_output()
     remove_leftovers(output / CHECKPOINT_NAME)
     if options.resume and (output / CHECKPOINT_NAME).exists():
         return read_checkpoint(output, ALL_PARTS)
@@ -232,20 +244,14 @@ def _fitting(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _clear(output: Path) -> None:
-    """Remove a former run, so that no file of it is taken for one of this."""
-    for name in (RESULTS_NAME, CHECKPOINT_NAME):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / SHEETS_NAME, ignore_errors=True)
-
-
 def _first_line(config: Config, device: torch.device) -> str:
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     axes = max(len(config.local.resolution), len(config.global_.resolution))
     kernel = next(name for name, each in backends().items() if each.takes(device, axes))
+    classes = f" | classes {', '.join(config.classes)}" if config.classes else ""
     return (
         f"device {device.type}{threads} | kernels {kernel} | backbone {config.backbone} | "
-        f"data {config.data}"
+        f"data {config.data}{classes}"
     )
 
 

@@ -106,3 +106,15 @@ def test_the_demo_set_is_a_stand_in_under_its_path_too(
     for folder, count in ((data, 1), (data / "brick", 1), (trained.data, 0)):
         assert command(main, "--checkpoint", str(trained.output), "--data", str(folder)) == 0
         assert capsys.readouterr().out.count("a stand-in, not a benchmark") == count
+
+
+def test_some_of_the_classes(trained, command: Command, tmp_path: Path, train_command) -> None:
+    def classes(checkpoint: Path, *arguments: str) -> list[str]:
+        output = ["--output", str(tmp_path / "out"), "--overwrite"]
+        assert command(main, "--checkpoint", str(checkpoint), *output, *arguments) == 0
+        return [*json.loads((tmp_path / "out" / "results.json").read_text())["classes"]]
+
+    assert classes(trained.output, "--classes", "gauge") == ["gauge"]
+    assert train_command(trained.data, tmp_path / "run", "--classes", "gauge") == 0
+    assert classes(tmp_path / "run") == ["gauge"]  # those trained on
+    assert classes(tmp_path / "run", "--data", str(trained.data)) == ["brick", "gauge"]

@@ -1,0 +1,144 @@
+"""The separate setting: a model for each class, and one table of all."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import cast
+
+from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from crad.command_line import CommandError
+from crad.data import find_dataset
+from crad.demo import DEMO_NAMES, demo_dataset
+from crad.evaluation import RESULTS_NAME, clear_run
+from crad.metrics import MeanMetrics, Metrics
+from crad.options import TrainOptions, other_settings
+from crad.results import Results, table, write_results
+
+SEPARATE_NOTE = "one model for each class"
+"""The beginning of the `note` of every result in the separate setting."""
+
+
+def train_separately(
+    options: TrainOptions, train_model: Callable[[TrainOptions], Results]
+) -> Results:
+    """Train a model on each class alone, and measure all of them together.
+
+    The run of a class is an ordinary one, in the folder of its name in the output folder. A class
+    that is finished is not trained again when the whole is resumed.
+
+    Args:
+        options: as for one model, with the output folder and the classes of the whole.
+        train_model: trains one, as `crad.train.train_model` does.
+
+    Raises:
+        CommandError: an output folder holds another run.
+        DataError: the data are not what they should be.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        Exception: what `train_model` raises.
+    """
+    data, output = options.config.data, options.output
+    options.check_output()
+    root = demo_dataset(data) if data in DEMO_NAMES else data
+    names = find_dataset(root, classes=options.config.classes).classes
+    runs = [_run_of_class(options, name) for name in names]
+    if options.overwrite:
+        clear_run(output)
+
+    parts: list[Results] = []
+    try:
+        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
+            finished = _finished(run)
+            print(
+                f"class {number} of {len(names)}: {name}{' (finished)' if finished else ''}",
+                flush=True,
+            )
+            parts.append(finished or train_model(run))
+    except KeyboardInterrupt as interrupt:
+        instead = " in place of --overwrite" if options.overwrite else ""
+        raise KeyboardInterrupt(
+            f"{len(parts)} of {len(names)} classes are finished; go on with the same command and "
+            f"--resume{instead}"
+        ) from interrupt
+
+    results = combine(parts)
+    write_results(output / RESULTS_NAME, results)
+    print(f"{table(results)}\nwritten to {output}")
+    return results
+
+
+def _run_of_class(options: TrainOptions, name: str) -> TrainOptions:
+    """The run of one class, checked: no hours are spent before a folder is found to be in use."""
+    config = replace(options.config, classes=(name,))
+    run = replace(options, config=config, output=options.output / name, separate=False)
+    run.check_output()
+    if run.resume and (run.output / CHECKPOINT_NAME).exists():
+        stored = read_checkpoint(run.output, parts=()).config
+        if config.precision == "auto":  # the checkpoint holds what was taken
+            config = replace(config, precision=stored.precision)
+        if message := other_settings(config, stored, run.output):
+            raise CommandError(message)
+        run = replace(run, config=stored)
+    return run
+
+
+def _finished(run: TrainOptions) -> Results | None:
+    """The results of a run that is to be resumed, if nothing of it is left to do."""
+    if not run.resume:
+        return None
+    try:
+        results: Results = json.loads((run.output / RESULTS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    config = run.config
+    expected = (config.data, config.epochs, [*config.classes])
+    found = (results.get("data"), results.get("epoch"), [*results.get("classes", ())])
+    return results if found == expected else None
+
+
+def combine(parts: Sequence[Results]) -> Results:
+    """Join the results of classes that were trained alone, in the order given.
+
+    Timing is the sum; the mean is over the classes in which a metric can be measured.
+    """
+    timing: Counter[str] = Counter()
+    for part in parts:
+        timing.update(part["timing"])
+    last, joined = parts[-1], _join(parts)
+    results: Results = {
+        "protocol": last["protocol"],
+        "seed": last["seed"],
+        "epoch": last["epoch"],
+        "classes": joined["classes"],
+        "mean": joined["mean"],
+        "timing": {phase: round(seconds, 2) for phase, seconds in timing.items()},
+        "environment": last["environment"],
+        "data": last["data"],
+        "note": _note(parts),
+    }
+    detectors = [part["baselines"] for part in parts if "baselines" in part]
+    if detectors:
+        results["baselines"] = {
+            name: _join([each[name] for each in detectors]) for name in detectors[0]
+        }
+    return results
+
+
+def _join(parts: Sequence[Metrics | Results]) -> Metrics:
+    classes = {name: entry for part in parts for name, entry in part["classes"].items()}
+    means = [cast(dict[str, float | None], part["mean"]) for part in parts]  # of one class each
+    mean = {metric: _mean(each[metric] for each in means) for metric in means[0]}
+    return {"classes": classes, "mean": cast(MeanMetrics, mean)}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
+
+
+def _note(parts: Sequence[Results]) -> str:
+    """Say what the classes' notes say, once if that is the same."""
+    notes = {name: part["note"] for part in parts for name in part["classes"] if "note" in part}
+    if len(notes) == len(parts) and len({*notes.values()}) == 1:
+        return f"{SEPARATE_NOTE}; {parts[0]['note']}"
+    return "; ".join([SEPARATE_NOTE, *(f"{name}: {note}" for name, note in notes.items())])
