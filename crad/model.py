@@ -189,13 +189,18 @@ class CRAD(nn.Module):
             )
         with torch.autocast(feature.device.type, enabled=False):
             feature = feature.float().contiguous(memory_format=torch.channels_last)
-            represented, loss = self._represent(feature)
+            represented, loss = self.represent(feature)
         normal_feature = self.fusion(represented)
         with torch.autocast(feature.device.type, enabled=False):
             return self._refine(feature, normal_feature.float(), loss)
 
-    def _represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Global and local representation side by side, and what their look-ups add to the loss."""
+    def represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
+
+        Returns:
+            The global and the local representation side by side, ``(B, C or 2 C, H, W)``, and what
+            the look-ups add to the loss.
+        """
         channels, height, width = self.feature_size
         parts = []
         loss = feature.new_zeros(())
