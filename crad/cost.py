@@ -45,6 +45,7 @@ class Cost:
         parameters: trainable ones; for a backbone, all.
         multiply_adds: for one image, forward.
         look_up_ms: milliseconds for one image in both memories; None for a backbone.
+        precision: of the fusion network, or of the backbone.
         images_per_second: forward.
     """
 
@@ -53,6 +54,7 @@ class Cost:
     parameters: int
     multiply_adds: int
     look_up_ms: float | None
+    precision: str
     images_per_second: float
 
 
@@ -141,8 +143,8 @@ def _cost_of_network(
     feature = feature.contiguous(memory_format=torch.channels_last)
     model.fold_batch_norm()(feature)  # vq takes its keys from the first features that it sees
     work = batch * multiply_adds(config, size)
-    bf16 = select_precision(options.precision, device, work) == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    precision = select_precision(options.precision, device, work)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         seconds = _seconds(lambda: model(feature), device)
     return Cost(
         network=preset,
@@ -150,6 +152,7 @@ def _cost_of_network(
         parameters=parameters,
         multiply_adds=count_multiply_adds(model, feature[:1]),
         look_up_ms=1e3 * _seconds(lambda: model.represent(feature), device) / batch,
+        precision=precision,
         images_per_second=batch / seconds,
     )
 
@@ -166,6 +169,7 @@ def _cost_of_backbone(device: torch.device, batch: int) -> Cost:
         parameters=sum(p.numel() for p in backbone.parameters()),
         multiply_adds=count_multiply_adds(backbone, images[:1]),
         look_up_ms=None,
+        precision="fp32",
         images_per_second=batch / _seconds(lambda: backbone(images), device),
     )
 
@@ -194,12 +198,14 @@ def _sample_flops(values: Sequence[int], coords: Sequence[int], *_: object, **__
 
 
 def _table(costs: Iterable[Cost]) -> str:
-    rows = [("network", "memory", "parameters, M", "GMAC", "look-up, ms", "images/s")]
+    rows = [("network", "memory", "parameters, M", "GMAC", "look-up, ms", "in", "images/s")]
     for each in costs:
         look_up = "-" if each.look_up_ms is None else f"{each.look_up_ms:.3f}"
-        millions, giga = f"{each.parameters / 1e6:.2f}", f"{each.multiply_adds / 1e9:.2f}"
-        speed = f"{each.images_per_second:.3g}"
-        rows.append((each.network, each.memory or "-", millions, giga, look_up, speed))
+        millions, giga = f"{each.parameters / 1e6:.4g}", f"{each.multiply_adds / 1e9:.3g}"
+        speed = f"{each.images_per_second:.{1 if each.images_per_second < 100 else 0}f}"
+        rows.append(
+            (each.network, each.memory or "-", millions, giga, look_up, each.precision, speed)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from crad.backbones import create_backbone
 from crad.config import PRESETS, PresetName
 from crad.cost import BACKBONE, FEATURE_SIZES, count_multiply_adds, main
 from crad.detector import create_model
@@ -28,6 +29,10 @@ def test_the_size_of_features() -> None:
     backbone = TimmBackbone(BACKBONE, pretrained=False)
     assert FEATURE_SIZES["crad"] == FEATURE_SIZES["crad-s"] == (backbone.channels, 28, 28)
     assert backbone.stride == 224 // 28
+    tiny = PRESETS["tiny"]
+    scattering = create_backbone("scattering", components=tiny.components)
+    side = tiny.image_size // scattering.stride
+    assert FEATURE_SIZES["tiny"] == (scattering.channels, side, side)
     assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 2) == 3.64
 
 
@@ -53,7 +58,7 @@ def test_the_table_and_the_file(
     assert command(main, *options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
-        "network", "memory", "parameters,", "M", "GMAC", "look-up,", "ms", "images/s",
+        "network", "memory", "parameters,", "M", "GMAC", "look-up,", "ms", "in", "images/s",
     ]  # fmt: skip
     assert [line.split()[:2] for line in lines[2:5]] == [
         ["tiny", memory] for memory in ("grid", "vq", "attention")

@@ -243,6 +243,40 @@ def test_every_memory_trains_by_the_same_command(
     assert prediction.score > 0
 
 
+def in_one_of_two_processes(rank: int, store: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    for memory in ("grid", "vq", "attention"):
+        train_in_parallel(memory, rank)
+    torch.distributed.destroy_process_group()
+
+
+def train_in_parallel(memory: MemoryName, rank: int) -> None:
+    """Train a little on features of its own, and check that all of the model stays equal."""
+    torch.manual_seed(0)
+    model = CRAD(
+        CHANNELS, 5, 7, depth=1, expansion=8, local_memory=memory, global_memory=memory,
+        local_resolution=(2, 3), global_resolution=(2, 2), address="hidden",
+    )  # fmt: skip
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        x = feature(8, 5, 7, seed=2 * step + rank).permute(0, 3, 1, 2)
+        parallel(x).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in model.state_dict().items():
+        if "_norm." not in name:  # BatchNorm has the statistics of its own process
+            both = [torch.empty_like(tensor) for _ in range(2)]
+            torch.distributed.all_gather(both, tensor.contiguous())
+            assert torch.equal(*both), (memory, name)
+
+
+def test_two_processes_keep_one_memory(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(in_one_of_two_processes, (str(tmp_path / "store"),), nprocs=2)
+
+
 @pytest.mark.parametrize("name", ["vq", "attention"])
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     demo_root: Path,
