@@ -20,7 +20,8 @@ class LocalConfig:
     """The local memory: a normal feature for every position."""
 
     memory: MemoryName = "grid"
-    """The continuous grid of CRAD, vector quantisation, attention, or no local memory."""
+    """The continuous grid of CRAD, vector quantisation (which needs pip install 'crad[vq]'),
+    attention, or no local memory."""
     resolution: tuple[int, ...] = (8, 8)
     """Entries per axis. A grid has as many coordinates as axes (4 4 4 is a grid in 3-D); vq and
     attention have as many entries as the product says."""

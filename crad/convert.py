@@ -49,7 +49,7 @@ class ConvertOptions:
     output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Folder to write the checkpoint into, as a training run does."""
     backbone: str = "tf_efficientnet_b4.aa_in1k"
-    """The timm model that the features are from; the released one has never been trained."""
+    """The timm model that the features are from, frozen at its ImageNet weights."""
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""
     image_size: int = 224
@@ -116,6 +116,8 @@ def convert(options: ConvertOptions) -> Checkpoint:
     checkpoint.save(options.output)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters written to {options.output / CHECKPOINT_NAME}")
+    if not options.data:
+        print("the colours of heat maps are not set by normal images; --data PATH sets them")
     return checkpoint
 
 

@@ -195,6 +195,7 @@ def load(
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
         DeviceError: there is no such device.
+        MissingPackageError: a memory of the model needs a package that is not installed.
     """
     selected = select_device(device)
     return from_checkpoint(read_checkpoint(path), selected, path, precision)
@@ -210,6 +211,7 @@ def from_checkpoint(
 
     Raises:
         CheckpointError: its parts do not fit each other.
+        MissingPackageError: as for `load`.
     """
     backbone = create_backbone(
         checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components
