@@ -1,5 +1,6 @@
 """The memories: each against its formula, in the model, through the training command."""
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -249,6 +250,8 @@ def in_one_of_two_processes(rank: int, store: str) -> None:
     )
     for memory in ("grid", "vq", "attention"):
         train_in_parallel(memory, rank)
+    gc.collect()  # cycles hold the group, whose threads must not outlive the interpreter
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
