@@ -7,8 +7,9 @@ the tensors have below these. So a tensor's part is told by its shape and by the
 state lists it, and a state that leaves a doubt is refused.
 
 Inferred, not known: that the coordinate network of the local memory is of 1x1 convolutions and that
-of the global one of linear layers; that of the two BatchNorms inside a bottleneck the first listed
-comes first; that feature maps are square. No file of the authors has been read with this.
+of the global one of linear layers; that of the BatchNorms of a bottleneck, and of two convolutions
+of one shape, the first listed comes first; that BatchNorm has PyTorch's epsilon; that feature maps
+are square. No file of the authors has been read with this.
 """
 
 import math
@@ -37,7 +38,7 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
 
     Args:
         state_dict: its tensors by name, with the prefix of DistributedDataParallel or not.
-        ignore: what names to leave out begin with, such as that of the backbone.
+        ignore: what the names to leave out begin with, such as a backbone's, ``["net."]``.
 
     Returns:
         The model, in training mode as any new one, with the options of the released one.
@@ -45,8 +46,9 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
     Raises:
         ReleasedStateError: a tensor has no place in our model, or a place no tensor.
     """
+    ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     named = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    tensors = translate({n: t for n, t in named.items() if not n.startswith(tuple(ignore))})
+    tensors = translate({n: t for n, t in named.items() if not n.startswith(ignored)})
     values = tensors["local_representation.memory.values"]
     entries = tensors["global_representation.memory.values"]
     side = math.isqrt(entries.shape[-1] // values.shape[-1])
@@ -64,7 +66,8 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ReleasedStateError(f"its tensors are not those of a CRAD: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ReleasedStateError(f"its tensors are not those of a CRAD: {reason}") from error
     return model
 
 

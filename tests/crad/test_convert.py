@@ -118,6 +118,11 @@ class Runs:
         ({}, "holds no weights"),
         ({"net.conv1.weight": torch.zeros(3)}, r"net.conv1.weight' are none of the model's parts"),
         ({"recover.weight": torch.zeros(4, 8, 1, 1)}, "nothing in the memories"),
+        (
+            ReleasedCRAD(4, 2, 2, depth=1, expansion=8).state_dict()
+            | {"layer.0.change.1.running_var": torch.zeros(3)},
+            "not those of a CRAD",
+        ),
     ],
 )
 def test_what_is_no_released_checkpoint_is_one_line(
