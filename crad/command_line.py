@@ -15,6 +15,7 @@ from crad.checkpoint import CheckpointError
 from crad.data import DataError, MaskError
 from crad.devices import DeviceError, freed_memory_kept
 from crad.images import ImageError
+from crad.memories import MissingPackageError
 
 
 class CommandError(Exception):
@@ -28,6 +29,7 @@ _EXPECTED = (
     DataError,
     DeviceError,
     ImageError,
+    MissingPackageError,
     OSError,
 )
 

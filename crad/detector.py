@@ -154,14 +154,19 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
     """Make an untrained model as a run's settings say, for features (C, H, W)."""
     return CRAD(
         *feature_size,
+        local_memory=config.local.memory,
+        global_memory=config.global_.memory,
         local_resolution=config.local.resolution,
         global_resolution=config.global_.resolution,
+        address=config.discrete.address,
+        shrinkage=config.discrete.shrinkage,
+        absent=config.absent,
         depth=config.depth,
         expansion=config.expansion,
         jitter_std=config.local.jitter_std,
         jitter_prob=config.local.jitter_prob,
-        mse_weight=config.refinement.mse_weight,
-        cosine_weight=config.refinement.cosine_weight,
+        mse_weight=0.0 if config.refinement.off else config.refinement.mse_weight,
+        cosine_weight=0.0 if config.refinement.off else config.refinement.cosine_weight,
         mse_threshold=config.refinement.mse_threshold,
     )
 
@@ -169,7 +174,9 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
 def multiply_adds(config: Config, feature_size: tuple[int, int, int]) -> float:
     """Count those of the 1x1 convolutions of the bottlenecks for an image, forward."""
     channels, height, width = feature_size
-    return float(height * width * config.depth * 2 * (2 * channels) * config.expansion)
+    memories = (config.local.memory, config.global_.memory)
+    branches = 1 if "none" in memories and config.absent == "drop" else 2
+    return float(height * width * config.depth * 2 * (branches * channels) * config.expansion)
 
 
 def load(
@@ -188,6 +195,7 @@ def load(
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
         DeviceError: there is no such device.
+        MissingPackageError: a memory of the model needs a package that is not installed.
     """
     selected = select_device(device)
     return from_checkpoint(read_checkpoint(path), selected, path, precision)
@@ -203,6 +211,7 @@ def from_checkpoint(
 
     Raises:
         CheckpointError: its parts do not fit each other.
+        MissingPackageError: as for `load`.
     """
     backbone = create_backbone(
         checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components

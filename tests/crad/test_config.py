@@ -53,6 +53,9 @@ def test_any_option_overrides_the_preset_in_any_order() -> None:
         (["--seed", "-1"], "--seed"),
         (["--local.jitter-prob", "2"], "--local.jitter-prob"),
         (["--global.resolution", "4", "0"], "--global.resolution"),
+        (["--local.memory", "none", "--global.memory", "none"], "--global.memory"),
+        (["--local.memory", "bank"], "bank"),
+        (["--discrete.shrinkage", "1"], "--discrete.shrinkage"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--resume", "--overwrite"], "--overwrite"),
         (["--preset", "huge"], "huge"),
@@ -78,7 +81,9 @@ def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_settings_survive_json() -> None:
-    options = parse_options(["--weights", "w.pth", "--local.resolution", "3", "4", "5"])
+    numbers = ["--local.resolution", "3", "4", "5", "--discrete.shrinkage", "0.0025"]
+    names = ["--weights", "w.pth", "--global.memory", "vq", "--discrete.address", "hidden"]
+    options = parse_options([*numbers, *names, "--refinement.off"])
     assert from_json(json.loads(json.dumps(to_json(options.config)))) == options.config
 
 
