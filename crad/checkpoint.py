@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crad.config import Config, from_json, to_json
 from crad.files import write_atomically
+from crad.metrics import EpochMetrics
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 ALL_PARTS = ("model", "backbone", "optimizer", "random")
@@ -37,6 +38,7 @@ class Checkpoint:
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         n_train: training images of each class.
         seconds: time spent training.
+        best_on_test: the epoch so far that is best on the test images, if that is tracked.
         model: state of `crad.CRAD`.
         backbone: state of the backbone: weights and fitted statistics.
         optimizer: state of the optimizer by parameter name; empty if not read.
@@ -49,6 +51,7 @@ class Checkpoint:
     colour_scale: tuple[float, float]
     n_train: dict[str, int]
     seconds: float
+    best_on_test: EpochMetrics | None
     model: dict[str, Tensor]
     backbone: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Checkpoint:
             "colour_scale": self.colour_scale,
             "n_train": self.n_train,
             "seconds": self.seconds,
+            "best_on_test": self.best_on_test,
         }
         metadata = {"format": _FORMAT, "version": _VERSION, "run": json.dumps(settings)}
         data = safetensors.torch.save(tensors, metadata)
@@ -120,6 +124,7 @@ def read_checkpoint(
             colour_scale=tuple(run["colour_scale"]),
             n_train=run["n_train"],
             seconds=run["seconds"],
+            best_on_test=run["best_on_test"],
             **states,
         )
     except CheckpointError:
