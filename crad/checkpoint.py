@@ -38,11 +38,11 @@ class Checkpoint:
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         n_train: training images of each class.
         seconds: time spent training.
-        best_on_test: the epoch so far that is best on the test images, if that is tracked.
         model: state of `crad.CRAD`.
         backbone: state of the backbone: weights and fitted statistics.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
+        best_on_test: the epoch so far that is best on the test images, if that is tracked.
     """
 
     config: Config
@@ -51,11 +51,11 @@ class Checkpoint:
     colour_scale: tuple[float, float]
     n_train: dict[str, int]
     seconds: float
-    best_on_test: EpochMetrics | None
     model: dict[str, Tensor]
     backbone: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    best_on_test: EpochMetrics | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of a run, replacing the former one in a single step.

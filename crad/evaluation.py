@@ -91,8 +91,12 @@ class Evaluation:
             ValueError: a map is not finite.
         """
         classes = {
-            name: measure_class(self.score(anomaly_maps, protocol, name), count)
-            for name, count in self._n_train.items()
+            name: measure_class(
+                self.score(anomaly_maps, protocol, name),
+                n_train=n_train,
+                n_test=len(self._by_class[name]),
+            )
+            for name, n_train in self._n_train.items()
         }
         return summarise(classes)
 

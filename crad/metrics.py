@@ -1,8 +1,9 @@
 """How well scores and maps tell defects from normal, exactly: no score is binned."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ __all__ = [
 FPR_LIMIT = 0.3
 """The false positive rate up to which AUPRO is taken."""
 
-_CHUNK = 2**20  # anomalous pixels looked up at once
+_CHUNK = 2**18  # anomalous pixels looked up at once
 
 
 class MeanMetrics(TypedDict):
@@ -114,11 +115,11 @@ def measure_ranking(
 
     All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
     threshold only adds false positives, which makes F1 lower and gains neither recall nor overlap.
-    So the normal scores are sorted where they are, and no more is held of them.
+    So both kinds are sorted where they are, and looked up some at a time.
 
     Args:
-        anomalous: (P,) finite scores of what is anomalous.
-        normal: (N,) finite scores of what is normal, of the same type; they are sorted in place.
+        anomalous: (P,) finite scores of what is anomalous; sorted in place.
+        normal: (N,) finite scores of what is normal, of the same type; sorted in place.
         region_sizes: (P,) for pixels, the number of pixels of the region that each anomalous one
             is of.
 
@@ -128,22 +129,22 @@ def measure_ranking(
     n_anomalous, n_normal = len(anomalous), len(normal)
     if not n_anomalous or not n_normal:
         return None
+    order = None if region_sizes is None else np.argsort(anomalous)
+    anomalous.sort()
     normal.sort()
-    order = np.argsort(anomalous)
     roc = ap = f1_max = overlap = n_regions = 0.0
     for start in range(0, n_anomalous, _CHUNK):
-        chosen = order[start : start + _CHUNK]
-        scores = anomalous[chosen]
+        scores = anomalous[start : start + _CHUNK]
         # With the score as threshold: anomalous and normal scores at least as high, and normal
         # ones that are higher.
-        true = n_anomalous - np.searchsorted(anomalous, scores, sorter=order)
+        true = n_anomalous - np.searchsorted(anomalous, scores)
         false = n_normal - np.searchsorted(normal, scores)
         above = n_normal - np.searchsorted(normal, scores, side="right")
         roc += float(np.sum(n_normal - (above + false) / 2))
         ap += float(np.sum(true / (true + false)))
         f1_max = max(f1_max, float(np.max(2 * true / (true + false + n_anomalous))))
-        if region_sizes is not None:
-            weights = 1 / region_sizes[chosen]
+        if region_sizes is not None and order is not None:
+            weights = 1 / region_sizes[order[start : start + _CHUNK]]
             overlap += float(np.sum(weights * _area(above / n_normal, false / n_normal)))
             n_regions += float(np.sum(weights))
     return Ranking(
@@ -166,7 +167,7 @@ def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.N
     return area
 
 
-def measure_class(images: Iterable[ScoredImage], n_train: int) -> ClassMetrics:
+def measure_class(images: Iterable[ScoredImage], *, n_train: int, n_test: int) -> ClassMetrics:
     """Measure the test images of one class.
 
     Its pixels are those of the images whose truth is known: normal images, and defects with a
@@ -174,32 +175,25 @@ def measure_class(images: Iterable[ScoredImage], n_train: int) -> ClassMetrics:
     corner are connected.
 
     Args:
-        images: taken one by one, and not kept; maps may differ in size. Of a normal pixel 4 bytes
-            are held, of an anomalous one 16, and for a while twice the 4 bytes.
+        images: taken one by one, and not kept: of a normal pixel 4 bytes are held, of an anomalous
+            one 16.
         n_train: number of training images of the class.
+        n_test: number of `images`.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape is not that of its truth; the message
-            names the image.
+        ValueError: a score or map is not finite, or its shape is not that of its truth or of the
+            other maps; the message names the image.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}
-    pixels: dict[bool, list[npt.NDArray[np.float32]]] = {True: [], False: []}
-    region_sizes: list[npt.NDArray[np.int32]] = []
+    pixels: _Pixels | None = None
     for image in images:
         _check(image)
         scores[image.sample.is_anomaly].append(image.score)
         if image.truth is not None:
-            pixels[True].append(image.anomaly_map[image.truth])
-            pixels[False].append(image.anomaly_map[~image.truth])
-            region_sizes.append(_region_sizes(image.truth))
+            pixels = pixels or _Pixels(n_test, image.anomaly_map.shape)
+            pixels.add(image, image.truth)
     by_image = measure_ranking(np.array(scores[True]), np.array(scores[False]))
-    n_test = len(scores[True]) + len(scores[False])
-    # Without a defect there is nothing to gather.
-    by_pixel = (
-        measure_ranking(_gather(pixels[True]), _gather(pixels[False]), _gather(region_sizes))
-        if any(map(len, region_sizes))
-        else None
-    )
+    by_pixel = pixels and pixels.measure()
     return {
         "image_auroc": by_image and by_image.auroc,
         "image_ap": by_image and by_image.ap,
@@ -211,6 +205,42 @@ def measure_class(images: Iterable[ScoredImage], n_train: int) -> ClassMetrics:
         "n_train": n_train,
         "n_test": n_test,
     }
+
+
+class _Pixels:
+    """The pixels of a class: scores of normal ones from the front, of anomalous ones from the back.
+
+    Memory is only taken as it is filled.
+    """
+
+    def __init__(self, n_images: int, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._scores = np.empty(n_images * math.prod(shape), np.float32)
+        self._region_sizes = np.empty(self._scores.size, np.int32)
+        self._normal, self._anomalous = 0, self._scores.size  # where each kind ends
+
+    def add(self, image: ScoredImage, truth: npt.NDArray[np.bool_]) -> None:
+        if image.anomaly_map.shape != self._shape:
+            raise ValueError(
+                f"the anomaly map of '{image.sample.path}' has shape {image.anomaly_map.shape}, "
+                f"but that of another image of its class {self._shape}"
+            )
+        normal = image.anomaly_map[~truth]
+        self._scores[self._normal : self._normal + len(normal)] = normal
+        self._normal += len(normal)
+        if len(normal) < truth.size:
+            regions = label(truth, connectivity=2)[truth]
+            begin = self._anomalous - len(regions)
+            self._scores[begin : self._anomalous] = image.anomaly_map[truth]
+            self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]
+            self._anomalous = begin
+
+    def measure(self) -> Ranking | None:
+        return measure_ranking(
+            self._scores[self._anomalous :],
+            self._scores[: self._normal],
+            self._region_sizes[self._anomalous :],
+        )
 
 
 def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:
@@ -245,20 +275,6 @@ def _check(image: ScoredImage) -> None:
             f"the anomaly map of '{path}' has shape {image.anomaly_map.shape}, "
             f"but its truth {image.truth.shape}"
         )
-
-
-def _region_sizes(truth: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """For each anomalous pixel, in row-major order, the number of pixels of its region."""
-    regions = label(truth, connectivity=2)[truth]
-    sizes: npt.NDArray[np.int32] = np.bincount(regions)[regions].astype(np.int32)
-    return sizes
-
-
-def _gather(pieces: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Join the pieces, and let go of them."""
-    joined = np.concatenate(pieces)
-    pieces.clear()
-    return joined
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -200,11 +200,11 @@ def _fit(
                 colour_scale=colour_scale(maps.cpu().numpy()),
                 n_train=n_train,
                 seconds=seconds,
-                best_on_test=best,
                 model=model.state_dict(),
                 backbone=backbone.state_dict(),
                 optimizer=training.optimizer_state(),
                 random=training.random_state(),
+                best_on_test=best,
             )
             checkpoint.save(output)
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
