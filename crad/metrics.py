@@ -193,7 +193,7 @@ def measure_class(images: Iterable[ScoredImage], *, n_train: int, n_test: int) -
             pixels = pixels or _Pixels(n_test, image.anomaly_map.shape)
             pixels.add(image, image.truth)
     by_image = measure_ranking(np.array(scores[True]), np.array(scores[False]))
-    by_pixel = pixels and pixels.measure()
+    by_pixel = pixels.measure() if pixels else None
     return {
         "image_auroc": by_image and by_image.auroc,
         "image_ap": by_image and by_image.ap,

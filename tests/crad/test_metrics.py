@@ -141,6 +141,25 @@ def test_metrics_are_their_definitions(case: str) -> None:
     assert measure_pixels(CASES[case]) == pytest.approx(by_definition(CASES[case]), abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_metrics_of_random_maps_are_their_definitions(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count, size, levels = random.integers((2, 3, 1), (5, 16, 30))
+    truth = blobs(random, count, size, size // 2)
+    scores = random.integers(0, levels, truth.shape) + levels / 3 * truth * random.random()
+    maps = Maps(scores.astype(np.float32), truth)
+    assert measure_pixels(maps) == pytest.approx(by_definition(maps), abs=1e-12)
+
+
+@pytest.mark.parametrize("case", ["good", "ties", "inverted"])
+def test_only_the_order_of_scores_counts(case: str) -> None:
+    scores, truth = CASES[case].scores, CASES[case].truth
+    scores = np.round(scores * 2**20) / np.float32(2**20)  # what follows is exact
+    expected = measure_pixels(Maps(scores, truth))
+    for other in (scores - 1, scores * np.float32(2.0**120), scores * np.float32(2.0**-120)):
+        assert measure_pixels(Maps(other, truth)) == expected
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_metrics_agree_with_scikit_learn(case: str) -> None:
     truth, scores = CASES[case].truth.ravel(), CASES[case].scores.ravel()
@@ -154,6 +173,7 @@ def test_metrics_agree_with_scikit_learn(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_metrics_agree_with_anomalib(case: str) -> None:
+    # All scores are in [0, 1], as it takes others for logits in AUROC. It computes in float32.
     anomalib = pytest.importorskip("anomalib.metrics", reason="needs pip install '.[test]'")
     from anomalib.data import ImageBatch
 

@@ -84,14 +84,14 @@ def test_the_best_epoch_stands_beside_the_last(
     assert train_command(trained.data, tmp_path / "run", "--track-best") == 0
     assert measured(tmp_path / "run") == measured(trained.output)  # the last epoch, as without
     best = json.loads((tmp_path / "run" / "results.json").read_text())["best_on_test"]
-    assert best["mean"]["image_auroc"] >= trained.results["mean"]["image_auroc"]
     assert f"best_on_test: epoch {best['epoch']} of 3" in capsys.readouterr().out
-    means = {}
-    for epochs in (1, 2, 3):  # the rates of the first epochs do not depend on their number
-        output = tmp_path / str(epochs)
-        assert train_command(trained.data, output, "--epochs", str(epochs)) == 0
-        means[epochs] = measured(output)["mean"]
-    assert best["mean"]["image_auroc"] in {mean["image_auroc"] for mean in means.values()}
+    epochs = []
+    for epoch in (1, 2, 3):  # in shorter runs, these have the same rates
+        output = tmp_path / str(epoch)
+        assert train_command(trained.data, output, "--epochs", str(epoch)) == 0
+        epochs.append(measured(output))
+    assert best in epochs
+    assert best["mean"]["image_auroc"] == max(each["mean"]["image_auroc"] for each in epochs)
 
 
 def test_the_best_epoch_is_not_lost_when_resumed(
