@@ -15,7 +15,6 @@ from crad.command_line import (
     CommandError,
     check_batch_size,
     check_output,
-    refuse,
     run_command,
 )
 from crad.data import find_dataset
@@ -38,9 +37,9 @@ class EvaluateOptions:
     """A folder in the MVTec AD layout, demo or demo-hard; the default is the data trained on."""
     output: Path | None = None
     """Folder to write results.json and picture sheets into."""
-    protocol: tuple[ProtocolChoice, ...] = ("crad",)
+    protocol: tuple[ProtocolChoice, ...] = ()
     """How the images are scored, by one or more protocols; a table for each. results.json is about
-    the first, with the metrics by the others beside it."""
+    the first, with the metrics by the others beside it. The default is that of the training run."""
     overwrite: bool = False
     """Replace the results and picture sheets in --output."""
     batch_size: int = BATCH_SIZE
@@ -64,10 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     check_batch_size(options.batch_size)
-    try:
-        choose_protocols(options.protocol)
-    except ValueError as error:
-        refuse(str(error))
     run_command(lambda: evaluate(options))
 
 
@@ -89,9 +84,9 @@ def evaluate(options: EvaluateOptions) -> Results:
                 f"output: '{options.output}' holds {RESULTS_NAME} already; --overwrite replaces "
                 "it, --output DIR chooses another folder"
             )
-    protocols = choose_protocols(options.protocol)
     device = select_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
+    protocols = choose_protocols(options.protocol or checkpoint.config.protocol)
     detector = from_checkpoint(checkpoint, device, options.checkpoint, options.precision)
     data = options.data or checkpoint.config.data
     root = demo_dataset(data) if data in DEMO_NAMES else data

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import crad.batches
+import crad.evaluate
 import crad.train
 from crad.checkpoint import ALL_PARTS, read_checkpoint
 from crad.metrics import METRIC_NAMES
@@ -117,6 +118,10 @@ def test_several_protocols(trained, train_command: Train, tmp_path: Path) -> Non
     assert measured(tmp_path) == measured(trained.output)
     others = json.loads((tmp_path / "results.json").read_text())["other_protocols"]
     assert list(others) == ["uniad"]
+    again = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "again")]
+    crad.evaluate.main(again)  # which takes the protocols of the run
+    evaluated = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert list(evaluated["other_protocols"]) == ["uniad"]
     assert others["uniad"]["classes"]["brick"].keys() == trained.results["classes"]["brick"].keys()
 
 
