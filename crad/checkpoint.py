@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crad.config import Config, from_json, to_json
 from crad.files import write_atomically
+from crad.metrics import EpochMetrics
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 ALL_PARTS = ("model", "backbone", "optimizer", "random")
@@ -41,6 +42,7 @@ class Checkpoint:
         backbone: state of the backbone: weights and fitted statistics.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
+        best_on_test: the epoch so far that is best on the test images, if that is tracked.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Checkpoint:
     backbone: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    best_on_test: EpochMetrics | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of a run, replacing the former one in a single step.
@@ -72,6 +75,7 @@ class Checkpoint:
             "colour_scale": self.colour_scale,
             "n_train": self.n_train,
             "seconds": self.seconds,
+            "best_on_test": self.best_on_test,
         }
         metadata = {"format": _FORMAT, "version": _VERSION, "run": json.dumps(settings)}
         data = safetensors.torch.save(tensors, metadata)
@@ -120,6 +124,7 @@ def read_checkpoint(
             colour_scale=tuple(run["colour_scale"]),
             n_train=run["n_train"],
             seconds=run["seconds"],
+            best_on_test=run["best_on_test"],
             **states,
         )
     except CheckpointError:

@@ -11,6 +11,7 @@ import tyro
 from crad.devices import PrecisionName
 from crad.memories import AddressName, MemoryName, vector_quantize_class
 from crad.model import AbsentName
+from crad.protocol import ProtocolChoice, choose_protocols
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 
@@ -105,6 +106,12 @@ class Config:
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
     """Largest norm of the gradient of all parameters together."""
+    protocol: tuple[ProtocolChoice, ...] = ("crad",)
+    """How test images are scored, by one or more protocols; results.json is about the first, with
+    the metrics by the others beside it."""
+    track_best: bool = False
+    """Measure the test images after every epoch too, which takes as long again as evaluation each
+    time, and put the best epoch beside the last one, as best_on_test."""
     precision: PrecisionName = "auto"
     """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
     has matrix instructions for it. The checkpoint holds what was taken."""
@@ -131,6 +138,7 @@ class Config:
         for name, least in at_least.items():
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{option(name)}: expected at least {least}, but got {value}")
+        choose_protocols(self.protocol)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed: expected 0 to 2**63 - 1, but got {self.seed}")
         if not 0 <= self.local.jitter_prob <= 1:

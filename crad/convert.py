@@ -17,7 +17,7 @@ from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
 from crad.command_line import CommandError, check_output, refuse, run_command
 from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
 from crad.data import find_dataset
-from crad.detector import BATCH_SIZE, score_maps
+from crad.detector import BATCH_SIZE, PROTOCOL
 from crad.features import extract
 from crad.model import CRAD, Bottleneck
 from crad.pictures import colour_scale
@@ -190,7 +190,7 @@ def _colour_scale(
     features = extract(backbone, chosen, config.image_size, device=cpu, skip=None)
     with torch.inference_mode():
         maps = [
-            score_maps(model(feature).anomaly_map, config.image_size)[0].numpy()
+            PROTOCOL.score(model(feature).anomaly_map, config.image_size)[0].numpy()
             for feature in features.batches(BATCH_SIZE, cpu)
         ]
     return colour_scale(maps)

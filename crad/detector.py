@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.batches import Source, load_batches, split_images
+from crad.batches import Batch, Source, load_batches, split_images
 from crad.checkpoint import Checkpoint, CheckpointError, checkpoint_path, read_checkpoint
 from crad.config import Config
 from crad.devices import PrecisionName, select_device, select_precision
@@ -120,6 +120,27 @@ class Detector:
             ImageError: as for `predict`.
             ValueError: ``batch_size`` is not positive.
         """
+        for batch, anomaly_maps in self.anomaly_maps(images, batch_size, skip):
+            maps, scores = PROTOCOL.score(anomaly_maps, self.image_size)
+            for scored, score, size, path in zip(
+                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
+            ):
+                yield Prediction(score, scored, size, path)
+
+    @torch.inference_mode()
+    def anomaly_maps(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = BATCH_SIZE,
+        skip: Callable[[ImageError], object] | None = None,
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Give the images, batch by batch, with the maps of the model, before any protocol.
+
+        Arguments and errors are those of `iterate`.
+
+        Returns:
+            Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
+        """
         if batch_size < 1:
             raise ValueError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
         sources = split_images(images)
@@ -127,27 +148,8 @@ class Detector:
             features = self.backbone(batch.images.to(self.device))
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                anomaly_map = self.model(features).anomaly_map
-            maps, scores = score_maps(anomaly_map, self.image_size)
-            for scored, score, size, path in zip(
-                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
-            ):
-                yield Prediction(score, scored, size, path)
-
-
-def score_maps(anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-    """Bring anomaly maps to the size of the images, smooth them, and score the images.
-
-    Args:
-        anomaly_maps: ``(B, H, W)``, as in `crad.model.Reconstruction`.
-        image_size: side S of the images in pixels.
-
-    Returns:
-        The smoothed maps ``(B, S, S)`` and the scores ``(B,)``.
-    """
-    size = (image_size, image_size)
-    maps = F.interpolate(anomaly_maps[:, None], size, mode="bilinear", align_corners=True)
-    return PROTOCOL(maps[:, 0])
+                anomaly_maps = self.model(features).anomaly_map
+            yield batch, anomaly_maps
 
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -20,9 +21,9 @@ from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, from_checkpoint
 from crad.devices import PrecisionName, select_device
-from crad.evaluation import RESULTS_NAME, make_results, report
-from crad.metrics import ScoredImage
+from crad.evaluation import RESULTS_NAME, Evaluation, Truths, make_results, report
 from crad.options import DeviceName
+from crad.protocol import ProtocolChoice, choose_protocols
 from crad.results import Results
 
 
@@ -40,6 +41,9 @@ class EvaluateOptions:
     trained on."""
     output: Path | None = None
     """Folder to write results.json and picture sheets into."""
+    protocol: tuple[ProtocolChoice, ...] = ()
+    """How the images are scored, by one or more protocols; a table for each. results.json is about
+    the first, with the metrics by the others beside it. The default is that of the training run."""
     overwrite: bool = False
     """Replace the results and picture sheets in --output."""
     batch_size: int = BATCH_SIZE
@@ -86,6 +90,7 @@ def evaluate(options: EvaluateOptions) -> Results:
             )
     device = select_device(options.device)
     checkpoint = read_checkpoint(options.checkpoint)
+    protocols = choose_protocols(options.protocol or checkpoint.config.protocol)
     detector = from_checkpoint(checkpoint, device, options.checkpoint, options.precision)
     data = options.data or checkpoint.config.data
     classes = options.classes or (() if options.data else checkpoint.config.classes)
@@ -94,28 +99,28 @@ def evaluate(options: EvaluateOptions) -> Results:
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
-    samples = {sample.path: sample for sample in dataset.test}
-    images = []
-    predictions = detector.iterate(samples, options.batch_size, skip=bad)
-    with tqdm(predictions, total=len(samples), unit="image", leave=False) as bar:
-        for prediction in bar:
-            assert prediction.path is not None  # every source is a file
-            sample = samples[prediction.path]
-            truth = None
-            with bad.reading():
-                truth = sample.truth(detector.image_size)
-            images.append(ScoredImage(sample, prediction.score, prediction.scored_map, truth))
+    truths = Truths(detector.image_size, bad)
+    for sample in dataset.test:  # a bad mask is found before the images are computed, not after
+        truths(sample, protocols[0])
+    by_path = {sample.path: sample for sample in dataset.test}
+    samples, maps = [], [torch.empty(0, *checkpoint.feature_size[1:], device=device)]
+    with tqdm(total=len(by_path), unit="image", leave=False) as bar:
+        for batch, anomaly_maps in detector.anomaly_maps(by_path, options.batch_size, skip=bad):
+            samples += [by_path[path] for path in batch.paths if path is not None]
+            maps.append(anomaly_maps)
+            bar.update(len(batch.paths))
+    anomaly_maps = torch.cat(maps)
+    n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
+    evaluation = Evaluation(samples, n_train, truths)
     results = make_results(
-        images,
+        {protocol.name: evaluation.measure(anomaly_maps, protocol) for protocol in protocols},
         checkpoint=checkpoint,
         data=data,
-        n_train={name: checkpoint.n_train.get(name, 0) for name in dataset.classes},
         left_out=bad.note(),
         timing={"evaluation": time.perf_counter() - started},
         device=device,
-        baselines={},
     )
-    report(results, images, options.output)
+    report(results, evaluation, anomaly_maps, protocols[0], options.output)
     return results
 
 

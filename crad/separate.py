@@ -2,17 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from crad.command_line import CommandError
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.evaluation import RESULTS_NAME, clear_run
-from crad.metrics import MeanMetrics, Metrics
+from crad.metrics import Metrics, summarise
 from crad.options import TrainOptions, other_settings
+from crad.protocol import choose_protocols
 from crad.results import Results, table, write_results
 
 SEPARATE_NOTE = "one model for each class"
@@ -91,15 +91,22 @@ def _finished(run: TrainOptions) -> Results | None:
     except (OSError, ValueError):
         return None
     config = run.config
-    expected = (config.data, config.epochs, [*config.classes])
-    found = (results.get("data"), results.get("epoch"), [*results.get("classes", ())])
+    protocols = [protocol.name for protocol in choose_protocols(config.protocol)]
+    expected = (config.data, config.epochs, [*config.classes], protocols)
+    found = (
+        results.get("data"),
+        results.get("epoch"),
+        [*results.get("classes", ())],
+        [results.get("protocol"), *results.get("other_protocols", ())],
+    )
     return results if found == expected else None
 
 
 def combine(parts: Sequence[Results]) -> Results:
     """Join the results of classes that were trained alone, in the order given.
 
-    Timing is the sum; the mean is over the classes in which a metric can be measured.
+    Timing is the sum; the mean is over the classes in which a metric can be measured. The best
+    epoch on the test images is each class's own, and stays in its results.
     """
     timing: Counter[str] = Counter()
     for part in parts:
@@ -116,24 +123,20 @@ def combine(parts: Sequence[Results]) -> Results:
         "data": last["data"],
         "note": _note(parts),
     }
-    detectors = [part["baselines"] for part in parts if "baselines" in part]
-    if detectors:
-        results["baselines"] = {
-            name: _join([each[name] for each in detectors]) for name in detectors[0]
-        }
+    if "baselines" in last:
+        results["baselines"] = _join_by_name(part["baselines"] for part in parts)
+    if "other_protocols" in last:
+        results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
     return results
 
 
+def _join_by_name(parts: Iterable[Mapping[str, Metrics]]) -> dict[str, Metrics]:
+    parts = list(parts)
+    return {name: _join([each[name] for each in parts]) for name in parts[0]}
+
+
 def _join(parts: Sequence[Metrics | Results]) -> Metrics:
-    classes = {name: entry for part in parts for name, entry in part["classes"].items()}
-    means = [cast(dict[str, float | None], part["mean"]) for part in parts]  # of one class each
-    mean = {metric: _mean(each[metric] for each in means) for metric in means[0]}
-    return {"classes": classes, "mean": cast(MeanMetrics, mean)}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    measured = [value for value in values if value is not None]
-    return sum(measured) / len(measured) if measured else None
+    return summarise({name: entry for part in parts for name, entry in part["classes"].items()})
 
 
 def _note(parts: Sequence[Results]) -> str:

@@ -3,14 +3,12 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -21,19 +19,20 @@ from crad.backbones import Backbone, BackboneError, create_backbone
 from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
 from crad.command_line import BadImages, CommandError, run_command
 from crad.config import Config
-from crad.data import Dataset, Sample, find_dataset
+from crad.data import Dataset, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import BATCH_SIZE, create_model, multiply_adds, score_maps
+from crad.detector import BATCH_SIZE, PROTOCOL, create_model, multiply_adds
 from crad.devices import select_device, select_precision, threads_for
-from crad.evaluation import clear_run, make_results, report
+from crad.evaluation import Evaluation, Truths, clear_run, make_results, report
 from crad.features import Features, extract, fit_backbone
 from crad.files import remove_leftovers
 from crad.images import ImageError
-from crad.metrics import ScoredImage, summarise
+from crad.metrics import Metrics, better
 from crad.model import CRAD
 from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale
+from crad.protocol import choose_protocols
 from crad.results import Results
 from crad.separate import train_separately
 from crad.training import Training, TrainingError, split_epoch
@@ -106,8 +105,11 @@ def _train(options: TrainOptions, show: bool) -> Results:
     dataset = find_dataset(root, classes=config.classes)
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
-    truths = _truths(dataset.test, config.image_size, bad)
-    normal, test = _features(backbone, config, dataset, list(truths), device, bad, fit=not stored)
+    protocols = choose_protocols(config.protocol)
+    truths = Truths(config.image_size, bad)
+    for sample in dataset.test:  # a bad mask is found before hours of training, not after
+        truths(sample, protocols[0])
+    normal, test = _features(backbone, config, dataset, device, bad, fit=not stored)
     n_train = _count(dataset, normal)
     if stored and stored.n_train != n_train:
         raise CommandError(
@@ -116,42 +118,38 @@ def _train(options: TrainOptions, show: bool) -> Results:
         )
     timing = {"features": time.perf_counter() - started}
 
+    kept = set(test.paths)
+    samples = [sample for sample in dataset.test if sample.path in kept]
+    evaluation = Evaluation(samples, n_train, truths)
+
+    def track(model: CRAD) -> Metrics:
+        return evaluation.measure(_anomaly_maps(model, test, device), protocols[0])
+
     if not stored:
         clear_run(output)
     with threads_for(_step_size(config, normal)):
-        checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
+        checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output, track)
     timing["training"] = checkpoint.seconds
 
     started = time.perf_counter()
-    kept = set(test.paths)
-    samples = [sample for sample in dataset.test if sample.path in kept]
-
-    def scored(anomaly_maps: Iterable[Tensor]) -> list[ScoredImage]:
-        return [
-            ScoredImage(sample, score, anomaly_map, truths[sample.path])
-            for sample, (anomaly_map, score) in zip(
-                samples, _scores(anomaly_maps, config.image_size), strict=True
-            )
-        ]
-
-    images = scored(_anomaly_maps(model, test, device))
+    anomaly_maps = _anomaly_maps(model, test, device)
+    metrics = {each.name: evaluation.measure(anomaly_maps, each) for each in protocols}
     baselines = {}
     if is_demo:
         distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
-        nearest = scored(distances.split(BATCH_SIZE))
-        baselines["nearest_neighbour"] = summarise(nearest, n_train)
+        baselines["nearest_neighbour"] = evaluation.measure(distances, protocols[0])
     timing["evaluation"] = time.perf_counter() - started
     results = make_results(
-        images,
+        metrics,
         checkpoint=checkpoint,
         data=config.data,
-        n_train=n_train,
         left_out=bad.note(),
         timing=timing,
         device=device,
         baselines=baselines,
+        best_on_test=checkpoint.best_on_test,
     )
-    report(results, images, output, show=show)
+    report(results, evaluation, anomaly_maps, protocols[0], output, show=show)
     return results
 
 
@@ -163,8 +161,13 @@ def _fit(
     device: torch.device,
     stored: Checkpoint | None,
     output: Path,
+    track: Callable[[CRAD], Metrics],
 ) -> tuple[Checkpoint, CRAD]:
-    """Train to the last epoch, writing a checkpoint after each."""
+    """Train to the last epoch, writing a checkpoint after each.
+
+    Args:
+        track: measures the model on the test images, for ``--track-best``.
+    """
     height, width, channels = normal.values.shape[1:]
     precision = select_precision(config.precision, device, _step_size(config, normal))
     config = replace(config, precision=precision)
@@ -177,6 +180,7 @@ def _fit(
     )
     training = Training(model, config, accelerator)
     seconds = 0.0
+    best = stored.best_on_test if stored else None
     if stored:
         with _fitting(output):
             model.load_state_dict(stored.model)
@@ -196,19 +200,22 @@ def _fit(
                 loss = training.run_epoch(normal, bar)
             except TrainingError as error:
                 raise CommandError(str(error)) from error
-            scored = _scores(_anomaly_maps(model, shown, device), config.image_size)
+            maps, _ = PROTOCOL.score(_anomaly_maps(model, shown, device), config.image_size)
             seconds += time.perf_counter() - started
+            if config.track_best:
+                best = better(best, {"epoch": training.epoch, **track(model)})
             checkpoint = Checkpoint(
                 config=config,
                 epoch=training.epoch,
                 feature_size=(channels, height, width),
-                colour_scale=colour_scale(anomaly_map for anomaly_map, _ in scored),
+                colour_scale=colour_scale(maps.cpu().numpy()),
                 n_train=n_train,
                 seconds=seconds,
                 model=model.state_dict(),
                 backbone=backbone.state_dict(),
                 optimizer=training.optimizer_state(),
                 random=training.random_state(),
+                best_on_test=best,
             )
             checkpoint.save(output)
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
@@ -255,34 +262,18 @@ def _first_line(config: Config, device: torch.device) -> str:
     )
 
 
-def _truths(
-    samples: Iterable[Sample], size: int, bad: BadImages
-) -> dict[Path, npt.NDArray[np.bool_] | None]:
-    """Read all masks now: a bad one is found before hours of training, not after.
-
-    Returns:
-        The truth of every sample; None where it is not known, as where its mask cannot be read.
-    """
-    truths: dict[Path, npt.NDArray[np.bool_] | None] = {}
-    for sample in samples:
-        truths[sample.path] = None
-        with bad.reading():
-            truths[sample.path] = sample.truth(size)
-    return truths
-
-
 def _features(
     backbone: Backbone,
     config: Config,
     dataset: Dataset,
-    test: Sequence[Path],
     device: torch.device,
     bad: BadImages,
     *,
     fit: bool,
 ) -> tuple[Features, Features]:
-    """Features of all training images and of the test images ``test``."""
+    """Features of all training images and of all test images."""
     size = config.image_size
+    test = [sample.path for sample in dataset.test]
     train = [sample.path for sample in dataset.train]
     try:
         if fit:
@@ -313,18 +304,11 @@ def _count(dataset: Dataset, normal: Features) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def _anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Iterator[Tensor]:
+def _anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Tensor:
+    """The maps of the model ``(N, H, W)``, before any protocol, on its device."""
     model.eval()
-    for feature in features.batches(BATCH_SIZE, device):
-        yield model(feature).anomaly_map.cpu()
-
-
-def _scores(
-    anomaly_maps: Iterable[Tensor], image_size: int
-) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
-    for batch in anomaly_maps:
-        maps, scores = score_maps(batch, image_size)
-        yield from zip(maps.numpy(), scores.tolist(), strict=True)
+    maps = [model(feature).anomaly_map for feature in features.batches(BATCH_SIZE, device)]
+    return torch.cat(maps) if maps else torch.empty(0, 0, 0)
 
 
 def _written(output: Path) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crad.images import ImageError, open_mask
+from crad.images import ImageError, MaskResize, open_mask
 
 GOOD = "good"
 """The `defect` of a normal image."""
@@ -41,15 +41,19 @@ class Sample:
         """True if the image has a defect."""
         return self.defect != GOOD
 
-    def truth(self, size: int) -> npt.NDArray[np.bool_] | None:
+    def truth(self, size: int, resize: MaskResize = "nearest") -> npt.NDArray[np.bool_] | None:
         """Read which pixels are defective: bool (size, size); None where that is not known.
+
+        Args:
+            size: side of the square in pixels.
+            resize: how the mask comes to it, as for `crad.images.open_mask`.
 
         Raises:
             MaskError: the mask cannot be read.
         """
         if self.mask is not None:
             try:
-                return open_mask(self.mask, size)
+                return open_mask(self.mask, size, resize)
             except ImageError as error:
                 raise MaskError(f"mask of '{self.path}': {error}") from error
         return None if self.is_anomaly else np.zeros((size, size), dtype=np.bool_)

@@ -16,6 +16,7 @@ from crad.checkpoint import (
     read_checkpoint,
 )
 from crad.config import Config
+from crad.metrics import summarise
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def checkpoint() -> Checkpoint:
         backbone={"fitted": torch.tensor(True)},
         optimizer={"a.weight.step": torch.tensor(7.0)},
         random={"cpu": torch.get_rng_state()},
+        best_on_test={"epoch": 2, **summarise({})},
     )
 
 

@@ -62,6 +62,8 @@ def test_any_option_overrides_the_preset_in_any_order() -> None:
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "--epochs"),
         (["--data"], "--data"),
+        (["--protocol"], "--protocol: expected all, or one or more of crad, paper"),
+        (["--protocol", "mvtec"], "mvtec"),
     ],
 )
 def test_wrong_options_exit_with_2(
@@ -83,7 +85,10 @@ def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -
 def test_settings_survive_json() -> None:
     numbers = ["--local.resolution", "3", "4", "5", "--discrete.shrinkage", "0.0025"]
     names = ["--weights", "w.pth", "--global.memory", "vq", "--discrete.address", "hidden"]
-    options = parse_options([*numbers, *names, "--refinement.off"])
+    scoring = ["--protocol", "ader", "crad", "--track-best"]
+    options = parse_options([*numbers, *names, *scoring, "--refinement.off"])
+    assert options.config.protocol == ("ader", "crad")
+    assert options.config.track_best
     assert from_json(json.loads(json.dumps(to_json(options.config)))) == options.config
 
 
@@ -103,7 +108,8 @@ def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "changed", [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"]]
+    "changed",
+    [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"], ["--track-best"]],
 )
 def test_resuming_with_another_setting_is_refused(
     trained, changed: list[str], capsys: pytest.CaptureFixture[str]

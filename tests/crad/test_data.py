@@ -65,6 +65,7 @@ def test_truth_is_known_for_normal_images_and_for_those_with_a_mask(root):
     assert unknown.truth(16) is None
     np.testing.assert_array_equal(normal.truth(16), np.zeros((16, 16), bool))
     assert stained.truth(5).all()
+    assert stained.truth(5, "bilinear").all()
 
 
 def test_an_unreadable_mask_is_named(root):

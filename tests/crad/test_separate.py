@@ -10,6 +10,7 @@ import pytest
 
 import crad
 from crad.data import find_dataset
+from crad.metrics import METRIC_NAMES, summarise
 from crad.options import parse_options
 from crad.results import Results
 from crad.separate import combine
@@ -231,11 +232,9 @@ def test_visa_gives_what_the_same_images_give_in_another_layout(
 
 
 def part(name: str, auroc: float | None, note: str | None = None) -> Results:
-    entry: Any = {"image_auroc": auroc, "pixel_auroc": None, "n_train": 1, "n_test": 2}
-    metrics: Any = {
-        "classes": {name: entry},
-        "mean": {"image_auroc": auroc, "pixel_auroc": None},
-    }
+    unknown = dict.fromkeys(METRIC_NAMES)
+    entry: Any = unknown | {"image_auroc": auroc, "n_train": 1, "n_test": 2}
+    metrics: Any = summarise({name: entry})
     results: Results = {
         "protocol": "crad",
         "seed": 0,
@@ -245,6 +244,7 @@ def part(name: str, auroc: float | None, note: str | None = None) -> Results:
         "environment": {},
         "data": "data",
         "baselines": {"nearest_neighbour": metrics},
+        "other_protocols": {"paper": metrics},
     }
     if note:
         results["note"] = note
@@ -253,9 +253,10 @@ def part(name: str, auroc: float | None, note: str | None = None) -> Results:
 
 def test_the_mean_is_over_what_is_measured() -> None:
     whole = combine([part("a", 0.5), part("b", None), part("c", 1.0)])
-    assert whole["mean"] == {"image_auroc": 0.75, "pixel_auroc": None}
-    assert whole["baselines"]["nearest_neighbour"]["mean"] == whole["mean"]
-    assert [*whole["baselines"]["nearest_neighbour"]["classes"]] == ["a", "b", "c"]
+    assert whole["mean"] == dict.fromkeys(METRIC_NAMES) | {"image_auroc": 0.75}
+    for joined in (whole["baselines"]["nearest_neighbour"], whole["other_protocols"]["paper"]):
+        assert joined == {"classes": whole["classes"], "mean": whole["mean"]}
+        assert [*joined["classes"]] == ["a", "b", "c"]
 
 
 def test_notes() -> None:

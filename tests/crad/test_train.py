@@ -16,8 +16,10 @@ import pytest
 import torch
 
 import crad.batches
+import crad.evaluate
 import crad.train
 from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.metrics import METRIC_NAMES
 from crad.train import main
 from crad.training import Training, split_epoch
 
@@ -74,6 +76,53 @@ def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> 
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_the_best_epoch_stands_beside_the_last(
+    trained, train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "best_on_test" not in trained.results
+    assert train_command(trained.data, tmp_path / "run", "--track-best") == 0
+    assert measured(tmp_path / "run") == measured(trained.output)  # the last epoch, as without
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["best_on_test"]
+    assert f"best_on_test: epoch {best['epoch']} of 3" in capsys.readouterr().out
+    epochs = []
+    for epoch in (1, 2, 3):  # in shorter runs, these have the same rates
+        output = tmp_path / str(epoch)
+        assert train_command(trained.data, output, "--epochs", str(epoch)) == 0
+        epochs.append(measured(output))
+    assert best in epochs
+    assert best["mean"]["image_auroc"] == max(each["mean"]["image_auroc"] for each in epochs)
+
+
+def test_the_best_epoch_is_not_lost_when_resumed(
+    trained, train_command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Training, *arguments: object) -> float:
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return EPOCH(self, *arguments)
+
+    # The first epoch is made the best, so that it has to come from the checkpoint.
+    monkeypatch.setattr(crad.train, "better", lambda best, other: best or other)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", interrupted)
+        assert train_command(trained.data, tmp_path, "--track-best") == 130
+    assert train_command(trained.data, tmp_path, "--resume") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["epoch"], results["best_on_test"]["epoch"]) == (3, 1)
+
+
+def test_several_protocols(trained, train_command: Train, tmp_path: Path) -> None:
+    assert train_command(trained.data, tmp_path, "--protocol", "crad", "uniad") == 0
+    assert measured(tmp_path) == measured(trained.output)
+    others = json.loads((tmp_path / "results.json").read_text())["other_protocols"]
+    assert list(others) == ["uniad"]
+    again = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "again")]
+    crad.evaluate.main(again)  # which takes the protocols of the run
+    evaluated = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert list(evaluated["other_protocols"]) == ["uniad"]
+    assert others["uniad"]["classes"]["brick"].keys() == trained.results["classes"]["brick"].keys()
 
 
 def test_runs_of_one_process_may_differ_in_precision(
@@ -315,7 +364,7 @@ def test_without_test_images(
     assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
     assert "not measured: there are no test images" in capsys.readouterr().out
     results = measured(tmp_path / "run")
-    assert results["mean"] == {"image_auroc": None, "pixel_auroc": None}
+    assert results["mean"] == dict.fromkeys(METRIC_NAMES)
     assert results["classes"]["brick"]["n_test"] == 0
 
 
@@ -325,7 +374,7 @@ def test_without_masks(
     for name in ("brick", "gauge"):
         shutil.rmtree(data / name / "ground_truth")
     assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
-    assert "pixel AUROC not measured" in capsys.readouterr().out
+    assert "pixel metrics not measured" in capsys.readouterr().out
     mean = measured(tmp_path / "run")["mean"]
     assert mean["pixel_auroc"] is None
     assert mean["image_auroc"] is not None
