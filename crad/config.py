@@ -106,6 +106,12 @@ class Config:
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
     """Largest norm of the gradient of all parameters together."""
+    calibration_share: float = 0.1
+    """Share of the normal images of each class that is held back to set the score above which an
+    image counts as defective; 0, as in the published protocol, trains on all and decides nothing.
+    Default: 0.1; of the generated sets, a third."""
+    false_alarm_rate: float = 0.01
+    """Share of the normal images that may be taken for defective."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
     """How test images are scored, by one or more protocols; results.json is about the first, with
     the metrics by the others beside it."""
@@ -144,6 +150,15 @@ class Config:
         if not 0 <= self.local.jitter_prob <= 1:
             raise ValueError(
                 f"--local.jitter-prob: expected 0 to 1, but got {self.local.jitter_prob}"
+            )
+        if not self.calibration_share < 1:
+            raise ValueError(
+                f"--calibration-share: expected less than 1, but got {self.calibration_share}"
+            )
+        if not 0 < self.false_alarm_rate < 1:
+            raise ValueError(
+                f"--false-alarm-rate: expected more than 0 and less than 1, but got "
+                f"{self.false_alarm_rate}"
             )
         memories = (self.local.memory, self.global_.memory)
         if memories == ("none", "none"):

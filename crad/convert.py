@@ -17,8 +17,8 @@ from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
 from crad.command_line import CommandError, check_output, refuse, run_command
 from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
 from crad.data import find_dataset
-from crad.detector import BATCH_SIZE, PROTOCOL
-from crad.features import extract
+from crad.detector import PROTOCOL
+from crad.features import anomaly_maps, extract
 from crad.model import CRAD, Bottleneck
 from crad.pictures import colour_scale
 from crad.released import ReleasedStateError, from_released
@@ -153,6 +153,7 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
         backbone=options.backbone,
         weights=options.weights,
         image_size=options.image_size,
+        calibration_share=0.0,
         depth=len(bottlenecks),
         expansion=bottlenecks[0].expand.out_channels if bottlenecks else released.expansion,
         local=LocalConfig(resolution=tuple(local.shape[:-1])),
@@ -188,12 +189,8 @@ def _colour_scale(
     ]
     cpu = torch.device("cpu")
     features = extract(backbone, chosen, config.image_size, device=cpu, skip=None)
-    with torch.inference_mode():
-        maps = [
-            PROTOCOL.score(model(feature).anomaly_map, config.image_size)[0].numpy()
-            for feature in features.batches(BATCH_SIZE, cpu)
-        ]
-    return colour_scale(maps)
+    maps, _ = PROTOCOL.score(anomaly_maps(model, features, cpu), config.image_size)
+    return colour_scale(maps.numpy())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ from crad.files import new_folder
 DEMO_NAMES = ("demo", "demo-hard")
 DEMO_CLASSES = (*PHOTOS, *PRODUCTS)
 
-_VERSION = 1  # of the pictures: another one gets a folder of its own
+DEMO_CALIBRATION_SHARE = 1 / 3
+"""Share of its normal images that sets thresholds: 20 of a class; the other 40 are trained on."""
+
+_VERSION = 2  # of the pictures: another one gets a folder of its own
 _CONTRAST = {"demo": 1.0, "demo-hard": 0.25}
 _PHOTO_DEFECTS = ("patch", "scratch", "smear", "stain")
 _PRODUCT_DEFECTS = ("misplaced", "missing", "scratch", "stain", "wrong")
@@ -36,7 +39,7 @@ def demo_dataset(name: str) -> Path:
         name: "demo", or "demo-hard": the same with the defects at a quarter of their contrast.
 
     Returns:
-        The root of a data set in the MVTec AD layout: 6 classes of 40 training and 20 test images.
+        The root of a data set in the MVTec AD layout: 6 classes of 60 training and 20 test images.
 
     Raises:
         ValueError: there is no demo data set of this name.
@@ -61,7 +64,7 @@ def write_demo(
     root: str | Path,
     *,
     contrast: float = 1.0,
-    n_train: int = 40,
+    n_train: int = 60,
     n_test: int = 20,
     size: int = 128,
     classes: Sequence[str] | None = None,

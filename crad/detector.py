@@ -21,6 +21,7 @@ from crad.devices import PrecisionName, select_device, select_precision
 from crad.images import ImageError
 from crad.model import CRAD
 from crad.protocol import PROTOCOLS
+from crad.thresholds import Thresholds
 
 PROTOCOL = PROTOCOLS["crad"]
 BATCH_SIZE = 16
@@ -37,12 +38,20 @@ class Prediction:
             resolution the detector works at.
         size: height and width of the image.
         path: its file; None for an image from memory.
+        threshold: the score above which an image of its class is defective; None if training held
+            no normal images back to take one from.
     """
 
     score: float
     scored_map: npt.NDArray[np.float32]
     size: tuple[int, int]
     path: Path | None
+    threshold: float | None = None
+
+    @property
+    def is_defective(self) -> bool | None:
+        """The decision; None without a threshold."""
+        return None if self.threshold is None else self.score > self.threshold
 
     @cached_property
     def anomaly_map(self) -> npt.NDArray[np.float32]:
@@ -62,6 +71,7 @@ class Detector:
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
+        thresholds: of the classes; None has none.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class Detector:
         device: torch.device,
         colour_scale: tuple[float, float],
         precision: Literal["fp32", "bf16"] = "fp32",
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.backbone = backbone
         self.model = model.fold_batch_norm()
@@ -80,9 +91,13 @@ class Detector:
         self.device = device
         self.colour_scale = colour_scale
         self.precision = precision
+        self.thresholds = thresholds or Thresholds()
 
     def predict(
-        self, images: Source | Iterable[Source], batch_size: int = BATCH_SIZE
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = BATCH_SIZE,
+        class_name: str | None = None,
     ) -> list[Prediction]:
         """Score images.
 
@@ -91,15 +106,18 @@ class Detector:
                 (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
                 tensor.
             batch_size: images computed at once.
+            class_name: the class that all images are of. Without it, the class of a file is told by
+                its folders, as `Thresholds.class_of` says, and where that fails the highest
+                threshold of all classes decides.
 
         Returns:
             A prediction for each image, in order.
 
         Raises:
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
-            ValueError: ``batch_size`` is not positive.
+            ValueError: ``batch_size`` is not positive, or no class has this name.
         """
-        return list(self.iterate(images, batch_size))
+        return list(self.iterate(images, batch_size, class_name=class_name))
 
     @torch.inference_mode()
     def iterate(
@@ -107,6 +125,7 @@ class Detector:
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
         skip: Callable[[ImageError], object] | None = None,
+        class_name: str | None = None,
     ) -> Iterator[Prediction]:
         """Score images as they come, holding no more than a few batches of them.
 
@@ -115,17 +134,24 @@ class Detector:
             batch_size: images computed at once.
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
+            class_name: as for `predict`.
 
         Raises:
             ImageError: as for `predict`.
-            ValueError: ``batch_size`` is not positive.
+            ValueError: as for `predict`.
         """
+        if class_name is not None and class_name not in self.thresholds:
+            raise ValueError(
+                f"predict(): there is no threshold for a class '{class_name}'; there is one for "
+                f"{', '.join(self.thresholds) or 'none'}"
+            )
         for batch, anomaly_maps in self.anomaly_maps(images, batch_size, skip):
             maps, scores = PROTOCOL.score(anomaly_maps, self.image_size)
             for scored, score, size, path in zip(
                 maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
             ):
-                yield Prediction(score, scored, size, path)
+                name = class_name or (self.thresholds.class_of(path) if path else None)
+                yield Prediction(score, scored, size, path, self.thresholds.score_of(name))
 
     @torch.inference_mode()
     def anomaly_maps(
@@ -238,4 +264,14 @@ def from_checkpoint(
             device,
             BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
         ),
+        thresholds=checkpoint.thresholds,
     )
+
+
+def image_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
+    """Score images as `Detector.predict` does, from the maps of a model ``(N, H, W)``."""
+    return [
+        score
+        for maps in anomaly_maps.split(BATCH_SIZE)
+        for score in PROTOCOL.score(maps, image_size)[1].tolist()
+    ]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
+from crad import processes
 from crad.checkpoint import read_checkpoint
 from crad.command_line import (
     BadImages,
@@ -17,9 +19,9 @@ from crad.command_line import (
     check_output,
     run_command,
 )
-from crad.data import find_dataset
+from crad.data import Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import BATCH_SIZE, from_checkpoint
+from crad.detector import BATCH_SIZE, Detector, from_checkpoint
 from crad.devices import PrecisionName, select_device
 from crad.evaluation import RESULTS_NAME, Evaluation, Truths, make_results, report
 from crad.options import DeviceName
@@ -89,39 +91,61 @@ def evaluate(options: EvaluateOptions) -> Results:
                 "it, --output DIR chooses another folder"
             )
     device = select_device(options.device)
+    with processes.joined(device):
+        return _evaluate(options, device)
+
+
+def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
     checkpoint = read_checkpoint(options.checkpoint)
     protocols = choose_protocols(options.protocol or checkpoint.config.protocol)
     detector = from_checkpoint(checkpoint, device, options.checkpoint, options.precision)
     data = options.data or checkpoint.config.data
     classes = options.classes or (() if options.data else checkpoint.config.classes)
-    root = demo_dataset(data) if data in DEMO_NAMES else data
+    root = processes.on_main(lambda: demo_dataset(data)) if data in DEMO_NAMES else data
     dataset = find_dataset(root, classes=classes, need_train=False)
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
     truths = Truths(detector.image_size, bad)
-    for sample in dataset.test:  # a bad mask is found before the images are computed, not after
-        truths(sample, protocols[0])
-    by_path = {sample.path: sample for sample in dataset.test}
-    samples, maps = [], [torch.empty(0, *checkpoint.feature_size[1:], device=device)]
-    with tqdm(total=len(by_path), unit="image", leave=False) as bar:
-        for batch, anomaly_maps in detector.anomaly_maps(by_path, options.batch_size, skip=bad):
-            samples += [by_path[path] for path in batch.paths if path is not None]
-            maps.append(anomaly_maps)
-            bar.update(len(batch.paths))
-    anomaly_maps = torch.cat(maps)
+    if processes.is_main():  # a bad mask is found before the images are computed, not after
+        truths.read(dataset.test, protocols[0])
+    samples, maps = _anomaly_maps(detector, dataset.test, options.batch_size, bad)
+    bad.share()
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)
-    results = make_results(
-        {protocol.name: evaluation.measure(anomaly_maps, protocol) for protocol in protocols},
-        checkpoint=checkpoint,
-        data=data,
-        left_out=bad.note(),
-        timing={"evaluation": time.perf_counter() - started},
-        device=device,
-    )
-    report(results, evaluation, anomaly_maps, protocols[0], options.output)
-    return results
+
+    def measure() -> Results:
+        results = make_results(
+            {protocol.name: evaluation.measure(maps, protocol) for protocol in protocols},
+            checkpoint=checkpoint,
+            data=data,
+            left_out=bad.note(),
+            timing={"evaluation": time.perf_counter() - started},
+            device=device,
+            decisions=evaluation.decide(maps, checkpoint),
+        )
+        report(results, evaluation, maps, protocols[0], options.output)
+        return results
+
+    return processes.on_main(measure)
+
+
+def _anomaly_maps(
+    detector: Detector, samples: Sequence[Sample], batch_size: int, bad: BadImages
+) -> tuple[list[Sample], Tensor]:
+    """The images that can be read, with maps ``(M, H, W)``; each process makes some batches."""
+    mine = processes.share(range(len(samples)), batch_size, processes.rank(), processes.count())
+    numbers = {samples[number].path: number for number in mine}
+    found: list[int] = []
+    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
+    hidden = not processes.is_main()
+    with tqdm(total=len(mine), unit="image", leave=False, disable=hidden) as bar:
+        for batch, anomaly_maps in detector.anomaly_maps(numbers, batch_size, skip=bad):
+            found += [numbers[path] for path in batch.paths if path is not None]
+            maps.append(anomaly_maps)
+            bar.update(len(batch.paths))
+    kept, together = processes.gather_rows(found, torch.cat(maps))
+    return [samples[number] for number in kept], together
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From what a model says of test images to what a person sees: results.json, table and sheets."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,12 +14,13 @@ from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
 from crad.command_line import BadImages
 from crad.data import Sample
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import BATCH_SIZE
+from crad.detector import BATCH_SIZE, image_scores
 from crad.images import MaskResize
 from crad.metrics import EpochMetrics, Metrics, ScoredImage, measure_class, summarise
 from crad.pictures import write_sheets
 from crad.protocol import Protocol
 from crad.results import DEMO_NOTE, Results, environment, table, write_results
+from crad.thresholds import Decisions, measure_decisions
 
 RESULTS_NAME = "results.json"
 SHEETS_NAME = "sheets"
@@ -55,6 +56,11 @@ class Truths:
             with self._bad.reading():
                 self._read[key] = sample.truth(size, resize)
         return self._read[key]
+
+    def read(self, samples: Iterable[Sample], protocol: Protocol) -> None:
+        """Read all masks now; errors as for a call."""
+        for sample in samples:
+            self(sample, protocol)
 
 
 class Evaluation:
@@ -100,6 +106,23 @@ class Evaluation:
         }
         return summarise(classes)
 
+    def decide(self, anomaly_maps: Tensor, checkpoint: Checkpoint) -> Decisions | None:
+        """Count what the thresholds of a model do to the test images; None if it has none.
+
+        Args:
+            anomaly_maps: as for `measure`.
+            checkpoint: the model.
+        """
+        if not checkpoint.thresholds:
+            return None
+        scores = image_scores(anomaly_maps, self._truths.image_size)
+        return {
+            "false_alarm_rate": checkpoint.config.false_alarm_rate,
+            "classes": measure_decisions(
+                self.samples, scores, checkpoint.thresholds, self._n_train
+            ),
+        }
+
     def score(
         self, anomaly_maps: Tensor, protocol: Protocol, class_name: str
     ) -> Iterator[ScoredImage]:
@@ -138,6 +161,7 @@ def make_results(
     device: torch.device,
     baselines: Mapping[str, Metrics] = MappingProxyType({}),
     best_on_test: EpochMetrics | None = None,
+    decisions: Decisions | None = None,
 ) -> Results:
     """Say what was measured on what.
 
@@ -150,6 +174,7 @@ def make_results(
         device: what computed.
         baselines: what other detectors reach on the same images, by the first protocol.
         best_on_test: the best epoch on these images, by the first protocol, if that was tracked.
+        decisions: what thresholds do to these images, if there are any.
     """
     (protocol, reported), *others = metrics.items()
     results: Results = {
@@ -170,6 +195,8 @@ def make_results(
         results["other_protocols"] = dict(others)
     if best_on_test:
         results["best_on_test"] = best_on_test
+    if decisions:
+        results["decisions"] = decisions
     return results
 
 

@@ -13,7 +13,7 @@ from crad.backbones import SCATTERING
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from crad.command_line import CommandError, check_output, refuse
 from crad.config import PRESETS, Config, flatten, option
-from crad.demo import DEMO_NAMES
+from crad.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.evaluation import RESULTS_NAME
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -41,6 +41,9 @@ class TrainOptions:
     """Replace the run in --output."""
     skip_bad: bool = False
     """Leave out images that cannot be read, and name them, instead of stopping."""
+    feature_memory: float | None = None
+    """Gigabytes of memory for the features of all images; those beyond it go to a temporary file.
+    Default: half of what is available."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
 
@@ -95,6 +98,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         options.config.check()
     except ValueError as error:
         refuse(str(error))
+    if options.feature_memory is not None and not options.feature_memory >= 0:
+        refuse(f"--feature-memory: expected at least 0, but got {options.feature_memory}")
     if options.resume and options.overwrite:
         refuse("--resume and --overwrite exclude each other")
     if stored and (message := other_settings(options.config, stored, options.output)):
@@ -133,6 +138,8 @@ def _default(arguments: Sequence[str]) -> tuple[TrainOptions, Config | None]:
     backbone = found.backbone or (SCATTERING if data in DEMO_NAMES else _DEFAULT_BACKBONE)
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
+    if data in DEMO_NAMES:
+        config = replace(config, calibration_share=DEMO_CALIBRATION_SHARE)
     return TrainOptions(replace(config, data=data, backbone=backbone), output), None
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from crad.files import write_json
 from crad.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics
+from crad.thresholds import Decisions
 
 __all__ = ["DEMO_NOTE", "Results", "environment", "one_line", "table", "write_results"]
 
@@ -49,6 +50,8 @@ class Results(TypedDict):
         other_protocols: the metrics of the same maps by further protocols, by name.
         best_on_test: the epoch with the best mean image AUROC, chosen on the test images, so not to
             be taken for what the run reaches; with the metrics of that epoch.
+        decisions: the threshold of each class, the number of normal images it is from, and the
+            false alarms and misses it leads to on the test images.
     """
 
     protocol: str
@@ -63,6 +66,7 @@ class Results(TypedDict):
     baselines: NotRequired[dict[str, Metrics]]
     other_protocols: NotRequired[dict[str, Metrics]]
     best_on_test: NotRequired[EpochMetrics]
+    decisions: NotRequired[Decisions]
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
@@ -122,9 +126,41 @@ def table(results: Results) -> str:
             f"best_on_test: epoch {best['epoch']} of {results['epoch']}, mean AUROC of images "
             f"{image}, of pixels {pixel}; chosen on the test images"
         )
+    if decisions := results.get("decisions"):
+        lines += ["", *_decisions_table(decisions)]
     if note := results.get("note"):
         lines.append(note)
     return "\n".join(lines)
+
+
+def _decisions_table(decisions: Decisions) -> list[str]:
+    """Lay out what the thresholds of the classes lead to."""
+    rate, classes = decisions["false_alarm_rate"], decisions["classes"]
+    rows = [["class", "held back", "threshold", "false alarms", "misses"]]
+    totals = [0, 0, 0, 0]
+    for name, entry in classes.items():
+        counts = (
+            entry["false_alarms"], entry["n_good"], entry["misses"], entry["n_defective"],
+        )  # fmt: skip
+        totals = [total + each for total, each in zip(totals, counts, strict=True)]
+        held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
+        rows.append([_shown(name), held_back, threshold, *_parts(counts)])
+    rows.append(["all", "", "", *_parts(totals)])
+    widths = _widths(rows)
+    head, *body, total = (_line(row, widths) for row in rows)
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [
+        f"decisions: above its threshold an image is defective; meant are {rate:.3g} of the normal "
+        "images, as false alarms",
+        *(head, rule, *body, rule, total),
+    ]
+    fewest = min(entry["n_calibration"] for entry in classes.values())
+    if 1 / (fewest + 1) > rate + 1e-9:
+        lines.append(
+            f"only {fewest} normal images of a class were held back: its threshold is the largest "
+            f"of their scores, and up to 1 of {fewest + 1} normal images to come may be above it"
+        )
+    return lines
 
 
 def _table(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
@@ -133,15 +169,13 @@ def _table(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) ->
         groups.append((f"{name.replace('_', ' ')} AUROC", baseline, _BASELINE_COLUMNS))
     rows = [["class", "train", "test", *(title for _, _, names in groups for title in names)]]
     for name, entry in metrics["classes"].items():
-        # A name may hold any bytes.
-        shown = one_line(name).encode("utf-8", "replace").decode("utf-8")
         measured = [_cells(each["classes"].get(name), names) for _, each, names in groups]
-        rows.append([shown, str(entry["n_train"]), str(entry["n_test"]), *chain(*measured)])
+        rows.append([_shown(name), str(entry["n_train"]), str(entry["n_test"]), *chain(*measured)])
     rows.append(
         ["mean", "", "", *chain(*(_cells(each["mean"], names) for _, each, names in groups))]
     )
 
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = _widths(rows)
     titles, spans, begin = [f"protocol {protocol}"], [sum(widths[:3]) + 4], 3
     for title, _, names in groups:  # a title stands over its columns
         end = begin + len(names)
@@ -169,6 +203,22 @@ def _cells(
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _parts(counts: Sequence[int]) -> list[str]:
+    """Cells of such as ``1 of 10``, of numbers that are part and whole in turn."""
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return [f"{part} of {whole}" if whole else "-" for part, whole in pairs]
+
+
+def _shown(name: str) -> str:
+    """A name as a terminal can show it, whatever bytes are in it."""
+    return one_line(name).encode("utf-8", "replace").decode("utf-8")
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Columns that each cell of a row has to take in a terminal."""
+    return [max(map(_width, column)) for column in zip(*rows, strict=True)]
 
 
 def _line(cells: list[str], widths: list[int]) -> str:

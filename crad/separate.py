@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from crad import processes
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from crad.command_line import CommandError
 from crad.data import find_dataset
@@ -39,10 +40,10 @@ def train_separately(
     """
     data, output = options.config.data, options.output
     options.check_output()
-    root = demo_dataset(data) if data in DEMO_NAMES else data
+    root = processes.on_main(lambda: demo_dataset(data)) if data in DEMO_NAMES else data
     names = find_dataset(root, classes=options.config.classes).classes
     runs = [_run_of_class(options, name) for name in names]
-    if options.overwrite:
+    if options.overwrite and processes.is_main():
         clear_run(output)
 
     parts: list[Results] = []
@@ -62,7 +63,8 @@ def train_separately(
         ) from interrupt
 
     results = combine(parts)
-    write_results(output / RESULTS_NAME, results)
+    if processes.is_main():
+        write_results(output / RESULTS_NAME, results)
     print(f"{table(results)}\nwritten to {output}")
     return results
 
@@ -127,6 +129,11 @@ def combine(parts: Sequence[Results]) -> Results:
         results["baselines"] = _join_by_name(part["baselines"] for part in parts)
     if "other_protocols" in last:
         results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
+    if decided := [part["decisions"] for part in parts if "decisions" in part]:
+        results["decisions"] = {
+            "false_alarm_rate": decided[0]["false_alarm_rate"],
+            "classes": {name: each for part in decided for name, each in part["classes"].items()},
+        }
     return results
 
 

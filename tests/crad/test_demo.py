@@ -40,7 +40,7 @@ def test_layout_is_that_of_mvtec_ad(full: Path) -> None:
     assert len(PRODUCTS) >= 3
     assert sorted(folder.name for folder in full.iterdir()) == sorted(DEMO_CLASSES)
     for name in DEMO_CLASSES:
-        assert len(list((full / name / "train").glob("good/*.png"))) == 40
+        assert len(list((full / name / "train").glob("good/*.png"))) == 60
         good = list((full / name / "test" / "good").glob("*.png"))
         bad = set((full / name / "test").glob("*/*.png")) - set(good)
         assert (len(good), len(bad)) == (10, 10)
