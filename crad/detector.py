@@ -272,6 +272,8 @@ def image_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
     """Score images as `Detector.predict` does, from the maps of a model ``(N, H, W)``."""
     return [
         score
-        for maps in anomaly_maps.split(BATCH_SIZE)
-        for score in PROTOCOL.score(maps, image_size)[1].tolist()
+        for start in range(0, len(anomaly_maps), BATCH_SIZE)
+        for score in PROTOCOL.score(anomaly_maps[start : start + BATCH_SIZE], image_size)[
+            1
+        ].tolist()
     ]

@@ -150,12 +150,14 @@ def _decisions_table(decisions: Decisions) -> list[str]:
     head, *body, total = (_line(row, widths) for row in rows)
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [
-        f"decisions: above its threshold an image is defective; meant are {rate:.3g} of the normal "
-        "images, as false alarms",
+        f"decisions at a false alarm rate of {rate:.3g}: above its threshold an image is defective",
         *(head, rule, *body, rule, total),
     ]
-    fewest = min(entry["n_calibration"] for entry in classes.values())
-    if 1 / (fewest + 1) > rate + 1e-9:
+    numbers = [entry["n_calibration"] for entry in classes.values()]
+    if 0 in numbers:
+        lines.append("a class of which no images were held back has the highest threshold of all")
+    fewest = min(filter(None, numbers), default=0)
+    if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
             f"only {fewest} normal images of a class were held back: its threshold is the largest "
             f"of their scores, and up to 1 of {fewest + 1} normal images to come may be above it"

@@ -54,11 +54,6 @@ class Threshold:
         rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)  # but for rounding
         return cls(sorted(scores)[min(rank, count) - 1], count)
 
-    def expected_rate(self, false_alarm_rate: float) -> float:
-        """What can be promised of the false alarms among normal images: the rate asked for, or more
-        if there were too few images for it."""
-        return max(false_alarm_rate, 1 / (self.n_images + 1))
-
 
 class Thresholds(dict[str, Threshold]):
     """The thresholds of a model, by class."""

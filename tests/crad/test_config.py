@@ -1,6 +1,7 @@
 """Settings: presets, which default holds when, what is refused, and what resuming compares."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from crad.options import parse_options
 
 def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
     options = parse_options([])
-    assert options.config == PRESETS["tiny"]
+    assert options.config == replace(PRESETS["tiny"], calibration_share=1 / 3)
     assert options.config.data == "demo"
     assert options.config.backbone == "scattering"
     assert options.output == Path("runs/demo")
@@ -27,6 +28,7 @@ def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
     )  # fmt: skip
     assert (config.depth, config.expansion) == (11, 864)
     assert config.data == str(Path("parts").resolve())
+    assert (config.calibration_share, config.false_alarm_rate) == (0.1, 0.01)
 
 
 @pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
@@ -62,6 +64,10 @@ def test_any_option_overrides_the_preset_in_any_order() -> None:
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "--epochs"),
         (["--data"], "--data"),
+        (["--calibration-share", "1"], "--calibration-share: expected less than 1"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate: expected more than 0"),
+        (["--feature-memory", "-1"], "--feature-memory: expected at least 0"),
+        (["--feature-memory", "nan"], "--feature-memory: expected at least 0"),
         (["--protocol"], "--protocol: expected all, or one or more of crad, paper"),
         (["--protocol", "mvtec"], "mvtec"),
     ],

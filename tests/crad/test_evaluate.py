@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import crad
 import crad.demo
+from crad.checkpoint import read_checkpoint
 from crad.data import find_dataset
 from crad.evaluate import main
 from crad.protocol import PROTOCOLS
@@ -85,8 +86,12 @@ def test_other_data(
     data = shutil.copytree(trained.data / "gauge", tmp_path / "other")
     shutil.rmtree(data / "train")
     assert command(main, "--checkpoint", str(trained.output), "--data", str(data)) == 0
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("other")]
-    assert line.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
+    out = capsys.readouterr().out
+    metrics, decisions = [line for line in out.splitlines() if line.startswith("other")]
+    assert metrics.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
+    highest = max(each.score for each in read_checkpoint(trained.output).thresholds.values())
+    assert decisions.split()[1:3] == ["0", f"{highest:.4g}"]
+    assert "a class of which no images were held back has the highest threshold" in out
 
 
 def test_bad_images(

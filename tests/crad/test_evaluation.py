@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import crad.data
+import crad.data.samples
 from crad.command_line import BadImages
 from crad.data import find_dataset
 from crad.evaluation import Evaluation, Truths
@@ -20,13 +20,13 @@ def test_a_mask_is_read_once_for_each_size_and_rule(
     demo_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    open_mask = crad.data.open_mask
+    open_mask = crad.data.samples.open_mask
 
     def noting(path: Path, *how: object) -> object:
         read.append((path, *how))
         return open_mask(path, *how)
 
-    monkeypatch.setattr(crad.data, "open_mask", noting)
+    monkeypatch.setattr(crad.data.samples, "open_mask", noting)
     truths = Truths(SIZE, BadImages(skip=False))
     samples = find_dataset(demo_root).test
     for _ in range(2):

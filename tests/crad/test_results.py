@@ -135,3 +135,46 @@ def test_a_name_takes_one_line_whatever_is_in_it(results):
     lines = table(results).splitlines()
     assert len(lines) == whole
     assert any(line.startswith(r"a\nb\tc\x1b\u2028é ") for line in lines)
+
+
+def decision(n_calibration, n_good=10, n_defective=10):
+    return {
+        "threshold": 0.51234,
+        "n_calibration": n_calibration,
+        "n_good": n_good,
+        "false_alarms": min(2, n_good),
+        "n_defective": n_defective,
+        "misses": min(1, n_defective),
+    }
+
+
+def test_decisions_have_a_table(results):
+    alone = table(results)
+    results["decisions"] = {
+        "false_alarm_rate": 0.01,
+        "classes": {"brick": decision(99), "a long class name": decision(199, 0, 0)},
+    }
+    assert table(results).splitlines() == [
+        *alone.splitlines(),
+        "",
+        "decisions at a false alarm rate of 0.01: above its threshold an image is defective",
+        "class              held back  threshold  false alarms   misses",
+        "--------------------------------------------------------------",
+        "brick                     99     0.5123       2 of 10  1 of 10",
+        "a long class name        199     0.5123             -        -",
+        "--------------------------------------------------------------",
+        "all                                           2 of 10  1 of 10",
+    ]
+
+
+def test_the_table_says_what_thresholds_from_few_images_are_worth(results):
+    results["decisions"] = {
+        "false_alarm_rate": 0.01,
+        "classes": {"brick": decision(98), "gauge": decision(20), "new": decision(0)},
+    }
+    *_, without, few = table(results).splitlines()
+    assert without == "a class of which no images were held back has the highest threshold of all"
+    assert few == (
+        "only 20 normal images of a class were held back: its threshold is the largest of their "
+        "scores, and up to 1 of 21 normal images to come may be above it"
+    )

@@ -70,9 +70,9 @@ def test_one_table(
     lines = capsys.readouterr().out.splitlines()
     begun = [line for line in lines if line.startswith("class ")]
     assert begun[:2] == ["class 1 of 2: brick", "class 2 of 2: gauge"]
-    assert len(begun) == 3  # the last is the head of the table
-    for word in ("brick", "gauge", "mean"):
-        assert sum(line.startswith(f"{word} ") for line in lines) == 1
+    assert len(begun) == 4  # the last two are heads of the tables of metrics and decisions
+    for word, tables in {"brick": 2, "gauge": 2, "mean": 1, "all": 1}.items():
+        assert sum(line.startswith(f"{word} ") for line in lines) == tables
     assert lines[-1] == f"written to {tmp_path / 'run'}"
 
 
@@ -126,7 +126,7 @@ def test_resuming_what_is_finished_trains_nothing(
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
     monkeypatch.delattr(Training, "run_epoch")
-    monkeypatch.delattr("crad.train._features")
+    monkeypatch.delattr("crad.train.load_inputs")
     (output / "results.json").unlink()
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output) == results_of(separate)
@@ -152,7 +152,7 @@ def test_other_settings_are_refused_before_any_training(
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
     shutil.rmtree(output / "brick")
-    monkeypatch.delattr("crad.train._features")
+    monkeypatch.delattr("crad.train.load_inputs")
     assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 1
     assert f"--seed: the run in '{output / 'gauge'}' has 0, not 1" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from crad.training import Training, split_epoch
 
 Train = Callable[..., int]
 EPOCH = Training.run_epoch
-FEATURES = crad.train._features
+LOAD_INPUTS = crad.train.load_inputs
 
 
 def measured(output: Path) -> dict[str, object]:
@@ -46,7 +46,8 @@ def test_what_a_run_leaves(trained) -> None:
     }  # fmt: skip
     results = trained.results
     assert (results["protocol"], results["seed"], results["epoch"]) == ("crad", 0, 3)
-    assert results["classes"]["brick"]["n_train"] == results["classes"]["brick"]["n_test"] == 6
+    entry = results["classes"]["brick"]
+    assert (entry["n_train"], entry["n_test"]) == (5, 6)  # a tenth is held back, at least one
     assert list(results["classes"]) == ["brick", "gauge"]
     assert 0 <= results["mean"]["image_auroc"] <= 1
     assert {"features", "training", "evaluation"} <= results["timing"].keys()
@@ -198,10 +199,10 @@ def test_ctrl_c_does_not_take_the_former_run_for_the_new_one(
 ) -> None:
     """Interrupted before the former run is removed, and after the first epoch of the new one."""
 
-    def features(*arguments: object, **keywords: object) -> object:
+    def load_inputs(*arguments: object, **keywords: object) -> object:
         if epoch == 0:
             raise KeyboardInterrupt
-        return FEATURES(*arguments, **keywords)
+        return LOAD_INPUTS(*arguments, **keywords)
 
     def run_epoch(self: Training, *arguments: object) -> float:
         if self.epoch == epoch:
@@ -209,7 +210,7 @@ def test_ctrl_c_does_not_take_the_former_run_for_the_new_one(
         return EPOCH(self, *arguments)
 
     output = shutil.copytree(trained.output, tmp_path / "run")
-    monkeypatch.setattr(crad.train, "_features", features)
+    monkeypatch.setattr(crad.train, "load_inputs", load_inputs)
     monkeypatch.setattr(Training, "run_epoch", run_epoch)
     assert train_command(trained.data, output, "--overwrite") == 130
     error = capsys.readouterr().err
@@ -299,7 +300,8 @@ def test_no_epoch_opens_a_file(
     monkeypatch.setattr(crad.batches, "open_image", counting)
     monkeypatch.setattr(Training, "run_epoch", epoch)
     assert train_command(trained.data, tmp_path) == 0
-    assert opened == 12 + 12 + 12  # statistics, training features, test features
+    # Statistics and features of the images trained on, features of those held back and of the test.
+    assert opened == 10 + 10 + 2 + 12
 
 
 def test_a_run_is_not_overwritten_by_accident(
@@ -344,7 +346,7 @@ def test_bad_images_are_skipped_named_and_counted(
     assert "2 images could not be read and left out; 1 mask could not be read" in captured.out
     classes = measured(tmp_path / "run")["classes"]
     # The image whose mask is bad still counts as defective.
-    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (5, 5)
+    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (4, 5)
 
 
 def test_a_class_without_readable_images(
