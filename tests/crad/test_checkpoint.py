@@ -17,6 +17,7 @@ from crad.checkpoint import (
 )
 from crad.config import Config
 from crad.metrics import summarise
+from crad.thresholds import Threshold, Thresholds
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def checkpoint() -> Checkpoint:
         optimizer={"a.weight.step": torch.tensor(7.0)},
         random={"cpu": torch.get_rng_state()},
         best_on_test={"epoch": 2, **summarise({})},
+        thresholds=Thresholds({"näh maschine": Threshold(0.1 + 0.2, 7)}),
     )
 
 

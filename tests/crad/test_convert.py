@@ -86,8 +86,10 @@ def test_evaluation_takes_the_data_named_and_refuses_to_guess_them(
     assert command(crad.evaluate.main, *evaluate) == 1
     assert "give" in capsys.readouterr().err
     assert command(main, *arguments, "--overwrite", "--data", str(demo_root)) == 0
-    low, high = read_checkpoint(out).colour_scale
+    checkpoint = read_checkpoint(out)
+    low, high = checkpoint.colour_scale
     assert 0 < low < high
+    assert (checkpoint.thresholds, checkpoint.config.calibration_share) == ({}, 0)
     assert command(crad.evaluate.main, *evaluate) == 0
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert results["data"] == str(demo_root)

@@ -486,10 +486,22 @@ def test_a_timm_backbone(
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size", "sizes"),
-    [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+    ("images", "batch_size", "processes", "sizes"),
+    [
+        (9, 4, 1, [4, 5]),
+        (10, 4, 1, [4, 4, 2]),
+        (8, 4, 1, [4, 4]),
+        (1, 4, 1, [1]),
+        (3, 1, 1, [1, 1, 1]),
+        (10, 4, 2, [4, 6]),
+        (12, 8, 2, [8, 4]),
+        (5, 2, 2, [2, 3]),
+        (6, 2, 2, [2, 2, 2]),
+    ],
 )
-def test_batches_of_an_epoch(images: int, batch_size: int, sizes: list[int]) -> None:
-    batches = split_epoch(torch.randperm(images), batch_size)
+def test_batches_of_an_epoch(
+    images: int, batch_size: int, processes: int, sizes: list[int]
+) -> None:
+    batches = split_epoch(torch.randperm(images), batch_size, processes)
     assert [len(batch) for batch in batches] == sizes
     assert sorted(torch.cat(batches).tolist()) == list(range(images))
