@@ -5,7 +5,7 @@ files and prints. Outside of `joined`, there is one process.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -114,9 +114,15 @@ def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]
     parts = gather((list(rows), values.cpu()))
     numbers = torch.tensor([row for found, _ in parts for row in found])
     order = numbers.argsort()
-    # A process without rows does not know what a row is.
-    together = torch.cat([part for found, part in parts if found] or [parts[0][1]])
+    together = torch.cat([part for _, part in parts])
     return numbers[order].tolist(), together[order].to(values.device)
+
+
+def copy_main(tensors: Iterable[Tensor]) -> None:
+    """Give tensors, in place, the values that those of the main process have."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def on_main(function: Callable[[], T]) -> T:

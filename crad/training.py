@@ -88,6 +88,7 @@ class Training:
             self._optimizer.zero_grad()
             total += loss.detach() * len(indices)
             bar.update()
+        processes.copy_main(self.model.buffers())  # statistics of BatchNorm are each process's own
         mean = float(self.accelerator.reduce(total, "sum")) / len(features)
         if not math.isfinite(mean):
             kept = "the checkpoint is that of the epoch before; " if self.epoch else ""

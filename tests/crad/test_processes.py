@@ -86,6 +86,16 @@ def test_a_run_of_two_processes_leaves_what_one_does(trained, run: Path) -> None
         assert two.model[name].shape == value.shape
 
 
+def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
+    run: Path, command: Callable[..., int], tmp_path: Path
+) -> None:
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path)]
+    assert command(crad.evaluate.main, *arguments) == 0
+    assert results_of(tmp_path)["decisions"] == results_of(run)["decisions"]
+    for name, expected in results_of(run)["classes"].items():
+        assert results_of(tmp_path)["classes"][name] == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_evaluation_by_two_processes_is_that_of_one(
     trained, command: Callable[..., int], tmp_path: Path
 ) -> None:
