@@ -15,6 +15,8 @@ import torch
 import crad.evaluate
 from crad import processes
 from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.command_line import CommandError, run_command
+from crad.devices import DeviceError
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
@@ -178,3 +180,35 @@ def test_without_torchrun_there_is_one_process() -> None:
         rows, same = processes.gather_rows([0, 1], values)
         assert rows == [0, 1]
         assert same is values
+
+
+def test_a_process_beside_the_main_one_only_says_what_that_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", slept.append)
+
+    def raising(error: BaseException) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: raising(KeyboardInterrupt("continue with")))
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: raising(CommandError("no space")))
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == "error: no space\n"
+    assert slept == [2.0]  # if the main process has failed too, torchrun ends this one meanwhile
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(DeviceError, match="2 processes for 1 GPUs; lower --nproc_per_node"),
+        processes.joined(torch.device("cuda")),
+    ):
+        pass
