@@ -34,6 +34,7 @@ _EXPECTED = (
     ImageError,
     MissingPackageError,
     OSError,
+    processes.PeerError,
 )
 
 
@@ -64,8 +65,8 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
     except _EXPECTED as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         way_out = f"; free some space and {again}" if full else ""
-        if beside:
-            time.sleep(_ERROR_DELAY)  # torchrun ends this process here if the main one has failed
+        if beside or isinstance(error, processes.PeerError):
+            time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
         print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(1)
 

@@ -24,6 +24,10 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(days=7)
 
 
+class PeerError(Exception):
+    """Another process has ended, so that nothing can be exchanged with it."""
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the processes of this run for the block; there, all but the main one print nothing.
@@ -95,7 +99,8 @@ def gather(value: T) -> list[T]:
     if count() == 1:
         return [value]
     values: list[T | None] = [None] * count()
-    dist.all_gather_object(values, value)
+    with _exchange():
+        dist.all_gather_object(values, value)
     return cast(list[T], values)
 
 
@@ -121,8 +126,9 @@ def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]
 def copy_main(tensors: Iterable[Tensor]) -> None:
     """Give tensors, in place, the values that those of the main process have."""
     if count() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+        with _exchange():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
 
 def on_main(function: Callable[[], T]) -> T:
@@ -130,5 +136,15 @@ def on_main(function: Callable[[], T]) -> T:
     if count() == 1:
         return function()
     values = [function() if is_main() else None]
-    dist.broadcast_object_list(values, src=0)
+    with _exchange():
+        dist.broadcast_object_list(values, src=0)
     return cast(T, values[0])
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Tell the loss of another process from errors in what this one computes."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(f"another process has ended ({error})") from error
