@@ -128,13 +128,16 @@ def test_an_evaluation_by_two_processes_is_that_of_one(
             assert actual["classes"][name] == pytest.approx(entry, abs=1e-6)
 
 
-def test_interrupted_and_resumed(trained, run: Path, tmp_path: Path) -> None:
+def test_interrupted_and_resumed(
+    trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One process is interrupted, the other ends with it; resumed, the run is as if it had not."""
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)
     output = tmp_path / "run"
     arguments = ["--data", trained.data, "--output", output, *trained.arguments]
-    ended = torchrun(script, *arguments)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = torchrun("-m", "interrupted", *arguments)
     assert ended.returncode != 0
     assert read_checkpoint(output).epoch == 1
     ended = torchrun("-m", "crad.train", "--resume", "--output", output)
