@@ -159,7 +159,7 @@ def _decisions_table(decisions: Decisions) -> list[str]:
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"only {fewest} normal images of a class were held back: its threshold is the largest "
+            f"only {fewest} of the normal images of a class were held back: its threshold is the largest "
             f"of their scores, and up to 1 of {fewest + 1} normal images to come may be above it"
         )
     return lines
