@@ -159,8 +159,8 @@ def _decisions_table(decisions: Decisions) -> list[str]:
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"only {fewest} of the normal images of a class were held back: its threshold is the largest "
-            f"of their scores, and up to 1 of {fewest + 1} normal images to come may be above it"
+            f"only {fewest} of the normal images of a class were held back: its threshold is the "
+            f"largest of their scores, and up to 1 of {fewest + 1} normal images to come may be above it"
         )
     return lines
 
