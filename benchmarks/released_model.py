@@ -1,14 +1,16 @@
-"""The released CRAD model in plain PyTorch, to measure ours beside: its operations, one by one.
+"""The released CRAD model in plain PyTorch, to compare ours with: its operations, one by one.
 
 Written from the facts of Lee et al., "Continuous Memory Representation for Anomaly Detection",
 ECCV 2024, and of how its released code behaves: channels first, `F.grid_sample` with the memory
-repeated for every image, noise made by `torch.randn`, a hard-swish of separate operations.
+repeated for every image, noise made by `torch.randn`, a hard-swish of separate operations. Parts
+have the released names as far as they are known; what is below them has names of our own.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crad.memories import ContinuousMemory
 from crad.model import CRAD
 
 
@@ -36,34 +38,33 @@ class ReleasedCRAD(nn.Module):
     ) -> None:
         super().__init__()
         self.jitter_std = jitter_std
-        self.local_memory = nn.Parameter(torch.empty(1, channels, 8, 8))
-        self.global_memory = nn.Parameter(torch.empty(1, channels * height * width, 4, 4))
-        self.local_coordinates = nn.Sequential(
+        local = nn.Sequential(
             nn.Conv2d(channels, channels, 1), nn.Tanh(), nn.Conv2d(channels, 2, 1), nn.Tanh()
         )
-        self.global_coordinates = nn.Sequential(
+        whole = nn.Sequential(
             nn.Linear(channels, channels), nn.Tanh(), nn.Linear(channels, 2), nn.Tanh()
         )
-        self.fusion = nn.Sequential(
-            *(_Bottleneck(2 * channels, expansion) for _ in range(depth)),
-            nn.Conv2d(2 * channels, channels, 1, bias=False),
-        )
+        self.query = nn.ModuleList([local, whole])
+        self.coord = nn.Parameter(torch.empty(1, channels, 8, 8))
+        self.coord_ = nn.Parameter(torch.empty(1, channels * height * width, 4, 4))
+        self.layer = nn.Sequential(*(_Bottleneck(2 * channels, expansion) for _ in range(depth)))
+        self.recover = nn.Conv2d(2 * channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Give the refined reconstruction of features ``(B, C, H, W)``, and its 0-d loss."""
         batch = x.shape[0]
-        coords = self.local_coordinates(x).permute(0, 2, 3, 1)
+        coords = self.query[0](x).permute(0, 2, 3, 1)
         if self.training:
             coords = coords + self.jitter_std * torch.randn_like(coords)
-        memory = self.local_memory.repeat(batch, 1, 1, 1)
+        memory = self.coord.repeat(batch, 1, 1, 1)
         local = F.grid_sample(memory, coords, align_corners=False)
 
         pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        coords = self.global_coordinates(pooled).view(batch, 1, 1, 2)
-        memory = self.global_memory.repeat(batch, 1, 1, 1)
+        coords = self.query[1](pooled).view(batch, 1, 1, 2)
+        memory = self.coord_.repeat(batch, 1, 1, 1)
         whole = F.grid_sample(memory, coords, align_corners=False).view_as(x)
 
-        normal = self.fusion(torch.cat((whole, local), dim=1))
+        normal = self.recover(self.layer(torch.cat((whole, local), dim=1)))
         mse = (x - normal).square().mean(dim=1, keepdim=True)
         cosine = F.cosine_similarity(x, normal, dim=1).unsqueeze(1)
         similarity = 0.3 * (1 - torch.round(torch.clamp(0.05 * mse, 0, 1))) + 0.7 * cosine
@@ -80,14 +81,17 @@ class ReleasedCRAD(nn.Module):
     def copy_from(self, model: CRAD) -> None:
         """Take the weights of a model of the same sizes, whose networks have the same order."""
         local, whole = model.local_representation, model.global_representation
+        assert isinstance(local, ContinuousMemory)
+        assert isinstance(whole, ContinuousMemory)
         channels, height, width = model.feature_size
-        self.local_memory.copy_(local.memory.values.movedim(-1, 0))
+        self.coord.copy_(local.memory.values.movedim(-1, 0))
         entries = whole.memory.values.unflatten(-1, (height, width, channels))
-        self.global_memory.copy_(entries.permute(4, 2, 3, 0, 1).flatten(0, 2))
+        self.coord_.copy_(entries.permute(4, 2, 3, 0, 1).flatten(0, 2))
         for own, other in (
-            (self.local_coordinates, local.coordinates),
-            (self.global_coordinates, whole.coordinates),
-            (self.fusion, model.fusion),
+            (self.query[0], local.coordinates),
+            (self.query[1], whole.coordinates),
+            (self.layer, model.fusion[:-1]),
+            (self.recover, model.fusion[-1]),
         ):
             pairs = zip(own.state_dict().values(), other.state_dict().values(), strict=True)
             for to, tensor in pairs:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from crad.config import Config, from_json, to_json
 from crad.files import write_atomically
+from crad.metrics import EpochMetrics
+from crad.thresholds import Threshold, Thresholds
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 ALL_PARTS = ("model", "backbone", "optimizer", "random")
@@ -41,6 +43,8 @@ class Checkpoint:
         backbone: state of the backbone: weights and fitted statistics.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
+        best_on_test: the epoch so far that is best on the test images, if that is tracked.
+        thresholds: of the classes, as far as normal images were held back for them.
     """
 
     config: Config
@@ -53,6 +57,8 @@ class Checkpoint:
     backbone: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    best_on_test: EpochMetrics | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of a run, replacing the former one in a single step.
@@ -72,6 +78,8 @@ class Checkpoint:
             "colour_scale": self.colour_scale,
             "n_train": self.n_train,
             "seconds": self.seconds,
+            "best_on_test": self.best_on_test,
+            "thresholds": {name: asdict(each) for name, each in self.thresholds.items()},
         }
         metadata = {"format": _FORMAT, "version": _VERSION, "run": json.dumps(settings)}
         data = safetensors.torch.save(tensors, metadata)
@@ -120,6 +128,10 @@ def read_checkpoint(
             colour_scale=tuple(run["colour_scale"]),
             n_train=run["n_train"],
             seconds=run["seconds"],
+            best_on_test=run["best_on_test"],
+            thresholds=Thresholds(
+                {name: Threshold(**each) for name, each in run["thresholds"].items()}
+            ),
             **states,
         )
     except CheckpointError:

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from crad import processes
 from crad.backbones import BackboneError
 from crad.checkpoint import CheckpointError
 from crad.data import DataError, MaskError
 from crad.devices import DeviceError, freed_memory_kept
 from crad.images import ImageError
+from crad.memories import MissingPackageError
 
 
 class CommandError(Exception):
     """Something that a command cannot do; the message names it and the way out."""
 
 
+_ERROR_DELAY = 2.0  # seconds
 _EXPECTED = (
     BackboneError,
     CheckpointError,
@@ -28,7 +32,9 @@ _EXPECTED = (
     DataError,
     DeviceError,
     ImageError,
+    MissingPackageError,
     OSError,
+    processes.PeerError,
 )
 
 
@@ -36,16 +42,20 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
     """Run a command; an expected error is one line on stderr and exit code 1, Ctrl-C is 130.
 
     A reader of the output that has seen enough, as ``head`` has, is no error: 141, in silence.
+    Of several processes, those beside the main one only print an error that it does not have.
 
     Args:
         command: what to run.
         again: what to do once a full disk has space again.
     """
+    beside = os.environ.get("RANK", "0") != "0"
     try:
         with freed_memory_kept():
             command()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
+        if beside:
+            sys.exit(130)
         print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -55,6 +65,8 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
     except _EXPECTED as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         way_out = f"; free some space and {again}" if full else ""
+        if beside or isinstance(error, processes.PeerError):
+            time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
         print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(1)
 
@@ -107,9 +119,21 @@ class BadImages:
         if not self._skip:
             raise ImageError(f"{error}; replace or remove it, or leave it out with --skip-bad")
         noted = self._masks if isinstance(error, MaskError) else self._images
-        if str(error) not in noted:
-            noted.add(str(error))
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+        self._note(str(error), noted)
+
+    def share(self) -> None:
+        """Note what any process has left out."""
+        for images, masks in processes.gather((self._images, self._masks)):
+            for error in sorted(images):
+                self._note(error, self._images)
+            for error in sorted(masks):
+                self._note(error, self._masks)
+
+    def _note(self, error: str, noted: set[str]) -> None:
+        if error not in noted:
+            noted.add(error)
+            if processes.is_main():
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -9,34 +9,56 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from crad.devices import PrecisionName
+from crad.memories import AddressName, MemoryName, vector_quantize_class
+from crad.model import AbsentName
+from crad.protocol import ProtocolChoice, choose_protocols
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 
 
 @dataclass(frozen=True)
 class LocalConfig:
-    """The local memory and its coordinates."""
+    """The local memory: a normal feature for every position."""
 
+    memory: MemoryName = "grid"
+    """The continuous grid of CRAD, vector quantisation (which needs pip install 'crad[vq]'),
+    attention, or no local memory."""
     resolution: tuple[int, ...] = (8, 8)
-    """Entries per axis; there are as many local coordinates as axes."""
+    """Entries per axis. A grid has as many coordinates as axes (4 4 4 is a grid in 3-D); vq and
+    attention have as many entries as the product says."""
     jitter_std: float = 0.05
-    """Standard deviation of the noise on the coordinates in training, in [-1, 1] units."""
+    """Standard deviation of the noise on a grid's coordinates in training, in [-1, 1] units."""
     jitter_prob: float = 0.5
     """Probability that a training batch is jittered; the paper's text has 1, its results 0.5."""
 
 
 @dataclass(frozen=True)
 class GlobalConfig:
-    """The global memory and its coordinates."""
+    """The global memory: a normal feature map for every image."""
 
+    memory: MemoryName = "grid"
+    """As for the local memory."""
     resolution: tuple[int, ...] = (4, 4)
-    """Entries per axis; there are as many global coordinates as axes."""
+    """As for the local memory."""
+
+
+@dataclass(frozen=True)
+class DiscreteConfig:
+    """Memories that are vq or attention."""
+
+    address: AddressName = "feature"
+    """What is compared with the entries: the feature (global: its mean), or what the first layer of
+    a coordinate network makes of it."""
+    shrinkage: float = 0.0
+    """Weights of attention up to this become 0 (0.0025 in MemAE); 0 for none."""
 
 
 @dataclass(frozen=True)
 class RefinementConfig:
     """How much of the feature itself goes into its reconstruction (equations 5 and 6)."""
 
+    off: bool = False
+    """No refinement: the reconstruction is what the fusion gives."""
     mse_weight: float = 0.3
     """Weight of the indicator that the squared error is small (lambda 1)."""
     cosine_weight: float = 0.7
@@ -52,7 +74,9 @@ class Config:
     preset: PresetName = "tiny"
     """Sizes and schedule; other options override it. Default: tiny for scattering, else crad."""
     data: str = "demo"
-    """A folder in the MVTec AD layout, or one of the generated sets demo and demo-hard."""
+    """A folder in the layout of MVTec AD or of VisA, or a generated set: demo, demo-hard."""
+    classes: tuple[str, ...] = ()
+    """Those of the classes of the data to take; without it, all."""
     backbone: str = "scattering"
     """A timm model (tf_efficientnet_b4.aa_in1k for your data), or scattering, which needs none."""
     weights: Path | None = None
@@ -69,6 +93,9 @@ class Config:
     """Seed of everything random."""
     depth: int = 3
     """Bottlenecks that fuse the two representations."""
+    absent: AbsentName = "drop"
+    """What the fusion has for a memory that is none: nothing, so that it is half as wide, or
+    zeros."""
     expansion: int = 64
     """Channels inside a bottleneck."""
     learning_rate: float = 1e-3
@@ -79,17 +106,31 @@ class Config:
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
     """Largest norm of the gradient of all parameters together."""
+    calibration_share: float = 0.1
+    """Share of the normal images of each class that is held back to set the score above which an
+    image counts as defective; 0, as in the published protocol, trains on all and decides nothing.
+    Default: 0.1; of the generated sets, a third."""
+    false_alarm_rate: float = 0.01
+    """Share of the normal images that may be taken for defective."""
+    protocol: tuple[ProtocolChoice, ...] = ("crad",)
+    """How test images are scored, by one or more protocols; results.json is about the first, with
+    the metrics by the others beside it."""
+    track_best: bool = False
+    """Measure the test images after every epoch too, which takes as long again as evaluation each
+    time, and put the best epoch beside the last one, as best_on_test."""
     precision: PrecisionName = "auto"
     """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
     has matrix instructions for it. The checkpoint holds what was taken."""
     local: LocalConfig = LocalConfig()
     global_: Annotated[GlobalConfig, tyro.conf.arg(name="global")] = GlobalConfig()
+    discrete: DiscreteConfig = DiscreteConfig()
     refinement: RefinementConfig = RefinementConfig()
 
     def check(self) -> None:
         """Refuse settings that cannot work.
 
         Raises:
+            MissingPackageError: a memory needs a package that is not installed.
             ValueError: an option is out of its range; the message names it.
         """
         at_least = {
@@ -103,11 +144,30 @@ class Config:
         for name, least in at_least.items():
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{option(name)}: expected at least {least}, but got {value}")
+        choose_protocols(self.protocol)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed: expected 0 to 2**63 - 1, but got {self.seed}")
         if not 0 <= self.local.jitter_prob <= 1:
             raise ValueError(
                 f"--local.jitter-prob: expected 0 to 1, but got {self.local.jitter_prob}"
+            )
+        if not self.calibration_share < 1:
+            raise ValueError(
+                f"--calibration-share: expected less than 1, but got {self.calibration_share}"
+            )
+        if not 0 < self.false_alarm_rate < 1:
+            raise ValueError(
+                f"--false-alarm-rate: expected more than 0 and less than 1, but got "
+                f"{self.false_alarm_rate}"
+            )
+        memories = (self.local.memory, self.global_.memory)
+        if memories == ("none", "none"):
+            raise ValueError("--local.memory, --global.memory: one of them must not be none")
+        if "vq" in memories:
+            vector_quantize_class()
+        if not self.discrete.shrinkage < 1:
+            raise ValueError(
+                f"--discrete.shrinkage: expected 0 to 1, but got {self.discrete.shrinkage}"
             )
         for name, number in flatten(self).items():
             if isinstance(number, float) and not 0 <= number < float("inf"):
@@ -176,5 +236,6 @@ def from_json(flat: dict[str, Any]) -> Config:
     nested["weights"] = Path(nested["weights"]) if nested["weights"] else None
     nested["local"] = LocalConfig(**nested["local"])
     nested["global_"] = GlobalConfig(**nested["global_"])
+    nested["discrete"] = DiscreteConfig(**nested["discrete"])
     nested["refinement"] = RefinementConfig(**nested["refinement"])
     return Config(**nested)

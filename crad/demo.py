@@ -4,11 +4,7 @@ A stand-in that gives training, scoring and the tests input without a download; 
 """
 
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +14,18 @@ from PIL import Image, ImageFilter
 from crad.demo_defects import SURFACE_DEFECTS, Mask, Picture, smooth_noise
 from crad.demo_photos import PHOTOS, crop_photo
 from crad.demo_products import PRODUCTS
+from crad.files import new_folder
 
 DEMO_NAMES = ("demo", "demo-hard")
 DEMO_CLASSES = (*PHOTOS, *PRODUCTS)
 
-_VERSION = 1  # of the pictures: another one gets a folder of its own
+DEMO_CALIBRATION_SHARE = 1 / 3
+"""Share of its normal images that sets thresholds: 20 of a class; the other 40 are trained on."""
+
+_VERSION = 2  # of the pictures: another one gets a folder of its own
 _CONTRAST = {"demo": 1.0, "demo-hard": 0.25}
 _PHOTO_DEFECTS = ("patch", "scratch", "smear", "stain")
 _PRODUCT_DEFECTS = ("misplaced", "missing", "scratch", "stain", "wrong")
-_STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes seconds
 _VISIBLE = 0.06  # a pixel that a part defect changes by more belongs to the mask
 
 
@@ -40,7 +39,7 @@ def demo_dataset(name: str) -> Path:
         name: "demo", or "demo-hard": the same with the defects at a quarter of their contrast.
 
     Returns:
-        The root of a data set in the MVTec AD layout: 6 classes of 40 training and 20 test images.
+        The root of a data set in the MVTec AD layout: 6 classes of 60 training and 20 test images.
 
     Raises:
         ValueError: there is no demo data set of this name.
@@ -50,30 +49,9 @@ def demo_dataset(name: str) -> Path:
     folder = _cache_folder() / f"{name}-v{_VERSION}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        # mkdtemp's folder is for its owner only; one in it has the usual mode.
-        written = temporary / folder.name
-        written.mkdir()
+    with new_folder(folder) as written:
         write_demo(written, contrast=_CONTRAST[name])
-        try:
-            written.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # unless another process was first, with the same pictures
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed while writing `folder` left beside it."""
-    for temporary in folder.parent.glob(f".{folder.name}-*"):
-        with suppress(OSError):  # another process may remove it at the same time
-            if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _cache_folder() -> Path:
@@ -86,7 +64,7 @@ def write_demo(
     root: str | Path,
     *,
     contrast: float = 1.0,
-    n_train: int = 40,
+    n_train: int = 60,
     n_test: int = 20,
     size: int = 128,
     classes: Sequence[str] | None = None,

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.batches import Source, load_batches, split_images
+from crad.batches import Batch, Source, load_batches, split_images
 from crad.checkpoint import Checkpoint, CheckpointError, checkpoint_path, read_checkpoint
 from crad.config import Config
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.images import ImageError
 from crad.model import CRAD
 from crad.protocol import PROTOCOLS
+from crad.thresholds import Thresholds
 
 PROTOCOL = PROTOCOLS["crad"]
 BATCH_SIZE = 16
@@ -37,12 +38,20 @@ class Prediction:
             resolution the detector works at.
         size: height and width of the image.
         path: its file; None for an image from memory.
+        threshold: the score above which an image of its class is defective; None if training held
+            no normal images back to take one from.
     """
 
     score: float
     scored_map: npt.NDArray[np.float32]
     size: tuple[int, int]
     path: Path | None
+    threshold: float | None = None
+
+    @property
+    def is_defective(self) -> bool | None:
+        """The decision; None without a threshold."""
+        return None if self.threshold is None else self.score > self.threshold
 
     @cached_property
     def anomaly_map(self) -> npt.NDArray[np.float32]:
@@ -62,6 +71,7 @@ class Detector:
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
+        thresholds: of the classes; None has none.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class Detector:
         device: torch.device,
         colour_scale: tuple[float, float],
         precision: Literal["fp32", "bf16"] = "fp32",
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.backbone = backbone
         self.model = model.fold_batch_norm()
@@ -80,9 +91,13 @@ class Detector:
         self.device = device
         self.colour_scale = colour_scale
         self.precision = precision
+        self.thresholds = thresholds or Thresholds()
 
     def predict(
-        self, images: Source | Iterable[Source], batch_size: int = BATCH_SIZE
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = BATCH_SIZE,
+        class_name: str | None = None,
     ) -> list[Prediction]:
         """Score images.
 
@@ -91,15 +106,18 @@ class Detector:
                 (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
                 tensor.
             batch_size: images computed at once.
+            class_name: the class that all images are of. Without it, the class of a file is told by
+                its folders, as `Thresholds.class_of` says, and where that fails the highest
+                threshold of all classes decides.
 
         Returns:
             A prediction for each image, in order.
 
         Raises:
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
-            ValueError: ``batch_size`` is not positive.
+            ValueError: ``batch_size`` is not positive, or no class has this name.
         """
-        return list(self.iterate(images, batch_size))
+        return list(self.iterate(images, batch_size, class_name=class_name))
 
     @torch.inference_mode()
     def iterate(
@@ -107,6 +125,7 @@ class Detector:
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
         skip: Callable[[ImageError], object] | None = None,
+        class_name: str | None = None,
     ) -> Iterator[Prediction]:
         """Score images as they come, holding no more than a few batches of them.
 
@@ -115,10 +134,38 @@ class Detector:
             batch_size: images computed at once.
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
+            class_name: as for `predict`.
 
         Raises:
             ImageError: as for `predict`.
-            ValueError: ``batch_size`` is not positive.
+            ValueError: as for `predict`.
+        """
+        if class_name is not None and class_name not in self.thresholds:
+            raise ValueError(
+                f"predict(): there is no threshold for a class '{class_name}'; there is one for "
+                f"{', '.join(self.thresholds) or 'none'}"
+            )
+        for batch, anomaly_maps in self.anomaly_maps(images, batch_size, skip):
+            maps, scores = PROTOCOL.score(anomaly_maps, self.image_size)
+            for scored, score, size, path in zip(
+                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
+            ):
+                name = class_name or (self.thresholds.class_of(path) if path else None)
+                yield Prediction(score, scored, size, path, self.thresholds.score_of(name))
+
+    @torch.inference_mode()
+    def anomaly_maps(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = BATCH_SIZE,
+        skip: Callable[[ImageError], object] | None = None,
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Give the images, batch by batch, with the maps of the model, before any protocol.
+
+        Arguments and errors are those of `iterate`.
+
+        Returns:
+            Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
         if batch_size < 1:
             raise ValueError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
@@ -127,41 +174,27 @@ class Detector:
             features = self.backbone(batch.images.to(self.device))
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                anomaly_map = self.model(features).anomaly_map
-            maps, scores = score_maps(anomaly_map, self.image_size)
-            for scored, score, size, path in zip(
-                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
-            ):
-                yield Prediction(score, scored, size, path)
-
-
-def score_maps(anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-    """Bring anomaly maps to the size of the images, smooth them, and score the images.
-
-    Args:
-        anomaly_maps: ``(B, H, W)``, as in `crad.model.Reconstruction`.
-        image_size: side S of the images in pixels.
-
-    Returns:
-        The smoothed maps ``(B, S, S)`` and the scores ``(B,)``.
-    """
-    size = (image_size, image_size)
-    maps = F.interpolate(anomaly_maps[:, None], size, mode="bilinear", align_corners=True)
-    return PROTOCOL(maps[:, 0])
+                anomaly_maps = self.model(features).anomaly_map
+            yield batch, anomaly_maps
 
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
     """Make an untrained model as a run's settings say, for features (C, H, W)."""
     return CRAD(
         *feature_size,
+        local_memory=config.local.memory,
+        global_memory=config.global_.memory,
         local_resolution=config.local.resolution,
         global_resolution=config.global_.resolution,
+        address=config.discrete.address,
+        shrinkage=config.discrete.shrinkage,
+        absent=config.absent,
         depth=config.depth,
         expansion=config.expansion,
         jitter_std=config.local.jitter_std,
         jitter_prob=config.local.jitter_prob,
-        mse_weight=config.refinement.mse_weight,
-        cosine_weight=config.refinement.cosine_weight,
+        mse_weight=0.0 if config.refinement.off else config.refinement.mse_weight,
+        cosine_weight=0.0 if config.refinement.off else config.refinement.cosine_weight,
         mse_threshold=config.refinement.mse_threshold,
     )
 
@@ -169,7 +202,9 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
 def multiply_adds(config: Config, feature_size: tuple[int, int, int]) -> float:
     """Count those of the 1x1 convolutions of the bottlenecks for an image, forward."""
     channels, height, width = feature_size
-    return float(height * width * config.depth * 2 * (2 * channels) * config.expansion)
+    memories = (config.local.memory, config.global_.memory)
+    branches = 1 if "none" in memories and config.absent == "drop" else 2
+    return float(height * width * config.depth * 2 * (branches * channels) * config.expansion)
 
 
 def load(
@@ -188,6 +223,7 @@ def load(
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
         DeviceError: there is no such device.
+        MissingPackageError: a memory of the model needs a package that is not installed.
     """
     selected = select_device(device)
     return from_checkpoint(read_checkpoint(path), selected, path, precision)
@@ -203,6 +239,7 @@ def from_checkpoint(
 
     Raises:
         CheckpointError: its parts do not fit each other.
+        MissingPackageError: as for `load`.
     """
     backbone = create_backbone(
         checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components
@@ -227,4 +264,16 @@ def from_checkpoint(
             device,
             BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
         ),
+        thresholds=checkpoint.thresholds,
     )
+
+
+def image_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
+    """Score images as `Detector.predict` does, from the maps of a model ``(N, H, W)``."""
+    return [
+        score
+        for start in range(0, len(anomaly_maps), BATCH_SIZE)
+        for score in PROTOCOL.score(anomaly_maps[start : start + BATCH_SIZE], image_size)[
+            1
+        ].tolist()
+    ]

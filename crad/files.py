@@ -1,14 +1,19 @@
-"""Writing files so that a failure or a kill never costs the former file."""
+"""Writing files and folders so that a failure or a kill leaves no half of one under its name."""
 
 import glob
 import json
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["remove_leftovers", "replacing", "write_atomically", "write_json"]
+__all__ = ["new_folder", "remove_leftovers", "replacing", "write_atomically", "write_json"]
+
+_STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes less
 
 
 @contextmanager
@@ -81,3 +86,37 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     # A file name that is not UTF-8 holds lone surrogates; a backslash makes of each a JSON escape.
     data = text.encode("utf-8", errors="backslashreplace")
     write_atomically(path, lambda file: file.write(data))
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` once the block succeeds.
+
+    If another process made `path` meanwhile, its folder stays. What a killed process left is
+    removed by a later call, a day after.
+
+    Args:
+        path: the folder to make; missing folders above it are made.
+
+    Raises:
+        OSError: writing failed; the temporary folder is gone.
+    """
+    folder = Path(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        with suppress(OSError):  # another process may remove it at the same time
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        # mkdtemp's folder is for its owner only; one in it has the usual mode.
+        written = temporary / folder.name
+        written.mkdir()
+        yield written
+        try:
+            written.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 __all__ = [
     "IMAGE_SUFFIXES",
     "ImageError",
+    "MaskResize",
     "find_images",
     "natural_key",
     "open_image",
     "open_mask",
+    "subfolders",
     "to_rgb",
     "to_tensor",
 ]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """File name endings taken for images, in lower case; upper case in a file name is the same."""
+
+MaskResize = Literal["nearest", "bilinear"]
+"""How a mask is resized, as `open_mask` says."""
 
 # Slack for floats that a resampling filter pushed out of [0, 1]; they are clipped.
 _OVERSHOOT = 1e-3
@@ -64,6 +69,14 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
@@ -83,7 +96,9 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         return _rgb(_load(path))
 
 
-def open_mask(path: str | os.PathLike[str], size: int | None = None) -> npt.NDArray[np.bool_]:
+def open_mask(
+    path: str | os.PathLike[str], size: int | None = None, resize: MaskResize = "nearest"
+) -> npt.NDArray[np.bool_]:
     """Read a ground-truth mask: True where a pixel is above zero in any colour.
 
     So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions all mean the same. JPEG
@@ -91,8 +106,10 @@ def open_mask(path: str | os.PathLike[str], size: int | None = None) -> npt.NDAr
 
     Args:
         path: an image file; alpha is ignored.
-        size: side of the square to resize to (nearest neighbour), as `to_tensor` resizes its image;
-            None keeps the mask's own height and width.
+        size: side of the square to resize to, as `to_tensor` resizes its image; None keeps the
+            mask's own height and width.
+        resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as `to_tensor` does,
+            bilinear and antialiased, and then takes what is above one half.
 
     Returns:
         Bool array (size, size), or (height, width).
@@ -112,8 +129,11 @@ def open_mask(path: str | os.PathLike[str], size: int | None = None) -> npt.NDAr
         mask = (levels if levels.ndim == 2 else levels.max(axis=2)) > threshold
         if size is None:
             return mask
-        resized = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
-        return np.asarray(resized, dtype=np.bool_)
+        if resize == "nearest":
+            resized = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
+            return np.asarray(resized, dtype=np.bool_)
+        grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
 def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:

@@ -1,32 +1,58 @@
-"""How well scores and maps tell defects from normal: AUROC per class and its mean."""
+"""How well scores and maps tell defects from normal, exactly: no score is binned."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
+from skimage.measure import label
 
 from crad.data import Sample
 
-__all__ = ["ClassMetrics", "MeanMetrics", "Metrics", "ScoredImage", "auroc", "summarise"]
+__all__ = [
+    "FPR_LIMIT",
+    "METRIC_NAMES",
+    "ClassMetrics",
+    "EpochMetrics",
+    "MeanMetrics",
+    "Metrics",
+    "Ranking",
+    "ScoredImage",
+    "better",
+    "measure_class",
+    "measure_ranking",
+    "summarise",
+]
+
+FPR_LIMIT = 0.3
+"""The false positive rate up to which AUPRO is taken."""
+
+_CHUNK = 2**18  # anomalous pixels looked up at once
 
 
-class ClassMetrics(TypedDict):
-    """The metrics of one class, in [0, 1]; None where they cannot be measured."""
+class MeanMetrics(TypedDict):
+    """Metrics in [0, 1] by name: the mean over the classes that have one; None if none has."""
 
     image_auroc: float | None
+    image_ap: float | None
+    image_f1_max: float | None
     pixel_auroc: float | None
+    pixel_ap: float | None
+    pixel_f1_max: float | None
+    pixel_aupro: float | None
+
+
+class ClassMetrics(MeanMetrics):
+    """The metrics of one class; None where they cannot be measured."""
+
     n_train: int
     n_test: int
 
 
-class MeanMetrics(TypedDict):
-    """The mean over the classes in which a metric can be measured; None if that is none."""
-
-    image_auroc: float | None
-    pixel_auroc: float | None
+METRIC_NAMES = tuple(MeanMetrics.__annotations__)
+"""The keys of `MeanMetrics`."""
 
 
 class Metrics(TypedDict):
@@ -34,6 +60,12 @@ class Metrics(TypedDict):
 
     classes: dict[str, ClassMetrics]
     mean: MeanMetrics
+
+
+class EpochMetrics(Metrics):
+    """The metrics after an epoch, counted from 1."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,61 +85,183 @@ class ScoredImage:
     truth: npt.NDArray[np.bool_] | None
 
 
-def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float | None:
-    """Compute the area under the ROC curve, exactly (no binning of scores).
+class Ranking(NamedTuple):
+    """How well scores rank anomalous above normal, all in [0, 1].
 
-    Equivalent to `sklearn.metrics.roc_auc_score` where that is defined. A value below 0.5 is
-    returned as it is.
+    Attributes:
+        auroc: area under the ROC curve: how often an anomalous score is above a normal one, ties
+            counting half. A value below 0.5 stands as it is.
+        ap: average precision, the area under the steps of the precision-recall curve, not under
+            lines between its points. Equivalent to `sklearn.metrics.average_precision_score`.
+        f1_max: the largest F1 = 2 TP / (2 TP + FP + FN) of any threshold; equal scores are on the
+            same side of it.
+        aupro: area under the curve of the mean overlap with the regions over the false positive
+            rate, linear between its points, up to `FPR_LIMIT` and divided by it; None without
+            regions. Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
+    """
+
+    auroc: float
+    ap: float
+    f1_max: float
+    aupro: float | None
+
+
+def measure_ranking(
+    anomalous: npt.NDArray[np.floating],
+    normal: npt.NDArray[np.floating],
+    region_sizes: npt.NDArray[np.integer] | None = None,
+) -> Ranking | None:
+    """Measure how well scores tell anomalous from normal; higher is more anomalous.
+
+    All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
+    threshold only adds false positives, which makes F1 lower and gains neither recall nor overlap.
+    So both kinds are sorted where they are, and looked up some at a time.
 
     Args:
-        labels: bool, any shape; True is anomalous.
-        scores: floats of the same number; higher is more anomalous.
+        anomalous: (P,) finite scores of what is anomalous; sorted in place.
+        normal: (N,) finite scores of what is normal, of the same type; sorted in place.
+        region_sizes: (P,) for pixels, the number of pixels of the region that each anomalous one
+            is of.
 
     Returns:
-        A number in [0, 1]; None if the labels are all equal, or there are none.
-
-    Raises:
-        ValueError: the numbers of labels and scores differ, or a score is not finite.
+        The metrics; None if there are no anomalous or no normal scores.
     """
-    truth = np.asarray(labels, dtype=np.bool_).ravel()
-    values = np.asarray(scores).ravel()
-    if truth.size != values.size:
-        raise ValueError(f"auroc(): {truth.size} labels, but {values.size} scores")
-    if not np.isfinite(values).all():
-        raise ValueError("auroc(): a score is NaN or infinite")
-    if truth.all() or not truth.any():
+    n_anomalous, n_normal = len(anomalous), len(normal)
+    if not n_anomalous or not n_normal:
         return None
-    return float(roc_auc_score(truth, values))
+    order = None if region_sizes is None else np.argsort(anomalous)
+    anomalous.sort()
+    normal.sort()
+    roc = ap = f1_max = overlap = n_regions = 0.0
+    for start in range(0, n_anomalous, _CHUNK):
+        scores = anomalous[start : start + _CHUNK]
+        # With the score as threshold: anomalous and normal scores at least as high, and normal
+        # ones that are higher.
+        true = n_anomalous - np.searchsorted(anomalous, scores)
+        false = n_normal - np.searchsorted(normal, scores)
+        above = n_normal - np.searchsorted(normal, scores, side="right")
+        roc += float(np.sum(n_normal - (above + false) / 2))
+        ap += float(np.sum(true / (true + false)))
+        f1_max = max(f1_max, float(np.max(2 * true / (true + false + n_anomalous))))
+        if region_sizes is not None and order is not None:
+            weights = 1 / region_sizes[order[start : start + _CHUNK]]
+            overlap += float(np.sum(weights * _area(above / n_normal, false / n_normal)))
+            n_regions += float(np.sum(weights))
+    return Ranking(
+        roc / n_anomalous / n_normal,
+        ap / n_anomalous,
+        f1_max,
+        None if region_sizes is None else overlap / round(n_regions) / FPR_LIMIT,
+    )
 
 
-def summarise(images: Iterable[ScoredImage], n_train: Mapping[str, int]) -> Metrics:
-    """Measure each class, and the mean over classes.
+def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Area up to `FPR_LIMIT` under a curve that rises from 0 at ``begin`` to 1 at ``end``.
 
-    The pixel AUROC of a class is over all pixels of its test images whose truth is known: normal
-    images, and defects with a mask.
+    The curve is what one anomalous pixel adds to the overlap of its region: it rises over the false
+    positive rates of the normal pixels with the same score, and at once if there are none.
+    """
+    rise = np.minimum(end, FPR_LIMIT) - np.minimum(begin, FPR_LIMIT)
+    slope = rise / np.maximum(end - begin, np.finfo(np.float64).tiny)
+    area: npt.NDArray[np.float64] = slope * rise / 2 + FPR_LIMIT - np.minimum(end, FPR_LIMIT)
+    return area
+
+
+def measure_class(images: Iterable[ScoredImage], *, n_train: int, n_test: int) -> ClassMetrics:
+    """Measure the test images of one class.
+
+    Its pixels are those of the images whose truth is known: normal images, and defects with a
+    mask. A region of AUPRO is a connected part of the mask of one image; pixels that touch at a
+    corner are connected.
 
     Args:
-        images: the scored test images of all classes, in any order; maps of one class may differ in
-            size.
-        n_train: the classes, in the order wanted, with the number of training images of each.
+        images: taken one by one, and not kept: of a normal pixel 4 bytes are held, of an anomalous
+            one 16.
+        n_train: number of training images of the class.
+        n_test: number of `images`.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape is not that of its truth; the message
-            names the image.
-        KeyError: an image is of a class that `n_train` does not hold.
+        ValueError: a score or map is not finite, or its shape is not that of its truth or of the
+            other maps; the message names the image.
     """
-    by_class: dict[str, list[ScoredImage]] = {name: [] for name in n_train}
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    pixels: _Pixels | None = None
     for image in images:
         _check(image)
-        by_class[image.sample.class_name].append(image)
-    classes = {name: _measure(found, n_train[name]) for name, found in by_class.items()}
+        scores[image.sample.is_anomaly].append(image.score)
+        if image.truth is not None:
+            pixels = pixels or _Pixels(n_test, image.anomaly_map.shape)
+            pixels.add(image, image.truth)
+    by_image = measure_ranking(np.array(scores[True]), np.array(scores[False]))
+    by_pixel = pixels.measure() if pixels else None
     return {
-        "classes": classes,
-        "mean": {
-            "image_auroc": _mean(entry["image_auroc"] for entry in classes.values()),
-            "pixel_auroc": _mean(entry["pixel_auroc"] for entry in classes.values()),
-        },
+        "image_auroc": by_image and by_image.auroc,
+        "image_ap": by_image and by_image.ap,
+        "image_f1_max": by_image and by_image.f1_max,
+        "pixel_auroc": by_pixel and by_pixel.auroc,
+        "pixel_ap": by_pixel and by_pixel.ap,
+        "pixel_f1_max": by_pixel and by_pixel.f1_max,
+        "pixel_aupro": by_pixel and by_pixel.aupro,
+        "n_train": n_train,
+        "n_test": n_test,
     }
+
+
+class _Pixels:
+    """The pixels of a class: scores of normal ones from the front, of anomalous ones from the back.
+
+    Memory is only taken as it is filled.
+    """
+
+    def __init__(self, n_images: int, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._scores = np.empty(n_images * math.prod(shape), np.float32)
+        self._region_sizes = np.empty(self._scores.size, np.int32)
+        self._normal, self._anomalous = 0, self._scores.size  # where each kind ends
+
+    def add(self, image: ScoredImage, truth: npt.NDArray[np.bool_]) -> None:
+        if image.anomaly_map.shape != self._shape:
+            raise ValueError(
+                f"the anomaly map of '{image.sample.path}' has shape {image.anomaly_map.shape}, "
+                f"but that of another image of its class {self._shape}"
+            )
+        normal = image.anomaly_map[~truth]
+        self._scores[self._normal : self._normal + len(normal)] = normal
+        self._normal += len(normal)
+        if len(normal) < truth.size:
+            regions = label(truth, connectivity=2)[truth]
+            begin = self._anomalous - len(regions)
+            self._scores[begin : self._anomalous] = image.anomaly_map[truth]
+            self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]
+            self._anomalous = begin
+
+    def measure(self) -> Ranking | None:
+        return measure_ranking(
+            self._scores[self._anomalous :],
+            self._scores[: self._normal],
+            self._region_sizes[self._anomalous :],
+        )
+
+
+def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:
+    """Put the mean over classes beside the metrics of each class, given by name."""
+    entries = cast(list[Mapping[str, float | None]], list(classes.values()))
+    mean = {name: _mean(entry[name] for entry in entries) for name in METRIC_NAMES}
+    return {"classes": dict(classes), "mean": cast(MeanMetrics, mean)}
+
+
+def better(best: EpochMetrics | None, other: EpochMetrics) -> EpochMetrics:
+    """Choose between two epochs by mean image AUROC, then by mean pixel AUROC; the first if equal.
+
+    What cannot be measured counts as 0.
+    """
+    if best is None:
+        return other
+    known, new = (
+        (epoch["mean"]["image_auroc"] or 0, epoch["mean"]["pixel_auroc"] or 0)
+        for epoch in (best, other)
+    )
+    return other if new > known else best
 
 
 def _check(image: ScoredImage) -> None:
@@ -121,24 +275,6 @@ def _check(image: ScoredImage) -> None:
             f"the anomaly map of '{path}' has shape {image.anomaly_map.shape}, "
             f"but its truth {image.truth.shape}"
         )
-
-
-def _measure(images: list[ScoredImage], n_train: int) -> ClassMetrics:
-    known = [(image.truth, image.anomaly_map) for image in images if image.truth is not None]
-    return {
-        "image_auroc": auroc(
-            [image.sample.is_anomaly for image in images], [image.score for image in images]
-        ),
-        # Normal images alone have truth but no positive; then there is nothing to gather.
-        "pixel_auroc": auroc(
-            np.concatenate([truth.ravel() for truth, _ in known]),
-            np.concatenate([anomaly_map.ravel() for _, anomaly_map in known]),
-        )
-        if any(truth.any() for truth, _ in known)
-        else None,
-        "n_train": n_train,
-        "n_test": len(images),
-    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

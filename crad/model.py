@@ -5,14 +5,20 @@ Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024,
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crad_kernels import GridMemory, sample
+from crad.memories import AddressName, Memory, MemoryName, create_memory
+
+AbsentName = Literal["drop", "zeros"]
+
+# Features in a batch that an entry of vector quantisation is kept for. A batch has hundreds of
+# features for each local entry, but about one for each global entry.
+_DEAD_BELOW_LOCAL, _DEAD_BELOW_GLOBAL = 2.0, 0.1
 
 
 class Reconstruction(NamedTuple):
@@ -22,7 +28,8 @@ class Reconstruction(NamedTuple):
         reconstruction: the refined normal feature, ``(B, C, H, W)``, equation 5.
         anomaly_map: distance of the feature from its reconstruction, ``(B, H, W)``, at least 0,
             equation 8.
-        loss: mean squared error of the reconstruction, 0-d, equation 7: what training minimises.
+        loss: what training minimises, 0-d: the mean squared error of the reconstruction,
+            equation 7, and the commitment losses of vector quantisation.
         normal_feature: the feature before refinement, ``(B, C, H, W)``, equation 4.
         similarity: of the feature and the normal feature, ``(B, H, W)``, equation 6.
     """
@@ -35,7 +42,11 @@ class Reconstruction(NamedTuple):
 
 
 class CRAD(nn.Module):
-    """Reconstruct features from continuous memories of normal features.
+    """Reconstruct features from memories of normal features.
+
+    A local memory has a normal feature for each position, from the feature there (equation 2); a
+    global one has a whole normal feature map, from the mean of the features (equation 3). A network
+    fuses the two (equation 4).
 
     Works in ``torch.channels_last`` memory format: a feature in that format is never copied, and
     the results come in it.
@@ -44,21 +55,32 @@ class CRAD(nn.Module):
         channels: channels C of a feature.
         height: height H of a feature.
         width: width W of a feature.
-        local_resolution: entries per axis of the local memory; as many axes as there are local
-            coordinates.
+        local_memory: ``"grid"``, the continuous memory of the paper; ``"vq"`` or ``"attention"``,
+            the discrete ones of its table 1; or ``"none"``, which leaves the branch out.
+        global_memory: the same for the global memory.
+        local_resolution: entries per axis of the local memory; a grid has as many coordinates as
+            axes, a discrete memory as many entries as the product says.
         global_resolution: the same for the global memory.
+        address: what a discrete memory compares with its entries, which the paper leaves open:
+            ``"feature"``, the feature itself (global: its mean over positions), or ``"hidden"``,
+            what the first layer of a coordinate network makes of it.
+        shrinkage: of the weights of ``"attention"``, as in `crad.memories.AttentionMemory`.
+        absent: what the fusion has for a branch that is left out, which the paper leaves open too:
+            ``"drop"``, nothing, so that it is C channels wide instead of 2 C; or ``"zeros"``.
         depth: number of bottlenecks that fuse the two representations.
         expansion: channels inside a bottleneck.
-        jitter_std: standard deviation of the noise on the local coordinates in training, in [-1, 1]
-            units (section 3.3).
+        jitter_std: standard deviation of the noise on the coordinates of a local grid in training,
+            in [-1, 1] units (section 3.3).
         jitter_prob: probability that a training batch is jittered at all; the paper's text has 1.
         mse_weight: lambda_1 of equation 6; with both weights 0 there is no refinement.
         cosine_weight: lambda_2 of equation 6.
         mse_threshold: k of equation 6.
 
     Raises:
+        MissingPackageError: if ``"vq"`` needs a package that is not installed.
         TypeError: if a resolution is no sequence.
-        ValueError: if a size is not positive, or an option of the jitter is out of range.
+        ValueError: if a size is not positive, an option of the jitter or the shrinkage is out of
+            range, a choice is unknown, or both memories are left out.
     """
 
     def __init__(
@@ -67,8 +89,13 @@ class CRAD(nn.Module):
         height: int,
         width: int,
         *,
+        local_memory: MemoryName = "grid",
+        global_memory: MemoryName = "grid",
         local_resolution: Sequence[int] = (8, 8),
         global_resolution: Sequence[int] = (4, 4),
+        address: AddressName = "feature",
+        shrinkage: float = 0.0,
+        absent: AbsentName = "drop",
         depth: int = 11,
         expansion: int = 864,
         jitter_std: float = 0.05,
@@ -91,6 +118,19 @@ class CRAD(nn.Module):
                     f"CRAD(): expected {name}_resolution to be a size for each coordinate, such as "
                     f"(8, 8), but got {resolution!r}"
                 )
+            if not resolution or min(resolution) < 1:
+                raise ValueError(
+                    f"CRAD(): expected {name}_resolution to be one or more positive sizes, "
+                    f"but got {resolution!r}"
+                )
+        _check_choice("local_memory", local_memory, MemoryName)
+        _check_choice("global_memory", global_memory, MemoryName)
+        _check_choice("address", address, AddressName)
+        _check_choice("absent", absent, AbsentName)
+        if local_memory == global_memory == "none":
+            raise ValueError("CRAD(): expected a local or a global memory, but got none for both")
+        if not 0 <= shrinkage < 1:
+            raise ValueError(f"CRAD(): expected shrinkage to be 0 to 1, but got {shrinkage}")
         if not 0 <= jitter_std < math.inf:
             raise ValueError(
                 f"CRAD(): expected jitter_std to be at least 0 and finite, but got {jitter_std}"
@@ -101,15 +141,32 @@ class CRAD(nn.Module):
         self.mse_weight = mse_weight
         self.cosine_weight = cosine_weight
         self.mse_threshold = mse_threshold
-        self.local_representation = LocalRepresentation(
-            channels, local_resolution, jitter_std=jitter_std, jitter_prob=jitter_prob
+        self.absent = absent
+        self.local_representation = create_memory(
+            local_memory,
+            channels,
+            channels,
+            local_resolution,
+            address=address,
+            shrinkage=shrinkage,
+            dead_below=_DEAD_BELOW_LOCAL,
+            jitter_std=jitter_std,
+            jitter_prob=jitter_prob,
         )
-        self.global_representation = GlobalRepresentation(
-            channels, height, width, global_resolution
+        # An entry holds a feature map in the order (H, W, C), so that it comes out channels last.
+        self.global_representation = create_memory(
+            global_memory,
+            channels,
+            height * width * channels,
+            global_resolution,
+            address=address,
+            shrinkage=shrinkage,
+            dead_below=_DEAD_BELOW_GLOBAL,
         )
+        branches = 2 if absent == "zeros" else len(self.memories())
         self.fusion = nn.Sequential(
-            *(Bottleneck(2 * channels, expansion) for _ in range(depth)),
-            nn.Conv2d(2 * channels, channels, 1, bias=False),
+            *(Bottleneck(branches * channels, expansion) for _ in range(depth)),
+            nn.Conv2d(branches * channels, channels, 1, bias=False),
         )
         self.apply(_initialise)
         self.fusion.to(memory_format=torch.channels_last)
@@ -132,14 +189,36 @@ class CRAD(nn.Module):
             )
         with torch.autocast(feature.device.type, enabled=False):
             feature = feature.float().contiguous(memory_format=torch.channels_last)
-            both = torch.cat(
-                (self.global_representation(feature), self.local_representation(feature)), dim=1
-            )
-        normal_feature = self.fusion(both)
+            represented, loss = self.represent(feature)
+        normal_feature = self.fusion(represented)
         with torch.autocast(feature.device.type, enabled=False):
-            return self._refine(feature, normal_feature.float())
+            return self._refine(feature, normal_feature.float(), loss)
 
-    def _refine(self, feature: Tensor, normal_feature: Tensor) -> Reconstruction:
+    def represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
+
+        Returns:
+            The global and the local representation side by side, ``(B, C or 2 C, H, W)``, and what
+            the look-ups add to the loss.
+        """
+        channels, height, width = self.feature_size
+        parts = []
+        loss = feature.new_zeros(())
+        if self.global_representation:
+            recalled = self.global_representation(feature.mean(dim=(2, 3)))
+            parts.append(recalled.entries.view(-1, height, width, channels).permute(0, 3, 1, 2))
+            loss = loss + recalled.loss
+        elif self.absent == "zeros":
+            parts.append(torch.zeros_like(feature))
+        if self.local_representation:
+            recalled = self.local_representation(feature.permute(0, 2, 3, 1))
+            parts.append(recalled.entries.permute(0, 3, 1, 2))
+            loss = loss + recalled.loss
+        elif self.absent == "zeros":
+            parts.append(torch.zeros_like(feature))
+        return torch.cat(parts, dim=1), loss
+
+    def _refine(self, feature: Tensor, normal_feature: Tensor, loss: Tensor) -> Reconstruction:
         # x - x_hat = (1 - S) (x - f_n), so the loss and the map need only sums over channels, and
         # training never runs backward through the reconstruction itself.
         mse = (feature - normal_feature).square().mean(dim=1)
@@ -149,7 +228,7 @@ class CRAD(nn.Module):
         return Reconstruction(
             reconstruction=torch.lerp(normal_feature, feature, similarity[:, None]),
             anomaly_map=(error * feature.shape[1]).sqrt(),
-            loss=error.mean(),
+            loss=error.mean() + loss,
             normal_feature=normal_feature,
             similarity=similarity,
         )
@@ -171,56 +250,19 @@ class CRAD(nn.Module):
         return self
 
     def memory_parameters(self) -> Iterator[nn.Parameter]:
-        """The entries of the two memories, which learn at a rate of their own."""
-        yield self.local_representation.memory.values
-        yield self.global_representation.memory.values
+        """The entries of the memories, which learn at a rate of their own."""
+        for memory in self.memories():
+            yield from memory.entries()
+
+    def memories(self) -> list[Memory]:
+        """The memories that there are: local, global."""
+        both = (self.local_representation, self.global_representation)
+        return [memory for memory in both if memory]
 
     def network_parameters(self) -> Iterator[nn.Parameter]:
         """All other parameters."""
         memories = {id(values) for values in self.memory_parameters()}
         return (parameter for parameter in self.parameters() if id(parameter) not in memories)
-
-
-class LocalRepresentation(nn.Module):
-    """A normal feature for every position from that position's feature (section 3.1, equation 2).
-
-    ``(B, C, H, W)`` in, ``(B, C, H, W)`` out. Arguments as in `CRAD`.
-    """
-
-    def __init__(
-        self, channels: int, resolution: Sequence[int], *, jitter_std: float, jitter_prob: float
-    ) -> None:
-        super().__init__()
-        self.jitter_std = jitter_std
-        self.jitter_prob = jitter_prob
-        self.coordinates = _coordinate_network(channels, len(resolution))
-        self.memory = GridMemory(channels, resolution)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Look up every position."""
-        coords = self.coordinates(feature.permute(0, 2, 3, 1))
-        jittered = self.training and float(torch.rand(())) < self.jitter_prob
-        jitter_std = self.jitter_std if jittered else 0.0
-        return sample(self.memory.values, coords, jitter_std=jitter_std).permute(0, 3, 1, 2)
-
-
-class GlobalRepresentation(nn.Module):
-    """A whole normal feature from the feature's mean over positions (section 3.1, equation 3).
-
-    ``(B, C, H, W)`` in, ``(B, C, H, W)`` out. Arguments as in `CRAD`. An entry of the memory holds
-    a feature in the order (H, W, C), so that it comes out channels last.
-    """
-
-    def __init__(self, channels: int, height: int, width: int, resolution: Sequence[int]) -> None:
-        super().__init__()
-        self.entry_shape = (height, width, channels)
-        self.coordinates = _coordinate_network(channels, len(resolution))
-        self.memory = GridMemory(math.prod(self.entry_shape), resolution)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Look up every image."""
-        entry: Tensor = self.memory(self.coordinates(feature.mean(dim=(2, 3))))
-        return entry.view(-1, *self.entry_shape).permute(0, 3, 1, 2)
 
 
 class Bottleneck(nn.Module):
@@ -281,11 +323,11 @@ class SqueezeExcitation(nn.Module):
         return x * weights[:, :, None, None]
 
 
-def _coordinate_network(channels: int, ndim: int) -> nn.Sequential:
-    """Channels on the last axis in, coordinates in [-1, 1] out."""
-    return nn.Sequential(
-        nn.Linear(channels, channels), nn.Tanh(), nn.Linear(channels, ndim), nn.Tanh()
-    )
+def _check_choice(name: str, choice: str, known: Any) -> None:
+    if choice not in get_args(known):
+        raise ValueError(
+            f"CRAD(): expected {name} to be one of {', '.join(get_args(known))}, but got {choice!r}"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

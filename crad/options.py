@@ -11,9 +11,10 @@ import tyro
 
 from crad.backbones import SCATTERING
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
-from crad.command_line import refuse
+from crad.command_line import CommandError, check_output, refuse
 from crad.config import PRESETS, Config, flatten, option
-from crad.demo import DEMO_NAMES
+from crad.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.evaluation import RESULTS_NAME
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -32,14 +33,42 @@ class TrainOptions:
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Path
     """Folder for everything the run writes. The default is runs/ and the name of the data."""
+    separate: bool = False
+    """Train a model for each class, each in a folder of --output, instead of one for all."""
     resume: bool = False
     """Continue the run in --output with its settings; begin it if there is no checkpoint yet."""
     overwrite: bool = False
     """Replace the run in --output."""
     skip_bad: bool = False
     """Leave out images that cannot be read, and name them, instead of stopping."""
+    feature_memory: float | None = None
+    """Gigabytes of memory for the features of all images; those beyond it go to a temporary file.
+    Default: half of what is available."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
+
+    def check_output(self) -> None:
+        """Refuse, before any work is done for it, an output folder that is not for this run.
+
+        Raises:
+            CommandError: it cannot be written into, or holds what should not be lost.
+        """
+        check_output(self.output)
+        has_checkpoint = (self.output / CHECKPOINT_NAME).exists()
+        has_results = (self.output / RESULTS_NAME).exists()
+        if self.overwrite or not (has_checkpoint or has_results):
+            return
+        if not self.resume:
+            problem = "already holds a run; --resume continues it, --overwrite replaces it"
+        elif has_checkpoint and self.separate:
+            problem = "holds one model for all classes; --overwrite replaces it"
+        elif not has_checkpoint and not self.separate:
+            problem = "holds results, but no model to go on with; --overwrite replaces them"
+        else:
+            return
+        raise CommandError(
+            f"output: '{self.output}' {problem}, --output DIR chooses another folder"
+        )
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
@@ -69,17 +98,25 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         options.config.check()
     except ValueError as error:
         refuse(str(error))
+    if options.feature_memory is not None and not options.feature_memory >= 0:
+        refuse(f"--feature-memory: expected at least 0, but got {options.feature_memory}")
     if options.resume and options.overwrite:
         refuse("--resume and --overwrite exclude each other")
-    if stored:
-        given = flatten(options.config)
-        for name, value in flatten(stored).items():
-            if given[name] != value:
-                refuse(
-                    f"{option(name)}: the run in '{options.output}' has {value}, not {given[name]};"
-                    f" leave {option(name)} out, or train anew in another --output"
-                )
+    if stored and (message := other_settings(options.config, stored, options.output)):
+        refuse(message)
     return options
+
+
+def other_settings(config: Config, stored: Config, output: Path) -> str | None:
+    """Say which setting is not that of the run to resume; None if all are."""
+    held = flatten(stored)
+    for name, value in flatten(config).items():
+        if value != held[name]:
+            return (
+                f"{option(name)}: the run in '{output}' has {held[name]}, not {value}; leave "
+                f"{option(name)} out, or train anew in another --output"
+            )
+    return None
 
 
 def _default(arguments: Sequence[str]) -> tuple[TrainOptions, Config | None]:
@@ -88,17 +125,21 @@ def _default(arguments: Sequence[str]) -> tuple[TrainOptions, Config | None]:
     for name in ("--data", "--backbone", "--preset", "--output"):
         early.add_argument(name, nargs="?")
     early.add_argument("--resume", action="store_true")
+    early.add_argument("--separate", action="store_true")
     found, _ = early.parse_known_args(arguments)
 
     data = found.data or "demo"
-    output = Path(found.output) if found.output else Path("runs") / Path(_data(data)).name
-    if found.resume and (output / CHECKPOINT_NAME).exists():
+    name = Path(_data(data)).name + ("-separate" if found.separate else "")
+    output = Path(found.output) if found.output else Path("runs") / name
+    if found.resume and not found.separate and (output / CHECKPOINT_NAME).exists():
         stored = read_checkpoint(output, parts=()).config
         return TrainOptions(stored, output), stored
 
     backbone = found.backbone or (SCATTERING if data in DEMO_NAMES else _DEFAULT_BACKBONE)
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
+    if data in DEMO_NAMES:
+        config = replace(config, calibration_share=DEMO_CALIBRATION_SHARE)
     return TrainOptions(replace(config, data=data, backbone=backbone), output), None
 
 

@@ -1,6 +1,7 @@
 """Pictures a person can judge a detector by: heat maps, and sheets of them."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -60,7 +61,7 @@ def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]
         quantile is. So normal images keep to the lower third of the colours.
     """
     pixels = np.concatenate([np.ravel(anomaly_map) for anomaly_map in maps])
-    low, usual = np.quantile(pixels, [0.5, 0.995]).tolist()
+    low, usual = np.quantile(pixels, [0.5, 0.995], overwrite_input=True).tolist()
     return low, low + 3 * (usual - low)
 
 
@@ -93,12 +94,12 @@ def write_sheets(
 
     About a quarter of the rows are normal images, the others go round the kinds of defect; within a
     kind the first images are taken, so that no score decides what is shown. All maps of a sheet
-    share one colour scale, `colour_scale` of all normal test images of the class, stated at its
-    foot.
+    share one colour scale, stated at its foot: `colour_scale` of all normal test images of the
+    class or, if there are none, of the first ``rows`` images of each kind.
 
     Args:
         folder: where ``<class>.png`` is written; made if missing.
-        images: scored test images, of any classes.
+        images: scored test images, of any classes; those that are not needed are not held.
         rows: the most images on a sheet.
         note: a line for the foot of each sheet.
 
@@ -110,8 +111,13 @@ def write_sheets(
         OSError: a sheet cannot be written.
     """
     by_class: dict[str, list[ScoredImage]] = {}
+    kinds: Counter[tuple[str, str]] = Counter()
     for image in images:
-        by_class.setdefault(image.sample.class_name, []).append(image)
+        kind = (image.sample.class_name, image.sample.defect)
+        kinds[kind] += 1
+        # The colour scale needs all normal images, but more defects of a kind are never shown.
+        if kinds[kind] <= rows or not image.sample.is_anomaly:
+            by_class.setdefault(image.sample.class_name, []).append(image)
     written = []
     for class_name, found in by_class.items():
         sheet = _sheet(class_name, found, rows, note)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import tyro
 from PIL import Image
@@ -20,14 +21,16 @@ from crad.command_line import (
     refuse,
     run_command,
 )
-from crad.data import subfolders
 from crad.detector import BATCH_SIZE, load
 from crad.devices import PrecisionName
 from crad.files import write_atomically, write_json
-from crad.images import IMAGE_SUFFIXES, find_images, open_image
+from crad.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.options import DeviceName
 from crad.pictures import heat_map
 from crad.results import one_line
+from crad.thresholds import Thresholds
+
+_DECISIONS = {True: "defect", False: "good", None: None}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class PredictOptions:
     """A checkpoint, or the output folder of a training run."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders whose images are all taken, those of sub-folders too."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """The class that all images are of, whose threshold decides. Without it, an image is of the
+    class that a folder it lies in is named after; if there is none, the highest threshold
+    decides."""
     output: Path | None = None
     """Folder to write a heat map of each image, scores.csv and scores.json into."""
     csv: Path | None = None
@@ -55,13 +62,30 @@ class PredictOptions:
     instructions for it."""
 
 
+class Scored(NamedTuple):
+    """What is reported of an image.
+
+    Attributes:
+        image: its file.
+        score: its anomaly score.
+        decision: ``"good"``, ``"defect"``, or None without a threshold.
+        threshold: the score above which the image is defective.
+    """
+
+    image: Path
+    score: float
+    decision: str | None
+    threshold: float | None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict as the command line says."""
     options = tyro.cli(
         PredictOptions,
         args=arguments,
         prog="python -m crad.predict",
-        description="Score images with a trained detector: the higher, the more anomalous.",
+        description="Score images with a trained detector, the higher the more anomalous, and "
+        "decide which are good and which have a defect.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if not options.images:
@@ -70,14 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_command(lambda: predict(options))
 
 
-def predict(options: PredictOptions) -> list[tuple[Path, float]]:
-    """Score images, print the scores as a table, and write what the options ask for.
+def predict(options: PredictOptions) -> list[Scored]:
+    """Score images, decide, print both as a table, and write what the options ask for.
 
     Whatever stops it on the way, the scores up to there are written.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        CommandError: there are no images, or the output folder cannot be used.
+        CommandError: there are no images, the class has no threshold, or the output folder cannot
+            be used.
         DeviceError: the device is not there.
         ImageError: an image cannot be read.
         OSError: a file cannot be written.
@@ -85,18 +110,26 @@ def predict(options: PredictOptions) -> list[tuple[Path, float]]:
     if options.output:
         check_output(options.output)
     detector = load(options.checkpoint, options.device, options.precision)
+    thresholds = detector.thresholds
+    if options.class_ is not None and options.class_ not in thresholds:
+        raise CommandError(
+            f"class: '{options.checkpoint}' has no threshold for '{options.class_}'; it has "
+            f"{', '.join(thresholds) or 'none'}"
+        )
     found = find_inputs(options.images)
     pictures = _picture_files(found, options.output) if options.output else {}
-    scores: list[tuple[Path, float]] = []
+    scores: list[Scored] = []
     bad = BadImages(skip=options.skip_bad)
-    predictions = detector.iterate(found, options.batch_size, skip=bad)
-    print("     score  image")
+    predictions = detector.iterate(found, options.batch_size, bad, options.class_)
+    print("     score  decision  image")
     try:
         with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
             for prediction in bar:
                 assert prediction.path is not None  # every source is a file
-                scores.append((prediction.path, prediction.score))
-                bar.write(f"{prediction.score:10.4g}  {_printable(prediction.path)}")
+                decision = _DECISIONS[prediction.is_defective]
+                path, score = prediction.path, prediction.score
+                scores.append(Scored(path, score, decision, prediction.threshold))
+                bar.write(f"{score:10.4g}  {decision or '-':8}  {_printable(path)}")
                 if prediction.path in pictures:
                     with bad.reading():
                         image = open_image(prediction.path)
@@ -108,9 +141,29 @@ def predict(options: PredictOptions) -> list[tuple[Path, float]]:
             print(f"stopped after {len(scores)} of {len(found)} images")
         raise
     _write_scores(scores, options)
-    if note := bad.note():
-        print(note)
+    for note in (bad.note(), _how_decided(scores, thresholds, options.class_)):
+        if note:
+            print(note)
     return scores
+
+
+def _how_decided(
+    scores: Sequence[Scored], thresholds: Thresholds, class_name: str | None
+) -> str | None:
+    """Say what a reader of the decisions must know."""
+    if not thresholds:
+        return (
+            "no decisions: training held no normal images back to set thresholds with; train with "
+            "--calibration-share 0.1"
+        )
+    if class_name is not None:
+        return None
+    if not (unknown := sum(thresholds.class_of(each.image) is None for each in scores)):
+        return None
+    return (
+        f"{unknown} of {len(scores)} images lie in no folder named after a class: the highest "
+        "threshold of all classes decided; --class NAME takes that of a class"
+    )
 
 
 def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
@@ -171,19 +224,19 @@ def _write_picture(picture: Image.Image, file: Path) -> None:
     write_atomically(file, lambda opened: picture.save(opened, format="PNG"))
 
 
-def _write_scores(scores: Sequence[tuple[Path, float]], options: PredictOptions) -> None:
+def _write_scores(scores: Sequence[Scored], options: PredictOptions) -> None:
     csv_files = [options.csv, options.output and options.output / "scores.csv"]
     json_files = [options.json, options.output and options.output / "scores.json"]
     for file in filter(None, csv_files):
         _write_csv(scores, file)
     for file in filter(None, json_files):
-        write_json(file, [{"image": str(path), "score": score} for path, score in scores])
+        write_json(file, [each._asdict() | {"image": str(each.image)} for each in scores])
 
 
-def _write_csv(scores: Iterable[tuple[Path, float]], file: Path) -> None:
+def _write_csv(scores: Iterable[Scored], file: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(("image", "score"))
+    writer.writerow(Scored._fields)
     writer.writerows(scores)
     data = text.getvalue().encode("utf-8", errors="backslashreplace")
     write_atomically(file, lambda opened: opened.write(data))

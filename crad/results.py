@@ -5,20 +5,32 @@ import os
 import platform
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
 from crad.files import write_json
-from crad.metrics import ClassMetrics, MeanMetrics, Metrics
+from crad.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics
+from crad.thresholds import Decisions
 
 __all__ = ["DEMO_NOTE", "Results", "environment", "one_line", "table", "write_results"]
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on the demo set."""
+
+# Columns of the table, and the metrics in them.
+_IMAGE_COLUMNS = {"AUROC": "image_auroc", "AP": "image_ap", "F1max": "image_f1_max"}
+_PIXEL_COLUMNS = {
+    "AUROC": "pixel_auroc",
+    "AP": "pixel_ap",
+    "F1max": "pixel_f1_max",
+    "AUPRO": "pixel_aupro",
+}
+_BASELINE_COLUMNS = {"image": "image_auroc", "pixel": "pixel_auroc"}
 
 
 class Results(TypedDict):
@@ -34,7 +46,12 @@ class Results(TypedDict):
         environment: what `environment` returns, or more.
         data: the data set, a name or a path.
         note: what a reader of the numbers must know, such as `DEMO_NOTE`.
-        baselines: other detectors measured on the same images, by name.
+        baselines: other detectors measured on the same images, by name and the same protocol.
+        other_protocols: the metrics of the same maps by further protocols, by name.
+        best_on_test: the epoch with the best mean image AUROC, chosen on the test images, so not to
+            be taken for what the run reaches; with the metrics of that epoch.
+        decisions: the threshold of each class, the number of normal images it is from, and the
+            false alarms and misses it leads to on the test images.
     """
 
     protocol: str
@@ -47,6 +64,9 @@ class Results(TypedDict):
     data: NotRequired[str]
     note: NotRequired[str]
     baselines: NotRequired[dict[str, Metrics]]
+    other_protocols: NotRequired[dict[str, Metrics]]
+    best_on_test: NotRequired[EpochMetrics]
+    decisions: NotRequired[Decisions]
 
 
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
@@ -73,7 +93,7 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
     """
     device = torch.device(device)
     found: dict[str, str | int] = {"python": platform.python_version()}
-    for package in ("crad", "torch", "numpy", "pillow", "scikit-learn", "timm"):
+    for package in ("crad", "torch", "numpy", "pillow", "scikit-image", "timm"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -88,40 +108,88 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
 
 
 def table(results: Results) -> str:
-    """Lay the metrics out for a terminal: a line for each class, their mean, and the note.
+    """Lay the metrics out for a terminal: for each protocol a line for each class, and their mean.
 
-    Each baseline adds two columns. What could not be measured is ``-``.
+    Each baseline adds two columns to the first protocol. What could not be measured is ``-``.
 
     Args:
         results: what `write_results` takes.
     """
-    detectors: dict[str, Metrics] = {
-        "CRAD": {"classes": results["classes"], "mean": results["mean"]},
-        **results.get("baselines", {}),
-    }
-    rows = [["class", "train", "test", *("image AUROC", "pixel AUROC") * len(detectors)]]
-    for name, entry in results["classes"].items():
-        # A name may hold any bytes.
-        shown = one_line(name).encode("utf-8", "replace").decode("utf-8")
-        counts = [str(entry["n_train"]), str(entry["n_test"])]
-        rows.append([shown, *counts, *_cells(d["classes"].get(name) for d in detectors.values())])
-    rows.append(["mean", "", "", *_cells(d["mean"] for d in detectors.values())])
-
-    titles = [name.replace("_", " ") for name in detectors]
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for i, title in enumerate(titles):  # a title stands over its two columns
-        widths[3 + 2 * i] = max(widths[3 + 2 * i], _width(title) - widths[4 + 2 * i] - 2)
-
-    lines = [_line(row, widths) for row in rows]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    if len(detectors) > 1:
-        spans = [left + 2 + right for left, right in zip(widths[3::2], widths[4::2], strict=True)]
-        indent = sum(widths[:3]) + 4
-        lines.insert(0, _line(["", *titles], [indent, *spans]))
+    reported: Metrics = {"classes": results["classes"], "mean": results["mean"]}
+    lines = _table(results["protocol"], reported, results.get("baselines", {}))
+    for protocol, metrics in results.get("other_protocols", {}).items():
+        lines += ["", *_table(protocol, metrics, {})]
+    if best := results.get("best_on_test"):
+        means = [best["mean"]["image_auroc"], best["mean"]["pixel_auroc"]]
+        image, pixel = map(_cell, means)
+        lines.append(
+            f"best_on_test: epoch {best['epoch']} of {results['epoch']}, mean AUROC of images "
+            f"{image}, of pixels {pixel}; chosen on the test images"
+        )
+    if decisions := results.get("decisions"):
+        lines += ["", *_decisions_table(decisions)]
     if note := results.get("note"):
         lines.append(note)
     return "\n".join(lines)
+
+
+def _decisions_table(decisions: Decisions) -> list[str]:
+    """Lay out what the thresholds of the classes lead to."""
+    rate, classes = decisions["false_alarm_rate"], decisions["classes"]
+    rows = [["class", "held back", "threshold", "false alarms", "misses"]]
+    totals = [0, 0, 0, 0]
+    for name, entry in classes.items():
+        counts = (
+            entry["false_alarms"], entry["n_good"], entry["misses"], entry["n_defective"],
+        )  # fmt: skip
+        totals = [total + each for total, each in zip(totals, counts, strict=True)]
+        held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
+        rows.append([_shown(name), held_back, threshold, *_parts(counts)])
+    rows.append(["all", "", "", *_parts(totals)])
+    widths = _widths(rows)
+    head, *body, total = (_line(row, widths) for row in rows)
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [
+        f"decisions at a false alarm rate of {rate:.3g}: above its threshold an image is defective",
+        *(head, rule, *body, rule, total),
+    ]
+    numbers = [entry["n_calibration"] for entry in classes.values()]
+    if 0 in numbers:
+        lines.append("a class of which no images were held back has the highest threshold of all")
+    fewest = min(filter(None, numbers), default=0)
+    if fewest and 1 / (fewest + 1) > rate + 1e-9:
+        lines.append(
+            f"only {fewest} of the normal images of a class were held back: its threshold is the "
+            f"largest of their scores, and up to 1 of {fewest + 1} normal images to come may be "
+            "above it"
+        )
+    return lines
+
+
+def _table(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
+    groups = [("image", metrics, _IMAGE_COLUMNS), ("pixel", metrics, _PIXEL_COLUMNS)]
+    for name, baseline in baselines.items():
+        groups.append((f"{name.replace('_', ' ')} AUROC", baseline, _BASELINE_COLUMNS))
+    rows = [["class", "train", "test", *(title for _, _, names in groups for title in names)]]
+    for name, entry in metrics["classes"].items():
+        measured = [_cells(each["classes"].get(name), names) for _, each, names in groups]
+        rows.append([_shown(name), str(entry["n_train"]), str(entry["n_test"]), *chain(*measured)])
+    rows.append(
+        ["mean", "", "", *chain(*(_cells(each["mean"], names) for _, each, names in groups))]
+    )
+
+    widths = _widths(rows)
+    titles, spans, begin = [f"protocol {protocol}"], [sum(widths[:3]) + 4], 3
+    for title, _, names in groups:  # a title stands over its columns
+        end = begin + len(names)
+        gaps = 2 * (len(names) - 1)
+        widths[begin] += max(0, _width(title) - sum(widths[begin:end]) - gaps)
+        titles.append(title)
+        spans.append(sum(widths[begin:end]) + gaps)
+        begin = end
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    head, *body, mean = (_line(row, widths) for row in rows)
+    return [_line(titles, spans), head, rule, *body, rule, mean]
 
 
 def one_line(text: str) -> str:
@@ -129,10 +197,31 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
-def _cells(measured: Iterable[ClassMetrics | MeanMetrics | None]) -> Iterator[str]:
-    for entry in measured:
-        for value in (entry["image_auroc"], entry["pixel_auroc"]) if entry else (None, None):
-            yield "-" if value is None else f"{value:.3f}"
+def _cells(
+    measured: ClassMetrics | MeanMetrics | None, columns: Mapping[str, str]
+) -> Iterator[str]:
+    for name in columns.values():
+        yield _cell(cast(Mapping[str, float | None], measured or {}).get(name))
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _parts(counts: Sequence[int]) -> list[str]:
+    """Cells of such as ``1 of 10``, of numbers that are part and whole in turn."""
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return [f"{part} of {whole}" if whole else "-" for part, whole in pairs]
+
+
+def _shown(name: str) -> str:
+    """A name as a terminal can show it, whatever bytes are in it."""
+    return one_line(name).encode("utf-8", "replace").decode("utf-8")
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Columns that each cell of a row has to take in a terminal."""
+    return [max(map(_width, column)) for column in zip(*rows, strict=True)]
 
 
 def _line(cells: list[str], widths: list[int]) -> str:

@@ -1,40 +1,41 @@
 """The command ``python -m crad.train``."""
 
 import shlex
-import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
 from tqdm import tqdm
 
-from crad.backbones import Backbone, BackboneError, create_backbone
+from crad import processes
+from crad.backbones import Backbone, create_backbone
 from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
-from crad.command_line import BadImages, CommandError, check_output, run_command
+from crad.command_line import BadImages, CommandError, run_command
 from crad.config import Config
-from crad.data import Dataset, Sample, find_dataset
+from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import BATCH_SIZE, create_model, multiply_adds, score_maps
+from crad.detector import PROTOCOL, create_model, image_scores, multiply_adds
 from crad.devices import select_device, select_precision, threads_for
-from crad.evaluation import RESULTS_NAME, SHEETS_NAME, make_results, report
-from crad.features import Features, extract, fit_backbone
+from crad.evaluation import Evaluation, Truths, clear_run, make_results, report
+from crad.feature_cache import FeatureCache
+from crad.features import Features, anomaly_maps
 from crad.files import remove_leftovers
-from crad.images import ImageError
-from crad.metrics import ScoredImage, summarise
+from crad.inputs import Inputs, load_inputs
+from crad.metrics import Metrics, better
 from crad.model import CRAD
 from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale
+from crad.protocol import choose_protocols
 from crad.results import Results
+from crad.separate import train_separately
+from crad.thresholds import take_thresholds
 from crad.training import Training, TrainingError, split_epoch
 from crad_kernels import backends
 
@@ -48,7 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(options: TrainOptions) -> Results:
+    """Train one model for all classes, or with ``--separate`` one for each, as `train_model` does.
+
+    Raises:
+        DataError: a class is not there.
+        Exception: what `train_model` raises.
+    """
+    with processes.joined(select_device(options.device)):
+        if options.separate:
+            return train_separately(options, partial(train_model, show=False))
+        return train_model(options)
+
+
+def train_model(options: TrainOptions, *, show: bool = True) -> Results:
     """Train a model, or go on training it, measure it, and leave everything in the output folder.
+
+    Args:
+        options: all that determines it.
+        show: whether to print the table.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -62,14 +80,14 @@ def train(options: TrainOptions) -> Results:
     """
     former = None if options.resume else _written(options.output)
     try:
-        return _train(options)
+        return _train(options, show)
     except KeyboardInterrupt as interrupt:
         begun = _written(options.output) != former
         way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
         raise KeyboardInterrupt(way_on) from interrupt
 
 
-def _train(options: TrainOptions) -> Results:
+def _train(options: TrainOptions, show: bool) -> Results:
     config, output = options.config, options.output
     device = select_device(options.device)
     stored = _prepare_output(options)
@@ -85,80 +103,97 @@ def _train(options: TrainOptions) -> Results:
         with _fitting(output):
             backbone.load_state_dict(stored.backbone)
     is_demo = config.data in DEMO_NAMES
-    dataset = find_dataset(demo_dataset(config.data) if is_demo else config.data)
+    root = processes.on_main(lambda: demo_dataset(config.data)) if is_demo else config.data
+    dataset = find_dataset(root, classes=config.classes)
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
-    truths = _truths(dataset.test, config.image_size, bad)
-    normal, test = _features(backbone, config, dataset, list(truths), device, bad, fit=not stored)
-    n_train = _count(dataset, normal)
-    if stored and stored.n_train != n_train:
+    protocols = choose_protocols(config.protocol)
+    truths = Truths(config.image_size, bad)
+    if processes.is_main():  # a bad mask is found before hours of training, not after
+        truths.read(dataset.test, protocols[0])
+    cache = FeatureCache(options.feature_memory)
+    inputs = load_inputs(backbone, config, dataset, device, bad, cache, fit=not stored)
+    if stored and stored.n_train != inputs.n_train:
         raise CommandError(
             f"data: the training images in '{dataset.root}' are not those that the run in "
             f"'{output}' began with; put them back, or begin anew with --overwrite"
         )
     timing = {"features": time.perf_counter() - started}
 
-    if not stored:
-        _clear(output)
-    with threads_for(_step_size(config, normal)):
-        checkpoint, model = _fit(config, normal, n_train, backbone, device, stored, output)
+    evaluation = Evaluation(inputs.test.samples, inputs.n_train, truths)
+
+    def track(model: CRAD) -> Metrics:
+        maps = anomaly_maps(model, inputs.test.features, device)
+        return processes.on_main(lambda: evaluation.measure(maps, protocols[0]))
+
+    if processes.is_main() and not stored:
+        clear_run(output)
+    with threads_for(_step_size(config, inputs.train.features)):
+        checkpoint, model = _fit(config, inputs, backbone, device, stored, output, track)
     timing["training"] = checkpoint.seconds
 
     started = time.perf_counter()
-    kept = set(test.paths)
-    samples = [sample for sample in dataset.test if sample.path in kept]
+    maps = anomaly_maps(model, inputs.test.features, device)
 
-    def scored(anomaly_maps: Iterable[Tensor]) -> list[ScoredImage]:
-        return [
-            ScoredImage(sample, score, anomaly_map, truths[sample.path])
-            for sample, (anomaly_map, score) in zip(
-                samples, _scores(anomaly_maps, config.image_size), strict=True
-            )
-        ]
+    def measure() -> Results:
+        metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
+        baselines = {}
+        if is_demo:
+            normal, test = inputs.train.features, inputs.test.features
+            distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
+            baselines["nearest_neighbour"] = evaluation.measure(distances, protocols[0])
+        decisions = evaluation.decide(maps, checkpoint)
+        timing["evaluation"] = time.perf_counter() - started
+        results = make_results(
+            metrics,
+            checkpoint=checkpoint,
+            data=config.data,
+            left_out=bad.note(),
+            timing=timing,
+            device=device,
+            baselines=baselines,
+            best_on_test=checkpoint.best_on_test,
+            decisions=decisions,
+        )
+        report(results, evaluation, maps, protocols[0], output, show=show)
+        return results
 
-    images = scored(_anomaly_maps(model, test, device))
-    baselines = {}
-    if is_demo:
-        distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
-        nearest = scored(distances.split(BATCH_SIZE))
-        baselines["nearest_neighbour"] = summarise(nearest, n_train)
-    timing["evaluation"] = time.perf_counter() - started
-    results = make_results(
-        images,
-        checkpoint=checkpoint,
-        data=config.data,
-        n_train=n_train,
-        left_out=bad.note(),
-        timing=timing,
-        device=device,
-        baselines=baselines,
-    )
-    report(results, images, output)
-    return results
+    return processes.on_main(measure)
 
 
 def _fit(
     config: Config,
-    normal: Features,
-    n_train: dict[str, int],
+    inputs: Inputs,
     backbone: Backbone,
     device: torch.device,
     stored: Checkpoint | None,
     output: Path,
+    track: Callable[[CRAD], Metrics],
 ) -> tuple[Checkpoint, CRAD]:
-    """Train to the last epoch, writing a checkpoint after each."""
+    """Train to the last epoch, writing a checkpoint after each.
+
+    Args:
+        track: measures the model on the test images, for ``--track-best``.
+    """
+    normal, held_back = inputs.train.features, inputs.held_back
+    if (least := min(config.batch_size, len(normal))) < processes.count():
+        raise CommandError(
+            f"train: {processes.count()} processes cannot share a batch of {least}; lower "
+            "--nproc_per_node of torchrun, or raise --batch-size"
+        )
     height, width, channels = normal.values.shape[1:]
     precision = select_precision(config.precision, device, _step_size(config, normal))
     config = replace(config, precision=precision)
     torch.manual_seed(config.seed)
     model = create_model(config, (channels, height, width))
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
+    AcceleratorState._reset_state()  # of a model before, which may have another precision
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
     )
     training = Training(model, config, accelerator)
     seconds = 0.0
+    best = stored.best_on_test if stored else None
     if stored:
         with _fitting(output):
             model.load_state_dict(stored.model)
@@ -168,9 +203,10 @@ def _fit(
     checkpoint = stored
     some = torch.linspace(0, len(normal) - 1, min(_SCALE_IMAGES, len(normal))).long()
     shown = Features(normal.values[some], [normal.paths[index] for index in some])
-    steps = len(split_epoch(torch.arange(len(normal)), config.batch_size))
+    steps = len(split_epoch(torch.arange(len(normal)), config.batch_size, processes.count()))
     done, total = training.epoch * steps, config.epochs * steps
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5) as bar:
+    hidden = not processes.is_main()
+    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
         while training.epoch < config.epochs:
             bar.set_description(f"epoch {training.epoch + 1}/{config.epochs}", refresh=False)
             started = time.perf_counter()
@@ -178,21 +214,29 @@ def _fit(
                 loss = training.run_epoch(normal, bar)
             except TrainingError as error:
                 raise CommandError(str(error)) from error
-            scored = _scores(_anomaly_maps(model, shown, device), config.image_size)
+            maps, _ = PROTOCOL.score(anomaly_maps(model, shown, device), config.image_size)
+            scores = image_scores(
+                anomaly_maps(model, held_back.features, device), config.image_size
+            )
             seconds += time.perf_counter() - started
+            if config.track_best:
+                best = better(best, {"epoch": training.epoch, **track(model)})
             checkpoint = Checkpoint(
                 config=config,
                 epoch=training.epoch,
                 feature_size=(channels, height, width),
-                colour_scale=colour_scale(anomaly_map for anomaly_map, _ in scored),
-                n_train=n_train,
+                colour_scale=colour_scale(maps.cpu().numpy()),
+                n_train=inputs.n_train,
                 seconds=seconds,
                 model=model.state_dict(),
                 backbone=backbone.state_dict(),
                 optimizer=training.optimizer_state(),
                 random=training.random_state(),
+                best_on_test=best,
+                thresholds=take_thresholds(held_back.samples, scores, config.false_alarm_rate),
             )
-            checkpoint.save(output)
+            if processes.is_main():
+                checkpoint.save(output)
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
     assert checkpoint is not None  # there is at least one epoch
     return checkpoint, model
@@ -207,14 +251,9 @@ def _step_size(config: Config, features: Features) -> float:
 def _prepare_output(options: TrainOptions) -> Checkpoint | None:
     """Refuse an output folder that cannot be used, and read the run to resume in it, if any."""
     output = options.output
-    check_output(output)
-    holds_run = (output / CHECKPOINT_NAME).exists() or (output / RESULTS_NAME).exists()
-    if holds_run and not (options.resume or options.overwrite):
-        raise CommandError(
-            f"output: '{output}' already holds a run; --resume continues it, --overwrite replaces "
-            "it, --output DIR chooses another folder"
-        )
-    remove_leftovers(output / CHECKPOINT_NAME)
+    options.check_output()
+    if processes.is_main():
+        remove_leftovers(output / CHECKPOINT_NAME)
     if options.resume and (output / CHECKPOINT_NAME).exists():
         return read_checkpoint(output, ALL_PARTS)
     return None
@@ -232,93 +271,17 @@ def _fitting(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _clear(output: Path) -> None:
-    """Remove a former run, so that no file of it is taken for one of this."""
-    for name in (RESULTS_NAME, CHECKPOINT_NAME):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / SHEETS_NAME, ignore_errors=True)
-
-
 def _first_line(config: Config, device: torch.device) -> str:
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
     axes = max(len(config.local.resolution), len(config.global_.resolution))
     kernel = next(name for name, each in backends().items() if each.takes(device, axes))
+    if (count := processes.count()) > 1:
+        threads += f" x {count} processes"
+    classes = f" | classes {', '.join(config.classes)}" if config.classes else ""
     return (
         f"device {device.type}{threads} | kernels {kernel} | backbone {config.backbone} | "
-        f"data {config.data}"
+        f"data {config.data}{classes}"
     )
-
-
-def _truths(
-    samples: Iterable[Sample], size: int, bad: BadImages
-) -> dict[Path, npt.NDArray[np.bool_] | None]:
-    """Read all masks now: a bad one is found before hours of training, not after.
-
-    Returns:
-        The truth of every sample; None where it is not known, as where its mask cannot be read.
-    """
-    truths: dict[Path, npt.NDArray[np.bool_] | None] = {}
-    for sample in samples:
-        truths[sample.path] = None
-        with bad.reading():
-            truths[sample.path] = sample.truth(size)
-    return truths
-
-
-def _features(
-    backbone: Backbone,
-    config: Config,
-    dataset: Dataset,
-    test: Sequence[Path],
-    device: torch.device,
-    bad: BadImages,
-    *,
-    fit: bool,
-) -> tuple[Features, Features]:
-    """Features of all training images and of the test images ``test``."""
-    size = config.image_size
-    train = [sample.path for sample in dataset.train]
-    try:
-        if fit:
-            fit_backbone(backbone, train, size, device=device, skip=bad)
-        return (
-            extract(backbone, train, size, device=device, skip=bad),
-            extract(backbone, test, size, device=device, skip=bad),
-        )
-    except ImageError:
-        raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise BackboneError(
-            f"backbone: '{config.backbone}' cannot use these images at --image-size {size}: {error}"
-        ) from error
-
-
-def _count(dataset: Dataset, normal: Features) -> dict[str, int]:
-    """Number of training images of each class."""
-    kept = set(normal.paths)
-    counts = Counter(sample.class_name for sample in dataset.train if sample.path in kept)
-    for name in dataset.classes:
-        if not counts[name]:
-            raise CommandError(
-                f"train: no image of class '{name}' in '{dataset.root}' can be read; replace them, "
-                "or remove the class"
-            )
-    return {name: counts[name] for name in dataset.classes}
-
-
-@torch.inference_mode()
-def _anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Iterator[Tensor]:
-    model.eval()
-    for feature in features.batches(BATCH_SIZE, device):
-        yield model(feature).anomaly_map.cpu()
-
-
-def _scores(
-    anomaly_maps: Iterable[Tensor], image_size: int
-) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
-    for batch in anomaly_maps:
-        maps, scores = score_maps(batch, image_size)
-        yield from zip(maps.numpy(), scores.tolist(), strict=True)
 
 
 def _written(output: Path) -> int | None:
@@ -334,9 +297,14 @@ def _how_to_resume(options: TrainOptions) -> str:
         checkpoint = read_checkpoint(options.output, parts=())
     except CheckpointError:
         return _BEGIN_AGAIN
-    command = ["python", "-m", "crad.train", "--resume", "--output", str(options.output)]
+    python = ["python"]
+    if (count := processes.count()) > 1:
+        python = ["torchrun", "--nproc_per_node", str(count)]
+    command = [*python, "-m", "crad.train", "--resume", "--output", str(options.output)]
     if options.skip_bad:
         command.append("--skip-bad")
+    if options.feature_memory is not None:
+        command += ["--feature-memory", str(options.feature_memory)]
     if options.device != "auto":
         command += ["--device", options.device]
     return (

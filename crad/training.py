@@ -1,13 +1,15 @@
-"""The training loop: epochs over features in memory, to be stopped and gone on with after any."""
+"""The training loop: epochs over features, to be stopped and gone on with after any."""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from crad import processes
 from crad.config import Config
 from crad.features import Features
 from crad.model import CRAD
@@ -53,8 +55,11 @@ class Training:
     def run_epoch(self, features: Features, bar: "tqdm[Any]") -> float:
         """Train for one epoch, in an order drawn from PyTorch's generator.
 
+        Each process takes its share of every batch. BatchNorm then has the statistics of that
+        share, as in the paper's published code.
+
         Args:
-            features: of the normal images, at least one.
+            features: of the normal images, at least one for each process.
             bar: advanced by 1 for every step.
 
         Returns:
@@ -68,16 +73,23 @@ class Training:
             group["lr"] = rate * decay
         self._forward.train()
         total = torch.zeros((), device=self.accelerator.device)
-        for indices in split_epoch(torch.randperm(len(features)), self.config.batch_size):
+        order = processes.on_main(lambda: torch.randperm(len(features)))
+        rank, count = processes.rank(), processes.count()
+        if rank:  # noise of its own; that of the main process goes on as the checkpoint says
+            torch.manual_seed(_seed(self.config.seed, self.epoch, rank))
+        for batch in split_epoch(order, self.config.batch_size, count):
+            indices = batch[rank::count]
             feature = features.batch(indices, self.accelerator.device)
             loss = self._forward(feature).loss
-            self.accelerator.backward(loss)
+            # Gradients are averaged over processes, one of which may have an image less.
+            self.accelerator.backward(loss * (count * len(indices) / len(batch)))
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()
             total += loss.detach() * len(indices)
             bar.update()
-        mean = float(total) / len(features)
+        processes.copy_main(self.model.buffers())  # statistics of BatchNorm are each process's own
+        mean = float(self.accelerator.reduce(total, "sum")) / len(features)
         if not math.isfinite(mean):
             kept = "the checkpoint is that of the epoch before; " if self.epoch else ""
             raise TrainingError(
@@ -129,13 +141,18 @@ class Training:
             torch.cuda.set_rng_state(random["cuda"], self.accelerator.device)
 
 
-def split_epoch(order: Tensor, batch_size: int) -> list[Tensor]:
+def split_epoch(order: Tensor, batch_size: int, n_processes: int = 1) -> list[Tensor]:
     """Split the images of an epoch into batches.
 
-    The last batch may be smaller, but not a single image, whose own statistics BatchNorm would
-    take for those of the data: that image joins the batch before it.
+    The last batch may be smaller, but no process gets a single image of it, whose own statistics
+    BatchNorm would take for those of the data: its images then join the batch before it.
     """
     batches = list(order.split(batch_size))
-    if len(batches) > 1 and batch_size > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < min(batch_size, 2 * n_processes):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def _seed(*numbers: int) -> int:
+    """A seed that no other numbers give."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

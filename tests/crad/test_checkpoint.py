@@ -16,6 +16,8 @@ from crad.checkpoint import (
     read_checkpoint,
 )
 from crad.config import Config
+from crad.metrics import summarise
+from crad.thresholds import Threshold, Thresholds
 
 
 @pytest.fixture
@@ -31,6 +33,8 @@ def checkpoint() -> Checkpoint:
         backbone={"fitted": torch.tensor(True)},
         optimizer={"a.weight.step": torch.tensor(7.0)},
         random={"cpu": torch.get_rng_state()},
+        best_on_test={"epoch": 2, **summarise({})},
+        thresholds=Thresholds({"näh maschine": Threshold(0.1 + 0.2, 7)}),
     )
 
 

@@ -1,6 +1,7 @@
 """Settings: presets, which default holds when, what is refused, and what resuming compares."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from crad.options import parse_options
 
 def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
     options = parse_options([])
-    assert options.config == PRESETS["tiny"]
+    assert options.config == replace(PRESETS["tiny"], calibration_share=1 / 3)
     assert options.config.data == "demo"
     assert options.config.backbone == "scattering"
     assert options.output == Path("runs/demo")
@@ -27,6 +28,7 @@ def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
     )  # fmt: skip
     assert (config.depth, config.expansion) == (11, 864)
     assert config.data == str(Path("parts").resolve())
+    assert (config.calibration_share, config.false_alarm_rate) == (0.1, 0.01)
 
 
 @pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
@@ -53,12 +55,21 @@ def test_any_option_overrides_the_preset_in_any_order() -> None:
         (["--seed", "-1"], "--seed"),
         (["--local.jitter-prob", "2"], "--local.jitter-prob"),
         (["--global.resolution", "4", "0"], "--global.resolution"),
+        (["--local.memory", "none", "--global.memory", "none"], "--global.memory"),
+        (["--local.memory", "bank"], "bank"),
+        (["--discrete.shrinkage", "1"], "--discrete.shrinkage"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--resume", "--overwrite"], "--overwrite"),
         (["--preset", "huge"], "huge"),
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "--epochs"),
         (["--data"], "--data"),
+        (["--calibration-share", "1"], "--calibration-share: expected less than 1"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate: expected more than 0"),
+        (["--feature-memory", "-1"], "--feature-memory: expected at least 0"),
+        (["--feature-memory", "nan"], "--feature-memory: expected at least 0"),
+        (["--protocol"], "--protocol: expected all, or one or more of crad, paper"),
+        (["--protocol", "mvtec"], "mvtec"),
     ],
 )
 def test_wrong_options_exit_with_2(
@@ -78,7 +89,12 @@ def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_settings_survive_json() -> None:
-    options = parse_options(["--weights", "w.pth", "--local.resolution", "3", "4", "5"])
+    numbers = ["--local.resolution", "3", "4", "5", "--discrete.shrinkage", "0.0025"]
+    names = ["--weights", "w.pth", "--global.memory", "vq", "--discrete.address", "hidden"]
+    scoring = ["--protocol", "ader", "crad", "--track-best"]
+    options = parse_options([*numbers, *names, *scoring, "--refinement.off"])
+    assert options.config.protocol == ("ader", "crad")
+    assert options.config.track_best
     assert from_json(json.loads(json.dumps(to_json(options.config)))) == options.config
 
 
@@ -98,7 +114,8 @@ def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "changed", [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"]]
+    "changed",
+    [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"], ["--track-best"]],
 )
 def test_resuming_with_another_setting_is_refused(
     trained, changed: list[str], capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from crad.data import DataError, MaskError, find_dataset
+from crad.images import open_image, to_tensor
 
 PIXELS = Image.new("L", (8, 8), 100)
 MASK = Image.new("L", (8, 8), 1)
@@ -64,6 +65,7 @@ def test_truth_is_known_for_normal_images_and_for_those_with_a_mask(root):
     assert unknown.truth(16) is None
     np.testing.assert_array_equal(normal.truth(16), np.zeros((16, 16), bool))
     assert stained.truth(5).all()
+    assert stained.truth(5, "bilinear").all()
 
 
 def test_an_unreadable_mask_is_named(root):
@@ -184,3 +186,38 @@ def test_masks_in_a_folder_of_nearly_the_right_name(root, name):
 def test_masks_without_test_images_are_of_no_matter(root):
     shutil.rmtree(root / "bottle/test")
     assert find_dataset(root / "bottle").test == ()
+
+
+def test_some_of_the_classes(root):
+    put(root, "broken/test/loose.png")  # what is not asked for is not looked into
+    dataset = find_dataset(root, classes=["Größe 10", "bottle", "bottle"])
+    assert dataset.classes == ("bottle", "Größe 10")
+    assert {sample.class_name for sample in (*dataset.train, *dataset.test)} == {*dataset.classes}
+    with pytest.raises(DataError, match=r"classes: no 'Bottle' in .*it has bottle, broken, Größe"):
+        find_dataset(root, classes=["Bottle"])
+    assert find_dataset(root / "bottle", classes=["bottle"]).classes == ("bottle",)
+
+
+def test_the_official_layout_of_mvtec_ad(tmp_path):
+    """Colour and greyscale classes of differing sizes; masks of one channel and of three."""
+    sizes = {"bottle": (18, 18), "screw": (20, 20), "transistor": (14, 9), "zipper": (10, 20)}
+    for index, (name, size) in enumerate(sizes.items()):
+        grey = name in ("screw", "zipper")
+        image = Image.new("L", size, 90) if grey else Image.new("RGB", size, (10, 20, 30))
+        mask = Image.new("L", size)
+        mask.paste(255, (0, 0, size[0] // 2, size[1]))  # the left half is defective
+        folder = tmp_path / name
+        put(folder, "train/good/000.png", "test/good/000.png", "test/bent/000.png", image=image)
+        put(folder, "ground_truth/bent/000_mask.png", image=mask.convert("RGB" if index else "L"))
+        (folder / "license.txt").touch()
+        (folder / "readme.txt").touch()
+    (tmp_path / "license.txt").touch()
+    dataset = find_dataset(tmp_path)
+    assert dataset.classes == tuple(sizes)
+    left = np.arange(16) < 8
+    for sample in dataset.test:
+        image = open_image(sample.path)
+        assert (image.mode, image.size) == ("RGB", sizes[sample.class_name])
+        assert to_tensor(image, 16).shape == (3, 16, 16)
+        expected = np.broadcast_to(left & sample.is_anomaly, (16, 16))
+        np.testing.assert_array_equal(sample.truth(16), expected)

@@ -40,7 +40,7 @@ def test_layout_is_that_of_mvtec_ad(full: Path) -> None:
     assert len(PRODUCTS) >= 3
     assert sorted(folder.name for folder in full.iterdir()) == sorted(DEMO_CLASSES)
     for name in DEMO_CLASSES:
-        assert len(list((full / name / "train").glob("good/*.png"))) == 40
+        assert len(list((full / name / "train").glob("good/*.png"))) == 60
         good = list((full / name / "test" / "good").glob("*.png"))
         bad = set((full / name / "test").glob("*/*.png")) - set(good)
         assert (len(good), len(bad)) == (10, 10)
@@ -204,12 +204,12 @@ def test_what_a_killed_process_left_is_removed_after_a_day(
 ) -> None:
     monkeypatch.setattr("crad.demo.write_demo", write_one_class)
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
-    for name, days in {".demo-v1-old": 2.0, ".demo-v1-new": 0.1, ".mine": 9.0}.items():
-        (tmp_path / name / "demo-v1" / "brick").mkdir(parents=True)
+    for name, days in {".demo-v2-old": 2.0, ".demo-v2-new": 0.1, ".mine": 9.0}.items():
+        (tmp_path / name / "demo-v2" / "brick").mkdir(parents=True)
         then = time.time() - days * 24 * 60 * 60
         os.utime(tmp_path / name, (then, then))
     demo_dataset("demo")
-    assert {path.name for path in tmp_path.iterdir()} == {".demo-v1-new", ".mine", "demo-v1"}
+    assert {path.name for path in tmp_path.iterdir()} == {".demo-v2-new", ".mine", "demo-v2"}
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

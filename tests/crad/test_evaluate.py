@@ -5,10 +5,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, roc_auc_score
 
+import crad
 import crad.demo
+from crad.checkpoint import read_checkpoint
+from crad.data import find_dataset
 from crad.evaluate import main
+from crad.protocol import PROTOCOLS
 
 Command = Callable[..., int]
 
@@ -23,14 +30,68 @@ def test_it_measures_what_training_measured(trained, command: Command, tmp_path:
     assert (tmp_path / "out" / "sheets" / "brick.png").exists()
 
 
+def test_every_protocol_from_the_same_maps(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path), "--overwrite"]
+    assert command(main, *arguments, "--protocol", "all") == 0
+    printed = capsys.readouterr().out
+    every = json.loads((tmp_path / "results.json").read_text())
+    assert every["protocol"] == "crad"
+    assert list(every["other_protocols"]) == ["paper", "uniad", "ader", "dinomaly"]
+    for name in PROTOCOLS:
+        assert printed.count(f"protocol {name} ") == 1
+    for name, metrics in every["other_protocols"].items():
+        assert command(main, *arguments, "--protocol", name) == 0
+        alone = json.loads((tmp_path / "results.json").read_text())
+        assert alone["protocol"] == name
+        assert {"classes": alone["classes"], "mean": alone["mean"]} == metrics
+        assert "other_protocols" not in alone
+        assert None not in metrics["mean"].values()
+    # That of another size has other pixels.
+    assert every["other_protocols"]["ader"]["mean"] != every["mean"]
+
+
+def test_a_protocol_by_its_definition(trained, command: Command, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path)]
+    assert command(main, *arguments, "--protocol", "ader", "paper") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["other_protocols"]) == ["paper"]
+    detector = crad.load(trained.output)
+    scores, labels, pixels, truths = [], [], [], []
+    for sample in find_dataset(trained.data / "gauge").test:
+        ((_, anomaly_map),) = detector.anomaly_maps(sample.path)
+        resized = F.interpolate(anomaly_map[None], (73, 73), mode="bilinear", align_corners=True)
+        scores.append(resized.max().item())  # 73 = 64 * 256 / 224
+        labels.append(sample.is_anomaly)
+        pixels.append(resized.numpy().ravel())
+        truths.append(sample.truth(73, "bilinear").ravel())
+    measured = results["classes"]["gauge"]
+    assert measured["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    expected = average_precision_score(np.concatenate(truths), np.concatenate(pixels))
+    assert measured["pixel_ap"] == pytest.approx(expected, abs=1e-4)  # computed in another batch
+
+
+def test_a_protocol_that_is_none(
+    trained, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(main, "--checkpoint", str(trained.output), "--protocol", "nonsense") == 2
+    captured = capsys.readouterr()
+    assert "uniad" in captured.err + captured.out
+
+
 def test_other_data(
     trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(trained.data / "gauge", tmp_path / "other")
     shutil.rmtree(data / "train")
     assert command(main, "--checkpoint", str(trained.output), "--data", str(data)) == 0
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("other")]
-    assert line.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
+    out = capsys.readouterr().out
+    metrics, decisions = [line for line in out.splitlines() if line.startswith("other")]
+    assert metrics.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
+    highest = max(each.score for each in read_checkpoint(trained.output).thresholds.values())
+    assert decisions.split()[1:3] == ["0", f"{highest:.4g}"]
+    assert "a class of which no images were held back has the highest threshold" in out
 
 
 def test_bad_images(
@@ -106,3 +167,15 @@ def test_the_demo_set_is_a_stand_in_under_its_path_too(
     for folder, count in ((data, 1), (data / "brick", 1), (trained.data, 0)):
         assert command(main, "--checkpoint", str(trained.output), "--data", str(folder)) == 0
         assert capsys.readouterr().out.count("a stand-in, not a benchmark") == count
+
+
+def test_some_of_the_classes(trained, command: Command, tmp_path: Path, train_command) -> None:
+    def classes(checkpoint: Path, *arguments: str) -> list[str]:
+        output = ["--output", str(tmp_path / "out"), "--overwrite"]
+        assert command(main, "--checkpoint", str(checkpoint), *output, *arguments) == 0
+        return [*json.loads((tmp_path / "out" / "results.json").read_text())["classes"]]
+
+    assert classes(trained.output, "--classes", "gauge") == ["gauge"]
+    assert train_command(trained.data, tmp_path / "run", "--classes", "gauge") == 0
+    assert classes(tmp_path / "run") == ["gauge"]  # those trained on
+    assert classes(tmp_path / "run", "--data", str(trained.data)) == ["brick", "gauge"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from crad.files import remove_leftovers, replacing, write_atomically, write_json
+from crad.files import new_folder, remove_leftovers, replacing, write_atomically, write_json
 
 
 def test_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
@@ -134,3 +134,46 @@ def test_json_of_a_name_that_is_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     write_json(tmp_path / "x.json", [name, "面板"])
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == [name, "面板"]
+
+
+def test_a_new_folder_is_there_when_it_is_complete(tmp_path):
+    path = tmp_path / "above" / "new folder"
+    with new_folder(path) as unfinished:
+        (unfinished / "file").write_text("content")
+        assert not path.exists()
+    assert (path / "file").read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode == path.parent.stat().st_mode
+
+
+@pytest.mark.parametrize("interruption", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path, interruption):
+    def write():
+        with new_folder(tmp_path / "folder") as unfinished:
+            (unfinished / "file").touch()
+            raise interruption
+
+    with pytest.raises(type(interruption)):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_made_first_stays(tmp_path):
+    path = tmp_path / "folder"
+    with new_folder(path) as unfinished:
+        (unfinished / "file").write_text("second")
+        path.mkdir()
+        (path / "file").write_text("first")
+    assert (path / "file").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_a_day_later(tmp_path):
+    old, young, other = (tmp_path / name for name in (".a[b]-old", ".a[b]-young", ".ab-old"))
+    for folder in (old, young, other):
+        (folder / "inside").mkdir(parents=True)
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    with new_folder(tmp_path / "a[b]"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a[b]", young.name, other.name}

@@ -315,6 +315,20 @@ def test_a_mask_is_resized_to_the_frame_of_its_image(tmp_path):
     np.testing.assert_array_equal(resized, expected)
 
 
+def test_a_mask_resized_bilinearly_keeps_what_covers_half_a_pixel(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :33] = 1  # in the quarter size, 8 columns and a quarter of the next
+    mask[8:11, 48:52] = 1  # three quarters of a pixel; the filter spreads it over more
+    path = save(tmp_path / "m.png", mask)
+    resized = open_mask(path, 16, "bilinear")
+    expected = np.zeros((16, 16), bool)
+    expected[:, :8] = True
+    np.testing.assert_array_equal(resized, expected)
+    enlarged = np.repeat(np.repeat(mask > 0, 2, axis=0), 2, axis=1)
+    np.testing.assert_array_equal(open_mask(path, 128, "bilinear"), enlarged)
+    np.testing.assert_array_equal(open_mask(path, 64, "bilinear"), mask > 0)
+
+
 # In memory
 
 

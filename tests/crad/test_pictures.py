@@ -1,4 +1,6 @@
 import os
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +63,23 @@ def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
         "good/0",
         "good/1",
     ]
+
+
+def test_defects_that_are_not_shown_are_not_held(tmp_path, images):
+    held, most = weakref.WeakSet(), 0
+
+    def stream():
+        nonlocal most
+        for image in images:
+            copy = replace(image)
+            held.add(copy)
+            yield copy
+            most = max(most, len(held))
+
+    (bolt, _) = write_sheets(tmp_path / "streamed", stream(), rows=2)
+    assert most <= 2 * (6 + 2 + 2) + 1  # of two classes, the normal images and two of each kind
+    (same, _) = write_sheets(tmp_path / "whole", images, rows=2)
+    assert bolt.read_bytes() == same.read_bytes()
 
 
 @pytest.mark.parametrize("kept", [["good"], ["bent"], ["bent", "good"]])

@@ -32,8 +32,8 @@ def test_scores_as_table_csv_and_json(
         (str(path), pytest.approx(score)) for path, score in zip(paths, scores, strict=True)
     ]
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert table[0] == ["score", "image"]
-    assert [path for _, path in table[1:]] == [str(path) for path in paths]
+    assert table[0] == ["score", "decision", "image"]
+    assert [path for _, _, path in table[1:]] == [str(path) for path in paths]
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["image"], float(row["score"])) for row in rows] == expected

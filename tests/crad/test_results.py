@@ -7,13 +7,18 @@ import torch
 from crad.results import DEMO_NOTE, Results, environment, table, write_results
 
 
+def means(image_auroc, pixel_auroc):
+    """Metrics whose AP is 0.1 below the AUROC, F1-max 0.2, AUPRO 0.3."""
+    found = {}
+    for name, offset in (("auroc", 0), ("ap", 0.1), ("f1_max", 0.2)):
+        found[f"image_{name}"] = image_auroc - offset
+        found[f"pixel_{name}"] = None if pixel_auroc is None else pixel_auroc - offset
+    found["pixel_aupro"] = None if pixel_auroc is None else pixel_auroc - 0.3
+    return found
+
+
 def entry(image_auroc, pixel_auroc, n_test=20):
-    return {
-        "image_auroc": image_auroc,
-        "pixel_auroc": pixel_auroc,
-        "n_train": 40,
-        "n_test": n_test,
-    }
+    return {**means(image_auroc, pixel_auroc), "n_train": 40, "n_test": n_test}
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def results():
         seed=0,
         epoch=20,
         classes={"brick": entry(0.91234, 0.95), "a long class name": entry(1.0, None, 0)},
-        mean={"image_auroc": 0.95617, "pixel_auroc": 0.95},
+        mean=means(0.95617, 0.95),
         timing={"train": 24.5},
         environment=dict(environment("cpu")),
     )
@@ -50,18 +55,44 @@ def test_the_environment_names_versions_and_machine():
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["device"] == "cpu"
-    assert {"python", "crad", "numpy", "scikit-learn", "platform", "cpu"} <= found.keys()
+    assert {"python", "crad", "numpy", "scikit-image", "platform", "cpu"} <= found.keys()
     json.dumps(found, allow_nan=False)
 
 
 def test_the_table_has_every_number(results):
     assert table(results).splitlines() == [
-        "class              train  test  image AUROC  pixel AUROC",
-        "--------------------------------------------------------",
-        "brick                 40    20        0.912        0.950",
-        "a long class name     40     0        1.000            -",
-        "--------------------------------------------------------",
-        "mean                                  0.956        0.950",
+        "protocol crad                                 image                       pixel",
+        "class              train  test  AUROC     AP  F1max  AUROC     AP  F1max  AUPRO",
+        "-------------------------------------------------------------------------------",
+        "brick                 40    20  0.912  0.812  0.712  0.950  0.850  0.750  0.650",
+        "a long class name     40     0  1.000  0.900  0.800      -      -      -      -",
+        "-------------------------------------------------------------------------------",
+        "mean                            0.956  0.856  0.756  0.950  0.850  0.750  0.650",
+    ]
+
+
+def test_other_protocols_have_a_table_each(results):
+    alone = table(results)
+    results["other_protocols"] = {
+        "ader": {"classes": {"brick": entry(0.5, 0.6)}, "mean": means(0.5, 0.6)}
+    }
+    results["note"] = DEMO_NOTE
+    first, second = table(results).split("\n\n")
+    assert first == alone
+    head, *_, brick, _, mean, note = second.splitlines()
+    assert head.startswith("protocol ader ")
+    assert " ".join(brick.split()) == "brick 40 20 0.500 0.400 0.300 0.600 0.500 0.400 0.300"
+    assert mean.split()[1:] == brick.split()[3:]
+    assert note == DEMO_NOTE
+
+
+def test_the_best_epoch_is_beside_the_last_and_says_how_it_was_chosen(results):
+    alone = table(results)
+    results["best_on_test"] = {"epoch": 12, "classes": {}, "mean": means(0.97, None)}
+    assert table(results).splitlines() == [
+        *alone.splitlines(),
+        "best_on_test: epoch 12 of 20, mean AUROC of images 0.970, of pixels -; "
+        "chosen on the test images",
     ]
 
 
@@ -75,21 +106,21 @@ def test_a_baseline_stands_beside(results):
     results["baselines"] = {
         "nearest_neighbour": {
             "classes": {"brick": entry(0.8, 0.7)},
-            "mean": {"image_auroc": 0.8, "pixel_auroc": 0.7},
+            "mean": means(0.8, 0.7),
         }
     }
     head, columns, rule, brick, other, _, mean = table(results).splitlines()
-    assert head.split("  ")[-1].strip() == "nearest neighbour"
-    assert columns.split()[3:] == ["image", "AUROC", "pixel", "AUROC"] * 2
-    assert brick.split()[-4:] == ["0.912", "0.950", "0.800", "0.700"]
-    assert other.split()[-4:] == ["1.000", "-", "-", "-"]
-    assert mean.split() == ["mean", "0.956", "0.950", "0.800", "0.700"]
+    assert head.split("  ")[-1].strip() == "nearest neighbour AUROC"
+    assert columns.split()[-3:] == ["AUPRO", "image", "pixel"]
+    assert brick.split()[-3:] == ["0.650", "0.800", "0.700"]
+    assert other.split()[-3:] == ["-", "-", "-"]
+    assert mean.split()[-3:] == ["0.650", "0.800", "0.700"]
     assert len({len(line) for line in (head, columns, rule, brick, other, mean)}) == 1
 
 
 def test_wide_characters_keep_the_columns_aligned(results):
     results["classes"] = {"面板": entry(1.0, 1.0), "bolt": entry(1.0, 1.0)}
-    _, _, wide, narrow, _, _ = table(results).splitlines()
+    _, _, _, wide, narrow, _, _ = table(results).splitlines()
     assert wide.index("40") + 2 == narrow.index("40")  # two characters of two columns each
 
 
@@ -104,3 +135,46 @@ def test_a_name_takes_one_line_whatever_is_in_it(results):
     lines = table(results).splitlines()
     assert len(lines) == whole
     assert any(line.startswith(r"a\nb\tc\x1b\u2028é ") for line in lines)
+
+
+def decision(n_calibration, n_good=10, n_defective=10):
+    return {
+        "threshold": 0.51234,
+        "n_calibration": n_calibration,
+        "n_good": n_good,
+        "false_alarms": min(2, n_good),
+        "n_defective": n_defective,
+        "misses": min(1, n_defective),
+    }
+
+
+def test_decisions_have_a_table(results):
+    alone = table(results)
+    results["decisions"] = {
+        "false_alarm_rate": 0.01,
+        "classes": {"brick": decision(99), "a long class name": decision(199, 0, 0)},
+    }
+    assert table(results).splitlines() == [
+        *alone.splitlines(),
+        "",
+        "decisions at a false alarm rate of 0.01: above its threshold an image is defective",
+        "class              held back  threshold  false alarms   misses",
+        "--------------------------------------------------------------",
+        "brick                     99     0.5123       2 of 10  1 of 10",
+        "a long class name        199     0.5123             -        -",
+        "--------------------------------------------------------------",
+        "all                                           2 of 10  1 of 10",
+    ]
+
+
+def test_the_table_says_what_thresholds_from_few_images_are_worth(results):
+    results["decisions"] = {
+        "false_alarm_rate": 0.01,
+        "classes": {"brick": decision(98), "gauge": decision(20), "new": decision(0)},
+    }
+    *_, without, few = table(results).splitlines()
+    assert without == "a class of which no images were held back has the highest threshold of all"
+    assert few == (
+        "only 20 of the normal images of a class were held back: its threshold is the largest of "
+        "their scores, and up to 1 of 21 normal images to come may be above it"
+    )

@@ -16,14 +16,16 @@ import pytest
 import torch
 
 import crad.batches
+import crad.evaluate
 import crad.train
 from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.metrics import METRIC_NAMES
 from crad.train import main
 from crad.training import Training, split_epoch
 
 Train = Callable[..., int]
 EPOCH = Training.run_epoch
-FEATURES = crad.train._features
+LOAD_INPUTS = crad.train.load_inputs
 
 
 def measured(output: Path) -> dict[str, object]:
@@ -44,7 +46,8 @@ def test_what_a_run_leaves(trained) -> None:
     }  # fmt: skip
     results = trained.results
     assert (results["protocol"], results["seed"], results["epoch"]) == ("crad", 0, 3)
-    assert results["classes"]["brick"]["n_train"] == results["classes"]["brick"]["n_test"] == 6
+    entry = results["classes"]["brick"]
+    assert (entry["n_train"], entry["n_test"]) == (5, 6)  # a tenth is held back, at least one
     assert list(results["classes"]) == ["brick", "gauge"]
     assert 0 <= results["mean"]["image_auroc"] <= 1
     assert {"features", "training", "evaluation"} <= results["timing"].keys()
@@ -74,6 +77,53 @@ def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> 
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_the_best_epoch_stands_beside_the_last(
+    trained, train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "best_on_test" not in trained.results
+    assert train_command(trained.data, tmp_path / "run", "--track-best") == 0
+    assert measured(tmp_path / "run") == measured(trained.output)  # the last epoch, as without
+    best = json.loads((tmp_path / "run" / "results.json").read_text())["best_on_test"]
+    assert f"best_on_test: epoch {best['epoch']} of 3" in capsys.readouterr().out
+    epochs = []
+    for epoch in (1, 2, 3):  # in shorter runs, these have the same rates
+        output = tmp_path / str(epoch)
+        assert train_command(trained.data, output, "--epochs", str(epoch)) == 0
+        epochs.append(measured(output))
+    assert best in epochs
+    assert best["mean"]["image_auroc"] == max(each["mean"]["image_auroc"] for each in epochs)
+
+
+def test_the_best_epoch_is_not_lost_when_resumed(
+    trained, train_command: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Training, *arguments: object) -> float:
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return EPOCH(self, *arguments)
+
+    # The first epoch is made the best, so that it has to come from the checkpoint.
+    monkeypatch.setattr(crad.train, "better", lambda best, other: best or other)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", interrupted)
+        assert train_command(trained.data, tmp_path, "--track-best") == 130
+    assert train_command(trained.data, tmp_path, "--resume") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["epoch"], results["best_on_test"]["epoch"]) == (3, 1)
+
+
+def test_several_protocols(trained, train_command: Train, tmp_path: Path) -> None:
+    assert train_command(trained.data, tmp_path, "--protocol", "crad", "uniad") == 0
+    assert measured(tmp_path) == measured(trained.output)
+    others = json.loads((tmp_path / "results.json").read_text())["other_protocols"]
+    assert list(others) == ["uniad"]
+    again = ["--checkpoint", str(tmp_path), "--output", str(tmp_path / "again")]
+    crad.evaluate.main(again)  # which takes the protocols of the run
+    evaluated = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert list(evaluated["other_protocols"]) == ["uniad"]
+    assert others["uniad"]["classes"]["brick"].keys() == trained.results["classes"]["brick"].keys()
 
 
 def test_runs_of_one_process_may_differ_in_precision(
@@ -149,10 +199,10 @@ def test_ctrl_c_does_not_take_the_former_run_for_the_new_one(
 ) -> None:
     """Interrupted before the former run is removed, and after the first epoch of the new one."""
 
-    def features(*arguments: object, **keywords: object) -> object:
+    def load_inputs(*arguments: object, **keywords: object) -> object:
         if epoch == 0:
             raise KeyboardInterrupt
-        return FEATURES(*arguments, **keywords)
+        return LOAD_INPUTS(*arguments, **keywords)
 
     def run_epoch(self: Training, *arguments: object) -> float:
         if self.epoch == epoch:
@@ -160,7 +210,7 @@ def test_ctrl_c_does_not_take_the_former_run_for_the_new_one(
         return EPOCH(self, *arguments)
 
     output = shutil.copytree(trained.output, tmp_path / "run")
-    monkeypatch.setattr(crad.train, "_features", features)
+    monkeypatch.setattr(crad.train, "load_inputs", load_inputs)
     monkeypatch.setattr(Training, "run_epoch", run_epoch)
     assert train_command(trained.data, output, "--overwrite") == 130
     error = capsys.readouterr().err
@@ -250,7 +300,8 @@ def test_no_epoch_opens_a_file(
     monkeypatch.setattr(crad.batches, "open_image", counting)
     monkeypatch.setattr(Training, "run_epoch", epoch)
     assert train_command(trained.data, tmp_path) == 0
-    assert opened == 12 + 12 + 12  # statistics, training features, test features
+    # Statistics and features of the images trained on, features of those held back and of the test.
+    assert opened == 10 + 10 + 2 + 12
 
 
 def test_a_run_is_not_overwritten_by_accident(
@@ -295,7 +346,7 @@ def test_bad_images_are_skipped_named_and_counted(
     assert "2 images could not be read and left out; 1 mask could not be read" in captured.out
     classes = measured(tmp_path / "run")["classes"]
     # The image whose mask is bad still counts as defective.
-    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (5, 5)
+    assert (classes["brick"]["n_train"], classes["gauge"]["n_test"]) == (4, 5)
 
 
 def test_a_class_without_readable_images(
@@ -315,7 +366,7 @@ def test_without_test_images(
     assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
     assert "not measured: there are no test images" in capsys.readouterr().out
     results = measured(tmp_path / "run")
-    assert results["mean"] == {"image_auroc": None, "pixel_auroc": None}
+    assert results["mean"] == dict.fromkeys(METRIC_NAMES)
     assert results["classes"]["brick"]["n_test"] == 0
 
 
@@ -325,7 +376,7 @@ def test_without_masks(
     for name in ("brick", "gauge"):
         shutil.rmtree(data / name / "ground_truth")
     assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
-    assert "pixel AUROC not measured" in capsys.readouterr().out
+    assert "pixel metrics not measured" in capsys.readouterr().out
     mean = measured(tmp_path / "run")["mean"]
     assert mean["pixel_auroc"] is None
     assert mean["image_auroc"] is not None
@@ -435,10 +486,22 @@ def test_a_timm_backbone(
 
 
 @pytest.mark.parametrize(
-    ("images", "batch_size", "sizes"),
-    [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+    ("images", "batch_size", "processes", "sizes"),
+    [
+        (9, 4, 1, [4, 5]),
+        (10, 4, 1, [4, 4, 2]),
+        (8, 4, 1, [4, 4]),
+        (1, 4, 1, [1]),
+        (3, 1, 1, [1, 1, 1]),
+        (10, 4, 2, [4, 6]),
+        (12, 8, 2, [8, 4]),
+        (5, 2, 2, [2, 3]),
+        (6, 2, 2, [2, 2, 2]),
+    ],
 )
-def test_batches_of_an_epoch(images: int, batch_size: int, sizes: list[int]) -> None:
-    batches = split_epoch(torch.randperm(images), batch_size)
+def test_batches_of_an_epoch(
+    images: int, batch_size: int, processes: int, sizes: list[int]
+) -> None:
+    batches = split_epoch(torch.randperm(images), batch_size, processes)
     assert [len(batch) for batch in batches] == sizes
     assert sorted(torch.cat(batches).tolist()) == list(range(images))

@@ -1,0 +1,197 @@
+"""The command ``python -m crad.convert``: a checkpoint of the released CRAD becomes one of ours."""
+
+import codecs
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from crad.backbones import Backbone, BackboneError, create_backbone
+from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
+from crad.command_line import CommandError, check_output, refuse, run_command
+from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
+from crad.data import find_dataset
+from crad.detector import PROTOCOL
+from crad.features import anomaly_maps, extract
+from crad.model import CRAD, Bottleneck
+from crad.pictures import colour_scale
+from crad.released import ReleasedStateError, from_released
+
+__all__ = ["convert", "from_released", "main"]
+
+_SCALE_IMAGES = 64  # training images whose maps set the colours of heat maps
+_NO_DATA = "no data set is recorded"
+
+# Metrics beside the weights may be NumPy's numbers, which are as harmless as Python's.
+_MAKE_NUMBER = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS: list[Any] = [
+    codecs.encode,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    (_MAKE_NUMBER, "numpy.core.multiarray.scalar"),  # as NumPy 1 names it
+    (_MAKE_NUMBER, "numpy._core.multiarray.scalar"),
+]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What the conversion takes."""
+
+    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="IN")]]
+    """A checkpoint of the released implementation."""
+    output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """Folder to write the checkpoint into, as a training run does."""
+    backbone: str = "tf_efficientnet_b4.aa_in1k"
+    """The timm model that the features are from, frozen at its ImageNet weights."""
+    weights: Path | None = None
+    """A file with the weights of the timm model, instead of a download."""
+    image_size: int = 224
+    """Side in pixels of the square that images are resized to."""
+    data: Path | None = None
+    """The data it was trained on, in the MVTec AD layout: their normal images set the colours of
+    heat maps, and evaluation takes them if told no others."""
+    ignore: tuple[str, ...] = ()
+    """What the names of tensors to leave out begin with, such as a backbone's in the same file."""
+    overwrite: bool = False
+    """Replace the checkpoint in OUT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert as the command line says."""
+    options = tyro.cli(
+        ConvertOptions,
+        args=arguments,
+        prog="python -m crad.convert",
+        description="Turn a checkpoint of the authors' implementation into one that "
+        "crad.load, crad.evaluate and crad.predict take.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    run_command(lambda: convert(options))
+
+
+def convert(options: ConvertOptions) -> Checkpoint:
+    """Read a released checkpoint and write ours.
+
+    Raises:
+        BackboneError: the backbone cannot be had, or its features are not those of the model.
+        CommandError: the file cannot be converted, or the output folder holds a checkpoint already.
+        DataError: the data are not what they should be.
+        ImageError: an image cannot be read.
+        OSError: a file cannot be read or written.
+    """
+    check_output(options.output)
+    if (options.output / CHECKPOINT_NAME).exists() and not options.overwrite:
+        raise CommandError(
+            f"output: '{options.output}' holds {CHECKPOINT_NAME} already; --overwrite replaces it, "
+            "or give another folder"
+        )
+    try:
+        model = from_released(_read(options.source), options.ignore).eval()
+    except ReleasedStateError as error:
+        raise CommandError(f"'{options.source}' cannot be converted: {error}") from error
+    config = _config(model, options)
+    try:
+        config.check()
+    except ValueError as error:
+        refuse(str(error))
+    backbone = create_backbone(config.backbone, weights=config.weights)
+    _check_features(backbone, model, config)
+    checkpoint = Checkpoint(
+        config=config,
+        epoch=config.epochs,
+        feature_size=model.feature_size,
+        colour_scale=_colour_scale(backbone, model, config, options.data),
+        n_train={},
+        seconds=0.0,
+        model=model.state_dict(),
+        backbone=backbone.state_dict(),
+    )
+    checkpoint.save(options.output)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{millions:.2f} M parameters written to {options.output / CHECKPOINT_NAME}")
+    if not options.data:
+        print("the colours of heat maps are not set by normal images; --data PATH sets them")
+    return checkpoint
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The state in a PyTorch file; nothing in it is executed."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
+        reason = str(error).partition("\n")[0]
+        raise CommandError(
+            f"cannot read '{path}' as a PyTorch file of tensors and numbers: {reason}"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+        raise CommandError(
+            f"'{path}' holds no weights; expected a dictionary of tensors, or one 'state_dict'"
+        )
+    return state
+
+
+def _config(model: CRAD, options: ConvertOptions) -> Config:
+    """The settings of the released training, with the sizes of this model."""
+    local, whole = model.memory_parameters()
+    bottlenecks = [module for module in model.fusion if isinstance(module, Bottleneck)]
+    released = PRESETS["crad"]
+    return replace(
+        released,
+        data=str(options.data.expanduser().resolve()) if options.data else _NO_DATA,
+        backbone=options.backbone,
+        weights=options.weights,
+        image_size=options.image_size,
+        calibration_share=0.0,
+        depth=len(bottlenecks),
+        expansion=bottlenecks[0].expand.out_channels if bottlenecks else released.expansion,
+        local=LocalConfig(resolution=tuple(local.shape[:-1])),
+        global_=GlobalConfig(resolution=tuple(whole.shape[:-1])),
+    )
+
+
+def _check_features(backbone: Backbone, model: CRAD, config: Config) -> None:
+    with torch.inference_mode():
+        feature = backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+    if tuple(feature.shape[1:]) != model.feature_size:
+        raise BackboneError(
+            f"backbone: '{config.backbone}' at --image-size {config.image_size} gives features of "
+            f"{tuple(feature.shape[1:])}, the model takes {model.feature_size}; name the backbone "
+            "and the size that it was trained with"
+        )
+
+
+def _colour_scale(
+    backbone: Backbone, model: CRAD, config: Config, data: Path | None
+) -> tuple[float, float]:
+    """Colours for heat maps, from normal images if there are any.
+
+    Else the last colour is the least distance, at cosine similarity 1, of a feature that the
+    refinement takes for abnormal.
+    """
+    if data is None:
+        distance = math.sqrt(model.feature_size[0] * model.mse_threshold)
+        return 0.0, (1 - model.cosine_weight) * distance
+    train = [sample.path for sample in find_dataset(data).train]
+    chosen = [
+        train[i] for i in np.linspace(0, len(train) - 1, min(_SCALE_IMAGES, len(train))).astype(int)
+    ]
+    cpu = torch.device("cpu")
+    features = extract(backbone, chosen, config.image_size, device=cpu, skip=None)
+    maps, _ = PROTOCOL.score(anomaly_maps(model, features, cpu), config.image_size)
+    return colour_scale(maps.numpy())
+
+
+if __name__ == "__main__":
+    main()

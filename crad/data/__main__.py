@@ -1,0 +1,60 @@
+"""The command ``python -m crad.data``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional
+
+from crad.command_line import refuse, run_command
+from crad.data import find_dataset
+from crad.data.download import ARCHIVES, get
+
+
+@dataclass(frozen=True)
+class GetOptions:
+    """What the command takes."""
+
+    action: Positional[Literal["get"]]
+    """Download, check and extract."""
+    name: Positional[Literal["mvtec", "visa"]]
+    """The data set: MVTec AD (5.3 GB) or VisA (1.9 GB); extracted, it takes as much again."""
+    folder: Positional[Path]
+    """Where to put it; it gets a folder of its name in there."""
+    url: str | None = None
+    """Another address of the archive."""
+    archive: Path | None = None
+    """The archive, downloaded already."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Get a data set as the command line says."""
+    options = tyro.cli(
+        GetOptions,
+        args=arguments,
+        prog="python -m crad.data",
+        description="Download a data set. What is there already is not downloaded again.",
+    )
+    if options.url and options.archive:
+        refuse("--url and --archive exclude each other")
+    run_command(lambda: _get(options))
+
+
+def _get(options: GetOptions) -> None:
+    source = ARCHIVES[options.name]
+    print(f"{source.title} | licence {source.licence} | {source.page}", flush=True)
+    try:
+        folder = get(options.name, options.folder, url=options.url, archive_file=options.archive)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from interrupt
+    found = find_dataset(folder)
+    print(
+        f"{len(found.classes)} classes, {len(found.train)} training and {len(found.test)} test "
+        f"images in {folder}\ntrain on them: python -m crad.train --data {folder}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The separate setting: a model for each class, and one table of all."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from crad import processes
+from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from crad.command_line import CommandError
+from crad.data import find_dataset
+from crad.demo import DEMO_NAMES, demo_dataset
+from crad.evaluation import RESULTS_NAME, clear_run
+from crad.metrics import Metrics, summarise
+from crad.options import TrainOptions, other_settings
+from crad.protocol import choose_protocols
+from crad.results import Results, table, write_results
+
+SEPARATE_NOTE = "one model for each class"
+"""The beginning of the `note` of every result in the separate setting."""
+
+
+def train_separately(
+    options: TrainOptions, train_model: Callable[[TrainOptions], Results]
+) -> Results:
+    """Train a model on each class alone, and measure all of them together.
+
+    The run of a class is an ordinary one, in the folder of its name in the output folder. A class
+    that is finished is not trained again when the whole is resumed.
+
+    Args:
+        options: as for one model, with the output folder and the classes of the whole.
+        train_model: trains one, as `crad.train.train_model` does.
+
+    Raises:
+        CommandError: an output folder holds another run.
+        DataError: the data are not what they should be.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        Exception: what `train_model` raises.
+    """
+    data, output = options.config.data, options.output
+    options.check_output()
+    root = processes.on_main(lambda: demo_dataset(data)) if data in DEMO_NAMES else data
+    names = find_dataset(root, classes=options.config.classes).classes
+    runs = [_run_of_class(options, name) for name in names]
+    if options.overwrite and processes.is_main():
+        clear_run(output)
+
+    parts: list[Results] = []
+    try:
+        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
+            finished = _finished(run)
+            print(
+                f"class {number} of {len(names)}: {name}{' (finished)' if finished else ''}",
+                flush=True,
+            )
+            parts.append(finished or train_model(run))
+    except KeyboardInterrupt as interrupt:
+        instead = " in place of --overwrite" if options.overwrite else ""
+        raise KeyboardInterrupt(
+            f"{len(parts)} of {len(names)} classes are finished; go on with the same command and "
+            f"--resume{instead}"
+        ) from interrupt
+
+    results = combine(parts)
+    if processes.is_main():
+        write_results(output / RESULTS_NAME, results)
+    print(f"{table(results)}\nwritten to {output}")
+    return results
+
+
+def _run_of_class(options: TrainOptions, name: str) -> TrainOptions:
+    """The run of one class, checked: no hours are spent before a folder is found to be in use."""
+    config = replace(options.config, classes=(name,))
+    run = replace(options, config=config, output=options.output / name, separate=False)
+    run.check_output()
+    if run.resume and (run.output / CHECKPOINT_NAME).exists():
+        stored = read_checkpoint(run.output, parts=()).config
+        if config.precision == "auto":  # the checkpoint holds what was taken
+            config = replace(config, precision=stored.precision)
+        if message := other_settings(config, stored, run.output):
+            raise CommandError(message)
+        run = replace(run, config=stored)
+    return run
+
+
+def _finished(run: TrainOptions) -> Results | None:
+    """The results of a run that is to be resumed, if nothing of it is left to do."""
+    if not run.resume:
+        return None
+    try:
+        results: Results = json.loads((run.output / RESULTS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    config = run.config
+    protocols = [protocol.name for protocol in choose_protocols(config.protocol)]
+    expected = (config.data, config.epochs, [*config.classes], protocols)
+    found = (
+        results.get("data"),
+        results.get("epoch"),
+        [*results.get("classes", ())],
+        [results.get("protocol"), *results.get("other_protocols", ())],
+    )
+    return results if found == expected else None
+
+
+def combine(parts: Sequence[Results]) -> Results:
+    """Join the results of classes that were trained alone, in the order given.
+
+    Timing is the sum; the mean is over the classes in which a metric can be measured. The best
+    epoch on the test images is each class's own, and stays in its results.
+    """
+    timing: Counter[str] = Counter()
+    for part in parts:
+        timing.update(part["timing"])
+    last, joined = parts[-1], _join(parts)
+    results: Results = {
+        "protocol": last["protocol"],
+        "seed": last["seed"],
+        "epoch": last["epoch"],
+        "classes": joined["classes"],
+        "mean": joined["mean"],
+        "timing": {phase: round(seconds, 2) for phase, seconds in timing.items()},
+        "environment": last["environment"],
+        "data": last["data"],
+        "note": _note(parts),
+    }
+    if "baselines" in last:
+        results["baselines"] = _join_by_name(part["baselines"] for part in parts)
+    if "other_protocols" in last:
+        results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
+    if decided := [part["decisions"] for part in parts if "decisions" in part]:
+        results["decisions"] = {
+            "false_alarm_rate": decided[0]["false_alarm_rate"],
+            "classes": {name: each for part in decided for name, each in part["classes"].items()},
+        }
+    return results
+
+
+def _join_by_name(parts: Iterable[Mapping[str, Metrics]]) -> dict[str, Metrics]:
+    parts = list(parts)
+    return {name: _join([each[name] for each in parts]) for name in parts[0]}
+
+
+def _join(parts: Sequence[Metrics | Results]) -> Metrics:
+    return summarise({name: entry for part in parts for name, entry in part["classes"].items()})
+
+
+def _note(parts: Sequence[Results]) -> str:
+    """Say what the classes' notes say, once if that is the same."""
+    notes = {name: part["note"] for part in parts for name in part["classes"] if "note" in part}
+    if len(notes) == len(parts) and len({*notes.values()}) == 1:
+        return f"{SEPARATE_NOTE}; {parts[0]['note']}"
+    return "; ".join([SEPARATE_NOTE, *(f"{name}: {note}" for name, note in notes.items())])

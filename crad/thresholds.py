@@ -1,0 +1,177 @@
+"""Decisions: the score from which an image counts as defective, from scores of normal images."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from crad.data import Dataset, Sample
+
+__all__ = [
+    "ClassDecisions",
+    "Decisions",
+    "Threshold",
+    "Thresholds",
+    "hold_back",
+    "measure_decisions",
+    "take_thresholds",
+]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Above it, a score is that of a defect.
+
+    Attributes:
+        score: the threshold.
+        n_images: normal images that it is taken from, which were not trained on.
+    """
+
+    score: float
+    n_images: int
+
+    @classmethod
+    def from_scores(cls, scores: Sequence[float], false_alarm_rate: float) -> "Threshold":
+        """Take a quantile of the scores of n normal images that were not trained on.
+
+        It is the ceil((n + 1) (1 - rate))-th smallest score. If a normal image to come is as likely
+        to have any rank among them, it lies above with a probability of at most the rate; that is
+        the mean over all such samples of n, and a single sample's own rate varies about it. With
+        fewer than 1 / rate - 1 images there is no such score, and the largest one is taken: the
+        probability is then 1 / (n + 1) at most, which is more than asked for. Split conformal
+        prediction: Angelopoulos and Bates, "A Gentle Introduction to Conformal Prediction", 2021,
+        section 1; for outliers, Bates et al., "Testing for outliers with conformal p-values",
+        Annals of Statistics 2023, section 2.
+
+        Args:
+            scores: at least one.
+            false_alarm_rate: false alarms among normal images, in (0, 1).
+        """
+        count = len(scores)
+        rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)  # but for rounding
+        return cls(sorted(scores)[min(rank, count) - 1], count)
+
+
+class Thresholds(dict[str, Threshold]):
+    """The thresholds of a model, by class."""
+
+    def class_of(self, path: Path) -> str | None:
+        """Tell the class of an image by the innermost folder it lies in that has a class's name.
+
+        Where there is one class, every image is of that. None if it cannot be told.
+        """
+        if len(self) == 1:
+            return next(iter(self))
+        return next((name for name in reversed(path.absolute().parts[:-1]) if name in self), None)
+
+    def score_of(self, class_name: str | None) -> float | None:
+        """The score above which an image of a class is defective.
+
+        Of a class that is not known, it is the highest of all: no class then has more false alarms
+        than with its own. None if there are no thresholds.
+        """
+        if class_name is not None and class_name in self:
+            return self[class_name].score
+        return max((threshold.score for threshold in self.values()), default=None)
+
+
+def take_thresholds(
+    samples: Iterable[Sample], scores: Iterable[float], false_alarm_rate: float
+) -> Thresholds:
+    """Take the threshold of each class from the scores of images held back.
+
+    Args:
+        samples: the images.
+        scores: their scores.
+        false_alarm_rate: as for `Threshold.from_scores`.
+    """
+    by_class: dict[str, list[float]] = {}
+    for sample, score in zip(samples, scores, strict=True):
+        by_class.setdefault(sample.class_name, []).append(score)
+    return Thresholds(
+        {name: Threshold.from_scores(each, false_alarm_rate) for name, each in by_class.items()}
+    )
+
+
+class ClassDecisions(TypedDict):
+    """What a threshold means on the test images of a class."""
+
+    threshold: float
+    n_calibration: int
+    n_good: int
+    false_alarms: int
+    n_defective: int
+    misses: int
+
+
+class Decisions(TypedDict):
+    """The part ``decisions`` of ``results.json``."""
+
+    false_alarm_rate: float
+    classes: dict[str, ClassDecisions]
+
+
+def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Choose at random, from each class, the share of the normal images not to train on.
+
+    One image at least is trained on, and one held back if there are two and any share is.
+
+    Args:
+        dataset: the images.
+        share: in [0, 1).
+        seed: of the choice.
+
+    Returns:
+        The samples to train on, and those held back, in order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    train: list[Sample] = []
+    held: list[Sample] = []
+    for name in dataset.classes:
+        members = [sample for sample in dataset.train if sample.class_name == name]
+        count = min(max(round(share * len(members)), 1), len(members) - 1) if share else 0
+        chosen = {*torch.randperm(len(members), generator=generator)[:count].tolist()}
+        for index, sample in enumerate(members):
+            (held if index in chosen else train).append(sample)
+    return train, held
+
+
+def measure_decisions(
+    samples: Iterable[Sample],
+    scores: Iterable[float],
+    thresholds: Thresholds,
+    classes: Iterable[str],
+) -> dict[str, ClassDecisions]:
+    """Count false alarms and misses among test images, class by class.
+
+    Args:
+        samples: the test images.
+        scores: their scores.
+        thresholds: of at least one class; a class without one has that of `Thresholds.score_of`.
+        classes: all classes, in order.
+    """
+    found: dict[str, ClassDecisions] = {}
+    for name in classes:
+        threshold = thresholds.score_of(name)
+        assert threshold is not None
+        found[name] = {
+            "threshold": threshold,
+            "n_calibration": thresholds[name].n_images if name in thresholds else 0,
+            "n_good": 0,
+            "false_alarms": 0,
+            "n_defective": 0,
+            "misses": 0,
+        }
+    for sample, score in zip(samples, scores, strict=True):
+        decisions = found[sample.class_name]
+        is_defect = score > decisions["threshold"]
+        if sample.is_anomaly:
+            decisions["n_defective"] += 1
+            decisions["misses"] += not is_defect
+        else:
+            decisions["n_good"] += 1
+            decisions["false_alarms"] += is_defect
+    return found

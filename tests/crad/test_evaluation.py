@@ -1,0 +1,74 @@
+"""Test images under several protocols: what is read, made and kept of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crad.data.samples
+from crad.command_line import BadImages
+from crad.data import find_dataset
+from crad.evaluation import Evaluation, Truths
+from crad.images import ImageError
+from crad.protocol import PROTOCOLS
+
+SIZE = 64
+
+
+def test_a_mask_is_read_once_for_each_size_and_rule(
+    demo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    open_mask = crad.data.samples.open_mask
+
+    def noting(path: Path, *how: object) -> object:
+        read.append((path, *how))
+        return open_mask(path, *how)
+
+    monkeypatch.setattr(crad.data.samples, "open_mask", noting)
+    truths = Truths(SIZE, BadImages(skip=False))
+    samples = find_dataset(demo_root).test
+    for _ in range(2):
+        for protocol in PROTOCOLS.values():
+            for sample in samples:
+                truth = truths(sample, protocol)
+                assert truth is not None
+                assert truth.shape == (protocol.map_size(SIZE),) * 2
+                assert truth.any() == sample.is_anomaly
+    defective = sum(sample.is_anomaly for sample in samples)
+    # 64 nearest, 73 bilinear, 73 nearest.
+    assert len(read) == len(set(read)) == 3 * defective
+
+
+def test_a_bad_mask_is_an_error_or_not_known(tmp_path: Path, demo_root: Path) -> None:
+    sample = next(each for each in find_dataset(demo_root).test if each.is_anomaly)
+    bad = crad.data.Sample(sample.path, sample.class_name, sample.defect, tmp_path / "none.png")
+    with pytest.raises(ImageError, match=r"none\.png"):
+        Truths(SIZE, BadImages(skip=False))(bad, PROTOCOLS["crad"])
+    skipping = BadImages(skip=True)
+    truths = Truths(SIZE, skipping)
+    assert [truths(bad, protocol) for protocol in PROTOCOLS.values()] == [None] * len(PROTOCOLS)
+    assert skipping.note() == "1 mask could not be read"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_images_are_scored_class_by_class(demo_root: Path, protocol) -> None:
+    samples = find_dataset(demo_root).test[::-1]  # in any order
+    maps = torch.rand(len(samples), 8, 8)
+    evaluation = Evaluation(
+        samples, {"brick": 6, "gauge": 6, "new": 0}, Truths(SIZE, BadImages(skip=False))
+    )
+    expected_maps, expected_scores = protocol.score(maps, SIZE)
+    for name in ("brick", "gauge"):
+        members = [index for index, sample in enumerate(samples) if sample.class_name == name]
+        images = list(evaluation.score(maps, protocol, name))
+        assert [image.sample for image in images] == [samples[index] for index in members]
+        for image, index in zip(images, members, strict=True):
+            np.testing.assert_allclose(image.anomaly_map, expected_maps[index], rtol=1e-6)
+            assert image.score == pytest.approx(expected_scores[index].item(), rel=1e-6)
+            assert image.truth is not None
+            assert image.truth.shape == image.anomaly_map.shape
+    assert list(evaluation.score(maps, protocol, "new")) == []
+    metrics = evaluation.measure(maps, protocol)
+    assert [entry["n_test"] for entry in metrics["classes"].values()] == [6, 6, 0]

@@ -1,0 +1,156 @@
+"""Features in memory or in a file: the same values, no file left, no memory taken."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import crad.feature_cache
+from crad.batches import load_batches
+from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.feature_cache import FeatureCache, available_memory
+from crad.features import extract
+from crad.images import ImageError
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(each, 16) for each in line.split()[0].split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return "crad-features-" in line
+    raise AssertionError
+
+
+def test_what_exceeds_the_budget_lies_in_a_file_without_a_name(folder: Path) -> None:
+    cache = FeatureCache(gigabytes=1.201e-6)
+    tensors = [cache.allocate(*size) for size in ((10, 20), (5, 5, 5), (10, 10), (1,))]
+    assert [is_mapped(tensor) for tensor in tensors] == [False, True, False, True]
+    assert not list(folder.iterdir())
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, tensor in enumerate(tensors):
+        assert (tensor == number).all()
+        assert tensor.dtype == torch.float32
+    assert tensors[1].shape == (5, 5, 5)
+    assert cache.allocate(0, 3, 3, 4).shape == (0, 3, 3, 4)
+
+
+def test_a_mapped_file_takes_no_memory_of_the_process(folder: Path) -> None:
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    before, size = anonymous(), 2**27
+    values = FeatureCache(gigabytes=0).allocate(size // 4 // 64, 64)
+    for part in values.split(2**14):
+        part.fill_(1.0)
+    assert float(values[:: 2**10].sum()) == 64 * len(values[:: 2**10])
+    assert anonymous() - before < size / 8
+
+
+def test_the_default_budget_is_half_of_what_is_available(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(crad.feature_cache, "_LIMITS", (str(limit), str(tmp_path / "missing")))
+    whole = available_memory()
+    limit.write_text("max\n")
+    assert available_memory() == pytest.approx(whole, rel=0.5)
+    limit.write_text("8000\n")
+    assert available_memory() == 8000
+    cache = FeatureCache()
+    assert not is_mapped(cache.allocate(999))
+    assert is_mapped(cache.allocate(2))
+
+
+def test_a_disk_without_space_is_an_error_with_a_way_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+        with pytest.raises(OSError, match=r"1\.2 GB .* has 1\.0 GB free; .*TMPDIR") as caught:
+            FeatureCache(gigabytes=0).allocate(300_000_000)
+        assert str(folder) in str(caught.value)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        FeatureCache(gigabytes=0).allocate(3)
+    assert not list(folder.iterdir())
+
+
+def test_a_run_is_the_same_with_features_in_a_file(
+    trained, folder: Path, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated: list[Tensor] = []
+    allocate = FeatureCache.allocate
+
+    def noting(self: FeatureCache, *size: int) -> Tensor:
+        allocated.append(allocate(self, *size))
+        return allocated[-1]
+
+    monkeypatch.setattr(FeatureCache, "allocate", noting)
+    assert train_command(trained.data, tmp_path / "run", "--feature-memory", "0") == 0
+    assert [is_mapped(each) for each in allocated] == [True, True, True]
+    assert not list(folder.iterdir())
+    mapped, in_memory = (
+        read_checkpoint(each, ALL_PARTS) for each in (tmp_path / "run", trained.output)
+    )
+    for part in ALL_PARTS:
+        torch.testing.assert_close(getattr(mapped, part), getattr(in_memory, part), rtol=0, atol=0)
+    assert mapped.thresholds == in_memory.thresholds
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0])
+def test_images_that_are_left_out_leave_no_gap(
+    demo_root: Path, tmp_path: Path, folder: Path, gigabytes: float
+) -> None:
+    class Means:
+        """A backbone: the mean colour."""
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(2, 3), keepdim=True)
+
+    root = shutil.copytree(demo_root, tmp_path / "data")
+    paths = sorted((root / "brick").rglob("*.png"))
+    images = torch.cat([each.images for each in load_batches(paths, size=32, batch_size=4)])
+    bad = [0, 3, 4, len(paths) - 1]
+    for index in bad:
+        paths[index].write_bytes(b"no image")
+    skipped: list[ImageError] = []
+    features = extract(
+        Means(),  # type: ignore[arg-type]
+        paths,
+        32,
+        device=torch.device("cpu"),
+        skip=skipped.append,
+        cache=FeatureCache(gigabytes),
+    )
+    kept = [index for index in range(len(paths)) if index not in bad]
+    assert features.paths == [paths[index] for index in kept]
+    assert len(skipped) == len(bad)
+    expected = Means()(images[kept])
+    torch.testing.assert_close(features.channels_first(), expected, rtol=1e-6, atol=0)
+    chosen = torch.tensor([5, 0, 2])
+    batch = features.batch(chosen, torch.device("cpu"))
+    torch.testing.assert_close(batch, features.channels_first()[chosen], rtol=0, atol=0)

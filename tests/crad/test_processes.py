@@ -1,0 +1,219 @@
+"""Several processes, started by torchrun: one result, one voice, and none left waiting."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import crad.evaluate
+from crad import processes
+from crad.checkpoint import ALL_PARTS, read_checkpoint
+from crad.command_line import CommandError, run_command
+from crad.devices import DeviceError
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+
+INTERRUPTED = """
+import time
+
+from crad import processes
+from crad.train import main
+from crad.training import Training
+
+epoch = Training.run_epoch
+
+def run_epoch(self, *arguments):
+    if self.epoch == 1 and processes.rank() == 1:
+        time.sleep(1)  # until the other one has written the first epoch
+        raise KeyboardInterrupt
+    return epoch(self, *arguments)
+
+Training.run_epoch = run_epoch
+main()
+"""
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run something in two processes; ends with an error if one waits for the other for long."""
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run of two processes with the settings of `trained`."""
+    output = tmp_path_factory.mktemp("runs") / "two"
+    arguments = ["--data", trained.data, "--output", output, *trained.arguments]
+    ended = torchrun("-m", "crad.train", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith("device cpu (1 threads) x 2 processes |")
+    for begin in ("device", "mean", "written to"):
+        assert sum(line.startswith(begin) for line in lines) == 1
+    return output
+
+
+def test_a_run_of_two_processes_leaves_what_one_does(trained, run: Path) -> None:
+    files = [{p.relative_to(each) for p in each.rglob("*")} for each in (run, trained.output)]
+    assert files[0] == files[1]
+    results = results_of(run)
+    assert results.keys() == trained.results.keys()
+    for name, entry in results["classes"].items():
+        assert (entry["n_train"], entry["n_test"]) == (5, 6)
+        decisions = results["decisions"]["classes"][name]
+        assert (decisions["n_calibration"], decisions["n_good"]) == (1, 3)
+    one, two = (read_checkpoint(each, ALL_PARTS) for each in (trained.output, run))
+    torch.testing.assert_close(one.backbone, two.backbone, rtol=0, atol=0)
+    assert one.optimizer.keys() == two.optimizer.keys()
+    # Batches of 4 and 6: no process takes a single image of the last 2.
+    assert {float(value) for key, value in two.optimizer.items() if key.endswith(".step")} == {6.0}
+    for name, value in one.model.items():
+        assert two.model[name].shape == value.shape
+
+
+def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
+    run: Path, command: Callable[..., int], tmp_path: Path
+) -> None:
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path)]
+    assert command(crad.evaluate.main, *arguments) == 0
+    assert results_of(tmp_path)["decisions"] == results_of(run)["decisions"]
+    for name, expected in results_of(run)["classes"].items():
+        assert results_of(tmp_path)["classes"][name] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_evaluation_by_two_processes_is_that_of_one(
+    trained, command: Callable[..., int], tmp_path: Path
+) -> None:
+    """With two images that are left out, one by each process."""
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    bad = [data / "brick" / "test" / "good" / "000.png", data / "gauge" / "test" / "good/000.png"]
+    for path in bad:
+        path.write_bytes(b"no image")
+    arguments = [
+        *("--checkpoint", trained.output, "--data", data, "--protocol", "all"),
+        *("--skip-bad", "--batch-size", "5", "--output"),
+    ]
+    ended = torchrun("-m", "crad.evaluate", *arguments, tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    for path in bad:
+        assert ended.stderr.count(f"skipped: cannot read image '{path}'") == 1
+    assert ended.stdout.count("2 images could not be read and left out") == 1
+    assert command(crad.evaluate.main, *map(str, arguments), str(tmp_path / "one")) == 0
+    one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
+    assert two["decisions"] == one["decisions"]
+    assert [entry["n_test"] for entry in two["classes"].values()] == [5, 5]
+    for protocol in (None, *one["other_protocols"]):
+        expected, actual = (
+            each["other_protocols"][protocol] if protocol else each for each in (one, two)
+        )
+        assert actual["mean"] == pytest.approx(expected["mean"], abs=1e-6)
+        for name, entry in expected["classes"].items():
+            assert actual["classes"][name] == pytest.approx(entry, abs=1e-6)
+
+
+def test_interrupted_and_resumed(
+    trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is interrupted, the other ends with it; resumed, the run is as if it had not."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    output = tmp_path / "run"
+    arguments = ["--data", trained.data, "--output", output, *trained.arguments]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = torchrun("-m", "interrupted", *arguments)
+    assert ended.returncode != 0
+    assert read_checkpoint(output).epoch == 1
+    ended = torchrun("-m", "crad.train", "--resume", "--output", output)
+    assert ended.returncode == 0, ended.stderr
+    resumed, whole = (read_checkpoint(each, ALL_PARTS) for each in (output, run))
+    for part in ALL_PARTS:
+        torch.testing.assert_close(getattr(resumed, part), getattr(whole, part), rtol=0, atol=0)
+    for key in ("classes", "mean", "epoch", "decisions"):
+        assert results_of(output)[key] == results_of(run)[key]
+
+
+def test_an_error_of_one_process_ends_all_and_is_said_once(trained, tmp_path: Path) -> None:
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    good = data / "gauge" / "test" / "good"
+    for number in range(10):  # the last of them is in the second batch, that of the other process
+        shutil.copy(good / "000.png", good / f"9{number}.png")
+    last = good / "99.png"
+    last.write_bytes(b"no image")
+    arguments = ["--data", data, "--output", tmp_path / "run", *trained.arguments]
+    ended = torchrun("-m", "crad.train", *arguments)
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if "error: " in line]
+    assert len(said) == 1
+    assert f"error: cannot read image '{last}'" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_batch_is_of_one_process(count: int) -> None:
+    parts = [processes.share(range(23), 4, rank, count) for rank in range(count)]
+    assert sorted(item for part in parts for item in part) == list(range(23))
+    for part in parts:
+        for start in range(0, len(part), 4):  # whole batches, but for the last of all
+            batch = part[start : start + 4]
+            assert batch == list(range(batch[0], min(batch[0] + 4, 23)))
+            assert batch[0] % 4 == 0
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    with processes.joined(torch.device("cpu")):
+        assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
+        assert processes.gather("a") == ["a"]
+        assert processes.on_main(lambda: 3) == 3
+        values = torch.rand(2, 3)
+        rows, same = processes.gather_rows([0, 1], values)
+        assert rows == [0, 1]
+        assert same is values
+
+
+def test_a_process_beside_the_main_one_only_says_what_that_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", slept.append)
+
+    def raising(error: BaseException) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: raising(KeyboardInterrupt("continue with")))
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: raising(CommandError("no space")))
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == "error: no space\n"
+    assert slept == [2.0]  # if the main process has failed too, torchrun ends this one meanwhile
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(DeviceError, match="2 processes for 1 GPUs; lower --nproc_per_node"),
+        processes.joined(torch.device("cuda")),
+    ):
+        pass

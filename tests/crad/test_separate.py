@@ -1,0 +1,270 @@
+"""The separate setting: ordinary runs of one class each, joined in one table."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crad
+from crad.data import find_dataset
+from crad.metrics import METRIC_NAMES, summarise
+from crad.options import parse_options
+from crad.results import Results
+from crad.separate import combine
+from crad.train import main
+from crad.training import Training
+
+Train = Callable[..., int]
+EPOCH = Training.run_epoch
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def separate(
+    tmp_path_factory: pytest.TempPathFactory, demo_root: Path, train_command: Train
+) -> Path:
+    """The output folder of a finished run on brick and gauge; not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "separate"
+    assert train_command(demo_root, output, "--separate") == 0
+    return output
+
+
+def test_the_run_of_a_class_is_an_ordinary_one(
+    separate: Path, demo_root: Path, train_command: Train, tmp_path: Path
+) -> None:
+    assert train_command(demo_root, tmp_path / "by name", "--classes", "brick") == 0
+    assert train_command(demo_root / "gauge", tmp_path / "by folder") == 0
+    for alone, name in (("by name", "brick"), ("by folder", "gauge")):
+        assert results_of(tmp_path / alone)["classes"] == results_of(separate / name)["classes"]
+    assert {path.name for path in (separate / "brick").iterdir()} == {
+        "checkpoint.safetensors", "results.json", "sheets",
+    }  # fmt: skip
+    image = next((demo_root / "brick" / "test").rglob("*.png"))
+    assert len(crad.load(separate / "brick").predict(image)) == 1
+
+
+def test_the_results_of_all_have_the_keys_of_one(separate: Path, trained) -> None:
+    whole, parts = results_of(separate), [results_of(separate / n) for n in ("brick", "gauge")]
+    assert whole.keys() == {*trained.results, "note"}
+    assert whole["classes"] == parts[0]["classes"] | parts[1]["classes"]
+    for metric, value in whole["mean"].items():
+        assert value == pytest.approx(sum(part["mean"][metric] for part in parts) / 2)
+    assert whole["timing"].keys() == trained.results["timing"].keys()
+    for phase, seconds in whole["timing"].items():
+        assert seconds == pytest.approx(sum(part["timing"][phase] for part in parts))
+    assert (whole["epoch"], whole["data"]) == (3, str(trained.data))
+    assert whole["note"] == "one model for each class"
+    assert {path.name for path in separate.iterdir()} == {"brick", "gauge", "results.json"}
+
+
+def test_one_table(
+    demo_root: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(demo_root, tmp_path / "run", "--separate", "--epochs", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    begun = [line for line in lines if line.startswith("class ")]
+    assert begun[:2] == ["class 1 of 2: brick", "class 2 of 2: gauge"]
+    assert len(begun) == 4  # the last two are heads of the tables of metrics and decisions
+    for word, tables in {"brick": 2, "gauge": 2, "mean": 1, "all": 1}.items():
+        assert sum(line.startswith(f"{word} ") for line in lines) == tables
+    assert lines[-1] == f"written to {tmp_path / 'run'}"
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_finished_class_is_not_trained_again(
+    separate: Path,
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    epoch: int,
+) -> None:
+    """Interrupted in the second class, before and after its first epoch."""
+    trained: list[int] = []
+
+    def run_epoch(self: Training, *arguments: object) -> float:
+        if len(trained) == 3 + epoch:
+            raise KeyboardInterrupt
+        trained.append(self.epoch)
+        return EPOCH(self, *arguments)
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", run_epoch)
+        assert train_command(demo_root, output, "--separate") == 130
+    error = capsys.readouterr().err
+    assert "1 of 2 classes are finished; go on with the same command and --resume" in error
+    assert "crad.train --resume" not in error  # that would go on with the second class alone
+    assert not (output / "results.json").exists()
+
+    def count_epoch(self: Training, *arguments: object) -> float:
+        trained.append(self.epoch)
+        return EPOCH(self, *arguments)
+
+    monkeypatch.setattr(Training, "run_epoch", count_epoch)
+    assert train_command(demo_root, output, "--separate") == 1
+    assert "--resume continues it" in capsys.readouterr().err
+    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    assert trained == [0, 1, 2, 0, 1, 2]
+    assert "class 1 of 2: brick (finished)" in capsys.readouterr().out
+    assert results_of(output)["classes"] == results_of(separate)["classes"]
+
+
+def test_resuming_what_is_finished_trains_nothing(
+    separate: Path,
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = shutil.copytree(separate, tmp_path / "run")
+    monkeypatch.delattr(Training, "run_epoch")
+    monkeypatch.delattr("crad.train.load_inputs")
+    (output / "results.json").unlink()
+    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    assert results_of(output) == results_of(separate)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"epoch": 3, "classes": {"brick": {}}}'])
+def test_results_of_something_else_are_measured_again(
+    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train, content: bytes
+) -> None:
+    output = shutil.copytree(separate, tmp_path / "run")
+    (output / "brick" / "results.json").write_bytes(content)
+    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    assert results_of(output)["classes"] == results_of(separate)["classes"]
+
+
+def test_other_settings_are_refused_before_any_training(
+    separate: Path,
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = shutil.copytree(separate, tmp_path / "run")
+    shutil.rmtree(output / "brick")
+    monkeypatch.delattr("crad.train.load_inputs")
+    assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 1
+    assert f"--seed: the run in '{output / 'gauge'}' has 0, not 1" in capsys.readouterr().err
+
+
+def test_one_model_and_many_are_not_mixed_up(
+    trained,
+    separate: Path,
+    tmp_path: Path,
+    train_command: Train,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = shutil.copytree(trained.output, tmp_path / "one")
+    many = shutil.copytree(separate, tmp_path / "many")
+    for arguments in ([], ["--resume"]):
+        assert train_command(trained.data, one, "--separate", *arguments) == 1
+        assert train_command(trained.data, many, *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("already holds a run") == 2
+    assert "one' holds one model for all classes; --overwrite replaces it" in error
+    assert "many' holds results, but no model to go on with; --overwrite replaces them" in error
+    assert results_of(one) == trained.results
+    assert results_of(many) == results_of(separate)
+    assert train_command(trained.data, one, "--separate", "--overwrite", "--epochs", "1") == 0
+    assert {path.name for path in one.iterdir()} == {"brick", "gauge", "results.json"}
+
+
+def test_some_of_the_classes(
+    trained, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--separate", "--classes", "gauge", "--epochs", "1"]
+    assert train_command(trained.data, tmp_path / "run", *arguments) == 0
+    assert [*results_of(tmp_path / "run")["classes"]] == ["gauge"]
+    assert not (tmp_path / "run" / "brick").exists()
+    assert train_command(trained.data, tmp_path / "other", "--classes", "nut") == 1
+    assert "classes: no 'nut' in" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_default_output_is_another_than_that_of_one_model() -> None:
+    assert parse_options(["--separate"]).output == Path("runs/demo-separate")
+    assert parse_options(["--separate", "--data", "x/parts"]).output == Path("runs/parts-separate")
+
+
+def test_classes_are_part_of_the_settings(
+    tmp_path: Path, demo_root: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert train_command(demo_root, output, "--classes", "gauge", "--epochs", "1") == 0
+    assert "| classes gauge" in capsys.readouterr().out
+    main(["--resume", "--output", str(output)])
+    assert [*results_of(output)["classes"]] == ["gauge"]
+    with pytest.raises(SystemExit):
+        main(["--resume", "--output", str(output), "--classes", "brick"])
+    assert "error: --classes: the run in" in capsys.readouterr().err
+
+
+def test_visa_gives_what_the_same_images_give_in_another_layout(
+    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    root, found = tmp_path / "VisA", find_dataset(demo_root)
+    table = ["object,split,label,image,mask"]
+    for number, sample in enumerate((*found.train, *found.test)):
+        label = "anomaly" if sample.is_anomaly else "normal"
+        names = []
+        for kind, file in (("Images", sample.path), ("Masks", sample.mask)):
+            name = f"{sample.class_name}/Data/{kind}/{label.capitalize()}/{number:03}.png"
+            if file:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, root / name)
+            names.append(name if file else "")
+        split = "train" if number < len(found.train) else "test"
+        table.append(",".join([sample.class_name, split, label, *names]))
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(table))
+    assert train_command(root, tmp_path / "run", "--separate") == 0
+    assert results_of(tmp_path / "run")["classes"] == results_of(separate)["classes"]
+
+
+def part(name: str, auroc: float | None, note: str | None = None) -> Results:
+    unknown = dict.fromkeys(METRIC_NAMES)
+    entry: Any = unknown | {"image_auroc": auroc, "n_train": 1, "n_test": 2}
+    metrics: Any = summarise({name: entry})
+    results: Results = {
+        "protocol": "crad",
+        "seed": 0,
+        "epoch": 1,
+        **metrics,
+        "timing": {"training": 1.0},
+        "environment": {},
+        "data": "data",
+        "baselines": {"nearest_neighbour": metrics},
+        "other_protocols": {"paper": metrics},
+    }
+    if note:
+        results["note"] = note
+    return results
+
+
+def test_the_mean_is_over_what_is_measured() -> None:
+    whole = combine([part("a", 0.5), part("b", None), part("c", 1.0)])
+    assert whole["mean"] == dict.fromkeys(METRIC_NAMES) | {"image_auroc": 0.75}
+    for joined in (whole["baselines"]["nearest_neighbour"], whole["other_protocols"]["paper"]):
+        assert joined == {"classes": whole["classes"], "mean": whole["mean"]}
+        assert [*joined["classes"]] == ["a", "b", "c"]
+
+
+def test_notes() -> None:
+    def note(*notes: str | None) -> str:
+        parts = [part(name, 0.5, text) for name, text in zip("ab", notes, strict=True)]
+        return combine(parts)["note"]
+
+    assert note(None, None) == "one model for each class"
+    assert note("demo", "demo") == "one model for each class; demo"
+    assert note("demo", "demo; 1 image") == "one model for each class; a: demo; b: demo; 1 image"
+    assert note(None, "1 image") == "one model for each class; b: 1 image"
