@@ -1,4 +1,5 @@
-// The loops for other entries of few channels: the lanes of a vector are points, not channels.
+// The loops for entries of few channels: the lanes of a vector are points, not channels. (Backward,
+// those of rows.h come first, where they fit.)
 #pragma once
 
 #include "block.h"
