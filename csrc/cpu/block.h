@@ -1,5 +1,5 @@
-// Sixteen points located together, one lane each: loops of a fixed length around csrc/core, which
-// the compiler turns into vector code.
+// Points located together, one lane each: loops of a fixed length around csrc/core, which the
+// compiler turns into vector code.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,8 @@
 namespace crad {
 namespace {
 
-constexpr int kLanes = 16;
+// Two vectors of AVX-512: what one waits for, the other does meanwhile.
+constexpr int kLanes = 32;
 
 // Of what a vector register reads or writes whole: across a border of this, that costs twice.
 constexpr int kLine = 64;

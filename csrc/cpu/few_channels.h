@@ -11,18 +11,21 @@ namespace {
 
 constexpr int64_t kFewChannels = 7;  // at most; more fill a vector's lanes well enough themselves
 
-constexpr uint32_t kAllLanes = (uint32_t{1} << kLanes) - 1;
+constexpr uint32_t kAllLanes = ~uint32_t{0};
+static_assert(kLanes == 32, "a bit for each");
 
 // The lanes, a bit each, that have none of these bits.
 inline uint32_t lanes_without(uint32_t bits, const uint32_t (&lane)[kLanes]) {
-#if CRAD_VECTOR_BYTES == 64
-  return _mm512_testn_epi32_mask(_mm512_loadu_si512(lane),
-                                 _mm512_set1_epi32(static_cast<int32_t>(bits)));
-#else
   uint32_t lanes = 0;
+#if CRAD_VECTOR_BYTES == 64
+  const __m512i wanted = _mm512_set1_epi32(static_cast<int32_t>(bits));
+  for (int i = 0; i < kLanes; i += 16)
+    lanes |= static_cast<uint32_t>(_mm512_testn_epi32_mask(_mm512_loadu_si512(lane + i), wanted))
+             << i;
+#else
   for (int i = 0; i < kLanes; ++i) lanes |= static_cast<uint32_t>((lane[i] & bits) == 0) << i;
-  return lanes;
 #endif
+  return lanes;
 }
 
 // What lies at `offset` from `base` in those lanes, 0 in others, from which nothing is read.
@@ -37,10 +40,12 @@ inline Lanes<A> gather(const A* base, const Lanes<int64_t>& offset, uint32_t lan
 inline Lanes<float> gather(const float* base, const Lanes<int64_t>& offset, uint32_t lanes) {
   const auto eight = [&](int first) __attribute__((always_inline)) {
     return _mm512_mask_i64gather_ps(_mm256_setzero_ps(), static_cast<__mmask8>(lanes >> first),
-                                    _mm512_loadu_si512(offset.lane + first), base, sizeof(float));
+                                    _mm512_load_si512(offset.lane + first), base, sizeof(float));
   };
   Lanes<float> result;
-  _mm512_storeu_ps(result.lane, _mm512_insertf32x8(_mm512_castps256_ps512(eight(0)), eight(8), 1));
+  for (int i = 0; i < kLanes; i += 16)
+    _mm512_store_ps(result.lane + i,
+                    _mm512_insertf32x8(_mm512_castps256_ps512(eight(i)), eight(i + 8), 1));
   return result;
 }
 #endif

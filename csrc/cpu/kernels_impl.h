@@ -202,7 +202,7 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
-    constexpr int64_t kAhead = 2 * kLanes;
+    constexpr int64_t kAhead = kLanes;
     if (range.order && p + kAhead + kLanes <= range.point_end)
       for (int i = 0; i < kLanes; ++i) {
         const int64_t point = range.order[p + kAhead + i];

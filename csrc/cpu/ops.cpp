@@ -56,7 +56,7 @@ const Kernels& kernels() {
 // of a tile lie next to each other, so that a thread stays with one tile of the grid.
 template <class F>
 void for_each_range(int64_t grids, int64_t tiles, int64_t chunks, int64_t elements, F f) {
-  constexpr int64_t kSerial = 32 * 1024;
+  constexpr int64_t kSerial = 32 * 1024;  // elements
   const int64_t ranges = grids * tiles * chunks;
   auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i / (tiles * chunks), i / chunks % tiles, i % chunks);

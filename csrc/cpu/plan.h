@@ -49,10 +49,11 @@ inline bool is_near(const Problem& problem) {
 }
 
 inline Plan forward_plan(const Problem& problem) {
-  constexpr int64_t kElements = 64 * 1024;  // of a range: enough to hide the cost of scheduling it
+  // Of a range: enough to hide the cost of scheduling it.
+  constexpr int64_t kElements = 64 * 1024, kPoints = 4 * 1024;
   const int64_t tile =
       is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
-  return plan_of(problem, tile, std::max<int64_t>(1, kElements / tile));
+  return plan_of(problem, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)));
 }
 
 constexpr int64_t kBackwardBytes = 8;  // of an entry and of its gradient

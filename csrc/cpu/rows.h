@@ -99,7 +99,7 @@ void backward_rows(const Problem& problem, const Range& range, const float* grid
   Square<float, width> product[kLanes / width];
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = rows.prepare(coords, range, p);
-    constexpr int64_t kAhead = 3 * kLanes;
+    constexpr int64_t kAhead = kLanes;
     if (range.order && p + kAhead + kLanes <= range.point_end)
       for (int i = 0; i < kLanes; ++i) {
         const int64_t point = range.order[p + kAhead + i];
