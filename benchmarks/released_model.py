@@ -45,8 +45,8 @@ class ReleasedCRAD(nn.Module):
             nn.Linear(channels, channels), nn.Tanh(), nn.Linear(channels, 2), nn.Tanh()
         )
         self.query = nn.ModuleList([local, whole])
-        self.coord = nn.Parameter(torch.empty(1, channels, 8, 8))
-        self.coord_ = nn.Parameter(torch.empty(1, channels * height * width, 4, 4))
+        entries = torch.empty(1, channels, 8, 8), torch.empty(1, channels * height * width, 4, 4)
+        self.coord, self.coord_ = (nn.Parameter(nn.init.xavier_normal_(each)) for each in entries)
         self.layer = nn.Sequential(*(_Bottleneck(2 * channels, expansion) for _ in range(depth)))
         self.recover = nn.Conv2d(2 * channels, channels, 1, bias=False)
 

@@ -18,6 +18,7 @@ from crad.command_line import CommandError, check_output, refuse, run_command
 from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
 from crad.data import find_dataset
 from crad.detector import PROTOCOL
+from crad.evaluation import RESULTS_NAME, clear_run
 from crad.features import anomaly_maps, extract
 from crad.model import CRAD, Bottleneck
 from crad.pictures import colour_scale
@@ -60,7 +61,7 @@ class ConvertOptions:
     ignore: tuple[str, ...] = ()
     """What the names of tensors to leave out begin with, such as a backbone's in the same file."""
     overwrite: bool = False
-    """Replace the checkpoint in OUT."""
+    """Replace the run in OUT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,11 +88,12 @@ def convert(options: ConvertOptions) -> Checkpoint:
         OSError: a file cannot be read or written.
     """
     check_output(options.output)
-    if (options.output / CHECKPOINT_NAME).exists() and not options.overwrite:
-        raise CommandError(
-            f"output: '{options.output}' holds {CHECKPOINT_NAME} already; --overwrite replaces it, "
-            "or give another folder"
-        )
+    for name in (CHECKPOINT_NAME, RESULTS_NAME):
+        if (options.output / name).exists() and not options.overwrite:
+            raise CommandError(
+                f"output: '{options.output}' holds {name} already; --overwrite replaces it, or "
+                "give another folder"
+            )
     try:
         model = from_released(_read(options.source), options.ignore).eval()
     except ReleasedStateError as error:
@@ -113,6 +115,7 @@ def convert(options: ConvertOptions) -> Checkpoint:
         model=model.state_dict(),
         backbone=backbone.state_dict(),
     )
+    clear_run(options.output)
     checkpoint.save(options.output)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters written to {options.output / CHECKPOINT_NAME}")

@@ -245,6 +245,12 @@ def from_checkpoint(
         checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components
     )
     model = create_model(checkpoint.config, checkpoint.feature_size)
+    for name, tensor in checkpoint.model.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(
+                f"checkpoint: '{name}' in '{checkpoint_path(path)}' holds NaN or infinite numbers; "
+                "use a copy of it, or train again with --overwrite"
+            )
     try:
         backbone.load_state_dict(checkpoint.backbone)
         model.load_state_dict(checkpoint.model)

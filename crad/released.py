@@ -47,8 +47,17 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
         ReleasedStateError: a tensor has no place in our model, or a place no tensor.
     """
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    named = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    tensors = translate({n: t for n, t in named.items() if not n.startswith(ignored)})
+    tensors: dict[str, Tensor] = {}
+    for full, tensor in state_dict.items():
+        name = full.removeprefix("module.")
+        if name.startswith(ignored):
+            continue
+        if name in tensors:
+            raise ReleasedStateError(f"'{name}' is there twice, once behind 'module.'")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ReleasedStateError(f"'{name}' holds NaN or infinite numbers")
+        tensors[name] = tensor
+    tensors = translate(tensors)
     values = tensors["local_representation.memory.values"]
     entries = tensors["global_representation.memory.values"]
     side = math.isqrt(entries.shape[-1] // values.shape[-1])
@@ -168,6 +177,8 @@ def _blocks(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         if not found:
             raise ReleasedStateError(f"'{name}' names no bottleneck; expected layer.NUMBER.NAME")
         blocks.setdefault(int(found[1]), {})[name] = tensor
+    if missing := set(range(max(blocks, default=0) + 1)) - blocks.keys():
+        raise ReleasedStateError(f"there is no bottleneck 'layer.{min(missing)}'")
     return [blocks[number] for number in sorted(blocks)]
 
 

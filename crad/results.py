@@ -160,7 +160,7 @@ def _decisions_table(decisions: Decisions) -> list[str]:
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
             f"only {fewest} of the normal images of a class were held back: its threshold is the "
-            f"largest of their scores, and up to 1 of {fewest + 1} normal images to come may be "
+            f"largest of their scores, and on average 1 of {fewest + 1} normal images to come is "
             "above it"
         )
     return lines

@@ -44,7 +44,9 @@ def train_separately(
     names = find_dataset(root, classes=options.config.classes).classes
     runs = [_run_of_class(options, name) for name in names]
     if options.overwrite and processes.is_main():
-        clear_run(output)
+        # All of them now: none is to be taken for one of this run when it is gone on with.
+        for folder in (output, *(run.output for run in runs)):
+            clear_run(folder)
 
     parts: list[Results] = []
     try:

@@ -52,7 +52,7 @@ class Threshold:
         """
         count = len(scores)
         rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)  # but for rounding
-        return cls(sorted(scores)[min(rank, count) - 1], count)
+        return cls(sorted(scores)[min(max(rank, 1), count) - 1], count)
 
 
 class Thresholds(dict[str, Threshold]):

@@ -95,14 +95,21 @@ def test_evaluation_takes_the_data_named_and_refuses_to_guess_them(
     assert results["data"] == str(demo_root)
 
 
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "results.json"])
 def test_it_replaces_nothing_by_accident(
-    arguments: list[str], tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "checkpoint.safetensors").write_bytes(b"mine")
+    (tmp_path / "out" / name).write_bytes(b"mine")
     assert command(main, *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "out" / "checkpoint.safetensors").read_bytes() == b"mine"
+    assert (tmp_path / "out" / name).read_bytes() == b"mine"
+    assert command(main, *arguments, "--overwrite") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint.safetensors"]
 
 
 class Runs:

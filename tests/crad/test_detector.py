@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import crad
+from crad.checkpoint import CheckpointError, read_checkpoint
 from crad.detector import Detector
 from crad.devices import select_precision
 from crad.images import ImageError
@@ -109,6 +110,14 @@ def test_a_loaded_detector_needs_nothing_but_its_checkpoint(trained, tmp_path: P
     shutil.copy(trained.output / "checkpoint.safetensors", tmp_path / "moved.safetensors")
     detector = crad.load(tmp_path / "moved.safetensors")
     assert len(detector.predict(Image.new("RGB", (64, 64)))) == 1
+
+
+def test_a_model_that_is_spoilt_decides_nothing(trained, tmp_path: Path) -> None:
+    spoilt = read_checkpoint(trained.output)
+    spoilt.model["local_representation.memory.values"][0, 0, 0] = torch.nan
+    spoilt.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"memory\.values' in .* holds NaN"):
+        crad.load(tmp_path)
 
 
 def test_bf16_is_used_only_where_asked_for_or_large(trained, image: Path) -> None:

@@ -124,6 +124,13 @@ def test_bottlenecks_come_in_the_order_of_their_numbers() -> None:
         assert torch.equal(ours.fusion[index].expand.weight, weight)
 
 
+@pytest.mark.parametrize("missing", [r"layer\.0\.", r"layer\."])
+def test_no_bottleneck_may_be_missing(released: ReleasedCRAD, missing: str) -> None:
+    state = {n: t for n, t in released.state_dict().items() if not re.match(missing, n)}
+    with pytest.raises(ReleasedStateError, match=r"no bottleneck 'layer\.0'"):
+        from_released(state)
+
+
 def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD) -> None:
     state = {"net.blocks.0.weight": torch.zeros(3), **released.state_dict()}
     with pytest.raises(ReleasedStateError, match=r"'net\.blocks\.0\.weight'.*--ignore"):
@@ -147,6 +154,8 @@ def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD)
         ("layer.0.change.3.weight", None, "no depthwise convolution among"),
         ("layer.0.change.1.running_var", None, "running_var"),
         ("layer.0.change.7.weight", torch.zeros(16, EXPANSION, 1), "not those of a CRAD"),
+        ("module.recover.weight", torch.zeros(1), r"'recover\.weight' is there twice"),
+        ("coord", torch.full((1, CHANNELS, 8, 8), torch.nan), "'coord' holds NaN"),
     ],
 )
 def test_what_leaves_a_doubt_is_refused(

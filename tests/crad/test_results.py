@@ -176,5 +176,5 @@ def test_the_table_says_what_thresholds_from_few_images_are_worth(results):
     assert without == "a class of which no images were held back has the highest threshold of all"
     assert few == (
         "only 20 of the normal images of a class were held back: its threshold is the largest of "
-        "their scores, and up to 1 of 21 normal images to come may be above it"
+        "their scores, and on average 1 of 21 normal images to come is above it"
     )

@@ -117,6 +117,25 @@ def test_a_finished_class_is_not_trained_again(
     assert results_of(output)["classes"] == results_of(separate)["classes"]
 
 
+def test_nothing_of_what_is_replaced_is_taken_for_the_new(
+    demo_root: Path,
+    separate: Path,
+    train_command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(separate, output)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_epoch", interrupt)
+        assert train_command(demo_root, output, "--separate", "--overwrite") == 130
+    assert not list(output.rglob("results.json"))
+
+
+def interrupt(*_: object) -> float:
+    raise KeyboardInterrupt
+
+
 def test_resuming_what_is_finished_trains_nothing(
     separate: Path,
     demo_root: Path,
