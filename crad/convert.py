@@ -21,12 +21,11 @@ from crad.detector import PROTOCOL
 from crad.evaluation import RESULTS_NAME, clear_run
 from crad.features import anomaly_maps, extract
 from crad.model import CRAD, Bottleneck
-from crad.pictures import colour_scale
+from crad.pictures import colour_scale, scale_images
 from crad.released import ReleasedStateError, from_released
 
 __all__ = ["convert", "from_released", "main"]
 
-_SCALE_IMAGES = 64  # training images whose maps set the colours of heat maps
 _NO_DATA = "no data set is recorded"
 
 # Metrics beside the weights may be NumPy's numbers, which are as harmless as Python's.
@@ -187,9 +186,7 @@ def _colour_scale(
         distance = math.sqrt(model.feature_size[0] * model.mse_threshold)
         return 0.0, (1 - model.cosine_weight) * distance
     train = [sample.path for sample in find_dataset(data).train]
-    chosen = [
-        train[i] for i in np.linspace(0, len(train) - 1, min(_SCALE_IMAGES, len(train))).astype(int)
-    ]
+    chosen = [train[number] for number in scale_images(len(train))]
     cpu = torch.device("cpu")
     features = extract(backbone, chosen, config.image_size, device=cpu, skip=None)
     maps, _ = PROTOCOL.score(anomaly_maps(model, features, cpu), config.image_size)

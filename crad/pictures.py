@@ -15,7 +15,7 @@ from crad.files import write_atomically
 from crad.images import open_image
 from crad.metrics import ScoredImage
 
-__all__ = ["colour_scale", "heat_map", "write_sheets"]
+__all__ = ["colour_scale", "heat_map", "scale_images", "write_sheets"]
 
 # Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
@@ -48,6 +48,12 @@ _COLUMNS = ("image", "truth", "anomaly map", "overlay")
 _INK = (32, 33, 36)
 _FAINT = (110, 113, 120)
 _EMPTY = (236, 237, 239)
+
+
+def scale_images(count: int) -> list[int]:
+    """Choose, evenly among so many training images, those whose maps set the colour scale."""
+    most = 64
+    return [int(number) for number in np.linspace(0, count - 1, min(most, count))]
 
 
 def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:

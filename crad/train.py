@@ -31,7 +31,7 @@ from crad.metrics import Metrics, better
 from crad.model import CRAD
 from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
-from crad.pictures import colour_scale
+from crad.pictures import colour_scale, scale_images
 from crad.protocol import choose_protocols
 from crad.results import Results
 from crad.separate import train_separately
@@ -40,7 +40,6 @@ from crad.training import Training, TrainingError, split_epoch
 from crad_kernels import backends
 
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
-_SCALE_IMAGES = 64  # training images whose maps set the colours of heat maps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,7 +200,7 @@ def _fit(
         seconds = stored.seconds
 
     checkpoint = stored
-    some = torch.linspace(0, len(normal) - 1, min(_SCALE_IMAGES, len(normal))).long()
+    some = torch.tensor(scale_images(len(normal)))
     shown = Features(normal.values[some], [normal.paths[index] for index in some])
     steps = len(split_epoch(torch.arange(len(normal)), config.batch_size, processes.count()))
     done, total = training.epoch * steps, config.epochs * steps

@@ -17,7 +17,6 @@ template <>
 struct Row<8> {
   __m256 lanes;
 
-  static Row zero() { return {_mm256_setzero_ps()}; }
   static Row broadcast(float value) { return {_mm256_set1_ps(value)}; }
 
   // Lane i of the result is lane `from[i]` of this.
@@ -57,7 +56,6 @@ inline Row<8> multiply_add(Row<8> a, Row<8> b, Row<8> c) {
   return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)};
 }
 inline Row<8> operator*(Row<8> a, Row<8> b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
-inline Row<8> operator+(Row<8> a, Row<8> b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
 
 #if CRAD_VECTOR_BYTES == 64
 template <>
@@ -65,7 +63,6 @@ struct Row<16> {
   __m512 lanes;
   using Bits = __mmask16;
 
-  static Row zero() { return {_mm512_setzero_ps()}; }
   static Row broadcast(float value) { return {_mm512_set1_ps(value)}; }
   Row permuted(const int32_t (&from)[16]) const {
     return {_mm512_permutexvar_ps(_mm512_loadu_si512(from), lanes)};
@@ -82,7 +79,6 @@ inline Row<16> multiply_add(Row<16> a, Row<16> b, Row<16> c) {
   return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
 }
 inline Row<16> operator*(Row<16> a, Row<16> b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
-inline Row<16> operator+(Row<16> a, Row<16> b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
 #endif
 
 }  // namespace

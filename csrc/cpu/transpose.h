@@ -1,7 +1,6 @@
 // Planes of channels made rows of channels and back, a square of a vector's width at a time.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>

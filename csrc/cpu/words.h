@@ -1,5 +1,5 @@
-// Words of Philox for the sixteen points of a block at once: compilers do not find the instruction
-// that multiplies words to twice their width.
+// Words of Philox for several points at once: compilers do not find the instruction that multiplies
+// words to twice their width.
 #pragma once
 
 #include "../core/philox.h"
