@@ -117,7 +117,8 @@ class Config:
     the metrics by the others beside it."""
     track_best: bool = False
     """Measure the test images after every epoch too, which takes as long again as evaluation each
-    time, and put the best epoch beside the last one, as best_on_test."""
+    time, and put the best epoch beside the last one, as best_on_test; with --separate, that of each
+    class."""
     precision: PrecisionName = "auto"
     """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
     has matrix instructions for it. The checkpoint holds what was taken."""

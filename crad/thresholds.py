@@ -108,7 +108,7 @@ class ClassDecisions(TypedDict):
 
 
 class Decisions(TypedDict):
-    """The part ``decisions`` of ``results.json``."""
+    """The part ``decisions`` of ``results.json``; scores are by the protocol ``crad``."""
 
     false_alarm_rate: float
     classes: dict[str, ClassDecisions]
