@@ -53,8 +53,8 @@ class Results(TypedDict):
             be taken for what the run reaches; with the metrics of that epoch. In the separate
             setting, an epoch for each class.
         decisions: the threshold of each class, the number of normal images it is from, and the
-            false alarms and misses it leads to on the test images; by scores as `crad.predict` gives
-            them, whatever the protocol.
+            false alarms and misses it leads to on the test images; by the scores that
+            `crad.predict` gives, whatever the protocol.
     """
 
     protocol: str

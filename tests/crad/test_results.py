@@ -166,8 +166,8 @@ def test_decisions_have_a_table(results):
     assert table(results).splitlines() == [
         *alone.splitlines(),
         "",
-        "decisions by scores of protocol crad at a false alarm rate of 0.01: above its threshold an "
-        "image is defective",
+        "decisions by scores of protocol crad at a false alarm rate of 0.01: above its threshold "
+        "an image is defective",
         "class              held back  threshold  false alarms   misses",
         "--------------------------------------------------------------",
         "brick                     99     0.5123       2 of 10  1 of 10",
