@@ -181,7 +181,9 @@ def test_the_class_of_images_from_memory_can_be_named(trained) -> None:
     for name in ("brick", "gauge"):
         (prediction,) = detector.predict(image, class_name=name)
         assert prediction.threshold == detector.thresholds[name].score
+        assert prediction.class_name == name
     (prediction,) = detector.predict(image)
+    assert prediction.class_name is None
     assert prediction.threshold == max(each.score for each in detector.thresholds.values())
     with pytest.raises(ValueError, match=r"class 'nut'; there is one for brick, gauge"):
         detector.predict(image, class_name="nut")
@@ -206,12 +208,17 @@ def test_the_prediction_command_decides(
     highest = max(each.score for each in thresholds.values())
     known, unknown = decided(inside, outside)
     assert (known["threshold"], unknown["threshold"]) == (thresholds["brick"].score, highest)
+    assert (known["class_name"], unknown["class_name"]) == ("brick", None)
     out = capsys.readouterr().out
+    assert "as the innermost folder named after one says: brick 1; --class NAME says it" in out
     assert "1 of 2 images lie in no folder named after a class: the highest threshold" in out
     assert {line.split()[1] for line in out.splitlines()[1:3]} <= {"good", "defect"}
     for entry in decided(inside, outside, "--class", "gauge"):
         assert entry["threshold"] == thresholds["gauge"].score
-    assert "lie in no folder" not in capsys.readouterr().out
+        assert entry["class_name"] == "gauge"
+    out = capsys.readouterr().out
+    assert "lie in no folder" not in out
+    assert "innermost folder" not in out
     assert command(crad.predict.main, *arguments, str(inside), "--class", "nut") == 1
     assert "has no threshold for 'nut'; it has brick, gauge" in capsys.readouterr().err
 
