@@ -152,6 +152,19 @@ def test_training_decides_by_images_it_did_not_see(trained, tmp_path: Path) -> N
         assert (counted["n_good"], counted["n_defective"]) == (3, 3)
 
 
+@pytest.mark.parametrize(("precision", "difference"), [("fp32", 1e-5), ("bf16", 0.03)])
+def test_thresholds_hold_for_the_network_that_predicts(
+    trained, precision: str, difference: float
+) -> None:
+    """BatchNorm is folded there, and the precision may be another."""
+    detector = crad.load(trained.output, device="cpu", precision=precision)
+    _, held_back = hold_back(find_dataset(trained.data), 0.1, seed=0)
+    for sample in held_back:
+        (prediction,) = detector.predict(sample.path)
+        threshold = detector.thresholds[sample.class_name].score
+        assert prediction.score == pytest.approx(threshold, rel=difference)
+
+
 def test_evaluation_reports_what_training_did(trained, command: Command, tmp_path: Path) -> None:
     arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path / "out")]
     assert command(crad.evaluate.main, *arguments) == 0
