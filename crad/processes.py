@@ -23,8 +23,7 @@ T = TypeVar("T")
 # reason to wait: torchrun then ends all.
 _TIMEOUT = timedelta(days=7)
 
-
-# What torchrun sets besides, for the processes to find each other.
+# What torchrun sets for the processes to find each other.
 _NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
 _ADDRESS = "MASTER_ADDR"
 

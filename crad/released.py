@@ -92,11 +92,11 @@ def translate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("memories", "layer", "recover")}
     unknown = []
     for name, tensor in state_dict.items():
-        _check_tensor(name, tensor)
         part = next((each for each in name.split(".") if each in _PARTS), None)
         if part is None:
             unknown.append(name)
         else:
+            _check_tensor(name, tensor)
             parts[part if part in parts else "memories"][name] = tensor
     if unknown:
         raise ReleasedStateError(

@@ -136,7 +136,8 @@ def combine(parts: Sequence[Results]) -> Results:
         results["baselines"] = _join_by_name(part["baselines"] for part in parts)
     if "other_protocols" in last:
         results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
-    if best := [part["best_on_test"] for part in parts if "best_on_test" in part]:
+    if "best_on_test" in last:
+        best = [part["best_on_test"] for part in parts]
         epochs = {name: cast(int, each["epoch"]) for each in best for name in each["classes"]}
         results["best_on_test"] = {"epoch": epochs, **_join(best)}
     if decided := [part["decisions"] for part in parts if "decisions" in part]:

@@ -132,7 +132,8 @@ def test_no_bottleneck_may_be_missing(released: ReleasedCRAD, missing: str) -> N
 
 
 def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD) -> None:
-    state = {"net.blocks.0.weight": torch.zeros(3), **released.state_dict()}
+    count = {"net.count": torch.tensor(3)}
+    state = {"net.blocks.0.weight": torch.zeros(3), **count, **released.state_dict()}
     with pytest.raises(ReleasedStateError, match=r"'net\.blocks\.0\.weight'.*--ignore"):
         from_released(state)
     for ignore in (["net."], "net."):
