@@ -20,6 +20,8 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 ALL_PARTS = ("model", "backbone", "optimizer", "random")
 
 _FORMAT = "crad"
+# To be raised with the meaning of what is written. What another crad wrote with other settings is
+# refused by their names.
 _VERSION = "1"
 _WAYS = "use the crad that wrote it, or train again with --overwrite"
 

@@ -34,6 +34,7 @@ _EXPECTED = (
     ImageError,
     MissingPackageError,
     OSError,
+    processes.LaunchError,
     processes.PeerError,
 )
 

@@ -1,6 +1,7 @@
 """What determines a run: its settings, and the presets they start from."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -117,7 +118,8 @@ class Config:
     the metrics by the others beside it."""
     track_best: bool = False
     """Measure the test images after every epoch too, which takes as long again as evaluation each
-    time, and put the best epoch beside the last one, as best_on_test."""
+    time, and put the best epoch beside the last one, as best_on_test; with --separate, that of each
+    class."""
     precision: PrecisionName = "auto"
     """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
     has matrix instructions for it. The checkpoint holds what was taken."""
@@ -193,6 +195,62 @@ PRESETS = MappingProxyType(
     }
 )
 """The settings that each preset stands for."""
+
+
+def _any_memory(*names: MemoryName) -> Callable[[Config], bool]:
+    return lambda config: config.local.memory in names or config.global_.memory in names
+
+
+_NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
+    {
+        "components": ("--backbone scattering", lambda config: config.backbone == "scattering"),
+        "absent": ("a memory that is none", _any_memory("none")),
+        "expansion": ("--depth above 0", lambda config: config.depth > 0),
+        "false_alarm_rate": (
+            "--calibration-share above 0",
+            lambda config: config.calibration_share > 0,
+        ),
+        "local.resolution": (
+            "a --local.memory other than none",
+            lambda config: config.local.memory != "none",
+        ),
+        "local.jitter_std": (
+            "--local.memory grid and --local.jitter-prob above 0",
+            lambda config: config.local.memory == "grid" and config.local.jitter_prob > 0,
+        ),
+        "local.jitter_prob": (
+            "--local.memory grid and --local.jitter-std above 0",
+            lambda config: config.local.memory == "grid" and config.local.jitter_std > 0,
+        ),
+        "global_.resolution": (
+            "a --global.memory other than none",
+            lambda config: config.global_.memory != "none",
+        ),
+        "discrete.address": ("a memory that is vq or attention", _any_memory("vq", "attention")),
+        "discrete.shrinkage": ("a memory that is attention", _any_memory("attention")),
+        **dict.fromkeys(
+            ("refinement.mse_weight", "refinement.cosine_weight"),
+            ("no --refinement.off", lambda config: not config.refinement.off),
+        ),
+        "refinement.mse_threshold": (
+            "no --refinement.off and --refinement.mse-weight above 0",
+            lambda config: not config.refinement.off and config.refinement.mse_weight > 0,
+        ),
+    }
+)
+"""Settings, by dotted name, that have no effect without another: what they need, and whether a
+configuration has it."""
+
+
+def without_effect(config: Config) -> str | None:
+    """Name the settings that differ from those of the preset but have no effect; None if none."""
+    held, usual = flatten(config), flatten(PRESETS[config.preset])
+    idle = [
+        f"{option(name)} (needs {need})"
+        for name, (need, is_met) in _NEEDS.items()
+        if held[name] != usual[name] and not is_met(config)
+    ]
+    return f"no effect: {', '.join(idle)}" if idle else None
 
 
 def option(name: str) -> str:

@@ -3,6 +3,7 @@
 import codecs
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from crad.features import anomaly_maps, extract
 from crad.model import CRAD, Bottleneck
 from crad.pictures import colour_scale, scale_images
 from crad.released import ReleasedStateError, from_released
+from crad.results import one_line
 
 __all__ = ["convert", "from_released", "main"]
 
@@ -131,17 +133,32 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a damaged file makes unpicklers raise nearly anything
-        reason = str(error).partition("\n")[0]
+        reason = "it is damaged, of another kind, or holds other objects"
+        if names := _other_objects(path):
+            reason = f"it holds {', '.join(names)} too, which is not loaded: that could run code"
         raise CommandError(
-            f"cannot read '{path}' as a PyTorch file of tensors and numbers: {reason}"
+            f"cannot read '{path}' as a PyTorch file of tensors and numbers: {reason}; give the "
+            "weights alone, as torch.save(model.state_dict(), FILE) writes them"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+    if not (
+        isinstance(state, dict)
+        and state
+        and all(isinstance(name, str) and torch.is_tensor(each) for name, each in state.items())
+    ):
         raise CommandError(
-            f"'{path}' holds no weights; expected a dictionary of tensors, or one 'state_dict'"
+            f"'{path}' holds no weights; expected tensors by name, or a 'state_dict' of them"
         )
     return state
+
+
+def _other_objects(path: Path) -> list[str]:
+    """Name the first few things in a PyTorch file that are neither tensors nor numbers."""
+    with suppress(Exception), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return [one_line(name) for name in sorted(names)[:3]]
+    return []  # it is damaged
 
 
 def _config(model: CRAD, options: ConvertOptions) -> Config:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from crad import tables
 from crad.command_line import check_batch_size, run_command
 from crad.config import PRESETS, PresetName
 from crad.detector import BATCH_SIZE, create_model, multiply_adds
@@ -206,14 +207,9 @@ def _table(costs: Iterable[Cost]) -> str:
         rows.append(
             (each.network, each.memory or "-", millions, giga, look_up, each.precision, speed)
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append(
-            "  ".join(c.rjust(w) if i > 1 else c.ljust(w) for i, (c, w) in enumerate(cells))
-        )
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    widths = tables.widths(rows)
+    head, *body = (tables.line(row, widths, left=2) for row in rows)
+    return "\n".join([head, tables.rule(widths), *body])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class Prediction:
         path: its file; None for an image from memory.
         threshold: the score above which an image of its class is defective; None if training held
             no normal images back to take one from.
+        class_name: the class that the threshold is of; None where that is not known, and it is the
+            highest of all, or there is none.
     """
 
     score: float
@@ -47,6 +49,7 @@ class Prediction:
     size: tuple[int, int]
     path: Path | None
     threshold: float | None = None
+    class_name: str | None = None
 
     @property
     def is_defective(self) -> bool | None:
@@ -151,7 +154,7 @@ class Detector:
                 maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
             ):
                 name = class_name or (self.thresholds.class_of(path) if path else None)
-                yield Prediction(score, scored, size, path, self.thresholds.score_of(name))
+                yield Prediction(score, scored, size, path, self.thresholds.score_of(name), name)
 
     @torch.inference_mode()
     def anomaly_maps(

@@ -73,6 +73,12 @@ def _reserve(n_bytes: int) -> Path:
     """Make a file of a size, with its space on the disk: a full one must not end the process."""
     default = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     folder = Path(os.environ.get("TMPDIR") or default)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise OSError(
+            f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' is "
+            "no folder that can be written into; make it one, name another with the environment "
+            "variable TMPDIR, or let more stay in memory with --feature-memory"
+        )
     if (free := shutil.disk_usage(folder).free) < n_bytes:
         raise OSError(
             f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' has "

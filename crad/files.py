@@ -116,7 +116,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             written.rename(folder)
         except OSError:
-            if not folder.is_dir():
+            if not (folder.is_dir() and any(folder.iterdir())):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

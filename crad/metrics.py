@@ -63,9 +63,13 @@ class Metrics(TypedDict):
 
 
 class EpochMetrics(Metrics):
-    """The metrics after an epoch, counted from 1."""
+    """The metrics after an epoch, counted from 1; of models of one class each, after one of each.
 
-    epoch: int
+    Attributes:
+        epoch: its number, or that of each class.
+    """
+
+    epoch: int | dict[str, int]
 
 
 @dataclass(frozen=True, eq=False)

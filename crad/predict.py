@@ -4,7 +4,8 @@ import csv
 import io
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -43,8 +44,8 @@ class PredictOptions:
     """Image files, and folders whose images are all taken, those of sub-folders too."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class that all images are of, whose threshold decides. Without it, an image is of the
-    class that a folder it lies in is named after; if there is none, the highest threshold
-    decides."""
+    class that the innermost folder of its full path with the name of a class says; if there is
+    none, the highest threshold decides. The output says which class each was taken to be of."""
     output: Path | None = None
     """Folder to write a heat map of each image, scores.csv and scores.json into."""
     csv: Path | None = None
@@ -70,12 +71,15 @@ class Scored(NamedTuple):
         score: its anomaly score.
         decision: ``"good"``, ``"defect"``, or None without a threshold.
         threshold: the score above which the image is defective.
+        class_name: the class that the threshold is of; None where it is the highest of all, or
+            there is none.
     """
 
     image: Path
     score: float
     decision: str | None
     threshold: float | None
+    class_name: str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,8 +132,10 @@ def predict(options: PredictOptions) -> list[Scored]:
                 assert prediction.path is not None  # every source is a file
                 decision = _DECISIONS[prediction.is_defective]
                 path, score = prediction.path, prediction.score
-                scores.append(Scored(path, score, decision, prediction.threshold))
-                bar.write(f"{score:10.4g}  {decision or '-':8}  {_printable(path)}")
+                scores.append(
+                    Scored(path, score, decision, prediction.threshold, prediction.class_name)
+                )
+                bar.write(f"{score:10.4g}  {decision or '-':8}  {_printable(str(path))}")
                 if prediction.path in pictures:
                     with bad.reading():
                         image = open_image(prediction.path)
@@ -141,29 +147,35 @@ def predict(options: PredictOptions) -> list[Scored]:
             print(f"stopped after {len(scores)} of {len(found)} images")
         raise
     _write_scores(scores, options)
-    for note in (bad.note(), _how_decided(scores, thresholds, options.class_)):
-        if note:
-            print(note)
+    for note in filter(None, (bad.note(), *_how_decided(scores, thresholds, options.class_))):
+        print(note)
     return scores
 
 
 def _how_decided(
     scores: Sequence[Scored], thresholds: Thresholds, class_name: str | None
-) -> str | None:
+) -> Iterator[str]:
     """Say what a reader of the decisions must know."""
     if not thresholds:
-        return (
+        yield (
             "no decisions: training held no normal images back to set thresholds with; train with "
             "--calibration-share 0.1"
         )
-    if class_name is not None:
-        return None
-    if not (unknown := sum(thresholds.class_of(each.image) is None for each in scores)):
-        return None
-    return (
-        f"{unknown} of {len(scores)} images lie in no folder named after a class: the highest "
-        "threshold of all classes decided; --class NAME takes that of a class"
-    )
+    if class_name is not None or len(thresholds) < 2:
+        return
+    counts = Counter(each.class_name for each in scores)
+    unknown = counts.pop(None, 0)
+    if counts:
+        told = ", ".join(f"{_printable(str(name))} {count}" for name, count in counts.items())
+        yield (
+            f"images of each class, as the innermost folder named after one says: {told}; "
+            "--class NAME says it of all"
+        )
+    if unknown:
+        yield (
+            f"{unknown} of {len(scores)} images lie in no folder named after a class: the highest "
+            "threshold of all classes decided; --class NAME takes that of a class"
+        )
 
 
 def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
@@ -242,10 +254,10 @@ def _write_csv(scores: Iterable[Scored], file: Path) -> None:
     write_atomically(file, lambda opened: opened.write(data))
 
 
-def _printable(path: Path) -> str:
-    """The path as the terminal can show it, whatever bytes are in it."""
+def _printable(name: str) -> str:
+    """A path or name as the terminal can show it, whatever bytes are in it."""
     encoding = sys.stdout.encoding or "utf-8"
-    return one_line(str(path)).encode(encoding, errors="backslashreplace").decode(encoding)
+    return one_line(name).encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ T = TypeVar("T")
 # reason to wait: torchrun then ends all.
 _TIMEOUT = timedelta(days=7)
 
+# What torchrun sets for the processes to find each other.
+_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
+_ADDRESS = "MASTER_ADDR"
+
+
+class LaunchError(Exception):
+    """The environment is that of one process of several in part only; the message says the rest."""
+
 
 class PeerError(Exception):
     """Another process has ended, so that nothing can be exchanged with it."""
@@ -39,6 +47,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
     Raises:
         DeviceError: there are fewer GPUs than processes.
+        LaunchError: some of what torchrun sets is not set, or not to a number.
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
     if "LOCAL_RANK" not in os.environ:
@@ -50,6 +59,7 @@ def joined(device: torch.device) -> Iterator[None]:
             f"device: {local_count()} processes for {torch.cuda.device_count()} GPUs; lower "
             "--nproc_per_node of torchrun, or take --device cpu"
         )
+    _check_environment()
     state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     with open(os.devnull, "w") as nowhere:
         if is_main():
@@ -58,6 +68,17 @@ def joined(device: torch.device) -> Iterator[None]:
             with redirect_stdout(nowhere):
                 yield
     state.destroy_process_group()
+
+
+def _check_environment() -> None:
+    wrong = [name for name in _NUMBERS if not os.environ.get(name, "").isdecimal()]
+    wrong += [_ADDRESS] * (not os.environ.get(_ADDRESS))
+    if wrong:
+        raise LaunchError(
+            "processes: LOCAL_RANK is set in the environment, as torchrun does for each of several "
+            f"processes, but not as it does: {', '.join(wrong)}; start them with torchrun "
+            "--nproc_per_node N -m crad.train, or for a single process unset LOCAL_RANK"
+        )
 
 
 def rank() -> int:

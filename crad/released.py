@@ -16,12 +16,14 @@ import math
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from crad.model import CRAD
 
 _PARTS = ("query", "coord", "coord_", "layer", "recover")
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_COUNT = "num_batches_tracked"
+_NORM = ("weight", "bias", "running_mean", "running_var", _COUNT)
 _BOTTLENECK = (
     *("expand", "expand_norm", "depthwise", "depthwise_norm"),
     *("excitation.squeeze", "excitation.excite", "project", "project_norm"),
@@ -54,8 +56,6 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
             continue
         if name in tensors:
             raise ReleasedStateError(f"'{name}' is there twice, once behind 'module.'")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ReleasedStateError(f"'{name}' holds NaN or infinite numbers")
         tensors[name] = tensor
     tensors = translate(tensors)
     values = tensors["local_representation.memory.values"]
@@ -96,6 +96,7 @@ def translate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if part is None:
             unknown.append(name)
         else:
+            _check_tensor(name, tensor)
             parts[part if part in parts else "memories"][name] = tensor
     if unknown:
         raise ReleasedStateError(
@@ -122,12 +123,27 @@ def translate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return translated
 
 
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    """Refuse what is no weight, bias or statistic of any layer, nor a count of batches."""
+    is_count = name.endswith(_COUNT)
+    if tensor.layout != torch.strided or not (is_count or tensor.is_floating_point()):
+        raise ReleasedStateError(
+            f"'{name}' is of {tensor.dtype}, {tensor.layout}; expected floating point, not sparse"
+        )
+    if not tensor.numel() or (tensor.ndim == 0 and not is_count):
+        raise ReleasedStateError(
+            f"'{name}' has the shape {tuple(tensor.shape)}; expected one or more axes, none empty"
+        )
+    if not tensor.isfinite().all():
+        raise ReleasedStateError(f"'{name}' holds NaN or infinite numbers")
+
+
 def _memories(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
     """The two grids, and the coordinate networks that belong to them."""
     placed: dict[str, Tensor] = {}
     left = dict(tensors)
     for name, tensor in tensors.items():
-        if role := _role_in_memories(tensor, channels):
+        if name in left and (role := _role_in_memories(tensor, channels)):
             _place(placed, role, _channels_last(tensor, channels), name)
             del left[name]
             bias = name.removesuffix("weight") + "bias"
@@ -197,7 +213,7 @@ def _bottleneck(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
             for kind in _NORM:
                 if stem + kind in left:
                     placed[f"{norm}.{kind}"] = left.pop(stem + kind)
-        elif role := _role_in_bottleneck(tensor, channels, inside, placed):
+        elif tensor.ndim > 1 and (role := _role_in_bottleneck(tensor, channels, inside, placed)):
             layer = tensor.flatten(1) if role.startswith("excitation") else tensor
             _place(placed, f"{role}.weight", layer, name)
             del left[name]

@@ -4,7 +4,6 @@ import math
 import os
 import platform
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from itertools import chain
@@ -13,6 +12,8 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
+from crad import tables
+from crad.detector import PROTOCOL
 from crad.files import write_json
 from crad.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics
 from crad.thresholds import Decisions
@@ -49,9 +50,11 @@ class Results(TypedDict):
         baselines: other detectors measured on the same images, by name and the same protocol.
         other_protocols: the metrics of the same maps by further protocols, by name.
         best_on_test: the epoch with the best mean image AUROC, chosen on the test images, so not to
-            be taken for what the run reaches; with the metrics of that epoch.
+            be taken for what the run reaches; with the metrics of that epoch. In the separate
+            setting, an epoch for each class.
         decisions: the threshold of each class, the number of normal images it is from, and the
-            false alarms and misses it leads to on the test images.
+            false alarms and misses it leads to on the test images; by the scores that
+            `crad.predict` gives, whatever the protocol.
     """
 
     protocol: str
@@ -120,17 +123,26 @@ def table(results: Results) -> str:
     for protocol, metrics in results.get("other_protocols", {}).items():
         lines += ["", *_table(protocol, metrics, {})]
     if best := results.get("best_on_test"):
-        means = [best["mean"]["image_auroc"], best["mean"]["pixel_auroc"]]
-        image, pixel = map(_cell, means)
-        lines.append(
-            f"best_on_test: epoch {best['epoch']} of {results['epoch']}, mean AUROC of images "
-            f"{image}, of pixels {pixel}; chosen on the test images"
-        )
+        lines.append(_best_line(best, results["epoch"]))
     if decisions := results.get("decisions"):
         lines += ["", *_decisions_table(decisions)]
     if note := results.get("note"):
         lines.append(note)
     return "\n".join(lines)
+
+
+def _best_line(best: EpochMetrics, last: int) -> str:
+    """Say what the best epoch reaches, or in the separate setting the best one of each class."""
+    epoch = best["epoch"]
+    which = f"epoch {epoch}"
+    if isinstance(epoch, dict):
+        which = f"each class after an epoch of its own, {min(epoch.values())} to "
+        which += str(max(epoch.values()))
+    image, pixel = _cell(best["mean"]["image_auroc"]), _cell(best["mean"]["pixel_auroc"])
+    return (
+        f"best_on_test: {which} of {last}, mean AUROC of images {image}, of pixels {pixel}; chosen "
+        "on the test images"
+    )
 
 
 def _decisions_table(decisions: Decisions) -> list[str]:
@@ -146,11 +158,12 @@ def _decisions_table(decisions: Decisions) -> list[str]:
         held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
         rows.append([_shown(name), held_back, threshold, *_parts(counts)])
     rows.append(["all", "", "", *_parts(totals)])
-    widths = _widths(rows)
-    head, *body, total = (_line(row, widths) for row in rows)
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    widths = tables.widths(rows)
+    head, *body, total = (tables.line(row, widths) for row in rows)
+    rule = tables.rule(widths)
     lines = [
-        f"decisions at a false alarm rate of {rate:.3g}: above its threshold an image is defective",
+        f"decisions by scores of protocol {PROTOCOL.name} at a false alarm rate of "
+        f"{rate:.3g}: above its threshold an image is defective",
         *(head, rule, *body, rule, total),
     ]
     numbers = [entry["n_calibration"] for entry in classes.values()]
@@ -178,18 +191,17 @@ def _table(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) ->
         ["mean", "", "", *chain(*(_cells(each["mean"], names) for _, each, names in groups))]
     )
 
-    widths = _widths(rows)
-    titles, spans, begin = [f"protocol {protocol}"], [sum(widths[:3]) + 4], 3
+    widths = tables.widths(rows)
+    titles, spans, begin = [f"protocol {protocol}"], [tables.span(widths[:3])], 3
     for title, _, names in groups:  # a title stands over its columns
         end = begin + len(names)
-        gaps = 2 * (len(names) - 1)
-        widths[begin] += max(0, _width(title) - sum(widths[begin:end]) - gaps)
+        widths[begin] += max(0, tables.width(title) - tables.span(widths[begin:end]))
         titles.append(title)
-        spans.append(sum(widths[begin:end]) + gaps)
+        spans.append(tables.span(widths[begin:end]))
         begin = end
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    head, *body, mean = (_line(row, widths) for row in rows)
-    return [_line(titles, spans), head, rule, *body, rule, mean]
+    rule = tables.rule(widths)
+    head, *body, mean = (tables.line(row, widths) for row in rows)
+    return [tables.line(titles, spans), head, rule, *body, rule, mean]
 
 
 def one_line(text: str) -> str:
@@ -217,25 +229,6 @@ def _parts(counts: Sequence[int]) -> list[str]:
 def _shown(name: str) -> str:
     """A name as a terminal can show it, whatever bytes are in it."""
     return one_line(name).encode("utf-8", "replace").decode("utf-8")
-
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """Columns that each cell of a row has to take in a terminal."""
-    return [max(map(_width, column)) for column in zip(*rows, strict=True)]
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    """Join cells, the first flush left and the others flush right."""
-    first, *others = (
-        " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)
-    )
-    padded = [cells[0] + first, *(pad + cell for pad, cell in zip(others, cells[1:], strict=True))]
-    return "  ".join(padded).rstrip()
-
-
-def _width(text: str) -> int:
-    """Columns that `text` takes in a terminal: an East Asian wide character takes two."""
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 
 def _not_finite(value: object, where: str = "") -> str | None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from crad import processes
 from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
@@ -87,30 +88,34 @@ def _run_of_class(options: TrainOptions, name: str) -> TrainOptions:
 
 
 def _finished(run: TrainOptions) -> Results | None:
-    """The results of a run that is to be resumed, if nothing of it is left to do."""
+    """The results of a run that is to be resumed, if nothing of it is left to do.
+
+    Those that an evaluation has put in their place lack some of what a training run says.
+    """
     if not run.resume:
-        return None
-    try:
-        results: Results = json.loads((run.output / RESULTS_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
         return None
     config = run.config
     protocols = [protocol.name for protocol in choose_protocols(config.protocol)]
+    try:
+        results: Results = json.loads((run.output / RESULTS_NAME).read_text(encoding="utf-8"))
+        found = (
+            results["data"],
+            results["epoch"],
+            [*results["classes"]],
+            [results["protocol"], *results.get("other_protocols", ())],
+        )
+        is_of_training = "training" in results["timing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # there are none, or they are something else
     expected = (config.data, config.epochs, [*config.classes], protocols)
-    found = (
-        results.get("data"),
-        results.get("epoch"),
-        [*results.get("classes", ())],
-        [results.get("protocol"), *results.get("other_protocols", ())],
-    )
-    return results if found == expected else None
+    return results if is_of_training and found == expected else None
 
 
 def combine(parts: Sequence[Results]) -> Results:
     """Join the results of classes that were trained alone, in the order given.
 
     Timing is the sum; the mean is over the classes in which a metric can be measured. The best
-    epoch on the test images is each class's own, and stays in its results.
+    epoch on the test images is each class's own.
     """
     timing: Counter[str] = Counter()
     for part in parts:
@@ -131,6 +136,10 @@ def combine(parts: Sequence[Results]) -> Results:
         results["baselines"] = _join_by_name(part["baselines"] for part in parts)
     if "other_protocols" in last:
         results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
+    if "best_on_test" in last:
+        best = [part["best_on_test"] for part in parts]
+        epochs = {name: cast(int, each["epoch"]) for each in best for name in each["classes"]}
+        results["best_on_test"] = {"epoch": epochs, **_join(best)}
     if decided := [part["decisions"] for part in parts if "decisions" in part]:
         results["decisions"] = {
             "false_alarm_rate": decided[0]["false_alarm_rate"],

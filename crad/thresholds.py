@@ -83,6 +83,12 @@ def take_thresholds(
 ) -> Thresholds:
     """Take the threshold of each class from the scores of images held back.
 
+    Training gives the scores of the network as it trains it, in that precision. Prediction folds
+    BatchNorm into the convolutions, and may compute in another precision. After a training of the
+    demo set, the scores of its 120 images held back differed by at most 2e-6 of themselves with
+    both in fp32. With bf16 in either or both, it was 1.3 %, on average 0.3 %, to both sides alike:
+    their mean changed by less than 0.1 %.
+
     Args:
         samples: the images.
         scores: their scores.
@@ -108,7 +114,7 @@ class ClassDecisions(TypedDict):
 
 
 class Decisions(TypedDict):
-    """The part ``decisions`` of ``results.json``."""
+    """The part ``decisions`` of ``results.json``; scores are by the protocol ``crad``."""
 
     false_alarm_rate: float
     classes: dict[str, ClassDecisions]

@@ -17,7 +17,7 @@ from crad import processes
 from crad.backbones import Backbone, create_backbone
 from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
 from crad.command_line import BadImages, CommandError, run_command
-from crad.config import Config
+from crad.config import Config, without_effect
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import PROTOCOL, create_model, image_scores, multiply_adds
@@ -91,6 +91,8 @@ def _train(options: TrainOptions, show: bool) -> Results:
     device = select_device(options.device)
     stored = _prepare_output(options)
     print(_first_line(config, device), flush=True)
+    if idle := without_effect(config):
+        print(idle, flush=True)
 
     backbone = create_backbone(
         config.backbone,

@@ -87,14 +87,14 @@ def get(
         archive_file: the archive, downloaded already.
 
     Returns:
-        ``folder/name``; there is no such folder until all is extracted.
+        ``folder/name``; there is no such folder, or an empty one, until all is extracted.
 
     Raises:
         DataError: the archive cannot be had or is another one, or there is too little space.
         OSError: a file cannot be read or written.
     """
     archive, target = ARCHIVES[name], folder / name
-    if target.exists():
+    if target.exists() and not _is_empty(target):
         return target
     path = archive_file or folder / archive.file_name
     if archive_file or path.exists():
@@ -109,8 +109,9 @@ def get(
             partial.unlink()
             raise
         partial.rename(path)
-    _check_space(folder, archive.size)
-    with new_folder(target) as unfinished:
+    place = target.resolve()  # an empty one may be a link to another disk
+    _check_space(place, archive.size)
+    with new_folder(place) as unfinished:
         _extract(path, unfinished)
     return target
 
@@ -199,6 +200,10 @@ def _extract(path: Path, folder: Path) -> None:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, LZMAError, EOFError) as error:
         raise DataError(f"archive: cannot extract '{path}': {error}") from error
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -118,6 +118,17 @@ def test_other_settings(tmp_path: Path, checkpoint: Checkpoint) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_an_older_crad_is_told_by_its_settings(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    """As before there were thresholds: not taken for damaged, and not read without them."""
+    checkpoint.save(tmp_path)
+    with safetensors.safe_open(tmp_path / CHECKPOINT_NAME, "pt") as opened:
+        run = json.loads(opened.metadata()["run"])
+    del run["thresholds"], run["config"]["calibration_share"]
+    rewrite(tmp_path, run=json.dumps(run))
+    with pytest.raises(CheckpointError, match="of another crad: its settings differ in calibr"):
+        read_checkpoint(tmp_path)
+
+
 def test_other_tensors(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / CHECKPOINT_NAME)
     with pytest.raises(CheckpointError, match="no crad checkpoint"):

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from crad.checkpoint import CHECKPOINT_NAME
-from crad.config import PRESETS, Config, from_json, to_json
+from crad.config import PRESETS, Config, from_json, to_json, without_effect
+from crad.detector import create_model
 from crad.options import parse_options
 
 
@@ -79,6 +81,68 @@ def test_wrong_options_exit_with_2(
         parse_options(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (["--local.memory", "attention", "--local.jitter-std", "0.1"], "--local.jitter-std"),
+        (["--local.jitter-prob", "0", "--local.jitter-std", "0.1"], "--local.jitter-std"),
+        (["--local.jitter-std", "0", "--local.jitter-prob", "1"], "--local.jitter-prob"),
+        (["--local.memory", "none", "--local.resolution", "4", "4"], "--local.resolution"),
+        (["--global.memory", "none", "--global.resolution", "2"], "--global.resolution"),
+        (["--discrete.address", "hidden"], "--discrete.address"),
+        (["--discrete.shrinkage", "0.1"], "--discrete.shrinkage"),
+        (["--refinement.off", "--refinement.mse-weight", "1"], "--refinement.mse-weight"),
+        (["--refinement.off", "--refinement.cosine-weight", "1"], "--refinement.cosine-weight"),
+        (["--refinement.off", "--refinement.mse-threshold", "1"], "--refinement.mse-threshold"),
+        (["--absent", "zeros"], "--absent"),
+        (["--depth", "0", "--expansion", "3"], "--expansion"),
+        (["--calibration-share", "0", "--false-alarm-rate", "0.1"], "--false-alarm-rate"),
+        (["--backbone", "resnet18", "--components", "3"], "--components"),
+    ],
+)
+def test_what_has_no_effect_is_named(arguments: list[str], idle: str) -> None:
+    config = parse_options(arguments).config
+    found = without_effect(config)
+    assert found is not None
+    assert found.startswith(f"no effect: {idle} (needs ")
+    assert found.count("(needs") == 1
+    if config.backbone == "scattering":  # and it is true: the model is the same without it
+        states = []
+        for each in (config, replace(config, **usual(config, idle))):
+            torch.manual_seed(0)
+            states.append(create_model(each, (8, 4, 4)))
+        torch.testing.assert_close(states[0].state_dict(), states[1].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--preset", "crad", "--backbone", "resnet18"],
+        ["--local.jitter-std", "0.1", "--local.resolution", "3", "--global.resolution", "3"],
+        ["--refinement.off", "--local.jitter-prob", "0", "--global.memory", "none"],
+        ["--local.memory", "attention", "--discrete.address", "hidden"],
+        ["--global.memory", "attention", "--discrete.shrinkage", "0.1"],
+        ["--global.memory", "none", "--absent", "zeros", "--components", "8"],
+        ["--refinement.mse-weight", "1", "--refinement.mse-threshold", "1"],
+        ["--false-alarm-rate", "0.1"],
+    ],
+)
+def test_nothing_is_said_of_what_has_an_effect_or_was_not_changed(arguments: list[str]) -> None:
+    assert without_effect(parse_options(arguments).config) is None
+
+
+def usual(config: Config, name: str) -> dict[str, object]:
+    """The option of a name as the preset has it, to replace in a configuration."""
+    group, _, leaf = name.removeprefix("--").replace("-", "_").rpartition(".")
+    preset = PRESETS[config.preset]
+    if not group:
+        return {leaf: getattr(preset, leaf)}
+    group = {"global": "global_"}.get(group, group)
+    changed = {leaf: getattr(getattr(preset, group), leaf)}
+    return {group: replace(getattr(config, group), **changed)}
 
 
 def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:

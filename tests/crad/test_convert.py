@@ -121,10 +121,19 @@ class Runs:
     ("content", "message"),
     [
         (None, "No such file"),
-        (b"no checkpoint", "as a PyTorch file of tensors and numbers"),
-        (Runs(), "as a PyTorch file of tensors and numbers"),
+        (b"no checkpoint", "tensors and numbers: it is damaged, of another kind, or holds other"),
+        (b"", "tensors and numbers: it is damaged, of another kind, or holds other"),
+        (
+            Runs(),
+            "tensors and numbers: it holds builtins.eval too, which is not loaded: that could",
+        ),
+        (
+            {"metric": np.float64(1.0), "path": Path("x"), "a": torch.zeros(2)},
+            "it holds pathlib.PosixPath too, which is not loaded",
+        ),
         ({"epoch": 3}, "holds no weights"),
         ({}, "holds no weights"),
+        ({3: torch.zeros(2)}, "holds no weights"),
         ({"net.conv1.weight": torch.zeros(3)}, r"net.conv1.weight' are none of the model's parts"),
         ({"recover.weight": torch.zeros(4, 8, 1, 1)}, "nothing in the memories"),
         (
@@ -152,6 +161,7 @@ def test_what_is_no_released_checkpoint_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert str(file) in line
+    assert "weights_only" not in line  # torch's advice is to run what is in the file
     assert not (tmp_path / "out").exists()
 
 

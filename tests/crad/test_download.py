@@ -149,10 +149,27 @@ def test_a_data_set_is_downloaded_and_extracted(server, tmp_path):
 
 
 def test_what_is_extracted_is_not_touched(server, tmp_path):
-    (tmp_path / "mvtec").mkdir()
+    (tmp_path / "mvtec" / "bottle").mkdir(parents=True)
     assert get("mvtec", tmp_path) == tmp_path / "mvtec"
     assert server.asked == []
     assert list(tmp_path.iterdir()) == [tmp_path / "mvtec"]
+    assert files(tmp_path / "mvtec") == {}
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "link to nothing yet"])
+def test_an_empty_folder_is_filled(tmp_path, kind):
+    disk, data = tmp_path / "disk", tmp_path / "data"
+    disk.mkdir()
+    data.mkdir()
+    if kind == "folder":
+        (data / "mvtec").mkdir()
+    else:
+        (data / "mvtec").symlink_to(disk / "mvtec", target_is_directory=True)
+    if kind == "link":
+        (disk / "mvtec").mkdir()
+    assert files(get("mvtec", data)) == PICTURES
+    assert {path.name for path in data.iterdir()} == {"mvtec", "archive.tar.xz"}
+    assert [path.name for path in disk.iterdir()] == ["mvtec"] * (kind != "folder")
 
 
 @pytest.mark.parametrize("announce", [True, False])

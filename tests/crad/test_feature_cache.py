@@ -99,6 +99,18 @@ def test_a_disk_without_space_is_an_error_with_a_way_out(
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_a_folder_for_temporary_files_that_is_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / kind))
+    with pytest.raises(OSError, match="TMPDIR, or let more stay in memory") as caught:
+        FeatureCache(gigabytes=0).allocate(3)
+    assert f"'{tmp_path / kind}' is no folder that can be written into" in str(caught.value)
+    assert FeatureCache(gigabytes=1).allocate(3).shape == (3,)
+
+
 def test_a_run_is_the_same_with_features_in_a_file(
     trained, folder: Path, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

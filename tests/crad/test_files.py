@@ -168,6 +168,20 @@ def test_a_folder_that_another_process_made_first_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_replaced_is_an_error_and_not_silence(tmp_path, monkeypatch):
+    """Such as one that a disk is mounted at."""
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    path = tmp_path / "folder"
+    path.mkdir()
+    monkeypatch.setattr("pathlib.Path.rename", busy)
+    with pytest.raises(OSError, match="busy"), new_folder(path) as unfinished:
+        (unfinished / "file").touch()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_process_left_of_a_folder_is_removed_a_day_later(tmp_path):
     old, young, other = (tmp_path / name for name in (".a[b]-old", ".a[b]-young", ".ab-old"))
     for folder in (old, young, other):

@@ -217,3 +217,30 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         processes.joined(torch.device("cuda")),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "wrong"),
+    [
+        ({"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR"),
+        ({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "x"}, "MASTER_PORT, M"),
+        ({"LOCAL_RANK": "", "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}, "LOCAL_RANK, MAS"),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_one_line(
+    trained,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    wrong: str,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert command(crad.evaluate.main, "--checkpoint", str(trained.output)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: processes: LOCAL_RANK is set")
+    assert f"not as it does: {wrong}" in line
+    assert line.endswith("or for a single process unset LOCAL_RANK")

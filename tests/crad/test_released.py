@@ -132,7 +132,8 @@ def test_no_bottleneck_may_be_missing(released: ReleasedCRAD, missing: str) -> N
 
 
 def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD) -> None:
-    state = {"net.blocks.0.weight": torch.zeros(3), **released.state_dict()}
+    count = {"net.count": torch.tensor(3)}
+    state = {"net.blocks.0.weight": torch.zeros(3), **count, **released.state_dict()}
     with pytest.raises(ReleasedStateError, match=r"'net\.blocks\.0\.weight'.*--ignore"):
         from_released(state)
     for ignore in (["net."], "net."):
@@ -155,6 +156,7 @@ def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD)
         ("layer.0.change.1.running_var", None, "running_var"),
         ("layer.0.change.7.weight", torch.zeros(16, EXPANSION, 1), "not those of a CRAD"),
         ("module.recover.weight", torch.zeros(1), r"'recover\.weight' is there twice"),
+        ("layer.0.weight", torch.zeros(3), r"no place .*'layer\.0\.weight'"),
         ("coord", torch.full((1, CHANNELS, 8, 8), torch.nan), "'coord' holds NaN"),
     ],
 )
@@ -166,3 +168,34 @@ def test_what_leaves_a_doubt_is_refused(
         del state[name]
     with pytest.raises(ReleasedStateError, match=message):
         from_released(state)
+
+
+ODD = {
+    "single number": torch.tensor(1.0),
+    "empty": torch.zeros(0),
+    "no rows": torch.zeros(0, 3, 1, 1),
+    "no columns": torch.zeros(3, 0, 1, 1),
+    "one axis": torch.zeros(3),
+    "one entry": torch.zeros(1),
+    "three axes": torch.zeros(1, 2, 3),
+    "four axes": torch.zeros(1, 3, 1, 1),
+    "five axes": torch.zeros(1, CHANNELS, 2, 2, 2),
+    "large kernel": torch.zeros(2, 2, 3, 3),
+    "whole numbers": torch.zeros(CHANNELS, CHANNELS, dtype=torch.int64),
+    "complex": torch.zeros(3, dtype=torch.complex64),
+    "sparse": torch.zeros(3, 3).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_tensors_anywhere_are_refused(released: ReleasedCRAD, odd: str) -> None:
+    """In the place of any tensor, with one error."""
+    state = released.state_dict()
+    accepted = []
+    for name in state:
+        try:
+            from_released({**state, name: ODD[odd]})
+        except ReleasedStateError:
+            continue
+        accepted.append(name)
+    assert all(name.endswith("num_batches_tracked") for name in accepted)

@@ -96,6 +96,15 @@ def test_the_best_epoch_is_beside_the_last_and_says_how_it_was_chosen(results):
     ]
 
 
+def test_the_best_epochs_of_classes_alone_are_their_own(results):
+    epochs = {"brick": 12, "a long class name": 3}
+    results["best_on_test"] = {"epoch": epochs, "classes": {}, "mean": means(0.97, 0.9)}
+    assert table(results).splitlines()[-1] == (
+        "best_on_test: each class after an epoch of its own, 3 to 12 of 20, mean AUROC of images "
+        "0.970, of pixels 0.900; chosen on the test images"
+    )
+
+
 def test_the_table_says_that_the_demo_is_a_stand_in(results):
     results["note"] = DEMO_NOTE
     assert table(results).splitlines()[-1] == DEMO_NOTE
@@ -157,7 +166,8 @@ def test_decisions_have_a_table(results):
     assert table(results).splitlines() == [
         *alone.splitlines(),
         "",
-        "decisions at a false alarm rate of 0.01: above its threshold an image is defective",
+        "decisions by scores of protocol crad at a false alarm rate of 0.01: above its threshold "
+        "an image is defective",
         "class              held back  threshold  false alarms   misses",
         "--------------------------------------------------------------",
         "brick                     99     0.5123       2 of 10  1 of 10",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import crad
+import crad.evaluate
 from crad.data import find_dataset
 from crad.metrics import METRIC_NAMES, summarise
 from crad.options import parse_options
@@ -151,7 +152,10 @@ def test_resuming_what_is_finished_trains_nothing(
     assert results_of(output) == results_of(separate)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"epoch": 3, "classes": {"brick": {}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[1]", b"null", b'{"epoch": 3, "classes": {"brick": {}}}', b'{"classes": 3}'],
+)
 def test_results_of_something_else_are_measured_again(
     separate: Path, demo_root: Path, tmp_path: Path, train_command: Train, content: bytes
 ) -> None:
@@ -159,6 +163,39 @@ def test_results_of_something_else_are_measured_again(
     (output / "brick" / "results.json").write_bytes(content)
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output)["classes"] == results_of(separate)["classes"]
+
+
+def test_results_of_an_evaluation_are_none_of_training(
+    separate: Path,
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    command: Train,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They lack what only training measures: a baseline, say. The class is measured again."""
+    output = shutil.copytree(separate, tmp_path / "run")
+    again = ["--checkpoint", str(output / "brick"), "--output", str(output / "brick")]
+    assert command(crad.evaluate.main, *again, "--overwrite") == 0
+    assert "training" not in results_of(output / "brick")["timing"]
+    monkeypatch.delattr(Training, "run_epoch")
+    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    for folder in (output, output / "brick"):
+        assert "training" in results_of(folder)["timing"]
+    assert results_of(output)["classes"] == results_of(separate)["classes"]
+
+
+def test_the_best_epoch_of_each_class_is_joined(
+    demo_root: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(demo_root, tmp_path, "--separate", "--track-best") == 0
+    best = {name: results_of(tmp_path / name)["best_on_test"] for name in ("brick", "gauge")}
+    joined = results_of(tmp_path)["best_on_test"]
+    assert joined["epoch"] == {name: each["epoch"] for name, each in best.items()}
+    assert joined["classes"] == {name: each["classes"][name] for name, each in best.items()}
+    for metric, value in joined["mean"].items():
+        assert value == pytest.approx(sum(each["mean"][metric] for each in best.values()) / 2)
+    assert "best_on_test: each class after an epoch of its own" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_before_any_training(

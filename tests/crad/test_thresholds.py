@@ -152,6 +152,19 @@ def test_training_decides_by_images_it_did_not_see(trained, tmp_path: Path) -> N
         assert (counted["n_good"], counted["n_defective"]) == (3, 3)
 
 
+@pytest.mark.parametrize(("precision", "difference"), [("fp32", 1e-5), ("bf16", 0.03)])
+def test_thresholds_hold_for_the_network_that_predicts(
+    trained, precision: str, difference: float
+) -> None:
+    """BatchNorm is folded there, and the precision may be another."""
+    detector = crad.load(trained.output, device="cpu", precision=precision)
+    _, held_back = hold_back(find_dataset(trained.data), 0.1, seed=0)
+    for sample in held_back:
+        (prediction,) = detector.predict(sample.path)
+        threshold = detector.thresholds[sample.class_name].score
+        assert prediction.score == pytest.approx(threshold, rel=difference)
+
+
 def test_evaluation_reports_what_training_did(trained, command: Command, tmp_path: Path) -> None:
     arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path / "out")]
     assert command(crad.evaluate.main, *arguments) == 0
@@ -181,7 +194,9 @@ def test_the_class_of_images_from_memory_can_be_named(trained) -> None:
     for name in ("brick", "gauge"):
         (prediction,) = detector.predict(image, class_name=name)
         assert prediction.threshold == detector.thresholds[name].score
+        assert prediction.class_name == name
     (prediction,) = detector.predict(image)
+    assert prediction.class_name is None
     assert prediction.threshold == max(each.score for each in detector.thresholds.values())
     with pytest.raises(ValueError, match=r"class 'nut'; there is one for brick, gauge"):
         detector.predict(image, class_name="nut")
@@ -206,12 +221,17 @@ def test_the_prediction_command_decides(
     highest = max(each.score for each in thresholds.values())
     known, unknown = decided(inside, outside)
     assert (known["threshold"], unknown["threshold"]) == (thresholds["brick"].score, highest)
+    assert (known["class_name"], unknown["class_name"]) == ("brick", None)
     out = capsys.readouterr().out
+    assert "as the innermost folder named after one says: brick 1; --class NAME says it" in out
     assert "1 of 2 images lie in no folder named after a class: the highest threshold" in out
     assert {line.split()[1] for line in out.splitlines()[1:3]} <= {"good", "defect"}
     for entry in decided(inside, outside, "--class", "gauge"):
         assert entry["threshold"] == thresholds["gauge"].score
-    assert "lie in no folder" not in capsys.readouterr().out
+        assert entry["class_name"] == "gauge"
+    out = capsys.readouterr().out
+    assert "lie in no folder" not in out
+    assert "innermost folder" not in out
     assert command(crad.predict.main, *arguments, str(inside), "--class", "nut") == 1
     assert "has no threshold for 'nut'; it has brick, gauge" in capsys.readouterr().err
 

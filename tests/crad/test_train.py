@@ -66,6 +66,16 @@ def test_the_first_line_and_the_table(
     assert any(line.startswith("mean") for line in rest)
 
 
+def test_an_option_without_effect_is_said(
+    trained, train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--epochs", "1", "--discrete.shrinkage", "0.1"]
+    assert train_command(trained.data, tmp_path, *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "no effect: --discrete.shrinkage (needs a memory that is attention)"
+    )
+
+
 def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> None:
     torch.rand(3)
     assert train_command(trained.data, tmp_path / "same", "--seed", "0") == 0
