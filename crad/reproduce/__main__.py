@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from crad.command_line import check_output, run_command
+from crad.reproduce.drawing import check_drawing
 from crad.reproduce.files import write_text
 from crad.reproduce.options import ReproduceOptions, parse_options
 from crad.reproduce.published import is_published_data
@@ -34,6 +35,8 @@ def reproduce(options: ReproduceOptions) -> None:
     )
     targets = {name: TARGETS[name] for name in dict.fromkeys(options.targets)}
     for name, target in targets.items():
+        if target.drawn:
+            check_drawing()
         if target.of:
             is_published_data(name, options.config.data, runs.classes(), target.of)
     runs.finish(variant for target in targets.values() for variant in target.variants)

@@ -1,13 +1,14 @@
 """What can be made: which runs it needs, and what makes it of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from crad.reproduce import tables
+from crad.reproduce import dims, orderings, tables
 from crad.reproduce.files import write_records
+from crad.reproduce.orderings import Claim
 from crad.reproduce.runs import Runs
 from crad.reproduce.tables import Table
 from crad.reproduce.variants import Variant
@@ -24,25 +25,42 @@ class Target:
             name of the target, and gives its Markdown without a heading, in which files are named
             relative to that folder.
         of: the data set that the paper's is of; None where that does not matter.
+        drawn: whether it needs matplotlib.
     """
 
     title: str
     variants: tuple[Variant, ...]
     make: Callable[[Runs, Path], str]
     of: str | None = None
+    drawn: bool = False
 
 
-def _make_table(name: str, build: Callable[[Runs], list[Table]], runs: Runs, folder: Path) -> str:
+def _make_table(
+    name: str,
+    build: Callable[[Runs], list[Table]],
+    claims: Sequence[Claim],
+    runs: Runs,
+    folder: Path,
+) -> str:
     built = build(runs)
     write_records(folder / name, (record for each in built for record in each.records()))
-    return "\n\n".join("\n".join(each.markdown()) for each in built)
+    parts = ["\n".join(each.markdown()) for each in built]
+    if claims:
+        found = list(orderings.orderings(runs, claims))
+        write_records(folder / f"{name}-orderings", orderings.records(found))
+        parts.append("\n".join(orderings.markdown(found)))
+    return "\n\n".join(parts)
 
 
 def _table(
-    name: str, title: str, variants: tuple[Variant, ...], build: Callable[[Runs], list[Table]],
-    of: str,
-) -> Target:  # fmt: skip
-    return Target(title, variants, partial(_make_table, name, build), of)
+    name: str,
+    title: str,
+    variants: tuple[Variant, ...],
+    build: Callable[[Runs], list[Table]],
+    claims: Sequence[Claim] = (),
+    of: str = "MVTec AD",
+) -> Target:
+    return Target(title, variants, partial(_make_table, name, build, claims), of)
 
 
 _BOTH = tuple(tables.BOTH_SETTINGS.values())
@@ -50,18 +68,17 @@ _BOTH = tuple(tables.BOTH_SETTINGS.values())
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "table1": _table(
-            "table1", "Table 1: memories alone", tables.TABLE1, tables.table1, "MVTec AD"
+            "table1", "Table 1: memories alone", tables.TABLE1, tables.table1, orderings.MEMORIES
         ),
-        "table2": _table(
-            "table2", "Table 2: detection, MVTec AD", _BOTH, tables.table2, "MVTec AD"
+        "table2": _table("table2", "Table 2: detection, MVTec AD", _BOTH, tables.table2),
+        "table3": _table("table3", "Table 3: localisation, MVTec AD", _BOTH, tables.table3),
+        "table4": _table(
+            "table4", "Table 4: detection and localisation, VisA", _BOTH, tables.table4, of="VisA"
         ),
-        "table3": _table(
-            "table3", "Table 3: localisation, MVTec AD", _BOTH, tables.table3, "MVTec AD"
-        ),
-        "table4": _table("table4", "Table 4: VisA", _BOTH, tables.table4, "VisA"),
         "table5": _table(
-            "table5", "Table 5: the parts of CRAD", tables.TABLE5, tables.table5, "MVTec AD"
+            "table5", "Table 5: the parts of CRAD", tables.TABLE5, tables.table5, orderings.PARTS
         ),
+        "dims": Target("Dimensions of the memory", dims.VARIANTS, dims.make, drawn=True),
     }
 )
 """What can be made, by name."""

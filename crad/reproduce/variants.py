@@ -100,6 +100,15 @@ def global_only(memory: MemoryName, resolution: Sequence[int]) -> Variant:
 LOCAL = local_only("grid", LOCAL_RESOLUTION)
 GLOBAL = global_only("grid", GLOBAL_RESOLUTION)
 
+LOCAL_VQ_64 = local_only("vq", [64])
+LOCAL_VQ_256 = local_only("vq", [256])
+LOCAL_ATTENTION_64 = local_only("attention", [64])
+LOCAL_ATTENTION_256 = local_only("attention", [256])
+GLOBAL_VQ_16 = global_only("vq", [16])
+GLOBAL_VQ_64 = global_only("vq", [64])
+GLOBAL_ATTENTION_16 = global_only("attention", [16])
+GLOBAL_ATTENTION_64 = global_only("attention", [64])
+
 
 def _entries(memory: MemoryName, resolution: Sequence[int]) -> str:
     """``8x8`` of a grid, whose axes matter; ``64`` of another memory."""
