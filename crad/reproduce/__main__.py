@@ -7,6 +7,7 @@ from crad.reproduce.drawing import check_drawing
 from crad.reproduce.files import write_text
 from crad.reproduce.options import ReproduceOptions, parse_options
 from crad.reproduce.published import is_published_data
+from crad.reproduce.report import put_into, section
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import TARGETS
 
@@ -41,10 +42,14 @@ def reproduce(options: ReproduceOptions) -> None:
             is_published_data(name, options.config.data, runs.classes(), target.of)
     runs.finish(variant for target in targets.values() for variant in target.variants)
     for name, target in targets.items():
-        text = f"## {target.title}\n\n{target.make(runs, options.output)}\n"
+        body = target.make(runs, options.output)
+        text = section(target, body, runs, options.command)
         write_text(options.output / f"{name}.md", text)
+        if options.report:
+            put_into(options.report, name, text, options.output)
         print(f"\n{text}")
-    print(f"written to {options.output}")
+    beside = f" and {options.report}" if options.report else ""
+    print(f"written to {options.output}{beside}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line of a reproduction: what to make, from which data, with which settings."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ class ReproduceOptions:
     Default: half of what is available."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
+    command: tyro.conf.Suppress[str] = ""
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> ReproduceOptions:
@@ -82,4 +84,4 @@ def parse_options(arguments: Sequence[str] | None = None) -> ReproduceOptions:
             replace(options.config, seed=seed).check()
     except ValueError as error:
         refuse(str(error))
-    return options
+    return replace(options, command=f"{_PROGRAM} {shlex.join(arguments)}")
