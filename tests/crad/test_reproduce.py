@@ -307,7 +307,8 @@ def test_the_orderings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0].difference.std == pytest.approx(1)
     assert found[-1].verdict == "open"  # no difference at all
     lines = list(orderings.markdown(found))
-    assert lines[2] == "| local > global | detection | +6.3 | +11.00 ± 1.00 | 3 of 3 | holds |"
+    assert lines[0].startswith("The paper's orderings: holds: 4, open: 2, reversed: 2.")
+    assert lines[4] == "| local > global | detection | +6.3 | +11.00 ± 1.00 | 3 of 3 | holds |"
 
 
 def test_one_seed_has_no_spread() -> None:
