@@ -93,7 +93,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         description=_DESCRIPTION,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    options = replace(options, config=replace(options.config, data=_data(options.config.data)))
+    options = replace(options, config=replace(options.config, data=full_path(options.config.data)))
     try:
         options.config.check()
     except ValueError as error:
@@ -122,27 +122,40 @@ def other_settings(config: Config, stored: Config, output: Path) -> str | None:
 def _default(arguments: Sequence[str]) -> tuple[TrainOptions, Config | None]:
     """The defaults that the command line asks for, and the settings of the run to resume."""
     early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("--data", "--backbone", "--preset", "--output"):
+    for name in ("--data", "--output"):
         early.add_argument(name, nargs="?")
     early.add_argument("--resume", action="store_true")
     early.add_argument("--separate", action="store_true")
     found, _ = early.parse_known_args(arguments)
 
-    data = found.data or "demo"
-    name = Path(_data(data)).name + ("-separate" if found.separate else "")
+    name = Path(full_path(found.data or "demo")).name + ("-separate" if found.separate else "")
     output = Path(found.output) if found.output else Path("runs") / name
     if found.resume and not found.separate and (output / CHECKPOINT_NAME).exists():
         stored = read_checkpoint(output, parts=()).config
         return TrainOptions(stored, output), stored
 
+    return TrainOptions(default_config(arguments), output), None
+
+
+def default_config(arguments: Sequence[str]) -> Config:
+    """The settings that hold unless options say otherwise: those for the data and the backbone.
+
+    Args:
+        arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
+    """
+    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--data", "--backbone", "--preset"):
+        early.add_argument(name, nargs="?")
+    found, _ = early.parse_known_args(arguments)
+    data = found.data or "demo"
     backbone = found.backbone or (SCATTERING if data in DEMO_NAMES else _DEFAULT_BACKBONE)
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
     if data in DEMO_NAMES:
         config = replace(config, calibration_share=DEMO_CALIBRATION_SHARE)
-    return TrainOptions(replace(config, data=data, backbone=backbone), output), None
+    return replace(config, data=data, backbone=backbone)
 
 
-def _data(data: str) -> str:
+def full_path(data: str) -> str:
     """The name of a generated set, or a full path: a run goes on from any folder."""
     return data if data in DEMO_NAMES else str(Path(data).expanduser().resolve())

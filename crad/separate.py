@@ -1,21 +1,18 @@
 """The separate setting: a model for each class, and one table of all."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
 from crad import processes
-from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
-from crad.command_line import CommandError
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.evaluation import RESULTS_NAME, clear_run
 from crad.metrics import Metrics, summarise
-from crad.options import TrainOptions, other_settings
-from crad.protocol import choose_protocols
+from crad.options import TrainOptions
 from crad.results import Results, table, write_results
+from crad.resume import checked, finished
 
 SEPARATE_NOTE = "one model for each class"
 """The beginning of the `note` of every result in the separate setting."""
@@ -52,12 +49,12 @@ def train_separately(
     parts: list[Results] = []
     try:
         for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
-            finished = _finished(run)
+            done = finished(run, [name])
             print(
-                f"class {number} of {len(names)}: {name}{' (finished)' if finished else ''}",
+                f"class {number} of {len(names)}: {name}{' (finished)' if done else ''}",
                 flush=True,
             )
-            parts.append(finished or train_model(run))
+            parts.append(done or train_model(run))
     except KeyboardInterrupt as interrupt:
         instead = " in place of --overwrite" if options.overwrite else ""
         raise KeyboardInterrupt(
@@ -75,40 +72,7 @@ def train_separately(
 def _run_of_class(options: TrainOptions, name: str) -> TrainOptions:
     """The run of one class, checked: no hours are spent before a folder is found to be in use."""
     config = replace(options.config, classes=(name,))
-    run = replace(options, config=config, output=options.output / name, separate=False)
-    run.check_output()
-    if run.resume and (run.output / CHECKPOINT_NAME).exists():
-        stored = read_checkpoint(run.output, parts=()).config
-        if config.precision == "auto":  # the checkpoint holds what was taken
-            config = replace(config, precision=stored.precision)
-        if message := other_settings(config, stored, run.output):
-            raise CommandError(message)
-        run = replace(run, config=stored)
-    return run
-
-
-def _finished(run: TrainOptions) -> Results | None:
-    """The results of a run that is to be resumed, if nothing of it is left to do.
-
-    Those that an evaluation has put in their place lack some of what a training run says.
-    """
-    if not run.resume:
-        return None
-    config = run.config
-    protocols = [protocol.name for protocol in choose_protocols(config.protocol)]
-    try:
-        results: Results = json.loads((run.output / RESULTS_NAME).read_text(encoding="utf-8"))
-        found = (
-            results["data"],
-            results["epoch"],
-            [*results["classes"]],
-            [results["protocol"], *results.get("other_protocols", ())],
-        )
-        is_of_training = "training" in results["timing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # there are none, or they are something else
-    expected = (config.data, config.epochs, [*config.classes], protocols)
-    return results if is_of_training and found == expected else None
+    return checked(replace(options, config=config, output=options.output / name, separate=False))
 
 
 def combine(parts: Sequence[Results]) -> Results:

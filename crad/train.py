@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,12 +60,71 @@ def train(options: TrainOptions) -> Results:
         return train_model(options)
 
 
-def train_model(options: TrainOptions, *, show: bool = True) -> Results:
+@dataclass(frozen=True)
+class Loaded:
+    """What a run has before it trains.
+
+    Attributes:
+        backbone: fitted, on the device of the run.
+        inputs: the images as features.
+        truths: where the defects are.
+        bad: the images and masks that were left out.
+    """
+
+    backbone: Backbone
+    inputs: Inputs
+    truths: Truths
+    bad: BadImages
+
+
+Load = Callable[[TrainOptions, Checkpoint | None, torch.device], Loaded]
+
+
+def load(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Loaded:
+    """Make the backbone and compute the features of all images of a run.
+
+    Args:
+        options: of the run.
+        stored: the checkpoint to go on from, which has the backbone.
+        device: where to compute.
+
+    Raises:
+        Exception: what `train_model` raises.
+    """
+    config = options.config
+    backbone = create_backbone(
+        config.backbone,
+        weights=config.weights,
+        pretrained=stored is None,
+        components=config.components,
+    ).to(device)
+    if stored:
+        with _fitting(options.output):
+            backbone.load_state_dict(stored.backbone)
+    is_demo = config.data in DEMO_NAMES
+    root = processes.on_main(lambda: demo_dataset(config.data)) if is_demo else config.data
+    dataset = find_dataset(root, classes=config.classes)
+    bad = BadImages(skip=options.skip_bad)
+    truths = Truths(config.image_size, bad)
+    if processes.is_main():  # a bad mask is found before hours of training, not after
+        truths.read(dataset.test, choose_protocols(config.protocol)[0])
+    cache = FeatureCache(options.feature_memory)
+    inputs = load_inputs(backbone, config, dataset, device, bad, cache, fit=not stored)
+    if stored and stored.n_train != inputs.n_train:
+        raise CommandError(
+            f"data: the training images in '{dataset.root}' are not those that the run in "
+            f"'{options.output}' began with; put them back, or begin anew with --overwrite"
+        )
+    return Loaded(backbone, inputs, truths, bad)
+
+
+def train_model(options: TrainOptions, *, show: bool = True, load: Load = load) -> Results:
     """Train a model, or go on training it, measure it, and leave everything in the output folder.
 
     Args:
         options: all that determines it.
         show: whether to print the table.
+        load: makes what the run has before it trains; another may keep that for the next run.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -79,14 +138,14 @@ def train_model(options: TrainOptions, *, show: bool = True) -> Results:
     """
     former = None if options.resume else _written(options.output)
     try:
-        return _train(options, show)
+        return _train(options, show, load)
     except KeyboardInterrupt as interrupt:
         begun = _written(options.output) != former
         way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
         raise KeyboardInterrupt(way_on) from interrupt
 
 
-def _train(options: TrainOptions, show: bool) -> Results:
+def _train(options: TrainOptions, show: bool, load: Load) -> Results:
     config, output = options.config, options.output
     device = select_device(options.device)
     stored = _prepare_output(options)
@@ -94,31 +153,10 @@ def _train(options: TrainOptions, show: bool) -> Results:
     if idle := without_effect(config):
         print(idle, flush=True)
 
-    backbone = create_backbone(
-        config.backbone,
-        weights=config.weights,
-        pretrained=stored is None,
-        components=config.components,
-    ).to(device)
-    if stored:
-        with _fitting(output):
-            backbone.load_state_dict(stored.backbone)
-    is_demo = config.data in DEMO_NAMES
-    root = processes.on_main(lambda: demo_dataset(config.data)) if is_demo else config.data
-    dataset = find_dataset(root, classes=config.classes)
     started = time.perf_counter()
-    bad = BadImages(skip=options.skip_bad)
+    loaded = load(options, stored, device)
+    backbone, inputs, truths = loaded.backbone, loaded.inputs, loaded.truths
     protocols = choose_protocols(config.protocol)
-    truths = Truths(config.image_size, bad)
-    if processes.is_main():  # a bad mask is found before hours of training, not after
-        truths.read(dataset.test, protocols[0])
-    cache = FeatureCache(options.feature_memory)
-    inputs = load_inputs(backbone, config, dataset, device, bad, cache, fit=not stored)
-    if stored and stored.n_train != inputs.n_train:
-        raise CommandError(
-            f"data: the training images in '{dataset.root}' are not those that the run in "
-            f"'{output}' began with; put them back, or begin anew with --overwrite"
-        )
     timing = {"features": time.perf_counter() - started}
 
     evaluation = Evaluation(inputs.test.samples, inputs.n_train, truths)
@@ -139,7 +177,7 @@ def _train(options: TrainOptions, show: bool) -> Results:
     def measure() -> Results:
         metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
         baselines = {}
-        if is_demo:
+        if config.data in DEMO_NAMES:
             normal, test = inputs.train.features, inputs.test.features
             distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
             baselines["nearest_neighbour"] = evaluation.measure(distances, protocols[0])
@@ -149,7 +187,7 @@ def _train(options: TrainOptions, show: bool) -> Results:
             metrics,
             checkpoint=checkpoint,
             data=config.data,
-            left_out=bad.note(),
+            left_out=loaded.bad.note(),
             timing=timing,
             device=device,
             baselines=baselines,

@@ -1,0 +1,56 @@
+"""The command ``python -m crad.reproduce``."""
+
+from collections.abc import Sequence
+
+from crad.command_line import check_output, run_command
+from crad.reproduce.drawing import check_drawing
+from crad.reproduce.files import write_text
+from crad.reproduce.options import ReproduceOptions, parse_options
+from crad.reproduce.published import is_published_data
+from crad.reproduce.report import put_into, section
+from crad.reproduce.runs import Runs
+from crad.reproduce.targets import TARGETS
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what the command line says."""
+    options = parse_options(arguments)
+    run_command(lambda: reproduce(options), again="go on with the same command")
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Make tables and figures, training what they need.
+
+    Raises:
+        CommandError: the data do not fit a table, or a folder cannot be used.
+        Exception: what `crad.reproduce.runs.Runs.finish` raises.
+    """
+    check_output(options.output)
+    runs = Runs(
+        options.config,
+        options.seeds,
+        options.output,
+        options.device,
+        options.skip_bad,
+        options.feature_memory,
+    )
+    targets = {name: TARGETS[name] for name in dict.fromkeys(options.targets)}
+    for name, target in targets.items():
+        if target.drawn:
+            check_drawing()
+        if target.of:
+            is_published_data(name, options.config.data, runs.classes(), target.of)
+    runs.finish(variant for target in targets.values() for variant in target.variants)
+    for name, target in targets.items():
+        body = target.make(runs, options.output)
+        text = section(target, body, runs, options.command)
+        write_text(options.output / f"{name}.md", text)
+        if options.report:
+            put_into(options.report, name, text, options.output)
+        print(f"\n{text}")
+    beside = f" and {options.report}" if options.report else ""
+    print(f"written to {options.output}{beside}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Files that a reproduction leaves beside its runs."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crad.files import write_atomically, write_json
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as CSV and as JSON, atomically.
+
+    Args:
+        path: without a suffix.
+        records: what they hold; a list becomes numbers with spaces between in CSV.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    records = list(records)
+    write_json(path.with_suffix(".json"), records)
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {
+                name: " ".join(map(str, value)) if isinstance(value, list) else value
+                for name, value in record.items()
+            }
+        )
+    data = text.getvalue().encode()
+    write_atomically(path.with_suffix(".csv"), lambda file: file.write(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    data = text.encode()
+    write_atomically(path, lambda file: file.write(data))

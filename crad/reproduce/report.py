@@ -1,0 +1,113 @@
+"""A page of what was reproduced: a section for each target, between marks, in a text by hand."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from crad.command_line import CommandError
+from crad.config import flatten, option
+from crad.files import replacing
+from crad.reproduce.files import write_text
+from crad.reproduce.runs import Runs
+from crad.reproduce.targets import Target
+
+_NAMED = (
+    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "depth", "expansion",
+    "absent", "discrete.address", "protocol", "calibration_share",
+)  # fmt: skip
+
+
+def section(target: Target, body: str, runs: Runs, command: str) -> str:
+    """What there is to say about a target, in Markdown.
+
+    Args:
+        target: what was made.
+        body: what `Target.make` gave.
+        runs: finished.
+        command: what made it, as it was typed.
+    """
+    return "\n\n".join([f"## {target.title}", body, *_about(target, runs, command)]) + "\n"
+
+
+def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
+    """Paragraphs: the command and the settings; times; where and when."""
+    settings = flatten(runs.base)
+    named = []
+    for name in _NAMED:
+        value = settings[name]
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        named.append(f"`{option(name)} {shown}`")
+    seeds = ", ".join(map(str, runs.seeds))
+    yield (
+        f"`{command}`: data {Path(runs.base.data).name}, classes "
+        f"{', '.join(runs.classes())}; seeds {seeds}. {', '.join(named)}. Standard deviations are "
+        "those of a sample of seeds (n - 1 in the denominator)."
+    )
+    results = [each for variant in target.variants for each in runs.results(variant)]
+    if not results:
+        return
+    timing: Counter[str] = Counter()
+    for each in results:
+        timing.update(each["timing"])
+    spent = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in timing.items())
+    where = results[-1]["environment"]
+    yield (
+        f"{len(results)} runs, in all {spent} (wall time; a run that has the images of the one "
+        f"before has its features too). {where['cpu']}, {where['cpu_count']} cores, "
+        f"{where['threads']} threads, device {where['device']}; torch {where['torch']}, NumPy "
+        f"{where['numpy']}, Python {where['python']}, crad {where['crad']}. Written on "
+        f"{datetime.now(UTC):%Y-%m-%d}{_commit()}."
+    )
+
+
+def put_into(report: Path, name: str, text: str, folder: Path) -> None:
+    """Replace the section of a target in a page, or add it, with its files beside the page.
+
+    Args:
+        report: the page; made if there is none.
+        name: of the target.
+        text: its section.
+        folder: where its files are, which go to a folder of the page's name.
+
+    Raises:
+        CommandError: the page has the marks of the section, but not once and in order.
+        OSError: a file cannot be read or written.
+    """
+    files = report.with_suffix("")
+    for source in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]):
+        if source.is_file() and source.suffix != ".md":
+            with replacing(files / source.name) as temporary:
+                shutil.copyfile(source, temporary)
+    text = re.sub(rf"\]\(({re.escape(name)}[-.][^)]*)\)", rf"]({files.name}/\1)", text)
+    begin, end = f"<!-- {name}: written by python -m crad.reproduce -->", f"<!-- end of {name} -->"
+    page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+    if begin not in page and end not in page:
+        page = f"{page.rstrip()}\n\n{begin}\n{end}\n"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found or begin in rest or end in after:
+        raise CommandError(
+            f"report: '{report}' should have the lines '{begin}' and '{end}' once and in this "
+            "order; mend it, or name another file with --report"
+        )
+    write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+
+
+def _commit() -> str:
+    """The commit of this code, and whether it was changed since; nothing if it is in none."""
+    here = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(
+                ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=60
+            ).stdout.strip()
+            for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", ".."])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    commit, changes = found
+    return f", commit {commit}{' with changes' if changes else ''}"

@@ -1,0 +1,84 @@
+"""What can be made: which runs it needs, and what makes it of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from crad.reproduce import dims, orderings, tables
+from crad.reproduce.files import write_records
+from crad.reproduce.orderings import Claim
+from crad.reproduce.runs import Runs
+from crad.reproduce.tables import Table
+from crad.reproduce.variants import Variant
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table, a figure or an experiment.
+
+    Attributes:
+        title: its heading.
+        variants: the detectors it needs.
+        make: makes it of finished runs: writes its files into a folder, each beginning with the
+            name of the target, and gives its Markdown without a heading, in which files are named
+            relative to that folder.
+        of: the data set that the paper's is of; None where that does not matter.
+        drawn: whether it needs matplotlib.
+    """
+
+    title: str
+    variants: tuple[Variant, ...]
+    make: Callable[[Runs, Path], str]
+    of: str | None = None
+    drawn: bool = False
+
+
+def _make_table(
+    name: str,
+    build: Callable[[Runs], list[Table]],
+    claims: Sequence[Claim],
+    runs: Runs,
+    folder: Path,
+) -> str:
+    built = build(runs)
+    write_records(folder / name, (record for each in built for record in each.records()))
+    parts = ["\n".join(each.markdown()) for each in built]
+    if claims:
+        found = list(orderings.orderings(runs, claims))
+        write_records(folder / f"{name}-orderings", orderings.records(found))
+        parts.append("\n".join(orderings.markdown(found)))
+    return "\n\n".join(parts)
+
+
+def _table(
+    name: str,
+    title: str,
+    variants: tuple[Variant, ...],
+    build: Callable[[Runs], list[Table]],
+    claims: Sequence[Claim] = (),
+    of: str = "MVTec AD",
+) -> Target:
+    return Target(title, variants, partial(_make_table, name, build, claims), of)
+
+
+_BOTH = tuple(tables.BOTH_SETTINGS.values())
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "table1": _table(
+            "table1", "Table 1: memories alone", tables.TABLE1, tables.table1, orderings.MEMORIES
+        ),
+        "table2": _table("table2", "Table 2: detection, MVTec AD", _BOTH, tables.table2),
+        "table3": _table("table3", "Table 3: localisation, MVTec AD", _BOTH, tables.table3),
+        "table4": _table(
+            "table4", "Table 4: detection and localisation, VisA", _BOTH, tables.table4, of="VisA"
+        ),
+        "table5": _table(
+            "table5", "Table 5: the parts of CRAD", tables.TABLE5, tables.table5, orderings.PARTS
+        ),
+        "dims": Target("Dimensions of the memory", dims.VARIANTS, dims.make, drawn=True),
+    }
+)
+"""What can be made, by name."""
