@@ -1,12 +1,15 @@
 """What to compute on: device, threads, memory, precision."""
 
 import ctypes
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
@@ -17,7 +20,24 @@ _M_MMAP_MAX, _MMAP_MAX = -4, 65536
 
 
 class DeviceError(ValueError):
-    """A device that this machine does not have."""
+    """A device, or a compiler for it, that this machine does not have."""
+
+
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Let ``torch.compile`` compile a network, in place, when it is first called.
+
+    Results are the same to rounding, and so are the names of the parameters.
+
+    Raises:
+        DeviceError: the device is a CPU, and there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    if device.type == "cpu" and not shutil.which(compiler):
+        raise DeviceError(
+            f"compile: there is no C++ compiler '{compiler}'; install it, name another with the "
+            "environment variable CXX, or leave --compile out"
+        )
+    network.compile()
 
 
 @contextmanager

@@ -46,6 +46,9 @@ class TrainOptions:
     Default: half of what is available."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
+    compile: bool = False
+    """Compile the fusion network with torch.compile, which takes a minute or so at the start and
+    makes a large network faster."""
 
     def check_output(self) -> None:
         """Refuse, before any work is done for it, an output folder that is not for this run.

@@ -21,7 +21,7 @@ from crad.config import Config, without_effect
 from crad.data import find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
 from crad.detector import PROTOCOL, create_model, image_scores, multiply_adds
-from crad.devices import select_device, select_precision, threads_for
+from crad.devices import compile_network, select_device, select_precision, threads_for
 from crad.evaluation import Evaluation, Truths, clear_run, make_results, report
 from crad.feature_cache import FeatureCache
 from crad.features import Features, anomaly_maps
@@ -168,7 +168,7 @@ def _train(options: TrainOptions, show: bool, load: Load) -> Results:
     if processes.is_main() and not stored:
         clear_run(output)
     with threads_for(_step_size(config, inputs.train.features)):
-        checkpoint, model = _fit(config, inputs, backbone, device, stored, output, track)
+        checkpoint, model = _fit(options, inputs, backbone, device, stored, track)
     timing["training"] = checkpoint.seconds
 
     started = time.perf_counter()
@@ -201,12 +201,11 @@ def _train(options: TrainOptions, show: bool, load: Load) -> Results:
 
 
 def _fit(
-    config: Config,
+    options: TrainOptions,
     inputs: Inputs,
     backbone: Backbone,
     device: torch.device,
     stored: Checkpoint | None,
-    output: Path,
     track: Callable[[CRAD], Metrics],
 ) -> tuple[Checkpoint, CRAD]:
     """Train to the last epoch, writing a checkpoint after each.
@@ -214,6 +213,7 @@ def _fit(
     Args:
         track: measures the model on the test images, for ``--track-best``.
     """
+    config, output = options.config, options.output
     normal, held_back = inputs.train.features, inputs.held_back
     if (least := min(config.batch_size, len(normal))) < processes.count():
         raise CommandError(
@@ -225,6 +225,8 @@ def _fit(
     config = replace(config, precision=precision)
     torch.manual_seed(config.seed)
     model = create_model(config, (channels, height, width))
+    if options.compile:
+        compile_network(model.fusion, device)
     AcceleratorState._reset_state()  # of a model before, which may have another precision
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -344,6 +346,8 @@ def _how_to_resume(options: TrainOptions) -> str:
         command.append("--skip-bad")
     if options.feature_memory is not None:
         command += ["--feature-memory", str(options.feature_memory)]
+    if options.compile:
+        command.append("--compile")
     if options.device != "auto":
         command += ["--device", options.device]
     return (
