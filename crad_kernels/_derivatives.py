@@ -104,9 +104,7 @@ def _sample_backward_vjp(
             grad_terms.append(ops.sample(to_values, coords, *noise, options))
         if needs[2]:
             coord_terms.append(
-                ops.sample_backward(
-                    wide_grad, to_values, coords, *noise, options, False, True
-                )[1]
+                ops.sample_backward(wide_grad, to_values, coords, *noise, options, False, True)[1]
             )
     if want_coords and to_coords is not None:
         for d in range(ndim):
@@ -133,13 +131,11 @@ def _sample_backward_jvp(
     ndim = coords.shape[-1]
     terms: list[tuple[Tensor | None, Tensor | None]] = []
     if d_grad is not None:
-        terms.append(
-            ops.sample_backward(d_grad, wide_values, coords, *noise, options, *wanted)
-        )
+        terms.append(ops.sample_backward(d_grad, wide_values, coords, *noise, options, *wanted))
     if d_values is not None and want_coords:
-        by_values = ops.sample_backward(
+        _, by_values = ops.sample_backward(
             wide_grad, d_values, coords, *noise, options, False, True
-        )[1]
+        )
         terms.append((None, by_values))
     if d_coords is not None:
         for d in range(ndim):
@@ -155,7 +151,7 @@ def _sample_backward_jvp(
 
 
 def _need_grad(tensors: Sequence[Tensor | None]) -> bool:
-    for tensor in tensors:
+    for tensor in tensors:  # noqa: SIM110 - a generator takes 0.3 us longer
         if tensor is not None and tensor.requires_grad:
             return True
     return False
@@ -216,10 +212,10 @@ def _install(
         jvp: from (arguments, tangents) to the tangents of the results.
     """
 
-    def below_autograd(keys: Any, *args: Any) -> Any:
+    straight = operator._op
+
+    def redispatch(keys: Any, *args: Any) -> Any:
         with _AutoDispatchBelowAutograd():
-            if keys is None:
-                return operator._op(*args)
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
     class Function(_SingleLevelFunction):
@@ -234,10 +230,11 @@ def _install(
             ctx.options = options
             ctx.little = keys is None and _little(given)
             if keys is None:  # neither transforms nor forward mode are around
-                return below_autograd(keys, *given, *options)
+                with _AutoDispatchBelowAutograd():
+                    return straight(*given, *options)
             ctx.save_for_forward(*given)
             with _derivatives_around():
-                return below_autograd(keys, *given, *options)
+                return redispatch(keys, *given, *options)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
@@ -261,19 +258,17 @@ def _install(
         given = args[:tensors]
         differentiates = is_grad_enabled() and _need_grad(given)
         if not (differentiates or fwAD._current_level >= 0 or maybe_current_level() is not None):
-            return below_autograd(keys, *args)
+            return redispatch(keys, *args)
         with enable_single_level_autograd_function():
             return apply(keys, args[tensors:], *given)
 
     library.impl(operator, kernel, "Autograd", with_keyset=True)
 
-    call_below = operator._op
-
     def call(*args: Any) -> Any:
         """The operator; straight to what the kernel does where the dispatcher would go there.
 
         The dispatcher converts all arguments to and from Python once more: for 1 point on the CPU
-        without gradient it takes 8.9 us, this 5.3 us.
+        without gradient it takes 7 us, this 3.5 us.
         """
         given = args[:tensors]
         if (
@@ -286,7 +281,7 @@ def _install(
             return operator(*args)
         if not is_grad_enabled() or not _need_grad(given):
             with _AutoDispatchBelowAutograd():
-                return call_below(*args)
+                return straight(*args)
         # Of a transform that is over, as `autograd.Function` does.
         alive = [None if arg is None else unwrap_if_dead(arg) for arg in given]
         if not _little(alive) and sum(t is not None and t.requires_grad for t in alive) > 1:

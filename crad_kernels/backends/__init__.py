@@ -8,7 +8,6 @@ import torch
 
 from crad_kernels.backends import cpu, cuda, triton
 
-
 _CPU = torch.device("cpu")
 
 

@@ -193,6 +193,10 @@ void clear(const Parts& parts) {
 // Zeroes a range's channels of every entry of a grid.
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
   const int64_t bytes = (range.channel_end - range.channel_begin) * element;
+  if (bytes == problem.channels * element) {
+    std::memset(grid, 0, problem.entries * bytes);
+    return;
+  }
   for (int64_t entry = 0; entry < problem.entries; ++entry)
     std::memset(grid + (entry * problem.channels + range.channel_begin) * element, 0, bytes);
 }
