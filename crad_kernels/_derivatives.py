@@ -33,7 +33,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
-from crad_kernels._schema import DERIVATIVE, Operators, library
+from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
 
 def _raised(options: int, component: int, ndim: int) -> int:
@@ -200,6 +200,7 @@ def _derivatives_around() -> Iterator[None]:
 def _install(
     operator: Any,
     tensors: int,
+    check: Callable[..., None],
     vjp: Callable[..., list[Tensor | None]],
     jvp: Callable[..., Any],
 ) -> Callable[..., Any]:
@@ -208,6 +209,7 @@ def _install(
     Args:
         operator: the operator.
         tensors: how many of its arguments, the first, are tensors or None.
+        check: raises unless the arguments fit together: before a transform gives them other shapes.
         vjp: from (which tensors need a gradient, arguments, cotangents) to the gradients.
         jvp: from (arguments, tangents) to the tangents of the results.
     """
@@ -278,6 +280,7 @@ def _install(
             or fwAD._current_level >= 0
             or has_torch_function(given)
         ):
+            check(*args)
             return operator(*args)
         if not is_grad_enabled() or not _need_grad(given):
             with _AutoDispatchBelowAutograd():
@@ -298,10 +301,17 @@ def _install(
 def install(ops: Operators) -> Operators:
     """Give the operators of a backend their derivatives; return the shortest way to call them."""
     calls = copy(ops)
-    calls.sample = _install(ops.sample, 4, partial(_sample_vjp, calls), partial(_sample_jvp, calls))
+    calls.sample = _install(
+        ops.sample,
+        4,
+        lambda values, coords, *_: check_tensors(values, coords),
+        partial(_sample_vjp, calls),
+        partial(_sample_jvp, calls),
+    )
     calls.sample_backward = _install(
         ops.sample_backward,
         5,
+        lambda *_: None,  # they have been `sample`'s
         partial(_sample_backward_vjp, calls),
         partial(_sample_backward_jvp, calls),
     )

@@ -223,7 +223,7 @@ def check_jitter_std(
 def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
     if isinstance(jitter_std, float) and jitter_std == 0:
-        return None  # the default: 0.1 us instead of 1.3 us of a call's 9 us
+        return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
         if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
