@@ -212,7 +212,8 @@ def check_jitter_std(
         raise TypeError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, but got {jitter_std!r}"
         )
-    if len(stds) != ndim or not all(0 <= std <= torch.finfo(dtype).max for std in stds):
+    most = torch.finfo(dtype).max
+    if len(stds) != ndim or not all(0 <= std <= most for std in stds):
         raise ValueError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite "
             f"in {dtype}, but got {jitter_std}"
