@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.cases import TARGETS
-from crad_kernels._schema import MODES, PADDING_MODES
+from crad_kernels._schema import pack
 from crad_kernels.backends.triton import INTERPRETED, launch
 
 ARCHITECTURES = (80, 90, 100)
@@ -86,11 +86,7 @@ class Call:
             empty(self.points, ndim, dtype=self.coords_dtype),
             empty((), dtype=torch.int64) if self.jittered else None,
             empty(ndim, dtype=self.coords_dtype) if self.jittered else None,
-            MODES.index(self.mode),
-            PADDING_MODES.index(self.padding_mode),
-            False,
-            self.deterministic,
-            self.derivative,
+            pack(self.mode, self.padding_mode, False, self.deterministic, self.derivative),
         )
         launch.sample(*arguments)
         grad_output = empty(self.points, self.channels, dtype=self.dtype)

@@ -23,8 +23,12 @@ def sample(
     align_corners: bool,
     deterministic: bool,
 ) -> Tensor:
-    """Run a backend on arguments that have been checked; shapes as in `crad_kernels.sample`."""
+    """Run a backend; shapes as in `crad_kernels.sample`.
+
+    All arguments have been checked but for the tensors, which it refuses where they do not fit.
+    """
     if backend == "reference":
+        _schema.check_tensors(values, coords)
         return reference.sample(
             values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
         )
@@ -33,11 +37,7 @@ def sample(
         coords,
         seed,
         jitter_std,
-        _schema.MODES.index(mode),
-        _schema.PADDING_MODES.index(padding_mode),
-        align_corners,
-        deterministic,
-        0,
+        _schema.pack(mode, padding_mode, align_corners, deterministic),
     )
     return out
 

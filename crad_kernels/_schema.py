@@ -12,22 +12,63 @@ from torch import Tensor
 MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 
+VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COORD_DTYPES = (torch.float32, torch.float64)
+
 library = torch.library.Library("crad_kernels", "DEF")
+
+# The first bit of a call's derivative in its options: see `pack`.
+DERIVATIVE = 8
 
 _SCHEMAS = {
     "sample": (
-        "(Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, int mode, "
-        "int padding_mode, bool align_corners, bool deterministic, int derivative) -> Tensor"
+        "(Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, int options) -> Tensor"
     ),
     "sample_backward": (
         "(Tensor grad_output, Tensor values, Tensor coords, Tensor? seed, Tensor? jitter_std, "
-        "int mode, int padding_mode, bool align_corners, bool deterministic, int derivative, "
-        "bool want_values, bool want_coords) -> (Tensor, Tensor)"
+        "int options, bool want_values, bool want_coords) -> (Tensor, Tensor)"
     ),
     # The jitter by itself: for `torch.vmap`, which cannot leave it to the kernels, and the tests.
     "philox": "(Tensor counter, Tensor key) -> Tensor",
     "normals": "(Tensor seed, SymInt points, int ndim) -> Tensor",
 }
+
+
+def pack(
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    deterministic: bool,
+    derivative: int = 0,
+) -> int:
+    """The options of a call in one integer, for PyTorch takes 0.2 us for each that it is given.
+
+    Args:
+        mode: as `crad_kernels.sample`.
+        padding_mode: as `crad_kernels.sample`.
+        align_corners: as `crad_kernels.sample`.
+        deterministic: as `crad_kernels.sample`.
+        derivative: of the weights: a hexadecimal digit holds its order along an axis, that of the
+            first axis in the lowest.
+    """
+    return (
+        MODES.index(mode)
+        | PADDING_MODES.index(padding_mode) << 2
+        | align_corners << 4
+        | deterministic << 5
+        | derivative << DERIVATIVE
+    )
+
+
+def unpack(options: int) -> tuple[str, str, bool, bool, int]:
+    """The arguments of `pack`."""
+    return (
+        MODES[options & 3],
+        PADDING_MODES[options >> 2 & 3],
+        bool(options >> 4 & 1),
+        bool(options >> 5 & 1),
+        options >> DERIVATIVE,
+    )
 
 
 @dataclass
@@ -38,6 +79,59 @@ class Operators:
     sample_backward: Any
     philox: Any
     normals: Any
+
+
+def check_type(function: str, name: str, tensor: object) -> None:
+    """Raise unless this is a tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{function}: expected {name} to be a tensor, but got {type(tensor).__name__}"
+        )
+
+
+def check_tensors(values: Tensor, coords: Tensor) -> None:
+    """Raise unless the tensors fit together."""
+    check_type("sample()", "values", values)
+    check_type("sample()", "coords", coords)
+    if coords.dtype not in _COORD_DTYPES:
+        raise TypeError(
+            f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
+            "convert them with coords.float()"
+        )
+    if values.dtype not in VALUE_DTYPES:
+        raise TypeError(
+            "sample(): expected values to be float64, float32, bfloat16 or float16, but got "
+            f"{values.dtype}"
+        )
+    shape, points = values.shape, coords.shape
+    if not points or points[-1] == 0:
+        raise ValueError(
+            "sample(): expected coords to have at least 1 component in its last axis, but got "
+            f"coords of shape {tuple(points)}"
+        )
+    ndim = points[-1]
+    batch_axes = len(shape) - 1 - ndim
+    if batch_axes not in (0, 1):
+        raise ValueError(
+            f"sample(): expected values to have {ndim + 1} axes (*size, C), or {ndim + 2} axes "
+            f"(B, *size, C), for coords with {ndim} components, but got values of shape "
+            f"{tuple(shape)} and coords of shape {tuple(points)}"
+        )
+    if batch_axes and (len(points) < 2 or points[0] != shape[0]):
+        raise ValueError(
+            "sample(): expected coords to have the batch size of values in its first axis, but got "
+            f"values of shape {tuple(shape)} and coords of shape {tuple(points)}"
+        )
+    if 0 in shape[batch_axes:-1]:
+        raise ValueError(
+            "sample(): expected values to have at least 1 entry along every axis, but got values "
+            f"of shape {tuple(shape)}"
+        )
+    if values.device != coords.device:
+        raise ValueError(
+            "sample(): expected values and coords on one device, but got "
+            f"{values.device} and {coords.device}"
+        )
 
 
 def _contiguous(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
@@ -54,6 +148,7 @@ def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor
 
 
 def _sample_fake(empty: Callable[..., Tensor], values: Tensor, coords: Tensor, *_: Any) -> Tensor:
+    check_tensors(values, coords)
     return empty((*coords.shape[:-1], values.shape[-1]), values, coords)
 
 

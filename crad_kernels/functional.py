@@ -4,13 +4,11 @@ import numbers
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, are_deterministic_algorithms_enabled
 
 from crad_kernels import _op, _schema
 from crad_kernels.backends import choose
 
-_VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_COORD_DTYPES = (torch.float32, torch.float64)
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
@@ -69,27 +67,37 @@ def sample(
     Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
     mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """
-    _check_tensors(values, coords)
-    check_options(mode, padding_mode, align_corners)
-    if deterministic is not None and not isinstance(deterministic, bool):
-        raise TypeError(
-            f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
+    try:
+        check_options(mode, padding_mode, align_corners)
+        if deterministic is None:
+            deterministic = are_deterministic_algorithms_enabled()
+        elif not isinstance(deterministic, bool):
+            raise TypeError(
+                f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
+            )
+        device = coords.device
+        chosen = choose(backend, device, coords.shape[-1])
+        std = _jitter_std(jitter_std, coords)
+        if seed is not None:
+            _check_seed(seed, device)
+        return _op.sample(
+            chosen.name,
+            values,
+            coords,
+            None if std is None else _seed(seed, device),
+            std,
+            mode,
+            padding_mode,
+            align_corners,
+            deterministic,
         )
-    ndim = coords.shape[-1]
-    chosen = choose(backend, coords.device, ndim)
-    std = _jitter_std(jitter_std, coords)
-    _check_seed(seed, coords.device)
-    return _op.sample(
-        chosen.name,
-        values,
-        coords,
-        None if std is None else _seed(seed, coords.device),
-        std,
-        mode,
-        padding_mode,
-        align_corners,
-        torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic,
-    )
+    except Exception:
+        # Operators refuse tensors that do not fit. To look at them before takes 0.8 us of 5.5 us.
+        try:
+            _schema.check_tensors(values, coords)
+        except (TypeError, ValueError) as misfit:
+            raise misfit from None
+        raise
 
 
 def grid_sample(
@@ -132,15 +140,15 @@ def grid_sample(
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
         )
-    _check_type("grid_sample()", "input", input)
-    _check_type("grid_sample()", "grid", grid)
+    _schema.check_type("grid_sample()", "input", input)
+    _schema.check_type("grid_sample()", "grid", grid)
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
             "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
             "D the number of axes in size and in out, but got input of shape "
             f"{_shape(input)} and grid of shape {_shape(grid)}"
         )
-    if input.dtype not in _VALUE_DTYPES or not grid.is_floating_point():
+    if input.dtype not in _schema.VALUE_DTYPES or not grid.is_floating_point():
         raise TypeError(
             "grid_sample(): expected input to be float64, float32, bfloat16 or float16, and grid "
             f"to be floating point, but got {input.dtype} and {grid.dtype}"
@@ -160,8 +168,9 @@ def grid_sample(
             "grid_sample(): expected input and grid to have the same batch size, but got input of "
             f"shape {_shape(input)} and grid of shape {_shape(grid)}"
         )
+    values = input.movedim(1, -1)
     out = sample(
-        input.movedim(1, -1),
+        values,
         grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid,
         mode=_TORCH_MODES[mode],
         padding_mode=padding_mode,
@@ -173,57 +182,7 @@ def grid_sample(
     )
     out = out.movedim(-1, 1)
     # The CPU backend has done so already; of no axes beside the channels, both are one.
-    return out if input.movedim(1, -1).is_contiguous() else out.contiguous()
-
-
-def _check_type(function: str, name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"{function}: expected {name} to be a tensor, but got {type(tensor).__name__}"
-        )
-
-
-def _check_tensors(values: Tensor, coords: Tensor) -> None:
-    """Raise unless the tensors fit together."""
-    _check_type("sample()", "values", values)
-    _check_type("sample()", "coords", coords)
-    if coords.dtype not in _COORD_DTYPES:
-        raise TypeError(
-            f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
-            "convert them with coords.float()"
-        )
-    if values.dtype not in _VALUE_DTYPES:
-        raise TypeError(
-            "sample(): expected values to be float64, float32, bfloat16 or float16, but got "
-            f"{values.dtype}"
-        )
-    if coords.ndim == 0 or coords.shape[-1] == 0:
-        raise ValueError(
-            "sample(): expected coords to have at least 1 component in its last axis, but got "
-            f"coords of shape {_shape(coords)}"
-        )
-    ndim = coords.shape[-1]
-    if values.ndim not in (ndim + 1, ndim + 2):
-        raise ValueError(
-            f"sample(): expected values to have {ndim + 1} axes (*size, C), or {ndim + 2} axes "
-            f"(B, *size, C), for coords with {ndim} components, but got values of shape "
-            f"{_shape(values)} and coords of shape {_shape(coords)}"
-        )
-    if values.ndim == ndim + 2 and (coords.ndim < 2 or coords.shape[0] != values.shape[0]):
-        raise ValueError(
-            "sample(): expected coords to have the batch size of values in its first axis, but got "
-            f"values of shape {_shape(values)} and coords of shape {_shape(coords)}"
-        )
-    if 0 in values.shape[-1 - ndim : -1]:
-        raise ValueError(
-            "sample(): expected values to have at least 1 entry along every axis, but got values "
-            f"of shape {_shape(values)}"
-        )
-    if values.device != coords.device:
-        raise ValueError(
-            "sample(): expected values and coords on one device, but got "
-            f"{values.device} and {coords.device}"
-        )
+    return out if values.is_contiguous() else out.contiguous()
 
 
 def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
@@ -243,7 +202,7 @@ def check_jitter_std(
     jitter_std: float | Sequence[float], ndim: int, dtype: torch.dtype = torch.float32
 ) -> tuple[float, ...]:
     """Each component's standard deviation; raise unless they are numbers that ``dtype`` holds."""
-    if isinstance(jitter_std, numbers.Real):
+    if isinstance(jitter_std, (float, numbers.Real)):  # in this order: 0.25 us faster
         stds = (float(jitter_std),) * ndim
     elif isinstance(jitter_std, list | tuple) and all(
         isinstance(std, numbers.Real) for std in jitter_std
@@ -253,7 +212,8 @@ def check_jitter_std(
         raise TypeError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, but got {jitter_std!r}"
         )
-    if len(stds) != ndim or not all(0 <= std <= torch.finfo(dtype).max for std in stds):
+    most = torch.finfo(dtype).max
+    if len(stds) != ndim or not all(0 <= std <= most for std in stds):
         raise ValueError(
             f"sample(): expected jitter_std to be a float or {ndim} floats, at least 0 and finite "
             f"in {dtype}, but got {jitter_std}"
@@ -264,7 +224,7 @@ def check_jitter_std(
 def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
     if isinstance(jitter_std, float) and jitter_std == 0:
-        return None  # the default: 0.1 us instead of 1.3 us of a call's 9 us
+        return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
         if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
@@ -293,7 +253,7 @@ def _check_seed(seed: int | Tensor | None, device: torch.device) -> None:
                 f"got {seed.dtype} of shape {_shape(seed)} on {seed.device}"
             )
     elif seed is not None:
-        if not isinstance(seed, numbers.Integral):
+        if not isinstance(seed, (int, numbers.Integral)):
             raise TypeError(
                 f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"
             )

@@ -8,6 +8,8 @@ import torch
 
 from crad_kernels.backends import cpu, cuda, triton
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -45,8 +47,10 @@ class Backend:
 
     def takes(self, device: torch.device, ndim: int) -> bool:
         """Whether it can sample on this device, with this many components."""
-        devices_fit = not self.devices or device.type in self.devices
-        return devices_fit and not self.missing and (self.max_ndim is None or ndim <= self.max_ndim)
+        if self.missing or (self.max_ndim is not None and ndim > self.max_ndim):
+            return False
+        # To ask a device for its type takes 0.2 us.
+        return not self.devices or ("cpu" if device == _CPU else device.type) in self.devices
 
 
 # In order of preference: the first that takes the tensors is the default. On a GPU, cuda comes

@@ -147,10 +147,9 @@ int64_t batch_axes_of(const Tensor& values, const Tensor& coords) {
 
 // The result lies in memory as `values` do: channels first if they are so, or else channels last.
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
-              const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
-              bool align_corners, bool /*deterministic: always*/, int64_t derivative) {
-  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, mode,
-                  padding, align_corners, derivative);
+              const std::optional<Tensor>& jitter_std, int64_t options) {
+  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std,
+                  options);
   const ScalarType type = values.scalar_type();
   const Shape shape = call.output_shape();
   const int64_t batch_axes = batch_axes_of(values, coords);
@@ -194,20 +193,23 @@ void clear(const Parts& parts) {
 // Zeroes a range's channels of every entry of a grid.
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
   const int64_t bytes = (range.channel_end - range.channel_begin) * element;
+  if (bytes == problem.channels * element) {
+    std::memset(grid, 0, problem.entries * bytes);
+    return;
+  }
   for (int64_t entry = 0; entry < problem.entries; ++entry)
     std::memset(grid + (entry * problem.channels + range.channel_begin) * element, 0, bytes);
 }
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
-// memory as they do, and coords; an empty tensor for the one that is not wanted.
+// memory as they do, and coords; an empty tensor for the one that is not wanted. They are always
+// deterministic.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
-                                           const std::optional<Tensor>& jitter_std, int64_t mode,
-                                           int64_t padding, bool align_corners,
-                                           bool /*deterministic: always*/, int64_t derivative,
+                                           const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
-  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, mode,
-                  padding, align_corners, derivative);
+  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std,
+                  options);
   const Problem& problem = call.problem;
   const Tensor grad_output = call.checked(channels_last(kernels(), grad_output_in));
   Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());

@@ -50,12 +50,9 @@ struct Current {
 #endif
 
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
-              const std::optional<Tensor>& jitter_std, int64_t mode, int64_t padding,
-              bool align_corners, bool /*deterministic: nothing is summed across blocks*/,
-              int64_t derivative) {
+              const std::optional<Tensor>& jitter_std, int64_t options) {
   const Current current(values);
-  const Call call(kDevice, values, coords, seed, jitter_std, mode, padding, align_corners,
-                  derivative);
+  const Call call(kDevice, values, coords, seed, jitter_std, options);
   Tensor output = torch::stable::new_empty(values, call.output_shape());
   if (!call.empty()) launch_sample(call.problem, current.stream, output.data_ptr());
   return output;
@@ -97,12 +94,10 @@ void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_outp
 // empty tensor for the one that is not wanted.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
-                                           const std::optional<Tensor>& jitter_std, int64_t mode,
-                                           int64_t padding, bool align_corners, bool deterministic,
-                                           int64_t derivative, bool want_values, bool want_coords) {
+                                           const std::optional<Tensor>& jitter_std, int64_t options,
+                                           bool want_values, bool want_coords) {
   const Current current(values);
-  const Call call(kDevice, values, coords, seed, jitter_std, mode, padding, align_corners,
-                  derivative);
+  const Call call(kDevice, values, coords, seed, jitter_std, options);
   const Problem& problem = call.problem;
   const Tensor grad_output = call.checked(grad_output_in);
   Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
@@ -120,7 +115,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     return torch::stable::new_empty(gradient, {number * gradient.numel()}, sum_type);
   };
   BackwardPlan plan = plan_backward(problem, grad_output.data_ptr(), want_values, want_coords);
-  const bool in_order = want_values && !plan.on_chip && deterministic;
+  const bool in_order = want_values && !plan.on_chip && is_deterministic(options);
   Tensor values_parts = parts_of(grad_values, plan.value_parts);
   Tensor coords_parts = parts_of(grad_coords, plan.coord_parts);
   if (want_values && !plan.on_chip)

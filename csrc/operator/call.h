@@ -1,5 +1,5 @@
 // A call of the operators: tensors in, on the LibTorch stable ABI, and what the kernels are given
-// out. Arguments have been checked in Python; what is checked here is what memory safety needs.
+// out. Tensors that do not fit together are refused here, and Python then says why.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -70,6 +70,10 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
+// Whether nothing may be summed in an order that varies. The options of a call are one integer: see
+// crad_kernels/_schema.py.
+bool is_deterministic(int64_t options) { return options >> 5 & 1; }
+
 // A call with its tensors, contiguous and kept alive.
 struct Call {
   Tensor values, coords;
@@ -79,7 +83,7 @@ struct Call {
 
   Call(DeviceType device, const Tensor& values_in, const Tensor& coords_in,
        const std::optional<Tensor>& seed_in, const std::optional<Tensor>& jitter_std_in,
-       int64_t mode, int64_t padding, bool align_corners, int64_t derivative)
+       int64_t options)
       : values(dense(values_in)), coords(dense(coords_in)), problem{} {
     STD_TORCH_CHECK(values.device().type() == device && same_device(values, coords),
                     "sample(): expected values and coords on one device, of the backend's type");
@@ -106,12 +110,13 @@ struct Call {
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
+    const int64_t mode = options & 3, padding = options >> 2 & 3;
     STD_TORCH_CHECK(is_mode(mode) && is_padding(padding),
                     "sample(): unexpected mode or padding mode");
     problem.mode = static_cast<Mode>(mode);
     problem.padding = static_cast<Padding>(padding);
-    problem.align_corners = align_corners;
-    problem.derivative = derivative;
+    problem.align_corners = options >> 4 & 1;
+    problem.derivative = options >> 8;
     if (seed_in && jitter_std_in) {
       seed = dense(*seed_in);
       jitter_std = dense(*jitter_std_in);

@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from crad_kernels import sample
 from crad_kernels._op import OPERATORS
-from tests.cases import DTYPES, MODES, PADDING_MODES, SAME_INDEX, Case, assert_near
+from crad_kernels._schema import pack
+from tests.cases import DTYPES, SAME_INDEX, Case, assert_near
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated"),
@@ -45,11 +46,7 @@ def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
     options = (
         torch.tensor(3) if jitter else None,
         torch.full((case.ndim,), 0.1, dtype=coords.dtype) if jitter else None,
-        MODES.index(case.mode),
-        PADDING_MODES.index(case.padding_mode),
-        case.align_corners,
-        False,
-        0,
+        pack(case.mode, case.padding_mode, case.align_corners, False),
     )
     return values.requires_grad_(), coords.requires_grad_(), *options
 

@@ -164,18 +164,23 @@ def test_only_the_gradients_that_are_needed_are_computed(
     assert tuple(leaf.grad is not None for leaf in leaves) == wanted
 
 
+@pytest.mark.parametrize("channels", [2, 1 << 14])
 @pytest.mark.parametrize("argument", [0, 1])
 @pytest.mark.parametrize("leaf", [False, True])
 def test_only_the_gradients_that_are_asked_for_are_computed(
-    compiled_backend: str, argument: int, leaf: bool
+    compiled_backend: str, argument: int, leaf: bool, channels: int
 ) -> None:
-    values, coords, grad_output = small(2).tensors()
+    """Unless it is so little that to ask takes longer; none is given that nobody asked for."""
+    values, coords, grad_output = replace(small(2), channels=channels).tensors()
     leaves = values.requires_grad_(), coords.requires_grad_()
     arguments = leaves if leaf else (values * 2, coords * 0.9)
     out = sample(*arguments, backend=compiled_backend)
     with Wanted() as mode:
-        torch.autograd.grad(out, leaves[argument], grad_output)
-    assert mode.calls == [(argument == 0, argument == 1)]
+        (gradient,) = torch.autograd.grad(out, leaves[argument], grad_output)
+    assert mode.calls == [(True, True) if channels == 2 else (argument == 0, argument == 1)]
+    assert gradient.shape == leaves[argument].shape
+    assert leaves[0].grad is None
+    assert leaves[1].grad is None
 
 
 def test_a_gradient_that_is_not_used_has_no_derivative_computed(compiled_backend: str) -> None:

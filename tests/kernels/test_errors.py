@@ -1,12 +1,15 @@
 """Every check of the arguments: its type, and what its message names."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crad_kernels import GridMemory, grid_sample, sample
+from crad_kernels._schema import MODES, PADDING_MODES, pack, unpack
 from tests.cases import JUDGE
 
 VALUES = torch.zeros(4, 3, 2)
@@ -332,3 +335,72 @@ def test_more_dimensions_than_a_backend_takes(compiled_backend: str) -> None:
 def test_a_device_that_a_backend_does_not_take(compiled_backend: str) -> None:
     with pytest.raises(ValueError, match=r"takes tensors on .*got 2 dimensions on meta"):
         sample(VALUES.to("meta"), COORDS.to("meta"), backend=compiled_backend)
+
+
+MISFITS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
+    "too few axes": (zeros(4, 3, 2), zeros(5, 3), "4 axes"),
+    "another batch size": (zeros(2, 4, 3, 2), zeros(3, 5, 2), "batch size"),
+    "no entries": (zeros(4, 0, 2), zeros(5, 2), "at least 1 entry"),
+    "no components": (zeros(4, 3, 2), zeros(5, 0), "at least 1 component"),
+    "one point of a batch": (zeros(2, 3, 4), zeros(1), "batch size"),
+}
+
+
+Call = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def faked(call: Call, values: torch.Tensor, coords: torch.Tensor) -> None:
+    with FakeTensorMode() as mode:
+        call(mode.from_tensor(values), mode.from_tensor(coords))
+
+
+def under_a_mode(call: Call, values: torch.Tensor, coords: torch.Tensor) -> None:
+    with torch.device(values.device):
+        call(values, coords)
+
+
+WAYS: dict[str, Callable[[Call, torch.Tensor, torch.Tensor], object]] = {
+    "plain": lambda call, v, x: call(v, x),
+    "gradient": lambda call, v, x: call(v.clone().requires_grad_(), x),
+    "fake": faked,
+    "vmap": lambda call, v, x: torch.vmap(call)(torch.stack((v, v)), torch.stack((x, x))),
+    "jvp": lambda call, v, x: torch.func.jvp(call, (v, x), (v, x)),
+    "mode": under_a_mode,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize("way", WAYS)
+def test_tensors_that_do_not_fit_are_refused_in_every_way(
+    backend: str, way: str, misfit: str
+) -> None:
+    """By the operators, which are given them unseen: with the same words, and those alone."""
+    values, coords, words = MISFITS[misfit]
+    device = torch.get_default_device()
+    values, coords = values.to(device), coords.to(device)
+    with pytest.raises(ValueError, match=words) as refused:
+        WAYS[way](lambda v, x: sample(v, x, backend=backend), values, coords)
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
+
+
+class StopError(Exception):
+    """An error of the caller's own."""
+
+
+def stop(tensor: torch.Tensor) -> torch.Tensor:
+    raise StopError
+
+
+def test_an_error_that_is_not_of_the_tensors_is_passed_on(backend: str) -> None:
+    device = torch.get_default_device()
+    values, coords = VALUES.to(device, copy=True).requires_grad_(), COORDS.to(device)
+    with torch.autograd.graph.saved_tensors_hooks(stop, stop), pytest.raises(StopError):
+        sample(values, coords, backend=backend)
+
+
+def test_options_are_packed_without_loss() -> None:
+    flags = (False, True)
+    for options in product(MODES, PADDING_MODES, flags, flags, (0, 0x21, 0xF << 28)):
+        assert unpack(pack(*options)) == options

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from crad_kernels import grid_sample, sample
 from crad_kernels._op import OPERATORS
+from crad_kernels._schema import pack
 from tests.cases import Case
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -101,7 +102,7 @@ def test_the_compiler_knows(compiled_backend: str) -> None:
 def test_the_operator_knows(compiled_backend: str) -> None:
     values, coords, grad_output = replace(CASES[0], dtype=torch.float32).tensors()
     leaf, gradient = planes(values, 1), planes(grad_output, 1)
-    options = (None, None, 1, 0, False, False, 0)
+    options = (None, None, pack("linear", "zeros", False, False))
     operators = OPERATORS[compiled_backend]
     torch.library.opcheck(operators.sample, (leaf, coords, *options))
     torch.library.opcheck(operators.sample_backward, (gradient, leaf, coords, *options, True, True))

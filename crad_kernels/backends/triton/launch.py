@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from crad_kernels._schema import MODES, PADDING_MODES
+from crad_kernels._schema import check_tensors, unpack
 from crad_kernels.backends.triton import kernels
 from crad_kernels.backends.triton.tuning import GATHERING, OWNED, Configuration, fastest
 
@@ -117,11 +117,9 @@ def _call(
     coords: Tensor,
     seed: Tensor | None,
     jitter_std: Tensor | None,
-    mode: int,
-    padding_mode: int,
-    align_corners: bool,
-    derivative: int,
+    options: int,
 ) -> _Call:
+    mode, padding_mode, align_corners, _, derivative = unpack(options)
     ndim = coords.shape[-1]
     size = tuple(values.shape[-1 - ndim : -1])
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
@@ -138,7 +136,7 @@ def _call(
         torch.float64 if wide else torch.float32,
         (
             *(values.dtype, coords.dtype, jittered, ndim),
-            *(mode, padding_mode, align_corners, derivative),
+            options,
             *(number.bit_length() for number in (batch, prod(size), values.shape[-1], points)),
         ),
         {
@@ -149,10 +147,10 @@ def _call(
             "entries": prod(size),
             "size": size,
             "NDIM": ndim,
-            "MODE": MODES[mode],
-            "PADDING": PADDING_MODES[padding_mode],
+            "MODE": mode,
+            "PADDING": padding_mode,
             "ALIGN_CORNERS": align_corners,
-            "TAPS": _TAPS[MODES[mode]],
+            "TAPS": _TAPS[mode],
             "DERIVATIVE": derivative,
             "ACCUMULATOR": tl.float64 if wide else tl.float32,
         },
@@ -164,14 +162,11 @@ def sample(
     coords: Tensor,
     seed: Tensor | None,
     jitter_std: Tensor | None,
-    mode: int,
-    padding_mode: int,
-    align_corners: bool,
-    deterministic: bool,
-    derivative: int,
+    options: int,
 ) -> Tensor:
     """Gathers, for grids of any size: it reads what the taps read, and no other entry."""
-    call = _call(values, coords, seed, jitter_std, mode, padding_mode, align_corners, derivative)
+    check_tensors(values, coords)
+    call = _call(values, coords, seed, jitter_std, options)
     output = values.new_empty(*coords.shape[:-1], call.channels)
     values = values.contiguous()
 
@@ -199,16 +194,12 @@ def sample_backward(
     coords: Tensor,
     seed: Tensor | None,
     jitter_std: Tensor | None,
-    mode: int,
-    padding_mode: int,
-    align_corners: bool,
-    deterministic: bool,
-    derivative: int,
+    options: int,
     want_values: bool,
     want_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of sum(grad_output * sample(values, coords)); empty if not wanted."""
-    call = _call(values, coords, seed, jitter_std, mode, padding_mode, align_corners, derivative)
+    call = _call(values, coords, seed, jitter_std, options)
     grad_output = grad_output.contiguous()
     if call.empty:
         return (
@@ -219,7 +210,7 @@ def sample_backward(
         grad_values = values.new_empty(0)
     elif call.entries <= _SMALL:
         grad_values = _owned_grad_values(call, grad_output, values)
-    elif deterministic:
+    elif unpack(options)[3]:  # deterministic
         grad_values = _sorted_grad_values(call, grad_output, values)
     else:
         grad_values = _atomic_grad_values(call, grad_output, values)
