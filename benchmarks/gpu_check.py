@@ -1,9 +1,10 @@
-"""All that is checked on a GPU: tests, compute-sanitizer, times, registers of compiled kernels.
+"""All that is checked on a GPU: calls, times, tests, compute-sanitizer, registers, training.
 
-``python -m benchmarks.gpu_check --minutes 9`` writes ``benchmarks/results/DATE-GPU.json`` and
-prints a table. Every step is a process of its own with a share of the time, so that one that
-crashes or hangs hides no other; what is written is complete after each. A second run on the same
-day, machine and commit, such as of other steps, is added to the first.
+``python -m benchmarks.gpu_check`` takes nine minutes, writes ``benchmarks/results/DATE-GPU.json``
+and prints a table. What tells most comes first. Every step is a process of its own with a limit on
+its time, so that one that crashes or hangs hides no other; what is written is complete after each.
+Run again on the same day, machine and commit, it goes on with what has not passed yet: what there
+was no time for, and what failed.
 
 Exit status: 0 if every step passed or was skipped, 1 if one did not, 2 without a GPU.
 """
@@ -11,6 +12,7 @@ Exit status: 0 if every step passed or was skipped, 1 if one did not, 2 without 
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -33,14 +35,27 @@ from benchmarks.gpu_report import Report, machine, open_report, show, write_json
 from benchmarks.peers import peers
 from crad_kernels import backends
 
-KINDS = ("tests", "sanitizers", "timings", "variants")
-# Shares of the time, of all steps of a kind together.
-WEIGHTS = {"tests": 5.0, "sanitizers": 2.0, "timings": 2.0, "variants": 1.0}
+# Seconds that a step of a kind may take.
+LIMITS = {
+    "calls": 90.0,
+    "timings": 80.0,
+    "tests": 90.0,
+    "sanitizers": 80.0,
+    "training": 120.0,
+    "variants": 120.0,
+}
+KINDS = tuple(LIMITS)
 FINE = ("passed", "skipped")
+# A process of fewer seconds would not get beyond its imports.
+SHORTEST = 20.0
 # Which need the GPU, or most of its memory, for themselves.
-ALONE = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda", "large", "tuning"))
+ALONE = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda", "tuning", "large"))
+# The others are cut into so many parts, each with every kind of test.
+PARTS = 4
 # What compiles the kernels of a backend for several architectures.
 COMPILED = {"cuda": "benchmarks.ptxas", "triton": "benchmarks.triton_variants"}
+# In what order peers are timed, after ours: that which the targets are multiples of is the first.
+FIRST_PEER = "F.grid_sample, flat"
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,13 @@ class Step:
     Attributes:
         kind: one of `KINDS`.
         name: of the step, in the report.
-        run: from seconds to what is reported: a status, and more.
+        run: from seconds, and what an earlier run reported of the step, to what is reported: a
+            status, and more.
     """
 
     kind: str
     name: str
-    run: Callable[[float], Report]
+    run: Callable[[float, Report], Report]
 
 
 @dataclass(frozen=True)
@@ -130,20 +146,41 @@ def junit_counts(path: Path) -> Report:
     return {**counts, "summary": summary, "failures": failures[:20], "skips": sorted(skips)[:20]}
 
 
-def run_tests(backend: str, alone: bool, seconds: float) -> Report:
-    """The kernel tests of a backend on the GPU."""
+def run_tests(backend: str, part: int | None, seconds: float, earlier: Report) -> Report:
+    """A part of the kernel tests of a backend on the GPU; None is those that run alone."""
+    alone = part is None
     paths = list(ALONE) if alone else ["tests/kernels", *(f"--ignore={path}" for path in ALONE)]
     parallel = not alone and importlib.util.find_spec("xdist") is not None
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", *paths, "-m", "cuda", "--backend", backend]
+        # A file that cannot be imported, for want of what it is compared with, hides no other.
+        command += ["--continue-on-collection-errors"]
         command += ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={results}"]
+        if not alone:
+            command += [f"--part={part}/{PARTS}"]
         if parallel:
-            command += ["-n", str(min(8, os.cpu_count() or 1))]
+            command += ["-n", str(min(16, os.cpu_count() or 1))]
         end = run(command, seconds)
         if end.code == pytest.ExitCode.NO_TESTS_COLLECTED:
-            return skip("there are none", seconds)
+            return skip("there are none", seconds, earlier)
         return {**end.report(end.code == 0), **junit_counts(results)}
+
+
+# ---- calls ----
+
+
+def calls_report(end: End) -> Report:
+    """Whether all calls agree with the reference, and how many there were."""
+    calls = re.findall(r"^\d+ calls, .+$", end.output, re.MULTILINE)
+    return {**end.report(end.code == 0 and bool(calls)), "summary": "; ".join(calls)}
+
+
+def run_calls(backend: str, seconds: float, earlier: Report) -> Report:
+    """The small calls that take every kernel of a backend, which compiles them, too."""
+    processes = str(min(16, os.cpu_count() or 1))
+    command = [sys.executable, "-m", "benchmarks.sanitizer_cases", backend, "cuda", processes]
+    return calls_report(run(command, seconds))
 
 
 # ---- compute-sanitizer ----
@@ -167,11 +204,11 @@ def sanitizer_report(end: End) -> Report:
     return {**end.report(passed), "summary": "; ".join(calls + summary)}
 
 
-def run_sanitizer(tool: str, backend: str, seconds: float) -> Report:
+def run_sanitizer(tool: str, backend: str, seconds: float, earlier: Report) -> Report:
     """One of its tools over the small calls of a backend."""
     sanitizer = find_sanitizer()
     if sanitizer is None:
-        return skip("compute-sanitizer was not found", seconds)
+        return skip("compute-sanitizer was not found", seconds, earlier)
     command = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
     command += [sys.executable, "-m", "benchmarks.sanitizer_cases", backend]
     # Every tensor an allocation of its own: what is beyond its end is nobody's.
@@ -181,15 +218,38 @@ def run_sanitizer(tool: str, backend: str, seconds: float) -> Report:
 # ---- times ----
 
 
-def run_timings(peer: str, seconds: float) -> Report:
-    """The times of a peer on every case, or on those that there was time for."""
+def run_timings(peer: str, seconds: float, earlier: Report) -> Report:
+    """The times of a peer on every case, or on those that there was time for.
+
+    Those of an earlier run are kept.
+    """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "times.json"
-        end = run([sys.executable, "-m", "benchmarks.gpu_timings", peer, str(output)], seconds)
-        found: Report = json.loads(output.read_text()) if output.exists() else {"times": []}
+        found = {key: earlier[key] for key in ("copy_bytes_per_second", "times") if key in earlier}
+        write_json(output, {"times": [], **found})
+        command = [sys.executable, "-m", "benchmarks.gpu_timings", peer, str(output)]
+        end = run([*command, str(seconds - SHORTEST / 2)], seconds)
+        found = json.loads(output.read_text())
     errors = [t["error"] for t in found["times"] if "error" in t]
     report = end.report(end.code == 0 and not errors)
+    if report["status"] == "passed" and not found.get("finished"):
+        report = {"status": "unfinished"}
     return {**report, **({"reason": errors[0]} if errors else {}), **found}
+
+
+# ---- training ----
+
+
+def run_training(seconds: float, earlier: Report) -> Report:
+    """The demo set: trained, measured, drawn."""
+    if importlib.util.find_spec("tyro") is None:
+        return skip("tyro is not installed", seconds, earlier)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "crad.train", "--device", "cuda", "--output", folder]
+        end = run([*command, "--overwrite"], seconds)
+        results = Path(folder) / "results.json"
+        found = json.loads(results.read_text()) if results.exists() else None
+    return {**end.report(end.code == 0 and found is not None), "results": found}
 
 
 # ---- registers ----
@@ -201,57 +261,93 @@ def variants_report(end: End) -> Report:
     return {**end.report(end.code == 0 and bool(counts)), "summary": "; ".join(counts)}
 
 
-def run_variants(backend: str, seconds: float) -> Report:
+def run_variants(backend: str, seconds: float, earlier: Report) -> Report:
     """The registers of the kernels of a backend, compiled for several architectures."""
     if backend == "cuda" and shutil.which("nvcc") is None:
-        return skip("nvcc was not found", seconds)
+        return skip("nvcc was not found", seconds, earlier)
     return variants_report(run([sys.executable, "-m", COMPILED[backend]], seconds))
 
 
 # ---- all ----
 
 
-def skip(reason: str, seconds: float) -> Report:
+def skip(reason: str, seconds: float, earlier: Report) -> Report:
     """Of what cannot be run here."""
     return {"status": "skipped", "reason": reason}
 
 
+def missing(reason: str, seconds: float, earlier: Report) -> Report:
+    """Of a backend that a GPU is there for, and that cannot be used."""
+    return {"status": "missing", "reason": reason}
+
+
 def steps(kinds: Sequence[str], chosen: Sequence[str] | None) -> list[Step]:
-    """What there is to run, for the chosen backends or for all that take tensors on a GPU."""
-    found = []
-    for name, record in backends().items():
-        if (chosen and name not in chosen) or (record.devices and "cuda" not in record.devices):
-            continue
-        if not record.usable:
-            found.append(Step("tests", f"tests, {name}", partial(skip, record.reason)))
-            continue
-        for alone in (False, True):
-            title = f"tests, {name}" + (", alone" if alone else "")
-            found.append(Step("tests", title, partial(run_tests, name, alone)))
-        if record.devices:  # the reference has no kernels of its own
-            for tool in ("memcheck", "racecheck"):
-                action = partial(run_sanitizer, tool, name)
-                found.append(Step("sanitizers", f"{tool}, {name}", action))
-        if name in COMPILED:
-            found.append(Step("variants", f"registers, {name}", partial(run_variants, name)))
-    for peer in peers("cuda"):
-        ours = peer.removeprefix("crad_kernels ")
-        if not chosen or ours == peer or ours in chosen:
-            found.append(Step("timings", f"times, {peer}", partial(run_timings, peer)))
-    return [step for kind in KINDS for step in found if step.kind == kind and kind in kinds]
+    """What there is to run, what tells most first.
 
+    Of the chosen backends, or of all that take tensors on a GPU.
+    """
+    of_gpu = {
+        name: record
+        for name, record in backends().items()
+        if (not chosen or name in chosen) and (not record.devices or "cuda" in record.devices)
+    }
+    usable = [name for name, record in of_gpu.items() if record.usable]
+    # The reference has no kernels of its own.
+    kernels = [name for name in usable if of_gpu[name].devices]
+    ours = [f"crad_kernels {name}" for name in kernels]
+    others = [
+        name
+        for name in peers("cuda")
+        if name not in ours and name.removeprefix("crad_kernels ") in {name, *usable}
+    ]
+    others.sort(key=lambda name: name != FIRST_PEER)
 
-def share(step: Step, rest: Sequence[Step], seconds: float) -> float:
-    """The part of the seconds left that a step gets; `rest` is what is left to run, with it."""
-    weights = {kind: WEIGHTS[kind] for kind in {other.kind for other in rest}}
-    of_kind = sum(other.kind == step.kind for other in rest)
-    return max(seconds, 0.0) * weights[step.kind] / sum(weights.values()) / of_kind
+    def tests(name: str, part: int | None) -> Step:
+        title = "alone" if part is None else f"part {part} of {PARTS}"
+        return Step("tests", f"tests, {name}, {title}", partial(run_tests, name, part))
+
+    def timings(peer: str) -> Step:
+        return Step("timings", f"times, {peer}", partial(run_timings, peer))
+
+    parts = [[tests(name, part) for name in kernels] for part in range(1, PARTS + 1)]
+    found = [
+        *(
+            Step("calls", f"calls, {name}", partial(missing, record.reason))
+            for name, record in of_gpu.items()
+            if name not in usable
+        ),
+        *(Step("calls", f"calls, {name}", partial(run_calls, name)) for name in kernels),
+        *map(timings, [*ours, *others[:1]]),
+        *(tests(name, None) for name in kernels),
+        *parts[0],
+        *(
+            Step("sanitizers", f"{tool}, {name}", partial(run_sanitizer, tool, name))
+            for name in kernels
+            for tool in ("memcheck", "racecheck")
+        ),
+        Step("training", "training, demo", run_training),
+        *itertools.chain(*parts[1:]),
+        *map(timings, others[1:]),
+        *(
+            tests(name, part)
+            for name in usable
+            if name not in kernels
+            for part in (None, *range(1, PARTS + 1))
+        ),
+        *(
+            Step("variants", f"registers, {name}", partial(run_variants, name))
+            for name in kernels
+            if name in COMPILED
+        ),
+    ]
+    return [step for step in found if step.kind in kinds]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="that all may take together")
+    parser.add_argument("--minutes", type=float, default=9.0, help="that all may take together")
+    parser.add_argument("--again", action="store_true", help="run what has passed before, too")
     parser.add_argument("--only", default=",".join(KINDS), help=f"some of {','.join(KINDS)}")
     parser.add_argument("--backends", help="some backends, such as cuda,triton")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -267,18 +363,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = time.monotonic() + 60 * options.minutes
     path, report = open_report(options.results, machine(options.commit))
     todo = steps(kinds, options.backends.split(",") if options.backends else None)
-    for i, step in enumerate(todo):
+    for step in todo:
         started = time.monotonic()
-        limit = share(step, todo[i:], end - started)
+        earlier = {} if options.again else report["steps"].get(step.name, {})
+        if earlier.get("status") == "passed":
+            continue
+        limit = min(LIMITS[step.kind], end - started)
+        if limit < SHORTEST:
+            report["steps"].setdefault(step.name, {"seconds": 0.0, "status": "no time"})
+            continue
         sys.stdout.write(f"{step.name}: at most {limit:.0f} s\n")
         sys.stdout.flush()
         try:
-            result = step.run(limit)
+            result = step.run(limit, earlier)
         except Exception as error:
             result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         seconds = round(time.monotonic() - started, 1)
         report["steps"][step.name] = {"seconds": seconds, "limit": round(limit, 1), **result}
         write_json(path, report)
+    write_json(path, report)
     show(report)
     sys.stdout.write(f"{path}\n")
     return 1 if any(report["steps"][step.name]["status"] not in FINE for step in todo) else 0

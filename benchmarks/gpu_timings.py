@@ -1,15 +1,20 @@
-"""Times one peer on a GPU, for gpu_check: ``python -m benchmarks.gpu_timings PEER OUTPUT``.
+"""Times one peer on a GPU: ``python -m benchmarks.gpu_timings PEER OUTPUT [SECONDS]``.
 
 Forward (without a graph for gradients) and forward plus backward of a jittered look-up, in
 milliseconds between events on the device, and as a multiple of the time in which the GPU copies
-the fewest bytes that the call has to move.
+the fewest bytes that the call has to move. Cases that OUTPUT has times of are not run again, and
+none is begun when the seconds are over. What Triton compiles is compiled before, by many processes.
 """
 
+import contextlib
+import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import torch
 from benchmarks.cases import CASES, JITTER_STD, Case
 from benchmarks.gpu_report import write_json
 from benchmarks.peers import Peer, Trial, check, peers
+from crad_kernels import backends
 
 # A kernel of about a millisecond ahead of every step: the host queues the step behind it, so that
 # no gap between two launches is timed.
@@ -60,10 +66,10 @@ def measure(peer: Peer, case: Case, bandwidth: float) -> Iterator[dict[str, Any]
     """The times of forward, and of forward and backward."""
     l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     sets = min(2 + math.ceil(2 * l2_bytes / case.fewest_bytes(backward=False)), 32)
-    ours = next(iter(peers("cuda").values()))
+    judge = peers("cuda")[f"crad_kernels {list(backends())[-1]}"]
     check(
         Trial(peer, case, case.tensors("cuda")),
-        Trial(ours, case, case.tensors("cuda")).results(backward=True),
+        Trial(judge, case, case.tensors("cuda")).results(backward=True),
     )
     trials = [Trial(peer, case, case.tensors("cuda", seed)) for seed in range(sets)]
 
@@ -90,14 +96,37 @@ def measure(peer: Peer, case: Case, bandwidth: float) -> Iterator[dict[str, Any]
         }
 
 
-def main(name: str, output: Path) -> None:
+def warm(name: str, case: Case) -> None:
+    """Run a peer on a case with and without jitter, which leaves what it compiles in a cache."""
+    trial = Trial(peers("cuda")[name], case, case.tensors("cuda"))
+    for jitter_std in (0.0, JITTER_STD):
+        trial.forward_backward(jitter_std)
+    torch.cuda.synchronize()
+
+
+def warm_all(name: str, cases: Sequence[Case]) -> None:
+    """Every case in one of many processes; what goes wrong there will when it is timed, too."""
+    processes = min(16, os.cpu_count() or 1)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for job in [pool.apply_async(warm, (name, case)) for case in cases]:
+            with contextlib.suppress(Exception):
+                job.get()
+
+
+def main(name: str, output: Path, seconds: float = math.inf) -> None:
     """Time a peer on every case, writing what there is after each."""
+    end = time.monotonic() + seconds
+    report = json.loads(output.read_text()) if output.exists() else {}
+    found = [t for t in report.get("times", []) if "error" not in t]
+    done = {t["case"] for t in found}
+    todo = [case for case in CASES if not case.long and str(case) not in done]
+    if name == "crad_kernels triton":
+        warm_all(name, todo)
     bandwidth = copy_bandwidth()
     peer = peers("cuda")[name]
-    found: list[dict[str, Any]] = []
-    for case in CASES:
-        if case.long:
-            continue
+    for number, case in enumerate(todo, 1):
+        if time.monotonic() > end:
+            break
         about = {"case": str(case), "peer": name}
         reason = peer.why_not(case)
         try:
@@ -105,15 +134,17 @@ def main(name: str, output: Path) -> None:
                 found.append({**about, "skipped": reason})
             else:
                 torch.compiler.reset()
-                for result in measure(peer, case, bandwidth):
-                    found.append({**about, **result})
+                found += [{**about, **result} for result in measure(peer, case, bandwidth)]
         except torch.OutOfMemoryError:
             found.append({**about, "skipped": "out of memory"})
         except Exception as error:
             found.append({**about, "error": f"{type(error).__name__}: {error}"[:500]})
         torch.cuda.empty_cache()
-        write_json(output, {"copy_bytes_per_second": bandwidth, "times": found})
+        finished = number == len(todo)
+        write_json(
+            output, {"copy_bytes_per_second": bandwidth, "times": found, "finished": finished}
+        )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *map(float, sys.argv[3:]))

@@ -1,10 +1,14 @@
 """Small calls that take every kernel of a backend, to run under a sanitizer.
 
 ``compute-sanitizer --tool memcheck python -m benchmarks.sanitizer_cases BACKEND [DEVICE]``
+
+With a third argument, by so many processes. The reference computes on the CPU, so that no time goes
+to the kernels of others.
 """
 
 import itertools
 import math
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +66,7 @@ def calls() -> Iterator[Call]:
 
 
 def run(call: Call, backend: str, device: str) -> None:
-    """Sample with jitter, differentiate, and compare with the reference."""
+    """Sample with jitter, differentiate, and compare with the reference on the CPU."""
     batch = () if call.batch is None else (call.batch,)
     values = torch.randn(*batch, *call.size, call.channels, device=device, dtype=call.dtype)
     coords = torch.rand(*batch, call.points, len(call.size), device=device) * 3 - 1.5
@@ -72,12 +76,13 @@ def run(call: Call, backend: str, device: str) -> None:
     grad_output = torch.randn(*coords.shape[:-1], call.channels, device=device, dtype=call.dtype)
     seed = torch.tensor(3, device=device)
     noise = normals(backend, seed, coords.numel() // coords.shape[-1], coords.shape[-1])
+    moved = coords + 0.1 * noise.reshape(coords.shape)
     results = []
-    for name, places, jitter_std in (
-        (backend, coords, 0.1),
-        ("reference", coords + 0.1 * noise.reshape(coords.shape), 0.0),
+    for name, tensors, jitter_std in (
+        (backend, (values, coords, grad_output), 0.1),
+        ("reference", (values.cpu(), moved.cpu(), grad_output.cpu()), 0.0),
     ):
-        leaves = values.detach().requires_grad_(), places.detach().requires_grad_()
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors[:2]]
         out = sample(
             *leaves,
             mode=call.mode,
@@ -85,10 +90,11 @@ def run(call: Call, backend: str, device: str) -> None:
             align_corners=call.align_corners,
             deterministic=call.deterministic,
             jitter_std=jitter_std,
-            seed=seed,
+            seed=seed.to(tensors[1].device),
             backend=name,
         )
-        results.append((out.detach(), *torch.autograd.grad(out, leaves, grad_output)))
+        gradients = torch.autograd.grad(out, leaves, tensors[2])
+        results.append([result.detach().cpu() for result in (out, *gradients)])
     tolerance = 64 * max(torch.finfo(dtype).eps for dtype in (call.dtype, coords.dtype))
     for got, wanted in zip(*results, strict=True):
         scale = float(wanted.nan_to_num().abs().max())
@@ -97,15 +103,30 @@ def run(call: Call, backend: str, device: str) -> None:
         )
 
 
-def main(backend: str, device: str = "cuda") -> None:
-    """Run all calls on a backend."""
-    torch.manual_seed(0)
-    count = 0
-    for call in calls():
-        run(call, backend, device)
-        count += 1
+def run_part(backend: str, device: str, first: int, step: int) -> int:
+    """Run every call at a distance of so many, from the first on; return their number."""
+    torch.manual_seed(first)
+    part = list(itertools.islice(calls(), first, None, step))
+    for call in part:
+        try:
+            run(call, backend, device)
+        except Exception as error:
+            error.add_note(str(call))
+            raise
     if device == "cuda":
         torch.cuda.synchronize()
+    return len(part)
+
+
+def main(backend: str, device: str = "cuda", processes: str = "1") -> None:
+    """Run all calls on a backend."""
+    number = int(processes)
+    if number == 1:
+        count = run_part(backend, device, 0, 1)
+    else:
+        jobs = [(backend, device, first, number) for first in range(number)]
+        with multiprocessing.get_context("spawn").Pool(number) as pool:
+            count = sum(pool.starmap(run_part, jobs, chunksize=1))
     sys.stdout.write(f"{count} calls, forward and backward, agree with the reference\n")
 
 

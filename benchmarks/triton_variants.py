@@ -194,6 +194,7 @@ def compiled(number: int, architecture: int) -> tuple[int, int]:
     source = ASTSource(variant.kernel, variant.types, variant.constants, variant.attributes)
     options = {"num_warps": variant.warps, "enable_fp_fusion": False}
     binary = triton_compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    assert "tf32" not in binary.asm["ptx"], f"{variant} multiplies in less than float32"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()

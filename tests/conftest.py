@@ -78,21 +78,28 @@ def triton_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Some backends alone, which the names of tests do not tell apart from markers."""
+    """Some backends alone, which the names of tests do not tell apart from markers; some tests."""
     parser.addoption(
         "--backend", action="append", help="run only tests of this backend; may be repeated"
     )
+    parser.addoption("--part", help="run only every Nth test, beginning with the Kth: K/N")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other backends, and those of none."""
-    names = config.getoption("--backend")
-    if not names:
-        return
-    chosen, others = [], []
-    for item in items:
-        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        has_name = any(isinstance(p, Placed) and p.name in names for p in params)
-        (chosen if has_name else others).append(item)
-    config.hook.pytest_deselected(items=others)
+    """Leave out the tests of other backends, and those of none; and of other parts."""
+    names, part = config.getoption("--backend"), config.getoption("--part")
+    chosen = items[:]
+    if names:
+        chosen = [item for item in chosen if _placed(item) & set(names)]
+    if part:
+        first, number = map(int, part.split("/"))
+        chosen = chosen[first - 1 :: number]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
+
+
+def _placed(item: pytest.Item) -> set[str]:
+    """The backends that a test is of."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {param.name for param in params if isinstance(param, Placed)}

@@ -53,8 +53,7 @@ class Backend:
         return not self.devices or ("cpu" if device == _CPU else device.type) in self.devices
 
 
-# In order of preference: the first that takes the tensors is the default. On a GPU, cuda comes
-# before triton whatever the shape and the dtype: no measurement says yet where it should not.
+# In order of preference: see `default`.
 _TABLE = {
     backend.name: backend
     for backend in (
@@ -91,16 +90,27 @@ def find(name: str | None) -> Backend:
     )
 
 
+def default(device: torch.device, ndim: int) -> Backend:
+    """The backend of tensors for which none is named: the first of the table that takes them.
+
+    On a GPU that is cuda, and triton where cuda's library is missing, whatever the shapes and the
+    dtypes. This rests on no measurement: no GPU has run either yet. Where triton is found to be
+    faster, this is the place to say so, for those shapes and dtypes.
+    """
+    for backend in _TABLE.values():
+        if backend.takes(device, ndim) and not backend.by_name_only:
+            return backend
+    raise AssertionError("the last backend of the table takes everything")
+
+
 def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
-    """The backend of that name, or the best one, for tensors on ``device`` with ``ndim`` axes.
+    """The backend of that name, or the `default` one, for tensors on ``device`` with ``ndim`` axes.
 
     Raises:
         ValueError: if there is no such backend, or it cannot take the tensors.
     """
     if name is None:
-        for backend in _TABLE.values():
-            if backend.takes(device, ndim) and not backend.by_name_only:
-                return backend
+        return default(device, ndim)
     backend = find(name)
     if backend.missing:
         raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.missing}")

@@ -39,7 +39,7 @@ backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
           const C high = batch.high_corner(h, point);
           Slopes<A, kLow, kHigh> slopes_of_high;
           for (int low = 0; low < plan.tables.low; low += Corners::kCorners) {
-            const Corners some(batch, point, low, high, grid + c, problem.channels,
+            const Corners some(batch, point, low, plan.tables.low, high, grid + c, problem.channels,
                                gradients.coords != nullptr);
             CRAD_UNROLL
             for (int i = 0; i < Corners::kCorners; ++i) {

@@ -61,7 +61,16 @@ CRAD_DEVICE void add_to_own(const Corners& some, A high_weight, const Pack<A, V>
   }
 }
 
-template <class T, class X, int V, int kLow, int kHigh>
+// That of a high table that has no components.
+template <class C>
+CRAD_DEVICE C unit_corner() {
+  C corner{};
+  corner.weight = 1;
+  return corner;
+}
+
+// kCorners of a point, all in the low table; 0 if the compiler is not to know.
+template <class T, class X, int V, int kLow, int kHigh, int kCorners>
 CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
 backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
                  const Gradients<accumulator<T>> gradients) {
@@ -117,11 +126,13 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       CRAD_UNROLL
       for (int j = 0; j < kTogether; ++j) {
         if (!own || point + j >= count || !batch.place[point + j]) continue;
-        for (int h = 0; h < plan.tables.high; ++h) {
-          const C high = batch.high_corner(h, point + j);
+        const int highs = kCorners > 0 ? 1 : plan.tables.high;
+        const int lows = kCorners > 0 ? kCorners : plan.tables.low;
+        for (int h = 0; h < highs; ++h) {
+          const C high = kCorners > 0 ? unit_corner<C>() : batch.high_corner(h, point + j);
           Slopes<A, kLow, kHigh> slopes_of_high;
-          for (int low = 0; low < plan.tables.low; low += Corners::kCorners) {
-            const Corners some(batch, point + j, low, high, staged + c, plan.tile_channels,
+          for (int low = 0; low < lows; low += Corners::kCorners) {
+            const Corners some(batch, point + j, low, lows, high, staged + c, plan.tile_channels,
                                gradients.coords != nullptr);
             if (gradients.values)
               add_to_own<V>(some, high.weight, grad[j], sums + c, plan.tile_channels, distinct);

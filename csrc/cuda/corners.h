@@ -14,15 +14,17 @@ namespace crad {
 constexpr int kTableAxes = 4;  // of a table, at most
 
 // A corner along the axes of its table: its entry (counted from the first), its weight, and the
-// derivatives of the weight with respect to the table's components.
+// derivatives of the weight with respect to the table's components. All threads of a warp read one,
+// 16 bytes at a time where its size allows.
+constexpr size_t alignment_of(size_t bytes) { return (bytes + 7) / 8 % 2 == 0 ? 16 : 8; }
 template <class I, class A, int kSlopes>
-struct Corner {
+struct alignas(alignment_of(sizeof(I) + (1 + kSlopes) * sizeof(A))) Corner {
   I entry;
   A weight;
   A slope[kSlopes];
 };
 template <class I, class A>
-struct Corner<I, A, 0> {
+struct alignas(alignment_of(sizeof(I) + sizeof(A))) Corner<I, A, 0> {
   I entry;
   A weight;
 };
@@ -120,6 +122,19 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
   return place;
 }
 
+// Read at once: the compiler would read the entry first, and wait to see whether it lies outside.
+template <class C>
+CRAD_DEVICE C whole(const C* corner) {
+  using Piece = typename Transfer<alignof(C)>::type;
+  Piece piece[sizeof(C) / sizeof(Piece)];
+  CRAD_UNROLL
+  for (size_t i = 0; i < sizeof(C) / sizeof(Piece); ++i)
+    piece[i] = reinterpret_cast<const Piece*>(corner)[i];
+  C copy;
+  memcpy(static_cast<void*>(&copy), piece, sizeof(C));
+  return copy;
+}
+
 // The tables of a batch of points, and whether each is a place.
 template <class C>
 struct Batch {
@@ -140,8 +155,8 @@ struct Batch {
         high(low + tables.low * points),
         place(reinterpret_cast<bool*>(high + tables.high * points)) {}
 
-  CRAD_DEVICE const C& low_corner(int k, int point) const { return low[k * points + point]; }
-  CRAD_DEVICE const C& high_corner(int k, int point) const { return high[k * points + point]; }
+  CRAD_DEVICE C low_corner(int k, int point) const { return whole(low + k * points + point); }
+  CRAD_DEVICE C high_corner(int k, int point) const { return whole(high + k * points + point); }
 
   // Locates `count` points from `first` on, by all threads of the block.
   template <class X>
@@ -162,16 +177,16 @@ struct Gathered {
   C corner[kCorners];
   Pack<A, V> value[kCorners];
 
-  // Those of the low table from `first` on, with one of the high table; their values (if wanted)
-  // lie at rows + entry * pitch.
-  CRAD_DEVICE Gathered(const Batch<C>& batch, int point, int first, const C& high, const T* rows,
-                       int64_t pitch, bool want_values) {
+  // Those of the low table from `first` on, before `end`, with one of the high table; their values
+  // (if wanted) lie at rows + entry * pitch.
+  CRAD_DEVICE Gathered(const Batch<C>& batch, int point, int first, int end, const C& high,
+                       const T* rows, int64_t pitch, bool want_values) {
     CRAD_UNROLL
     for (int i = 0; i < kCorners; ++i) {
       corner[i] = C{};
       corner[i].entry = -1;
       value[i] = filled<A, V>(0);
-      if (first + i >= batch.tables.low) continue;
+      if (first + i >= end) continue;
       const C low = batch.low_corner(first + i, point);
       if (low.entry + high.entry < 0) continue;
       corner[i] = low;

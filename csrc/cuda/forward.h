@@ -16,7 +16,7 @@ CRAD_DEVICE Pack<accumulator<T>, V> blend(const Batch<C>& batch, int point, cons
   for (int h = 0; h < batch.tables.high; ++h) {
     const C high = batch.high_corner(h, point);
     for (int first = 0; first < batch.tables.low; first += Corners::kCorners) {
-      const Corners some(batch, point, first, high, rows, pitch, true);
+      const Corners some(batch, point, first, batch.tables.low, high, rows, pitch, true);
       CRAD_UNROLL
       for (int i = 0; i < Corners::kCorners; ++i)
         add_product(some.corner[i].weight * high.weight, some.value[i], total);

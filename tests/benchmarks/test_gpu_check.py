@@ -2,19 +2,21 @@
 
 import json
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from benchmarks import gpu_check, gpu_report, gpu_timings, sanitizer_cases
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, Case
 from benchmarks.gpu_check import End, Step
 from benchmarks.peers import peers
 from crad_kernels import backends
 from crad_kernels.backends import Backend
+from tests import conftest
 from tests.cases import JUDGE
 
 ABOUT = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "abc"}
@@ -118,40 +120,84 @@ def test_registers_of_the_variants(end: End, status: str, summary: str) -> None:
 
 def test_variants_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check.shutil, "which", lambda name: None)
-    assert gpu_check.run_variants("cuda", 1)["reason"] == "nvcc was not found"
+    assert gpu_check.run_variants("cuda", 1, {})["reason"] == "nvcc was not found"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [(End(0, CALLS), "passed"), (End(0, ""), "failed"), (End(1, "AssertionError"), "failed")],
+)
+def test_calls_that_agree(end: End, status: str) -> None:
+    assert gpu_check.calls_report(end)["status"] == status
 
 
 # ---- steps ----
 
 
 def step(kind: str, name: str, status: str = "passed") -> Step:
-    return Step(kind, name, lambda seconds: {"status": status})
-
-
-def test_time_that_a_step_leaves_goes_to_the_rest() -> None:
-    todo = [step("tests", "a"), step("tests", "b"), step("timings", "c")]
-    assert gpu_check.share(todo[0], todo, 700) == 250  # half of 5 parts in 7
-    assert gpu_check.share(todo[1], todo[1:], 700) == 500
-    assert gpu_check.share(todo[2], todo[2:], 600) == 600
-    assert gpu_check.share(todo[2], todo[2:], -5) == 0
+    return Step(kind, name, lambda seconds, earlier: {"status": status})
 
 
 def test_every_kind_can_be_run_alone() -> None:
     for kind in gpu_check.KINDS:
         assert {each.kind for each in gpu_check.steps([kind], None)} <= {kind}
     names = [each.name for each in gpu_check.steps(gpu_check.KINDS, [JUDGE])]
-    assert f"tests, {JUDGE}" in names
+    assert f"tests, {JUDGE}, alone" in names
     assert "times, F.embedding_bag" in names
 
 
-def test_a_gpu_gets_the_variants_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _both_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backends that have kernels for one, and nothing else."""
     gpu = {name: Backend(name, ("cuda",), "") for name in gpu_check.COMPILED}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "backends", lambda: gpu)
-    monkeypatch.setattr(gpu_check, "peers", lambda device: {})
-    names = [each.name for each in gpu_check.steps(["variants"], None)]
-    assert names == ["registers, cuda", "registers, triton"]
-    assert [each.name for each in gpu_check.steps(["variants"], ["triton"])] == names[1:]
+    names = ("F.embedding_bag", gpu_check.FIRST_PEER, *(f"crad_kernels {name}" for name in gpu))
+    monkeypatch.setattr(gpu_check, "peers", lambda device: dict.fromkeys(names))
+
+
+@pytest.mark.usefixtures("_both_on_a_gpu")
+def test_what_tells_most_comes_first() -> None:
+    """Whether the kernels run, how fast beside F.grid_sample, and then whether all is right."""
+    names = [each.name for each in gpu_check.steps(gpu_check.KINDS, None)]
+    assert names[:7] == [
+        "calls, cuda",
+        "calls, triton",
+        "times, crad_kernels cuda",
+        "times, crad_kernels triton",
+        "times, F.grid_sample, flat",
+        "tests, cuda, alone",
+        "tests, triton, alone",
+    ]
+    assert names.index("memcheck, cuda") < names.index("times, F.embedding_bag")
+    assert names[-2:] == ["registers, cuda", "registers, triton"]
+    assert len(names) == len(set(names))
+    chosen = [each.name for each in gpu_check.steps(gpu_check.KINDS, ["triton"])]
+    assert chosen == [name for name in names if "cuda" not in name]
+
+
+def test_a_backend_that_is_missing_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        gpu_check, "backends", lambda: {"cuda": Backend("cuda", ("cuda",), "build it")}
+    )
+    (first, *_) = gpu_check.steps(gpu_check.KINDS, ["cuda"])
+    assert first.run(1, {}) == {"status": "missing", "reason": "build it"}
+    assert "missing" not in gpu_check.FINE
+
+
+def test_the_parts_are_all_tests() -> None:
+    found: list[Any] = []
+    for part in range(1, gpu_check.PARTS + 1):
+        options = {"--part": f"{part}/{gpu_check.PARTS}"}
+        others: list[Any] = []
+        hook = SimpleNamespace(pytest_deselected=lambda items, to=others: to.extend(items))
+        items: list[Any] = list(range(7))
+        conftest.pytest_collection_modifyitems(
+            cast(Any, SimpleNamespace(getoption=options.get, hook=hook)), items
+        )
+        assert sorted(items + others) == list(range(7))
+        found += items
+    assert sorted(found) == list(range(7))
 
 
 @pytest.mark.usefixtures("_gpu")
@@ -168,7 +214,7 @@ def test_exit_status(
 def test_a_step_that_fails_hides_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(seconds: float) -> gpu_report.Report:
+    def broken(seconds: float, earlier: gpu_report.Report) -> gpu_report.Report:
         raise RuntimeError("out of luck")
 
     todo = [Step("tests", "first", broken), step("timings", "second")]
@@ -179,6 +225,43 @@ def test_a_step_that_fails_hides_no_other(
     assert written["first"]["reason"] == "RuntimeError: out of luck"
     assert written["second"]["status"] == "passed"
     assert "out of luck" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_another_run_goes_on_with_what_has_not_passed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[tuple[str, gpu_report.Report]] = []
+    clock = [0.0]
+
+    def named(name: str, *statuses: str) -> Step:
+        turns = iter(statuses)
+
+        def run(seconds: float, earlier: gpu_report.Report) -> gpu_report.Report:
+            ran.append((name, earlier))
+            clock[0] += 50
+            return {"status": next(turns), "number": len(ran)}
+
+        return Step("tests", name, run)
+
+    todo = [
+        named("a", *["passed"] * 2),
+        named("b", "failed", "passed", "passed"),
+        named("c", "passed"),
+    ]
+    monkeypatch.setattr(gpu_check, "steps", lambda kinds, chosen: todo)
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+    options = ["--results", str(tmp_path), "--minutes", "1.9"]  # time for two of them
+    assert gpu_check.main(options) == 1
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["steps"]["c"]["status"] == "no time"
+    assert gpu_check.main(options) == 0
+    assert [name for name, _ in ran] == ["a", "b", "b", "c"]
+    assert ran[2][1]["number"] == 2  # what was reported of it before
+    assert gpu_check.main(options) == 0
+    assert len(ran) == 4
+    assert gpu_check.main([*options, "--again"]) == 0
+    assert [name for name, _ in ran[4:]] == ["a", "b"]
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,12 +324,53 @@ def test_the_table_has_times_errors_and_steps() -> None:
 # ---- the processes themselves, on the CPU ----
 
 
+def test_times_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cases = [Case(name, (4,), 1) for name in ("a", "b", "c")]
+    timed: list[str] = []
+
+    def measure(peer: Any, case: Case, bandwidth: float) -> list[gpu_report.Report]:
+        if case.name == "b" and timed.count("b") == 0:
+            timed.append("b")
+            raise RuntimeError("out of luck")
+        timed.append(case.name)
+        return [{"direction": "forward", "ms": 1.0}]
+
+    monkeypatch.setattr(gpu_timings, "CASES", cases)
+    monkeypatch.setattr(gpu_timings, "copy_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(gpu_timings, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    output = tmp_path / "times.json"
+    gpu_timings.main(f"crad_kernels {JUDGE}", output)
+    written = json.loads(output.read_text())
+    assert written["finished"]
+    assert [t.get("error") for t in written["times"]] == [None, "RuntimeError: out of luck", None]
+    gpu_timings.main(f"crad_kernels {JUDGE}", output, -1.0)
+    assert json.loads(output.read_text()) == written
+    gpu_timings.main(f"crad_kernels {JUDGE}", output)
+    assert timed == ["a", "b", "c", "b"]
+    assert not any("error" in t for t in json.loads(output.read_text())["times"])
+
+
 @pytest.mark.parametrize("name", [name for name in backends() if name != JUDGE])
 def test_calls_for_the_sanitizer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "cpu" not in backends()[name].devices or not backends()[name].usable:
         pytest.skip(f"backend {name} does not take the CPU's tensors here")
     sanitizer_cases.main(name, "cpu")
-    assert "calls, forward and backward" in capsys.readouterr().out
+    every = len(list(sanitizer_cases.calls()))
+    assert f"{every} calls, forward and backward" in capsys.readouterr().out
+
+
+def test_the_calls_are_shared_among_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[sanitizer_cases.Call] = []
+    threads = SimpleNamespace(Pool=ThreadPool)
+    monkeypatch.setattr(sanitizer_cases.multiprocessing, "get_context", lambda method: threads)
+    monkeypatch.setattr(sanitizer_cases, "run", lambda call, backend, device: ran.append(call))
+    sanitizer_cases.main("cpu", "cpu", "3")
+    every = list(sanitizer_cases.calls())
+    assert sorted(map(str, ran)) == sorted(map(str, every))
+    assert capsys.readouterr().out.startswith(f"{len(every)} calls, ")
 
 
 def test_the_fewest_bytes_of_a_case() -> None:

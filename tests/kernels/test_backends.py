@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crad_kernels import backends, sample
-from crad_kernels.backends import _TABLE, Backend, choose, triton
+from crad_kernels.backends import _TABLE, Backend, choose, default, triton
 from crad_kernels.backends.library import load
 from tests.cases import JUDGE
 
@@ -42,6 +42,16 @@ def test_the_first_that_takes_the_tensors_is_the_default() -> None:
     assert choose(None, COORDS.device, 2) == usable[0]
     assert choose(None, torch.device("meta"), 2).name == JUDGE
     assert choose(None, COORDS.device, 9).name == JUDGE
+
+
+def test_on_a_gpu_triton_stands_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(_TABLE, name, Backend(name, ("cuda",), ""))
+    assert default(gpu, 2).name == "cuda"
+    monkeypatch.setitem(_TABLE, "cuda", Backend("cuda", ("cuda",), "no toolkit"))
+    assert default(gpu, 2).name == "triton"
+    assert default(gpu, 9).name == JUDGE
 
 
 def test_one_that_is_taken_by_name_only_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

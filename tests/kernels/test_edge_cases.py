@@ -313,6 +313,30 @@ def test_entries_that_are_not_sampled_do_not_leak(backend: str, case: Case, pois
     assert_same(gradients(poisoned, coords, grad_output, case, backend), clean)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [Case((5, 2, 2, 2, 2), points=(5,)), Case((7, 4, 4), points=(5,), mode="cubic")],
+    ids=str,
+)
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_nor_do_they_where_a_point_has_many_corners(
+    backend: str, case: Case, poison: float
+) -> None:
+    """Of a small grid, whose entries may all be read for every point."""
+    values, coords, grad_output = case.tensors()
+    grad_output = grad_output.abs()
+    coords = coords * 0.1 - torch.eye(case.ndim, dtype=coords.dtype)[-1] * 0.8
+    poisoned = values.clone()
+    poisoned[-1] = poison  # at the other end of the first axis
+    clean = gradients(values, coords, grad_output, case, backend)
+    assert_same(gradients(poisoned, coords, grad_output, case, backend), clean)
+    coords[4, -1] = 0.9
+    out, _, grad_coords = gradients(poisoned, coords, grad_output, case, backend)
+    for result in (out, grad_coords):
+        reached = ~result.isfinite().all(-1)
+        assert reached.nonzero().flatten().tolist() == [4]
+
+
 @pytest.mark.parametrize(("mode", "nearest"), [("nearest", 1.6), ("linear", 1.6), ("cubic", 2.2)])
 def test_taps_outside_the_grid_read_no_entry(backend: str, mode: str, nearest: float) -> None:
     """Zeros are not an entry times zero."""

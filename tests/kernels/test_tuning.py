@@ -13,7 +13,7 @@ from tests.kernels.test_cuda import FLOAT32, errors_on_waiting, results
 pytest.importorskip("triton")
 
 from crad_kernels.backends.triton import launch, tuning
-from crad_kernels.backends.triton.tuning import GATHERING, OWNED, Configuration, fastest
+from crad_kernels.backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
 
 GPU = torch.device("cuda", 0)
 
@@ -127,6 +127,7 @@ def test_what_cannot_run_is_not_taken() -> None:
         Case((5, 4), channels=200, points=(40,)),
         Case((2, 3, 2), channels=150, points=(9,), batch=2, padding_mode="border"),
         Case((3, 4), channels=1, points=(600,), mode="nearest"),
+        Case((2, 3, 2, 2, 2), channels=40, points=(50,), padding_mode="border"),
     ],
     ids=str,
 )
@@ -149,9 +150,20 @@ def test_every_configuration_gives_the_same_bits(
             assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("size", [(4, 3), (12, 13)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("size", "kernels"),
+    [
+        ((4, 3), ["sample", "owned_grad_values"]),
+        ((2,) * 5, ["dense_sample", "owned_grad_values"]),
+        ((12, 13), ["sample", "atomic_grad_values"]),
+    ],
+    ids=["small", "of many corners", "large"],
+)
 def test_what_is_timed_leaves_no_trace(
-    triton_backend: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    triton_backend: str,
+    size: tuple[int, ...],
+    kernels: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor in a gradient that is added to."""
 
@@ -168,7 +180,7 @@ def test_what_is_timed_leaves_no_trace(
     monkeypatch.setattr(launch, "_WORTH_TUNING", 0)
     monkeypatch.setattr(launch, "fastest", run_each)
     assert_same(results(case, tensors, backend=triton_backend), expected)
-    assert kinds == ["sample", "owned_grad_values" if size == (4, 3) else "atomic_grad_values"]
+    assert kinds == kernels
 
 
 def test_a_call_on_a_gpu_is_timed_once_and_not_in_a_graph(triton_backend: str) -> None:
@@ -176,7 +188,7 @@ def test_a_call_on_a_gpu_is_timed_once_and_not_in_a_graph(triton_backend: str) -
         pytest.skip("nothing is timed on the CPU")
     options: dict[str, Any] = {"backend": triton_backend}
     for case, gradient in (
-        (Case((8, 8), channels=216, points=(8192,), **FLOAT32), OWNED),
+        (Case((8, 8), channels=216, points=(8192,), **FLOAT32), HOLDING),
         (Case((60, 60), channels=216, points=(8192,), **FLOAT32), GATHERING),
     ):
         tuning._known.clear()

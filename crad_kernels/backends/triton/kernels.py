@@ -127,8 +127,18 @@ def corner_weight(
 
 
 @triton.jit
+def places_of(entry, size, NDIM: tl.constexpr):
+    """Where entries lie along each axis."""
+    places = ()
+    for axis in tl.static_range(NDIM - 1, -1, -1):
+        places = (entry % size[axis],) + places
+        entry = entry // size[axis]
+    return places
+
+
+@triton.jit
 def weight_tile(
-    entry,
+    places,
     taps,
     finite,
     size,
@@ -140,28 +150,69 @@ def weight_tile(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
 ):
-    """The weights ``(entries, points)`` of entries in the samples of points."""
+    """The weights ``(entries, points)`` of entries, at their places, in the samples of points."""
     base, distance, slope = taps
     weights = tl.where(finite, 1.0, 0.0).to(dtype)[None, :]
     for axis in tl.static_range(NDIM - 1, -1, -1):
-        place = entry % size[axis]
-        entry = entry // size[axis]
-        along = tl.zeros((entry.shape[0], finite.shape[0]), dtype)
+        along = tl.zeros((places[axis].shape[0], finite.shape[0]), dtype)
         for tap in tl.static_range(TAPS):
             position = tap_position(base[axis], tap, size[axis], MODE, PADDING, ALIGN_CORNERS)
             read = entry_at(position, size[axis]).to(tl.int32)
             weight = tap_weight(
                 tap, distance[axis], slope[axis], MODE, DERIVATIVE >> 4 * axis & 15
             ).to(dtype)
-            along += tl.where(place[:, None] == read[None, :], weight[None, :], 0.0)
+            along += tl.where(places[axis][:, None] == read[None, :], weight[None, :], 0.0)
         weights = weights * along
     return weights
+
+
+@triton.jit
+def item_of(point, points_per_item, SHARED: tl.constexpr):
+    """The item of the batch whose grid points read; there is one where it is SHARED."""
+    # A division of 64 bits takes as long as a point of few components takes to locate.
+    return 0 if SHARED else point // points_per_item
 
 
 @triton.jit
 def tile_of(tensor, row, channels, start, lane):
     """The addresses of the channels from `start` on, a lane each, of rows of `channels`."""
     return (tensor + row * channels + start)[:, None] + lane[None, :]
+
+
+@triton.jit
+def gathered(
+    values,
+    first_row,
+    taps,
+    finite,
+    here,
+    channels,
+    start,
+    lane,
+    size,
+    dtype: tl.constexpr,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+):
+    """The sums ``(points, lanes)`` over corners; points read the grid whose first row is given."""
+    CORNERS: tl.constexpr = TAPS**NDIM
+    total = tl.zeros((finite.shape[0], lane.shape[0]), dtype)
+    for corner in tl.range(0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1):
+        entry, inside = corner_entry(
+            corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+        )
+        weight = corner_weight(corner, taps, -1, dtype, NDIM, MODE, TAPS, DERIVATIVE)
+        value = tl.load(
+            tile_of(values, first_row + entry, channels, start, lane),
+            mask=inside[:, None] & here[None, :],
+            other=0.0,
+        )
+        total = tl.fma(weight[:, None], value.to(dtype), total)
+    return total
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -184,12 +235,12 @@ def sample_kernel(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    SHARED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_POINTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """The sample: a program gathers a tile of channels for a block of points."""
-    CORNERS: tl.constexpr = TAPS**NDIM
     channels = groups * GROUP
     tile = blocks_per_tile * BLOCK_CHANNELS
     tiles = tl.cdiv(channels, tile)
@@ -199,29 +250,133 @@ def sample_kernel(
     taps, finite = locate(
         coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
     )
-    item = point // points_per_item
+    item = item_of(point, points_per_item, SHARED)
     begin = program % tiles * tile
     end = tl.minimum(begin + tile, channels)
     lane = tl.arange(0, BLOCK_CHANNELS)
     for start in range(begin, end, BLOCK_CHANNELS):
         here = lane < end - start
-        total = tl.zeros((BLOCK_POINTS, BLOCK_CHANNELS), ACCUMULATOR)
-        for corner in tl.range(
-            0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1
-        ):
-            entry, inside = corner_entry(
-                corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
-            )
-            weight = corner_weight(corner, taps, -1, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
-            value = tl.load(
-                tile_of(values, item * entries + entry, channels, start, lane),
-                mask=inside[:, None] & here[None, :],
-                other=0.0,
-            )
-            total = tl.fma(weight[:, None], value.to(ACCUMULATOR), total)
+        total = gathered(
+            values,
+            item * entries,
+            taps,
+            finite,
+            here,
+            channels,
+            start,
+            lane,
+            size,
+            ACCUMULATOR,
+            NDIM,
+            MODE,
+            PADDING,
+            ALIGN_CORNERS,
+            TAPS,
+            DERIVATIVE,
+        )
         total = tl.where(finite[:, None], total, float("nan"))
         tl.store(
             tile_of(output, point, channels, start, lane),
+            total.to(output.dtype.element_ty),
+            mask=exists[:, None] & here[None, :],
+        )
+
+
+@triton.jit(do_not_specialize=_CHANGING)
+def dense_sample_kernel(
+    values,
+    coords,
+    seed,
+    jitter_std,
+    output,
+    points_per_item,
+    entries,
+    groups,
+    chunk,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The sample of a small grid by points of many corners: a product of matrices.
+
+    A program holds a tile of the channels of all entries for a chunk of points.
+    """
+    channels = groups * GROUP
+    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunks = tl.cdiv(points_per_item, chunk)
+    program = tl.program_id(0).to(tl.int64)
+    part = program // tiles  # of an item and a chunk
+    item = part // chunks
+    begin = part % chunks * chunk
+    end = tl.minimum(begin + chunk, points_per_item)
+    first = program % tiles * BLOCK_CHANNELS
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    here = lane < channels - first
+    entry = tl.arange(0, ENTRIES)
+    places = places_of(entry, size, NDIM)
+    tile = tl.load(
+        tile_of(values, item * entries + entry, channels, first, lane),
+        mask=(entry < entries)[:, None] & here[None, :],
+        other=0.0,
+    ).to(ACCUMULATOR)
+    # A product of matrices spreads NaN and infinities to points that do not read them: they are
+    # left out of it, and points that read one have what is gathered.
+    bounded = tl.abs(tile) < float("inf")
+    all_bounded = tl.min(tl.min(bounded.to(tl.int32), 1), 0)
+    tile = tl.where(bounded, tile, 0.0)
+    for start in range(begin, end, BLOCK_POINTS):
+        in_item = start + tl.arange(0, BLOCK_POINTS)
+        point = item * points_per_item + in_item
+        exists = in_item < end
+        taps, finite = locate(
+            coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+        )
+        weights = weight_tile(
+            places,
+            taps,
+            finite,
+            size,
+            ACCUMULATOR,
+            NDIM,
+            MODE,
+            PADDING,
+            ALIGN_CORNERS,
+            TAPS,
+            DERIVATIVE,
+        )
+        total = tl.dot(tl.trans(weights), tile, input_precision="ieee", out_dtype=ACCUMULATOR)
+        if all_bounded == 0:
+            wild = gathered(
+                values,
+                item * entries,
+                taps,
+                finite,
+                here,
+                channels,
+                first,
+                lane,
+                size,
+                ACCUMULATOR,
+                NDIM,
+                MODE,
+                PADDING,
+                ALIGN_CORNERS,
+                TAPS,
+                DERIVATIVE,
+            )
+            total = tl.where(tl.abs(wild) < float("inf"), total, wild)
+        total = tl.where(finite[:, None], total, float("nan"))
+        tl.store(
+            tile_of(output, point, channels, first, lane),
             total.to(output.dtype.element_ty),
             mask=exists[:, None] & here[None, :],
         )
@@ -248,13 +403,17 @@ def grad_coords_kernel(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
-    COMPONENTS: tl.constexpr,
+    SHARED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_POINTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """The gradient of the coordinates: a program sums a tile of channels for a block of points."""
+    """The gradient of the coordinates: a program sums a tile of channels for a block of points.
+
+    It reads the gradient of the output once for some corners TOGETHER.
+    """
     CORNERS: tl.constexpr = TAPS**NDIM
+    TOGETHER: tl.constexpr = min(CORNERS, 8)
     channels = groups * GROUP
     tile = blocks_per_tile * BLOCK_CHANNELS
     tiles = tl.cdiv(channels, tile)
@@ -264,35 +423,49 @@ def grad_coords_kernel(
     taps, finite = locate(
         coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
     )
-    item = point // points_per_item
+    item = item_of(point, points_per_item, SHARED)
     begin = program % tiles * tile
     end = tl.minimum(begin + tile, channels)
     lane = tl.arange(0, BLOCK_CHANNELS)
-    component = tl.arange(0, COMPONENTS)
-    total = tl.zeros((BLOCK_POINTS, COMPONENTS), ACCUMULATOR)
-    for corner in tl.range(0, CORNERS, loop_unroll_factor=CORNERS if CORNERS <= UNROLLED else 1):
-        entry, inside = corner_entry(
-            corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
-        )
-        products = tl.zeros((BLOCK_POINTS, BLOCK_CHANNELS), ACCUMULATOR)
+    total = ()
+    for _ in tl.static_range(NDIM):
+        total = total + (tl.zeros((BLOCK_POINTS,), ACCUMULATOR),)
+    for corner in range(0, CORNERS, TOGETHER):
+        products = ()
+        for _ in tl.static_range(TOGETHER):
+            products = products + (tl.zeros((BLOCK_POINTS, BLOCK_CHANNELS), ACCUMULATOR),)
         for start in range(begin, end, BLOCK_CHANNELS):
-            mask = inside[:, None] & (lane < end - start)[None, :]
-            read = tile_of(values, item * entries + entry, channels, start, lane)
-            value = tl.load(read, mask=mask, other=0.0)
+            here = (lane < end - start)[None, :]
             written = tile_of(grad_output, point, channels, start, lane)
-            grad = tl.load(written, mask=mask, other=0.0)
-            products = tl.fma(grad.to(ACCUMULATOR), value.to(ACCUMULATOR), products)
-        product = tl.sum(products, 1)
-        for axis in tl.static_range(NDIM):
-            weight = corner_weight(corner, taps, axis, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
-            here = (component == NDIM - 1 - axis)[None, :]
-            total += tl.where(here, (weight * product)[:, None], 0.0)
-    total = tl.where(finite[:, None], total, float("nan"))
-    tl.store(
-        parts + ((program % tiles * points + point) * NDIM)[:, None] + component[None, :],
-        total.to(parts.dtype.element_ty),
-        mask=exists[:, None] & (component < NDIM)[None, :],
-    )
+            grad = tl.load(written, mask=exists[:, None] & here, other=0.0).to(ACCUMULATOR)
+            sums = ()
+            for i in tl.static_range(TOGETHER):
+                entry, inside = corner_entry(
+                    corner + i, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+                )
+                read = tile_of(values, item * entries + entry, channels, start, lane)
+                value = tl.load(read, mask=inside[:, None] & here, other=0.0)
+                sums = sums + (tl.fma(grad, value.to(ACCUMULATOR), products[i]),)
+            products = sums
+        for i in tl.static_range(TOGETHER):
+            entry, inside = corner_entry(
+                corner + i, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
+            )
+            # Outside, the gradient has been multiplied by zero, which it may be too large for.
+            product = tl.where(inside, tl.sum(products[i], 1), 0.0)
+            sums = ()
+            for axis in tl.static_range(NDIM):
+                weight = corner_weight(
+                    corner + i, taps, axis, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE
+                )
+                sums = sums + (total[axis] + weight * product,)
+            total = sums
+    for axis in tl.static_range(NDIM):
+        tl.store(
+            parts + (program % tiles * points + point) * NDIM + (NDIM - 1 - axis),
+            tl.where(finite, total[axis], float("nan")).to(parts.dtype.element_ty),
+            mask=exists,
+        )
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -336,15 +509,17 @@ def owned_grad_values_kernel(
     lane = tl.arange(0, BLOCK_CHANNELS)
     here = lane < channels - first
     entry = tl.arange(0, ENTRIES)
+    places = places_of(entry, size, NDIM)
     total = tl.zeros((ENTRIES, BLOCK_CHANNELS), ACCUMULATOR)
     for start in range(begin, end, BLOCK_POINTS):
         in_item = start + tl.arange(0, BLOCK_POINTS)
         point = item * points_per_item + in_item
+        exists = in_item < end
         taps, finite = locate(
-            coords, point, in_item < end, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+            coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
         )
         weights = weight_tile(
-            entry,
+            places,
             taps,
             finite,
             size,
@@ -358,7 +533,7 @@ def owned_grad_values_kernel(
         )
         grad = tl.load(
             tile_of(grad_output, point, channels, first, lane),
-            mask=finite[:, None] & here[None, :],
+            mask=exists[:, None] & here[None, :],
             other=0.0,
         ).to(ACCUMULATOR)
         # A product of matrices spreads NaN and infinities to entries that the point does not read:
@@ -404,6 +579,7 @@ def atomic_grad_values_kernel(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    SHARED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_POINTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -418,7 +594,7 @@ def atomic_grad_values_kernel(
     taps, finite = locate(
         coords, point, point < points, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
     )
-    item = point // points_per_item
+    item = item_of(point, points_per_item, SHARED)
     begin = program % tiles * tile
     end = tl.minimum(begin + tile, channels)
     lane = tl.arange(0, BLOCK_CHANNELS)
@@ -463,6 +639,7 @@ def corners_kernel(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK_POINTS: tl.constexpr,
 ):
     """The corners of points from `first_point` on: the row of the grid that each reads, its weight.
@@ -476,7 +653,7 @@ def corners_kernel(
     taps, finite = locate(
         coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
     )
-    item = point // points_per_item
+    item = item_of(point, points_per_item, SHARED)
     for corner in range(CORNERS):
         entry, inside = corner_entry(
             corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crad_kernels._schema import check_tensors, unpack
 from crad_kernels.backends.triton import kernels
-from crad_kernels.backends.triton.tuning import GATHERING, OWNED, Configuration, fastest
+from crad_kernels.backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 
@@ -71,6 +71,17 @@ class _Call:
         return corners
 
     @property
+    def dense(self) -> bool:
+        """Whether a sample multiplies all entries of the grid by their weights.
+
+        It then adds `entries / corners` times as many products as one that gathers, but locates a
+        corner for all channels of a block. Gathering stays the better where its loop over corners
+        is unrolled: counted in instructions, see docs/performance.md, not yet timed on a GPU.
+        The rule is of the shape alone, as the two round differently.
+        """
+        return self.entries <= _SMALL and self.corners > kernels.UNROLLED.value
+
+    @property
     def channel_groups(self) -> dict[str, int]:
         """The number of channels, and how many of them are sure to be aligned together."""
         group = gcd(self.channels, 16)
@@ -106,6 +117,33 @@ class _Call:
                 "points": self.points,
                 "blocks_per_tile": blocks_per_tile,
                 **self.channel_groups,
+                "SHARED": self.batch == 1,
+                "BLOCK_POINTS": block_points,
+                "BLOCK_CHANNELS": block_channels,
+            },
+        )
+
+    def holding(self, most_chunks: int) -> tuple[int, int, dict[str, int]]:
+        """Programs, chunks and arguments of a kernel that holds all entries for chunks of points.
+
+        A program holds a tile of their channels.
+        """
+        # What a thread holds of the tile, and of the factors that make it, fits in its registers.
+        entries = max(_up_to(self.entries, _SMALL), 16)
+        block_channels = max(_up_to(self.channels, min(2048 // entries, 32)), 16)
+        block_points = 16
+        tiles = _ceil_div(self.channels, block_channels)
+        wanted = _ceil_div(_PROGRAMS, tiles * self.batch)
+        chunks = max(1, min(wanted, most_chunks, self.points_per_item // (2 * block_points)))
+        chunk = _ceil_div(_ceil_div(self.points_per_item, chunks), block_points) * block_points
+        chunks = _ceil_div(self.points_per_item, chunk)
+        return (
+            self.batch * chunks * tiles,
+            chunks,
+            {
+                **self.channel_groups,
+                "chunk": chunk,
+                "ENTRIES": entries,
                 "BLOCK_POINTS": block_points,
                 "BLOCK_CHANNELS": block_channels,
             },
@@ -164,16 +202,19 @@ def sample(
     jitter_std: Tensor | None,
     options: int,
 ) -> Tensor:
-    """Gathers, for grids of any size: it reads what the taps read, and no other entry."""
+    """The sample: gathered, or as a product of matrices (`_Call.dense`)."""
     check_tensors(values, coords)
     call = _call(values, coords, seed, jitter_std, options)
     output = values.new_empty(*coords.shape[:-1], call.channels)
     values = values.contiguous()
 
     def launch(configuration: Configuration) -> None:
-        programs, _, plan = call.gathering(configuration)
+        if call.dense:
+            programs, _, plan = call.holding(most_chunks=call.points_per_item)
+        else:
+            programs, _, plan = call.gathering(configuration)
         run(
-            kernels.sample_kernel,
+            kernels.dense_sample_kernel if call.dense else kernels.sample_kernel,
             programs,
             values.device,
             configuration.warps,
@@ -183,7 +224,9 @@ def sample(
             **call.arguments,
         )
 
-    if not call.empty:
+    if call.dense and not call.empty:
+        launch(call.fastest("dense_sample", HOLDING, launch))
+    elif not call.empty:
         launch(call.fastest("sample", GATHERING, launch))
     return output
 
@@ -229,7 +272,6 @@ def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tenso
         grad_output=grad_output,
         values=values.contiguous(),
         parts=parts,
-        COMPONENTS=_up_to(coords.shape[-1], 8),
         **plan,
         **call.arguments,
     )
@@ -238,37 +280,25 @@ def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tenso
 
 def _owned_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tensor:
     """Partial sums of chunks of points, summed in order: the same bits in every run."""
-    # What a thread holds of the tile, and of the factors that make it, fits in its registers.
-    entries = max(_up_to(call.entries, _SMALL), 16)
-    block_channels = max(_up_to(call.channels, min(2048 // entries, 32)), 16)
-    block_points = 16
-    tiles = _ceil_div(call.channels, block_channels)
     # No more chunks than leave the sum of their parts cheaper than reading grad_output.
-    wanted = _ceil_div(_PROGRAMS, tiles * call.batch)
     affordable = max(call.points_per_item, (1 << 20) // call.channels) // (2 * call.entries)
-    chunks = max(1, min(wanted, affordable, call.points_per_item // (2 * block_points)))
-    chunk = _ceil_div(_ceil_div(call.points_per_item, chunks), block_points) * block_points
-    chunks = _ceil_div(call.points_per_item, chunk)
+    programs, chunks, plan = call.holding(affordable)
     shape = (call.batch, chunks, call.entries, call.channels)
     parts = values.new_empty(shape, dtype=call.accumulator)
 
     def launch(configuration: Configuration) -> None:
         run(
             kernels.owned_grad_values_kernel,
-            call.batch * chunks * tiles,
+            programs,
             values.device,
             configuration.warps,
             grad_output=grad_output,
             parts=parts,
-            **call.channel_groups,
-            chunk=chunk,
-            ENTRIES=entries,
-            BLOCK_POINTS=block_points,
-            BLOCK_CHANNELS=block_channels,
+            **plan,
             **call.arguments,
         )
 
-    launch(call.fastest("owned_grad_values", OWNED, launch))
+    launch(call.fastest("owned_grad_values", HOLDING, launch))
     total = parts if chunks == 1 else parts.sum(1)
     return total.to(values.dtype).view(values.shape)
 
@@ -315,6 +345,7 @@ def _sorted_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
             weights=weights,
             first_point=first,
             points=points,
+            SHARED=call.batch == 1,
             BLOCK_POINTS=128,
             **call.arguments,
         )

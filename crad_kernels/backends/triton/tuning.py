@@ -1,10 +1,11 @@
 """With which of a few configurations a kernel is launched: the fastest, timed at the first call.
 
 A result has the same bits whichever is taken, so that `deterministic` has nothing to turn off.
-What is tuned is a sample, summed by one thread in the order of its taps; the gradient of a small
-grid, where a number of warps says which thread sums an element, and not in which order; and the
-atomic gradient of a large one, whose order is open anyhow. Not tuned are the gradient of the
-coordinates and the sorted one: threads share their sums, in an order that blocks and warps make.
+What is tuned is a sample, summed by one thread in the order of its taps; a product of matrices, for
+a sample or the gradient of a small grid, where a number of warps says which thread sums an element,
+and not in which order; and the atomic gradient of a large grid, whose order is open anyhow. Not
+tuned are the gradient of the coordinates and the sorted one: threads share their sums, in an order
+that blocks and warps make. Nor is whether a sample is gathered or a product.
 
 The first call of a kind waits for the device, and no other does. Nothing is timed where tensors are
 on another device than a GPU, such as under the interpreter, while a CUDA graph is captured, or
@@ -31,17 +32,17 @@ class Configuration:
     """
 
     warps: int = 4
-    channels: int = 128
+    channels: int = 32
     scale: int = 1
 
 
 GATHERING = (
     Configuration(),
-    Configuration(channels=256),  # up to twice the channels for the same taps
+    Configuration(channels=128),  # up to four times the channels for the same taps
     Configuration(scale=2),  # twice the loads at a time
     Configuration(warps=8),  # half the registers of a thread
 )
-OWNED = (Configuration(warps=8), Configuration(warps=4))
+HOLDING = (Configuration(warps=4), Configuration(warps=8))
 
 _RUNS = 5
 
