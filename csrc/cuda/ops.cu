@@ -54,7 +54,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
               bool align_corners, bool /*deterministic: nothing is summed across blocks*/,
               int64_t derivative) {
   const Current current(values);
-  const Call call(kDevice, values, coords, seed, jitter_std, mode, padding, align_corners,
+  const Call call(kDevice, dense(values), coords, seed, jitter_std, mode, padding, align_corners,
                   derivative);
   Tensor output = torch::stable::new_empty(values, call.output_shape());
   if (!call.empty()) launch_sample(call.problem, current.stream, output.data_ptr());
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                            int64_t padding, bool align_corners, bool deterministic,
                                            int64_t derivative, bool want_values, bool want_coords) {
   const Current current(values);
-  const Call call(kDevice, values, coords, seed, jitter_std, mode, padding, align_corners,
+  const Call call(kDevice, dense(values), coords, seed, jitter_std, mode, padding, align_corners,
                   derivative);
   const Problem& problem = call.problem;
   const Tensor grad_output = call.checked(grad_output_in);
