@@ -183,18 +183,19 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
 // number of taps. An axis whose size is an int32_t has at most kExactSize entries.
 template <class X, class Integer>
 CRAD_INLINE Integer entry_at(X position, Integer size, int taps) {
-  // Conditions are joined by & and not &&: a branch would keep loops from being vectorised.
-  // This keeps what is converted to an integer within its range.
-  const bool near = (position >= X(-taps)) & (position <= static_cast<X>(size));
-  const X kept = near ? position : X(-taps);
-  const Integer entry = static_cast<Integer>(kept);
-  if constexpr (sizeof(Integer) > 4) {
-    // Past kExactSize, float may round the last position up, to where there is no entry.
-    const X last = static_cast<X>(size - 1);
-    const bool rounded_up = (static_cast<Integer>(last) >= size) & (kept <= last) & (entry >= size);
-    return rounded_up ? size - 1 : entry;
+  const X before = static_cast<X>(-taps), behind = static_cast<X>(size);
+  if constexpr (sizeof(Integer) <= 4) {
+    const X above = position > before ? position : before;  // and NaN
+    return static_cast<Integer>(above < behind ? above : behind);
   }
-  return entry;
+  // Conditions are joined by & and not &&: a branch would keep loops from being vectorised.
+  const bool near = (position >= before) & (position <= behind);
+  const X kept = near ? position : before;
+  const Integer entry = static_cast<Integer>(kept);
+  // Past kExactSize, float may round the last position up, to where there is no entry.
+  const X last = static_cast<X>(size - 1);
+  const bool rounded_up = (static_cast<Integer>(last) >= size) & (kept <= last) & (entry >= size);
+  return rounded_up ? size - 1 : entry;
 }
 
 constexpr int64_t kExactSize = 1 << 24;  // up to here float tells all integers apart

@@ -18,6 +18,7 @@ struct Problem {
   ValueType value_type;
   CoordType coord_type;
   const void* values;      // (grids, *size, channels)
+  bool planes;             // values are (grids, channels, *size) instead
   const void* coords;      // (grids * points_per_grid, ndim)
   const int64_t* seed;     // null: no jitter
   const void* jitter_std;  // (ndim), of coord_type

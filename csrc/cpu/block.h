@@ -59,12 +59,22 @@ struct alignas(kLine) Lanes {
 
 CRAD_INLINE uint32_t tap_bit(int axis, int tap) { return uint32_t{1} << (axis * kMaxTaps + tap); }
 
+// A corner that lies inside the grid. (Together, since GCC would read several offsets at once where
+// they lie side by side, just after they were written one by one, which stalls the processor.)
+template <class A>
+struct Inside {
+  int64_t offset;
+  A weight;
+  int corner;
+};
+
 // The corners of the points of a block: the product of the taps over the axes. The first axis is
 // the fastest to vary in the order of the corners.
 template <class A>
 struct Corners {
   int count;
   bool follow;             // the taps of an axis follow each other
+  uint32_t all = 0;        // taps
   Buffer<uint32_t> needs;  // the taps that must lie inside the grid
   Buffer<int64_t> step;    // from the entry of the first corner to this one's, if they follow
   Buffer<Lanes<int64_t>> offset;  // of the corner's entry; of the first corner's alone, if so
@@ -82,8 +92,18 @@ struct Corners {
     step[0] = 0;
     for_each_product(geometry, [&](int axis, int tap, int from, int to) {
       needs[to] = needs[from] | tap_bit(axis, tap);
+      all |= needs[to];
       step[to] = step[from] + tap * geometry.stride[axis];
     });
+  }
+
+  Inside<A> corner(int k, int lane) const {
+    return {follow ? offset[0][lane] + step[k] : offset[k][lane], weight[k][lane], k};
+  }
+
+  template <class X>
+  bool all_inside(const Block<X>& block, int lane) const {
+    return (all & ~block.inside[lane]) == 0;
   }
 
   template <class X>
@@ -327,17 +347,8 @@ inline void differentiate(const Geometry<X>& geometry, const Block<X>& block, Co
 // Where the result of a point goes.
 template <class T>
 inline T* row_of(const Output& output, int64_t point, int64_t channels) {
-  return static_cast<T*>(output.rows) + (point - output.first_point) * channels;
+  return static_cast<T*>(output.data) + (point - output.first_point) * channels;
 }
-
-// A corner that lies inside the grid. (Together, since GCC would read several offsets at once where
-// they lie side by side, just after they were written one by one, which stalls the processor.)
-template <class A>
-struct Inside {
-  int64_t offset;
-  A weight;
-  int corner;
-};
 
 // Those of a point's corners that lie inside the grid.
 template <class A>

@@ -124,6 +124,8 @@ void backward_few(const Problem& problem, const Range& range, const A* grid, con
   Reads<A> reads(corners.count);
   Buffer<Lanes<A>> dot(corners.count);  // of grad_output with the entry of a corner
   Lanes<A> grad[kFewChannels];
+  A outside[kFewChannels] = {};
+  A* const grids[] = {outside, grad_values};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     reads.set(corners, block);
@@ -144,8 +146,9 @@ void backward_few(const Problem& problem, const Range& range, const A* grid, con
       }
       if (!Values) continue;
       for (int i = 0; i < points; ++i) {
-        if (!(lanes >> i & 1)) continue;
-        A* const entry = grad_values + reads.offset[k][i];
+        // What is added to corners outside is thrown away: a branch would be taken by chance.
+        const int64_t inside = lanes >> i & 1;
+        A* const entry = grids[inside] + (reads.offset[k][i] & -inside);
         const A weight = corners.weight[k][i];
         for (int64_t c = 0; c < channels; ++c) entry[c] += weight * grad[c][i];
       }

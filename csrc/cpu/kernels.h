@@ -10,6 +10,8 @@
 
 namespace crad {
 
+constexpr int64_t kMostPlanes = 8;  // that the forward pass reads one by one, and not rows
+
 // Half-open ranges; the points of one range lie in one batch item.
 struct Range {
   int64_t point_begin, point_end;
@@ -20,9 +22,10 @@ struct Range {
 
 // Where a forward pass puts its results.
 struct Output {
-  void* rows;  // (points, channels), those of the points from number `first_point` on
+  void* data;  // (points, channels), those of the points from number `first_point` on
   int64_t first_point = 0;
   bool streaming = false;  // past the caches, if the rows are aligned for that
+  bool planes = false;     // (grids, channels, points of a grid) instead, those of all points
 };
 
 // Parts of the grid: those of a band have the same bits above `shift` of their entries along an

@@ -4,6 +4,7 @@
 #include "few_channels.h"
 #include "kernels.h"
 #include "pack.h"
+#include "planes.h"
 #include "rows.h"
 #include "transpose.h"
 
@@ -29,15 +30,15 @@ void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
 }
 
 // output[c] = sum over N corners of weight * grid[offset + c]
-template <int N, bool streaming, class T>
-void blend(const T* grid, const Inside<accumulator<T>>* corner, T* output, int64_t begin,
-           int64_t end) {
+template <int N, bool streaming, class T, class At>
+void blend(const T* grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N];
   const T* row[N];
   for (int k = 0; k < N; ++k) {
-    w[k] = broadcast(corner[k].weight);
-    row[k] = grid + corner[k].offset;
+    const Inside<A> corner = at(k);
+    w[k] = broadcast(corner.weight);
+    row[k] = grid + corner.offset;
   }
   for_each_pack<A, streaming>(begin, end,
                               [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -48,38 +49,38 @@ void blend(const T* grid, const Inside<accumulator<T>>* corner, T* output, int64
                               });
 }
 
-template <bool streaming, class T>
-void blend_many(int count, const T* grid, const Inside<accumulator<T>>* corner, T* output,
-                int64_t begin, int64_t end) {
+template <bool streaming, class T, class At>
+void blend_many(int count, const T* grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   for_each_pack<A, streaming>(
       begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
         Pack<A> total = broadcast(A(0));
-        for (int k = 0; k < count; ++k)
-          total =
-              multiply_add(load(grid + corner[k].offset + c), broadcast(corner[k].weight), total);
+        for (int k = 0; k < count; ++k) {
+          const Inside<A> corner = at(k);
+          total = multiply_add(load(grid + corner.offset + c), broadcast(corner.weight), total);
+        }
         store(output + c, total);
       });
 }
 
-template <bool streaming, class T>
-void blend_all(int count, const T* grid, const Inside<accumulator<T>>* corner, T* output,
-               int64_t begin, int64_t end) {
+// Of `count` corners, of which number k is at(k).
+template <bool streaming, class T, class At>
+void blend_all(int count, const T* grid, At at, T* output, int64_t begin, int64_t end) {
   switch (count) {
     case 0:
       return fill<streaming>(accumulator<T>(0), output, begin, end);
     case 1:
-      return blend<1, streaming>(grid, corner, output, begin, end);
+      return blend<1, streaming>(grid, at, output, begin, end);
     case 2:
-      return blend<2, streaming>(grid, corner, output, begin, end);
+      return blend<2, streaming>(grid, at, output, begin, end);
     case 4:
-      return blend<4, streaming>(grid, corner, output, begin, end);
+      return blend<4, streaming>(grid, at, output, begin, end);
     case 8:
-      return blend<8, streaming>(grid, corner, output, begin, end);
+      return blend<8, streaming>(grid, at, output, begin, end);
     case 16:
-      return blend<16, streaming>(grid, corner, output, begin, end);
+      return blend<16, streaming>(grid, at, output, begin, end);
     default:
-      return blend_many<streaming>(count, grid, corner, output, begin, end);
+      return blend_many<streaming>(count, grid, at, output, begin, end);
   }
 }
 
@@ -97,17 +98,24 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     for (int i = 0; i < points; ++i) {
       T* row = row_of<T>(output, block.point[i], problem.channels);
-      inside.gather(corners, block, i);
-      if (block.finite[i])
-        blend_all<streaming>(inside.count, grid, inside.corner.get(), row, begin, end);
-      else
+      if (corners.all_inside(block, i)) {
+        blend_all<streaming>(
+            corners.count, grid, [&](int k) { return corners.corner(k, i); }, row, begin, end);
+      } else if (block.finite[i]) {
+        inside.gather(corners, block, i);
+        blend_all<streaming>(
+            inside.count, grid, [&](int k) { return inside.corner[k]; }, row, begin, end);
+      } else {
         fill<streaming>(static_cast<A>(NAN), row, begin, end);
+      }
     }
   }
 }
 
 template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, const Output& output) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
+    if (problem.planes) return forward_planes(problem, range, grid_of<T>(problem, range), output);
   constexpr bool unconverted = std::is_same_v<T, accumulator<T>>;
   if constexpr (unconverted)
     if (problem.channels <= kFewChannels)
@@ -116,7 +124,7 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
     return elements * static_cast<int64_t>(sizeof(T)) % kStreamBytes == 0;
   };
   if (unconverted && output.streaming &&
-      reinterpret_cast<intptr_t>(output.rows) % kStreamBytes == 0 && aligned(problem.channels) &&
+      reinterpret_cast<intptr_t>(output.data) % kStreamBytes == 0 && aligned(problem.channels) &&
       aligned(range.channel_begin)) {
     forward<unconverted, T, X>(problem, range, output);
     finish_streaming();

@@ -55,13 +55,12 @@ const Kernels& kernels() {
 // Calls f(grid, tile, chunk) for all of so many, in parallel if there is enough to do; the chunks
 // of a tile lie next to each other, so that a thread stays with one tile of the grid.
 template <class F>
-void for_each_range(int64_t grids, int64_t tiles, int64_t chunks, int64_t elements, F f) {
-  constexpr int64_t kSerial = 32 * 1024;  // elements
-  const int64_t ranges = grids * tiles * chunks;
+void for_each_range(const Problem& problem, int64_t tiles, int64_t chunks, F f) {
+  const int64_t ranges = problem.grids * tiles * chunks;
   auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i / (tiles * chunks), i / chunks % tiles, i % chunks);
   };
-  if (elements < kSerial || ranges == 1)
+  if (is_serial(problem) || ranges == 1)
     run(0, ranges);
   else
     torch::stable::parallel_for(0, ranges, 1, run);
@@ -87,8 +86,8 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) 
                            });
                          });
   for (int64_t odd = 0; odd < 2; ++odd)
-    for_each_range(problem.grids, plan.tiles, (bands.number + 1 - odd) / 2,
-                   call.points * problem.channels, [&](int64_t grid, int64_t tile, int64_t pair) {
+    for_each_range(problem, plan.tiles, (bands.number + 1 - odd) / 2,
+                   [&](int64_t grid, int64_t tile, int64_t pair) {
                      const int64_t band = 2 * pair + odd;
                      Range range = plan.range(grid, tile, 0, problem);
                      range.point_begin = sorted.begin_of(grid, band);
@@ -106,10 +105,9 @@ void sample_to(const Output& output, const Call& call) {
         call, bands, band_plan(problem, bands),
         [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, output); });
   const Plan plan = forward_plan(problem);
-  for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
-                 [&](int64_t grid, int64_t tile, int64_t chunk) {
-                   kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
-                 });
+  for_each_range(problem, plan.tiles, plan.chunks, [&](int64_t grid, int64_t tile, int64_t chunk) {
+    kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
+  });
 }
 
 // Samples to a tensor that is channels first, by way of rows that stay in a cache.
@@ -137,7 +135,7 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
                         to + (plane * points + range.point_begin - grid * points) * element,
                         points);
   };
-  for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * channels, sample_range);
+  for_each_range(problem, plan.tiles, plan.chunks, sample_range);
 }
 
 // The number of batch axes of the grids.
@@ -148,18 +146,25 @@ int64_t batch_axes_of(const Tensor& values, const Tensor& coords) {
 // The result lies in memory as `values` do: channels first if they are so, or else channels last.
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t options) {
-  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std,
-                  options);
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  const int64_t batch_axes = batch_axes_of(values, coords);
+  const bool first = is_channels_first(values, batch_axes);
+  const bool planes = samples_planes(call.problem, first);
+  if (!planes || !first) call.set_values(channels_last(kernels(), values));
+  if (planes && !first && call.problem.channels > 1)
+    call.set_values(channels_first(kernels(), call.values, batch_axes));
+  call.problem.planes = planes;
+
   const ScalarType type = values.scalar_type();
   const Shape shape = call.output_shape();
-  const int64_t batch_axes = batch_axes_of(values, coords);
-  if (is_channels_first(values, batch_axes)) {
-    const Tensor planes = empty_strided(shape, channels_first_strides(shape, batch_axes), type);
-    if (!call.empty()) sample_to_planes(planes, call, batch_axes);
-    return planes;
-  }
-  const Tensor output = empty(shape, type);
-  if (!call.empty()) sample_to({output.data_ptr(), 0, streams(call.problem)}, call);
+  const Tensor output = first
+                            ? empty_strided(shape, channels_first_strides(shape, batch_axes), type)
+                            : empty(shape, type);
+  if (call.empty()) return output;
+  if (first && !planes)
+    sample_to_planes(output, call, batch_axes);
+  else
+    sample_to({output.data_ptr(), 0, streams(call.problem), first}, call);
   return output;
 }
 
@@ -238,16 +243,18 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     if (want_coords) gradients.grad_coords = coord_parts.part(tile);
     kernels().backward(problem, range, gradients);
   };
+  // Here by all threads, where the ranges that follow would not do it in parallel.
+  const bool cleared = bands.number > 0 || is_serial(problem);
+  if (want_values && cleared) clear(value_parts);
   if (bands.number > 0) {
-    if (want_values) clear(value_parts);
     for_each_band(call, bands, plan, [&](int64_t grid, int64_t tile, const Range& range) {
       add(grid, tile, 0, range);
     });
   } else {
-    for_each_range(problem.grids, plan.tiles, plan.chunks, call.points * problem.channels,
+    for_each_range(problem, plan.tiles, plan.chunks,
                    [&](int64_t grid, int64_t tile, int64_t chunk) {
                      const Range range = plan.range(grid, tile, chunk, problem);
-                     if (want_values)
+                     if (want_values && !cleared)
                        clear(value_parts.part(chunk) +
                                  grid * problem.entries * problem.channels * value_parts.element,
                              problem, range, value_parts.element);

@@ -101,7 +101,7 @@ inline void store(A* to, Pack<A> pack) {
 
 typedef uint16_t HalfLanes __attribute__((vector_size(CRAD_VECTOR_BYTES / 2)));
 typedef uint32_t WordLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
-typedef int32_t MaskLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
+typedef int32_t IntLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
 
 // (GCC takes four instructions to widen what the processor widens in one.)
 inline WordLanes load_halves(const void* from) {
@@ -129,7 +129,7 @@ inline Pack<float> widened(const bfloat16*, WordLanes halves) {
 inline WordLanes narrowed(const bfloat16*, Pack<float> pack) {
   const WordLanes bits = (WordLanes)pack.lanes;
   const WordLanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  const MaskLanes is_number = pack.lanes == pack.lanes;
+  const IntLanes is_number = pack.lanes == pack.lanes;
   return ((WordLanes)is_number & rounded) | (~(WordLanes)is_number & 0x7FC0);
 }
 

@@ -39,6 +39,12 @@ inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
   return {tile, ceil_div(problem.channels, tile), chunk, ceil_div(problem.points_per_grid, chunk)};
 }
 
+// Whether there is too little to do for more than one thread.
+inline bool is_serial(const Problem& problem) {
+  constexpr int64_t kSerial = 32 * 1024;  // elements
+  return problem.grids * problem.points_per_grid * problem.channels < kSerial;
+}
+
 constexpr int64_t kForwardBytes = 4;  // of an entry
 
 // Whether a grid is near enough when it is only read: to read rows in pieces costs more than it
@@ -50,7 +56,7 @@ inline bool is_near(const Problem& problem) {
 
 inline Plan forward_plan(const Problem& problem) {
   // Of a range: enough to hide the cost of scheduling it.
-  constexpr int64_t kElements = 64 * 1024, kPoints = 4 * 1024;
+  constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
   const int64_t tile =
       is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
   return plan_of(problem, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)));
@@ -78,7 +84,9 @@ inline Plan backward_plan(const Problem& problem) {
       std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, kMost) /
       (problem.grids * problem.entries * problem.channels);
   const int64_t chunks =
-      std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
+      is_serial(problem)
+          ? 1
+          : std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
   return plan_of(problem, tile, ceil_div(points, chunks));
 }
 
@@ -105,7 +113,7 @@ inline Bands bands_of(const Problem& problem) {
   static_assert(kMaxTaps <= 4, "or a shift of 2 is too little");
   Bands bands{-1, -1, shift, shift, 0, 1};
   const int64_t tile = std::min(problem.channels, kNarrow);
-  if (problem.entries * tile * kBackwardBytes <= kCache) return bands;
+  if (is_serial(problem) || problem.entries * tile * kBackwardBytes <= kCache) return bands;
   const auto longest_but = [&](int other) {
     int longest = other == 0 ? 1 : 0;
     for (int axis = longest + 1; axis < problem.ndim; ++axis)
@@ -139,6 +147,19 @@ inline Bands forward_bands_of(const Problem& problem) {
   if (is_near(problem) || (problem.channels < kManyChannels && bytes < kLarge))
     return {-1, -1, 0, 0, 0, 1};
   return bands_of(problem);
+}
+
+// Whether the forward pass reads planes, one of each channel, and writes them (planes.h), from
+// values that are `planes`, or else are made so, which must not take longer than the sampling.
+inline bool samples_planes(const Problem& problem, bool planes) {
+  constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too
+  for (int axis = 0; axis < problem.ndim; ++axis)
+    if (problem.size[axis] > kExactSize) return false;
+  return problem.channels <= kMostPlanes && problem.value_type == ValueType::float32 &&
+         problem.coord_type == CoordType::float32 && problem.mode == Mode::linear &&
+         problem.derivative == 0 && problem.ndim <= 3 && problem.size[problem.ndim - 1] > 1 &&
+         problem.entries <= kMostEntries && forward_bands_of(problem).number == 0 &&
+         (planes || problem.entries <= problem.points_per_grid);
 }
 
 // Whether the result is larger than the caches, and so is written past them. (Where the grid is

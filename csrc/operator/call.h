@@ -74,7 +74,8 @@ bool same_device(const Tensor& a, const Tensor& b) {
 // crad_kernels/_schema.py.
 bool is_deterministic(int64_t options) { return options >> 5 & 1; }
 
-// A call with its tensors, contiguous and kept alive.
+// A call with its tensors kept alive. They are contiguous; `values` in the layout that they are
+// given in, which `problem.planes` may say.
 struct Call {
   Tensor values, coords;
   std::optional<Tensor> seed, jitter_std;
@@ -84,7 +85,7 @@ struct Call {
   Call(DeviceType device, const Tensor& values_in, const Tensor& coords_in,
        const std::optional<Tensor>& seed_in, const std::optional<Tensor>& jitter_std_in,
        int64_t options)
-      : values(dense(values_in)), coords(dense(coords_in)), problem{} {
+      : values(values_in), coords(dense(coords_in)), problem{} {
     STD_TORCH_CHECK(values.device().type() == device && same_device(values, coords),
                     "sample(): expected values and coords on one device, of the backend's type");
     STD_TORCH_CHECK(coords.dim() >= 1, "sample(): expected coords to have an axis");
@@ -95,7 +96,7 @@ struct Call {
                     "sample(): values and coords do not fit together");
     problem.value_type = value_type_of(values);
     problem.coord_type = coord_type_of(coords);
-    problem.values = values.data_ptr();
+    set_values(values);
     problem.coords = coords.data_ptr();
     problem.ndim = static_cast<int>(ndim);
     problem.entries = 1;
@@ -128,6 +129,12 @@ struct Call {
       problem.seed = static_cast<const int64_t*>(seed->data_ptr());
       problem.jitter_std = jitter_std->data_ptr();
     }
+  }
+
+  // The same values in another layout.
+  void set_values(const Tensor& laid_out) {
+    values = laid_out;
+    problem.values = values.data_ptr();
   }
 
   bool empty() const { return points == 0 || problem.channels == 0; }

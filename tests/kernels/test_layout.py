@@ -1,5 +1,6 @@
 """In what order results lie in memory, and that they are the same in any."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,26 @@ def test_the_order_of_values_changes_no_bit(
         results.append((out, *torch.autograd.grad(out, leaves, laid_out(grad_output))))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("size", [(40,), (9, 11), (5, 6, 7)], ids=str)
+def test_the_order_of_values_changes_nothing_of_what_is_no_number(
+    compiled_backend: str, size: tuple[int, ...], padding_mode: str
+) -> None:
+    """There are fewer points than entries: in one order they are read as planes, in one as rows."""
+    numbers = [math.nan, math.inf, -math.inf, 1e30, -3e9, -1.1, -1.0, -0.3, 0.0, 0.5, 1.0, 1.2]
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(len(numbers), (39, len(size)), generator=generator)
+    coords = torch.tensor(numbers)[some]
+    values = torch.randn(*size, 3, generator=generator)
+    values[torch.rand(values.shape, generator=generator) < 0.2] = math.nan
+    values[torch.rand(values.shape, generator=generator) < 0.2] = math.inf
+    one, other = (
+        sample(laid_out, coords, padding_mode=padding_mode, backend=compiled_backend)
+        for laid_out in (values, planes(values, 0))
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 20])
