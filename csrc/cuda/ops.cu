@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     return torch::stable::new_empty(gradient, {number * gradient.numel()}, sum_type);
   };
   BackwardPlan plan = plan_backward(problem, grad_output.data_ptr(), want_values, want_coords);
-  const bool in_order = want_values && !plan.on_chip && is_deterministic(options);
+  const bool in_order = want_values && !plan.on_chip && call.deterministic;
   Tensor values_parts = parts_of(grad_values, plan.value_parts);
   Tensor coords_parts = parts_of(grad_coords, plan.coord_parts);
   if (want_values && !plan.on_chip)

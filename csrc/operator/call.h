@@ -70,17 +70,15 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
-// Whether nothing may be summed in an order that varies. The options of a call are one integer: see
-// crad_kernels/_schema.py.
-bool is_deterministic(int64_t options) { return options >> 5 & 1; }
-
 // A call with its tensors kept alive. They are contiguous; `values` in the layout that they are
-// given in, which `problem.planes` may say.
+// given in, which `problem.planes` may say. For its options, which are one integer, see
+// crad_kernels/_schema.py.
 struct Call {
   Tensor values, coords;
   std::optional<Tensor> seed, jitter_std;
   Problem problem;
   int64_t points;
+  bool deterministic;  // nothing may be summed in an order that varies
 
   Call(DeviceType device, const Tensor& values_in, const Tensor& coords_in,
        const std::optional<Tensor>& seed_in, const std::optional<Tensor>& jitter_std_in,
@@ -118,6 +116,7 @@ struct Call {
     problem.padding = static_cast<Padding>(padding);
     problem.align_corners = options >> 4 & 1;
     problem.derivative = options >> 8;
+    deterministic = options >> 5 & 1;
     if (seed_in && jitter_std_in) {
       seed = dense(*seed_in);
       jitter_std = dense(*jitter_std_in);
