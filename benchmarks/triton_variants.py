@@ -34,10 +34,11 @@ ARCHITECTURES = (80, 90, 100)
 MOST = 60
 
 # Bytes that a thread may spill, and why: which variants do differs from one Triton to the next.
-TOLERATED = 8
+TOLERATED = 16
 REASON = (
-    "to fit one block more on a multiprocessor, the assembler parks a number in memory; "
-    "where it was looked at, before all loops, to be read after them"
+    "to fit one block more on a multiprocessor, the assembler parks numbers in memory; where it "
+    "was looked at, before all loops, to be read after them, or twice a turn of the outer loop; on "
+    "sm_100 up to 16 bytes, with 4 warps, which take a third of the instructions of 8"
 )
 
 _TYPES = {
