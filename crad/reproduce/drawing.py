@@ -64,3 +64,16 @@ def save(figure: Any, path: Path) -> None:
     metadata = {"Date": None} if kind == "svg" else None
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=metadata, dpi=200)
+
+
+def draw_plane(axis: Any, size: tuple[int, ...]) -> None:
+    """Prepare an axis for the coordinates of a memory, with a faint cross at every entry.
+
+    Args:
+        axis: of matplotlib.
+        size: of the memory, (rows, columns); the first coordinate moves along a row.
+    """
+    rows, columns = ([(2 * index + 1) / count - 1 for index in range(count)] for count in size)
+    crosses = [(x, y) for y in rows for x in columns]
+    axis.scatter(*zip(*crosses, strict=True), s=10, c="0.75", marker="+", linewidths=0.6)
+    axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))

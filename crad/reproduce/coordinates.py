@@ -1,0 +1,52 @@
+"""Where features lie in the continuous memories of a model, for those that have a plane."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crad.command_line import CommandError
+from crad.memories import ContinuousMemory
+from crad.model import CRAD
+
+PlaneName = Literal["local", "global"]
+
+
+def plane(model: CRAD, name: PlaneName) -> ContinuousMemory:
+    """The local or the global memory of a model, whose coordinates can be drawn on a plane.
+
+    Raises:
+        CommandError: it is no grid with two axes.
+    """
+    memory = model.local_representation if name == "local" else model.global_representation
+    size = tuple(memory.memory.values.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
+    if not isinstance(memory, ContinuousMemory) or len(size) != 2:
+        found = f"a grid of {' x '.join(map(str, size))}" if size else "another memory or none"
+        raise CommandError(
+            f"figure: expected a {name} memory that is a grid with two axes, whose coordinates can "
+            f"be drawn, but the model has {found}; train one with --{name}.memory grid and two "
+            f"numbers in --{name}.resolution"
+        )
+    return memory
+
+
+@torch.no_grad()
+def local_coords(model: CRAD, feature: Tensor) -> Tensor:
+    """The coordinates of every position in the local memory, ``(B, H, W, 2)``, x first.
+
+    Args:
+        model: whose local memory is a grid with two axes.
+        feature: ``(B, C, H, W)`` float32.
+
+    Raises:
+        CommandError: as for `plane`.
+    """
+    coords: Tensor = plane(model, "local").coordinates(feature.permute(0, 2, 3, 1))
+    return coords
+
+
+@torch.no_grad()
+def global_coords(model: CRAD, feature: Tensor) -> Tensor:
+    """The coordinates of every image in the global memory, ``(B, 2)``; as for `local_coords`."""
+    coords: Tensor = plane(model, "global").coordinates(feature.mean(dim=(2, 3)))
+    return coords
