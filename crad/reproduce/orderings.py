@@ -1,5 +1,6 @@
 """Whether the orderings of the paper hold: detectors in pairs, seed by seed."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,14 @@ def orderings(runs: Runs, claims: Sequence[Claim]) -> Iterator[Ordering]:
 
 
 def markdown(found: Sequence[Ordering]) -> Iterator[str]:
-    """The lines of a table."""
+    """The lines of a table, and of what its words mean."""
+    verdicts = Counter(each.verdict for each in found)
+    counts = ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items())
+    yield (
+        f"The paper's orderings: {counts}. A claim holds or is reversed if it is so in every "
+        "seed, else it is open; differences are of runs with the same seed, in points of AUROC."
+    )
+    yield ""
     yield "| claim | metric | paper | here, over seeds | seeds in which it is so | |"
     yield "|---|---|---|---|---|---|"
     for each in found:
