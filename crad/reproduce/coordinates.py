@@ -1,13 +1,19 @@
 """Where features lie in the continuous memories of a model, for those that have a plane."""
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from crad.command_line import CommandError
+from crad.data import Sample
+from crad.inputs import Images
 from crad.memories import ContinuousMemory
 from crad.model import CRAD
+from crad.reproduce.opened import OpenedRun
 
 PlaneName = Literal["local", "global"]
 
@@ -50,3 +56,29 @@ def global_coords(model: CRAD, feature: Tensor) -> Tensor:
     """The coordinates of every image in the global memory, ``(B, 2)``; as for `local_coords`."""
     coords: Tensor = plane(model, "global").coordinates(feature.mean(dim=(2, 3)))
     return coords
+
+
+def image_coords(run: OpenedRun, images: Images) -> npt.NDArray[np.float32]:
+    """The coordinates of the images of a run in its global memory, ``(N, 2)``.
+
+    Raises:
+        CommandError: as for `plane`.
+    """
+    batches = torch.arange(len(images.samples)).split(64)
+    found = [global_coords(run.model, images.features.batch(each, run.device)) for each in batches]
+    coords: npt.NDArray[np.float32] = torch.cat(found).cpu().numpy()
+    return coords
+
+
+def image_records(
+    run: OpenedRun, samples: Sequence[Sample], coords: npt.NDArray[np.float32]
+) -> Iterator[dict[str, Any]]:
+    """Images and their coordinates ``(N, 2)``, as records."""
+    for sample, (x, y) in zip(samples, coords.tolist(), strict=True):
+        yield {
+            "image": sample.path.relative_to(run.dataset.root).as_posix(),
+            "class": sample.class_name,
+            "defect": sample.defect,
+            "dim1": x,
+            "dim2": y,
+        }

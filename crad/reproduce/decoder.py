@@ -17,6 +17,9 @@ from crad.files import write_atomically
 from crad.model import CRAD
 from crad.reproduce.opened import OpenedRun
 
+DECODERS = "decoders"
+"""The folder that decoders are kept in, beside the runs."""
+
 _MOST = 512  # training images
 _STEPS = 400
 _BATCH_SIZE = 8
@@ -111,9 +114,7 @@ class Decoders:
         """Some training images: features ``(N, C, H, W)``, pictures ``(N, 3, S, S)``."""
         if self._inputs is None:
             run = self._run
-            count = min(_MOST, len(run.train))
-            chosen = torch.linspace(0, len(run.train) - 1, count).round().long().tolist()
-            features = run.images([run.train[index] for index in chosen]).features
+            features = run.images(run.some_of_train(_MOST)).features
             batches = load_batches(features.paths, size=run.config.image_size, batch_size=16)
             images = torch.cat([batch.images for batch in batches])
             everything = torch.arange(len(features))

@@ -1,10 +1,14 @@
 """How figures are drawn: one style, readable in print and for the colour-blind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from crad.data import Sample
 from crad.files import replacing
 from crad.memories import MissingPackageError
 
@@ -77,3 +81,89 @@ def draw_plane(axis: Any, size: tuple[int, ...]) -> None:
     crosses = [(x, y) for y in rows for x in columns]
     axis.scatter(*zip(*crosses, strict=True), s=10, c="0.75", marker="+", linewidths=0.6)
     axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+
+
+def draw_images(
+    axis: Any,
+    coords: npt.NDArray[np.float32],
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+) -> None:
+    """Draw where images lie on a plane: circles are normal, triangles anomalous.
+
+    A class has the same colour and filling in every figure; there are 21 of them.
+
+    Args:
+        axis: of matplotlib.
+        coords: ``(N, 2)``.
+        samples: the images, N.
+        classes: of the data set, in order.
+    """
+    for number, name in enumerate(classes):
+        for anomalous in (False, True):
+            members = [
+                index
+                for index, sample in enumerate(samples)
+                if sample.class_name == name and sample.is_anomaly == anomalous
+            ]
+            axis.plot(*coords[members].T, **class_style(number, anomalous=anomalous))
+
+
+def class_style(number: int, *, anomalous: bool) -> dict[str, Any]:
+    """How the images of a class are marked, for ``plot`` of matplotlib.
+
+    Args:
+        number: of the class, in the order of the data set.
+        anomalous: whether the images are.
+    """
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "fillstyle": ("full", "none", "left")[number // len(COLOURS) % 3],
+        "marker": "^" if anomalous else "o",
+        "markersize": 5,
+        "markeredgewidth": 0.8,
+        "linestyle": "none",
+        "alpha": 0.8,
+    }
+
+
+def draw_legend(figure: Any, classes: Sequence[str]) -> None:
+    """Say below a figure what the marks of `draw_images` mean."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label=name, **class_style(number, anomalous=False))
+        for number, name in enumerate(classes)
+    ]
+    handles += [
+        Line2D([], [], color="0.4", marker=marker, linestyle="none", markersize=5, label=label)
+        for marker, label in (("o", "normal"), ("^", "anomalous"))
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=8, handletextpad=0.2
+    )
+
+
+def show_image(
+    axis: Any,
+    pixels: npt.NDArray[np.float32],
+    scale: tuple[float, float] | None = None,
+) -> None:
+    """Show an image, without ticks.
+
+    Args:
+        axis: of matplotlib.
+        pixels: ``(H, W, 3)`` in [0, 1], or an anomaly map ``(H, W)``.
+        scale: the values that get the first and the last colour of a map.
+    """
+    low, high = scale or (0.0, 1.0)
+    axis.imshow(pixels, cmap="inferno", vmin=low, vmax=high)
+    axis.set(xticks=(), yticks=())
+    axis.spines[:].set_visible(False)
+
+
+def outline() -> list[Any]:
+    """A white outline, so that text can be read on an image."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=1.8, foreground="white")]

@@ -153,9 +153,7 @@ def _draw(arrays: dict[str, npt.NDArray[np.float32]], path: Path) -> None:
         save(figure, path)
 
 
-def _markdown(
-    arrays: dict[str, npt.NDArray[np.float32]], n_images: int, jitter_std: float
-) -> str:
+def _markdown(arrays: dict[str, npt.NDArray[np.float32]], n_images: int, jitter_std: float) -> str:
     counts = (arrays["gradients"] > 0).sum(axis=(2, 3)).tolist()
     n_entries = arrays["gradients"][0, 0].size
     n_points = len(arrays["batch_coords"])

@@ -46,6 +46,12 @@ class OpenedRun:
     bad: BadImages
     cache: FeatureCache
 
+    def some_of_train(self, most: int) -> list[Sample]:
+        """So many of the images that it was trained on at most, evenly chosen."""
+        count = min(most, len(self.train))
+        chosen = torch.linspace(0, len(self.train) - 1, count).round().long()
+        return [self.train[index] for index in chosen.tolist()]
+
     def images(self, samples: Sequence[Sample]) -> Images:
         """Compute the features of images; those that cannot be read may be left out.
 
