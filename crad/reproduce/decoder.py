@@ -1,10 +1,11 @@
 """A small network that makes images of features, so that a person can see what features hold."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -28,18 +29,14 @@ _WIDTH = 64
 
 
 class Decoder(nn.Module):
-    """Make images of features: ``(B, C, H, W)`` in, ``(B, 3, S, S)`` in [0, 1] out.
+    """Make images of features: ``(B, C, H, W)`` in, ``(B, 3, 4 H, 4 W)`` out.
 
     Args:
-        feature_size: (C, H, W).
-        image_size: side S of the images.
+        channels: channels C of a feature.
     """
 
-    def __init__(self, feature_size: Sequence[int], image_size: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        channels, height, _ = feature_size
-        finer = max(1, math.ceil(image_size / (2 * height)))
-        self.image_size = image_size
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.layers = nn.Sequential(
@@ -52,17 +49,14 @@ class Decoder(nn.Module):
             nn.GELU(),
             _convolution(_WIDTH // 2, _WIDTH // 2),
             nn.GELU(),
-            _convolution(_WIDTH // 2, 3 * finer**2),
-            nn.PixelShuffle(finer),
+            _convolution(_WIDTH // 2, 12),
+            nn.PixelShuffle(2),
         )
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Decode features."""
-        decoded = self.layers((feature - self.mean) / self.std)
-        if decoded.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            decoded = F.interpolate(decoded, size, mode="bilinear", antialias=True)
-        return torch.sigmoid(decoded)
+        """Decode features; pixels in [0, 1] but for overshoot."""
+        decoded: Tensor = self.layers((feature - self.mean) / self.std)
+        return decoded + 0.5
 
 
 class Decoders:
@@ -78,8 +72,8 @@ class Decoders:
         self._folder = folder
         self._inputs: tuple[Tensor, Tensor] | None = None
 
-    def decode(self, kind: str, feature: Tensor) -> Tensor:
-        """Decode features of a kind that `representations` names, to ``(B, 3, S, S)`` on the CPU.
+    def decode(self, kind: str, feature: Tensor) -> npt.NDArray[np.uint8]:
+        """Decode features of a kind that `representations` names, to ``(B, 4 H, 4 W, 3)`` uint8.
 
         Raises:
             CommandError: the decoder that is kept is damaged.
@@ -87,7 +81,7 @@ class Decoders:
             OSError: the decoder cannot be written.
         """
         run = self._run
-        decoder = Decoder(feature.shape[1:], run.config.image_size).to(run.device)
+        decoder = Decoder(feature.shape[1]).to(run.device)
         states = [run.backbone.state_dict()]
         if kind != "feature":  # all models of a backbone share the decoder of its own features
             states.append(run.model.state_dict())
@@ -107,15 +101,17 @@ class Decoders:
             data = safetensors.torch.save(state)
             write_atomically(path, lambda file: file.write(data))
         with torch.no_grad():
-            decoded: Tensor = decoder.eval()(feature).cpu()
-        return decoded
+            decoded = decoder.eval()(feature).clamp(0, 1).mul(255).round().to(torch.uint8)
+        pixels: npt.NDArray[np.uint8] = decoded.permute(0, 2, 3, 1).cpu().numpy()
+        return pixels
 
     def _training_images(self) -> tuple[Tensor, Tensor]:
-        """Some training images: features ``(N, C, H, W)``, pictures ``(N, 3, S, S)``."""
+        """Some training images: features ``(N, C, H, W)``, images ``(N, 3, 4 H, 4 W)``."""
         if self._inputs is None:
             run = self._run
             features = run.images(run.some_of_train(_MOST)).features
-            batches = load_batches(features.paths, size=run.config.image_size, batch_size=16)
+            size = 4 * features.values.shape[1]
+            batches = load_batches(features.paths, size=size, batch_size=16)
             images = torch.cat([batch.images for batch in batches])
             everything = torch.arange(len(features))
             self._inputs = features.batch(everything, run.device), images.to(run.device)
@@ -147,7 +143,7 @@ def train_decoder(
     Args:
         decoder: new; its weights are drawn here.
         feature: ``(N, C, H, W)``, on the decoder's device.
-        images: ``(N, 3, S, S)`` in [0, 1], likewise.
+        images: ``(N, 3, 4 H, 4 W)`` in [0, 1], likewise.
         seed: of the weights and of the order of the images.
         what: it is trained on, to be shown beside the progress.
     """

@@ -146,14 +146,14 @@ def draw_legend(figure: Any, classes: Sequence[str]) -> None:
 
 def show_image(
     axis: Any,
-    pixels: npt.NDArray[np.float32],
+    pixels: npt.NDArray[Any],
     scale: tuple[float, float] | None = None,
 ) -> None:
     """Show an image, without ticks.
 
     Args:
         axis: of matplotlib.
-        pixels: ``(H, W, 3)`` in [0, 1], or an anomaly map ``(H, W)``.
+        pixels: ``(H, W, 3)`` uint8, or an anomaly map ``(H, W)``.
         scale: the values that get the first and the last colour of a map.
     """
     low, high = scale or (0.0, 1.0)

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad.data import Sample
-from crad.images import open_image, to_tensor
 from crad.reproduce.coordinates import (
     global_coords,
     image_coords,
@@ -50,17 +49,17 @@ class Shown:
 
     Attributes:
         sample: the image.
-        pixels: ``(S, S, 3)`` in [0, 1].
+        pixels: ``(S, S, 3)`` uint8.
         coords: of every position in the local memory, ``(H, W, 2)``.
         global_coords: of the image in the global memory, ``(2,)``.
-        decoded: images made of its features, ``(S, S, 3)`` in [0, 1], by kind.
+        decoded: images made of its features, ``(4 H, 4 W, 3)`` uint8, by kind.
     """
 
     sample: Sample
-    pixels: npt.NDArray[np.float32]
+    pixels: npt.NDArray[np.uint8]
     coords: npt.NDArray[np.float32]
     global_coords: npt.NDArray[np.float32]
-    decoded: dict[str, npt.NDArray[np.float32]]
+    decoded: dict[str, npt.NDArray[np.uint8]]
 
     @property
     def marker(self) -> str:
@@ -152,7 +151,7 @@ def _look(run: OpenedRun, samples: Sequence[Sample], folder: Path) -> list[Shown
     feature = features.batch(torch.arange(len(features)), run.device)
     decoders = Decoders(run, folder)
     decoded = {
-        kind: decoders.decode(kind, each).permute(0, 2, 3, 1).numpy()
+        kind: decoders.decode(kind, each)
         for kind, each in representations(run.model, feature).items()
     }
     coords = local_coords(run.model, feature).cpu().numpy()
@@ -160,7 +159,7 @@ def _look(run: OpenedRun, samples: Sequence[Sample], folder: Path) -> list[Shown
     return [
         Shown(
             sample,
-            to_tensor(open_image(sample.path), run.config.image_size).permute(1, 2, 0).numpy(),
+            run.pixels(sample),
             coords[index],
             placed[index],
             {kind: each[index] for kind, each in decoded.items()},
@@ -175,7 +174,7 @@ def _covered(shown: Shown, run: OpenedRun) -> Tensor:
     size = shown.coords.shape[:2]
     if truth is None:
         return torch.zeros(size)
-    return F.adaptive_avg_pool2d(torch.from_numpy(truth).float()[None], size)[0]
+    return F.adaptive_avg_pool2d(torch.tensor(truth, dtype=torch.float32)[None], size)[0]
 
 
 def _local_records(

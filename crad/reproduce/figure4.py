@@ -46,13 +46,14 @@ class Line:
         letter: that it is marked with.
         ends: what lies at its two ends.
         coords: points along it, ``(P, 2)``.
-        decoded: images made of the normal features there, ``(P, S, S, 3)`` in [0, 1].
+        decoded: images made of the normal features there, ``(P, 4 H, 4 W, 3)``
+            uint8.
     """
 
     letter: str
     ends: tuple[str, str]
     coords: npt.NDArray[np.float32]
-    decoded: npt.NDArray[np.float32]
+    decoded: npt.NDArray[np.uint8]
 
 
 def neighbours(centres: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
@@ -148,7 +149,7 @@ def _lines(
             break
         points = (1 - shares) * centres[i] + shares * centres[j]
         feature = normal_features(run.model, torch.from_numpy(points).to(run.device))
-        decoded = decoders.decode("feature", feature).permute(0, 2, 3, 1).numpy()
+        decoded = decoders.decode("feature", feature)
         found.append(Line(letter, (classes[i], classes[j]), points, decoded))
     return found
 

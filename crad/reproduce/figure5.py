@@ -10,7 +10,6 @@ from torch import Tensor
 
 from crad.data import Sample
 from crad.features import anomaly_maps
-from crad.images import open_image, to_tensor
 from crad.inputs import Images
 from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.pictures import colour_scale
@@ -40,12 +39,14 @@ class Row:
 
     Attributes:
         sample: the image.
+        pixels: ``(S, S, 3)`` uint8.
         maps: by detector, ``(H, W)``, before any protocol.
         scored: by detector, ``(S, S)``, as the protocol measures them.
         scales: by detector, (low, high) of the colours.
     """
 
     sample: Sample
+    pixels: npt.NDArray[np.uint8]
     maps: dict[str, npt.NDArray[np.float32]]
     scored: dict[str, npt.NDArray[np.float32]]
     scales: dict[str, tuple[float, float]]
@@ -97,7 +98,7 @@ def make(runs: Runs, folder: Path) -> str:
             maps[_NEAREST] = _nearest(opened, images)
     protocol = choose_protocols(run.config.protocol)[0]
     rows = [
-        _row(sample, kept.samples, maps, protocol, run.config.image_size)
+        _row(run, sample, kept.samples, maps, protocol)
         for sample in chosen
         if sample in kept.samples
     ]
@@ -128,14 +129,14 @@ def _nearest(run: OpenedRun, images: Images) -> Tensor:
 
 
 def _row(
+    run: OpenedRun,
     sample: Sample,
     samples: Sequence[Sample],
     maps: dict[str, Tensor],
     protocol: Protocol,
-    image_size: int,
 ) -> Row:
     """What is drawn of an image; the scale of a detector is that of normal images of the class."""
-    index = samples.index(sample)
+    index, image_size = samples.index(sample), run.config.image_size
     normal = [
         number
         for number, each in enumerate(samples)
@@ -147,6 +148,7 @@ def _row(
     }
     return Row(
         sample,
+        run.pixels(sample),
         {name: each[index].cpu().numpy() for name, each in maps.items()},
         {name: each[0].cpu().numpy() for name, each in scored.items()},
         {name: colour_scale(each.cpu().numpy()) for name, each in usual.items()},
@@ -160,18 +162,19 @@ def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
             len(rows), 2 + len(detectors), figsize=(7, 1.04 * len(rows) + 0.3), squeeze=False
         )
         for row, axes in zip(rows, grid, strict=True):
-            pixels = to_tensor(open_image(row.sample.path), image_size).permute(1, 2, 0).numpy()
-            show_image(axes[0], pixels)
+            show_image(axes[0], row.pixels)
             axes[0].set_ylabel(f"{row.sample.class_name}\n{row.sample.defect}", fontsize=7)
             truth = row.sample.truth(image_size)
             if truth is None:
-                show_image(axes[1], np.full((image_size, image_size, 3), 0.92, dtype=np.float32))
+                show_image(axes[1], np.full((image_size, image_size, 3), 235, dtype=np.uint8))
                 centre = (0.5, 0.5)
                 axes[1].text(
                     *centre, "not known", ha="center", fontsize=7, transform=axes[1].transAxes
                 )
             else:
-                show_image(axes[1], np.repeat(truth[..., None], 3, axis=2).astype(np.float32))
+                show_image(
+                    axes[1], np.where(truth[..., None], np.uint8(255), np.zeros(3, dtype=np.uint8))
+                )
             for axis, name in zip(axes[2:], detectors, strict=True):
                 show_image(axis, row.scored[name], row.scales[name])
         for axis, title in zip(grid[0], ["image", "truth", *detectors], strict=True):

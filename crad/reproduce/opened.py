@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from crad.backbones import Backbone, create_backbone
@@ -15,6 +17,7 @@ from crad.detector import create_model
 from crad.devices import select_device
 from crad.feature_cache import FeatureCache
 from crad.features import extract
+from crad.images import open_image, to_tensor
 from crad.inputs import Images
 from crad.model import CRAD
 from crad.reproduce.runs import Runs
@@ -51,6 +54,16 @@ class OpenedRun:
         count = min(most, len(self.train))
         chosen = torch.linspace(0, len(self.train) - 1, count).round().long()
         return [self.train[index] for index in chosen.tolist()]
+
+    def pixels(self, sample: Sample) -> npt.NDArray[np.uint8]:
+        """An image as the backbone gets it, ``(S, S, 3)``.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        image = to_tensor(open_image(sample.path), self.config.image_size)
+        pixels: npt.NDArray[np.uint8] = image.permute(1, 2, 0).mul(255).round().byte().numpy()
+        return pixels
 
     def images(self, samples: Sequence[Sample]) -> Images:
         """Compute the features of images; those that cannot be read may be left out.
