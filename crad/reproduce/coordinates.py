@@ -82,3 +82,9 @@ def image_records(
             "dim1": x,
             "dim2": y,
         }
+
+
+def share_on_a_line(coords: npt.NDArray[np.float32]) -> float:
+    """How much of the variance of points ``(N, 2)`` is along one direction, 0.5 to 1."""
+    variances = np.linalg.svd(coords - coords.mean(axis=0), compute_uv=False) ** 2
+    return float(variances[0] / max(variances.sum(), 1e-12))

@@ -35,6 +35,9 @@ class Decoder(nn.Module):
         channels: channels C of a feature.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
@@ -149,10 +152,11 @@ def train_decoder(
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in decoder.layers:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)
+        for weight in decoder.parameters():
+            if weight.ndim > 1:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.zeros_(weight)
         decoder.mean.copy_(feature.mean(dim=(0, 2, 3))[:, None, None])
         decoder.std.copy_(feature.std(dim=(0, 2, 3)).clamp_min(1e-6)[:, None, None])
     optimizer = torch.optim.Adam(decoder.parameters())

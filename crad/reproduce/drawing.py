@@ -127,8 +127,8 @@ def class_style(number: int, *, anomalous: bool) -> dict[str, Any]:
     }
 
 
-def draw_legend(figure: Any, classes: Sequence[str]) -> None:
-    """Say below a figure what the marks of `draw_images` mean."""
+def draw_legend(figure: Any, classes: Sequence[str], place: str = "center") -> None:
+    """Say what the marks of `draw_images` mean, at a place of a figure that matplotlib knows."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -139,9 +139,7 @@ def draw_legend(figure: Any, classes: Sequence[str]) -> None:
         Line2D([], [], color="0.4", marker=marker, linestyle="none", markersize=5, label=label)
         for marker, label in (("o", "normal"), ("^", "anomalous"))
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=8, handletextpad=0.2
-    )
+    figure.legend(handles=handles, loc=place, ncols=3, fontsize=8, handletextpad=0.2)
 
 
 def show_image(

@@ -73,7 +73,8 @@ def entry_gradients(
 
     def norms(grad_output: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(recalled, values, grad_output, retain_graph=True)
-        return gradient.norm(dim=-1)
+        norm: Tensor = gradient.norm(dim=-1)
+        return norm
 
     return EntryGradients(norms(upstream), norms(single))
 
@@ -164,8 +165,8 @@ def _markdown(arrays: dict[str, npt.NDArray[np.float32]], n_images: int, jitter_
         f"(Euclidean norm, before clipping; grey: none), on {n_images} training images. Dots: "
         f"coordinates before jitter, whose standard deviation is {jitter_std:g}. Top: only what "
         f"comes through one position of one image: {one} entries without jitter, {one_jittered} "
-        f"with it, as the noise has one value in a step, but {one_mean} over {STEPS} steps. Middle: "
-        f"all {n_points} positions together reach {batch} entries without jitter, {jittered} with "
-        f"it. Bottom: before training, all coordinates are close together, and reach {before} "
-        f"entries, {before_jittered} with jitter. Data: `figure2b.npz`."
+        f"with it, as the noise has one value in a step, but {one_mean} over {STEPS} steps. "
+        f"Middle: all {n_points} positions together reach {batch} entries without jitter, "
+        f"{jittered} with it. Bottom: before training, all coordinates are close together, and "
+        f"reach {before} entries, {before_jittered} with jitter. Data: `figure2b.npz`."
     )

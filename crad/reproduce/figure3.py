@@ -21,6 +21,7 @@ from crad.reproduce.coordinates import (
     image_records,
     local_coords,
     plane,
+    share_on_a_line,
 )
 from crad.reproduce.decoder import DECODERS, Decoders, representations
 from crad.reproduce.drawing import (
@@ -60,6 +61,11 @@ class Shown:
     coords: npt.NDArray[np.float32]
     global_coords: npt.NDArray[np.float32]
     decoded: dict[str, npt.NDArray[np.uint8]]
+
+    @property
+    def label(self) -> str:
+        """What kind of image it is."""
+        return "anomalous" if self.sample.is_anomaly else "normal"
 
     @property
     def marker(self) -> str:
@@ -137,7 +143,7 @@ def make(runs: Runs, folder: Path) -> str:
     write_arrays(
         folder / "figure3.npz",
         {
-            f"{'anomalous' if each.sample.is_anomaly else 'normal'}_{kind}": decoded
+            f"{each.label}_{kind}": decoded
             for each in shown
             for kind, decoded in {"image": each.pixels, **each.decoded}.items()
         },
@@ -208,56 +214,117 @@ def _draw(
     path: Path,
 ) -> None:
     with drawing() as pyplot:
-        figure = pyplot.figure(figsize=(7, 6.6))
+        figure = pyplot.figure(figsize=(7, 6.2))
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
-        *image_axes, local_axis = above.subplots(
-            1, len(shown) + 1, width_ratios=[1] * len(shown) + [1.15]
-        )
-        for each, axis in zip(shown, image_axes, strict=True):
-            show_image(axis, each.pixels)
-            axis.set_title("anomalous" if each.sample.is_anomaly else "normal")
-            height, width = each.coords.shape[:2]
-            scale = run.config.image_size / np.array([width, height])
-            centres = [(np.array([column, row]) + 0.5) * scale - 0.5 for row, column in patches]
-            _mark(axis, centres, each.marker)
-        draw_plane(local_axis, plane(run.model, "local").memory.values.shape[:-1])
-        for each, colour in zip(shown, ("0.55", "0.8"), strict=False):
-            local_axis.scatter(*each.coords.reshape(-1, 2).T, s=3, c=colour, linewidths=0)
-        for each in shown:
-            _mark(local_axis, [each.coords[patch] for patch in patches], each.marker)
-        local_axis.set(title="(a) local coordinates", xlabel="Dim 1", ylabel="Dim 2")
-
-        left, right = below.subfigures(1, 2, width_ratios=(1, 1.2))
+        left, right = below.subfigures(1, 2, width_ratios=(1, 1.3))
+        decoded, legend = right.subfigures(2, 1, height_ratios=(3.4, 1))
+        ratios = [1.0] * len(shown) + [1.15]
+        *image_axes, axis = above.subplots(1, len(ratios), width_ratios=ratios)
+        for each, image_axis in zip(shown, image_axes, strict=True):
+            show_image(image_axis, each.pixels)
+            image_axis.set_title(each.label)
+            scale = run.config.image_size / np.array(each.coords.shape[1::-1])
+            places = (np.array(patches).reshape(-1, 2)[:, ::-1] + 0.5) * scale - 0.5
+            _mark(image_axis, places, each.marker, [(0.7, 0.7)] * len(patches))
+        _draw_local(axis, shown, patches, run)
         axis = left.subplots()
         draw_plane(axis, plane(run.model, "global").memory.values.shape[:-1])
         draw_images(axis, coords, samples, run.dataset.classes)
         axis.set(title="(b) global coordinates", xlabel="Dim 1", ylabel="Dim 2")
-        draw_legend(left, run.dataset.classes)
-        grid = right.subplots(len(shown), len(_KINDS), squeeze=False)
-        for each, row in zip(shown, grid, strict=True):
-            for axis, (kind, title) in zip(row, _KINDS.items(), strict=True):
-                show_image(axis, each.decoded[kind])
-                axis.set_title(title, fontsize=8)
-            row[0].set_ylabel("anomalous" if each.sample.is_anomaly else "normal")
-        right.suptitle("(c) decoded features", fontsize=10)
+        draw_legend(legend, run.dataset.classes)
+        _draw_decoded(decoded, shown)
         save(figure, path)
 
 
-def _mark(axis: Any, points: Sequence[Any], marker: str) -> None:
-    """Mark patches with their numbers."""
-    for number, point in enumerate(points, 1):
+def _draw_local(
+    axis: Any, shown: Sequence[Shown], patches: Sequence[tuple[int, int]], run: OpenedRun
+) -> None:
+    """The local coordinates of all patches, as near as they fill the axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    draw_plane(axis, plane(run.model, "local").memory.values.shape[:-1])
+    for each, colour in zip(shown, ("0.55", "0.8"), strict=False):
+        axis.scatter(*each.coords.reshape(-1, 2).T, s=3, c=colour, linewidths=0)
+    everything = np.concatenate([each.coords.reshape(-1, 2) for each in shown])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    middle, half = (low + high) / 2, 0.55 * float((high - low).max()) + 1e-3
+    points = np.array([each.coords[patch] for each in shown for patch in patches])
+    offsets = _free_directions(points.reshape(-1, 2) / half, 0.1)
+    for index, each in enumerate(shown):
+        some = slice(index * len(patches), (index + 1) * len(patches))
+        _mark(axis, points[some], each.marker, offsets[some])
+    axis.set(
+        title="(a) local coordinates",
+        xlabel="Dim 1",
+        ylabel="Dim 2",
+        xlim=(middle[0] - half, middle[0] + half),
+        ylim=(middle[1] - half, middle[1] + half),
+    )
+    for each_axis in (axis.xaxis, axis.yaxis):
+        each_axis.set_major_locator(MaxNLocator(4))
+
+
+def _draw_decoded(figure: Any, shown: Sequence[Shown]) -> None:
+    """The decoded features, with the outline of the defect."""
+    grid = figure.subplots(len(shown), len(_KINDS), squeeze=False)
+    for each, row in zip(shown, grid, strict=True):
+        for axis, kind in zip(row, _KINDS, strict=True):
+            show_image(axis, each.decoded[kind])
+            truth = each.sample.truth(len(each.decoded[kind]))
+            if truth is not None and truth.any():
+                axis.contour(truth, levels=[0.5], colors="black", linewidths=0.8)
+        row[0].set_ylabel(each.label)
+    for axis, title in zip(grid[0], _KINDS.values(), strict=True):
+        axis.set_title(title, fontsize=8)
+    figure.suptitle("(c) decoded features", fontsize=10)
+
+
+def _mark(
+    axis: Any,
+    points: npt.NDArray[np.floating[Any]],
+    marker: str,
+    directions: Sequence[tuple[float, float]],
+) -> None:
+    """Mark patches at points ``(P, 2)`` with their numbers, each to one side of its point."""
+    for number, (point, (x, y)) in enumerate(zip(points, directions, strict=True), 1):
         colour = COLOURS[number - 1]
         axis.scatter(*point, s=36, marker=marker, c=colour, edgecolors="white", linewidths=0.7)
         axis.annotate(
             str(number),
             point,
-            xytext=(4, 3),
+            xytext=(8 * x, 8 * y),
             textcoords="offset points",
+            ha="center",
+            va="center",
             color=colour,
             weight="bold",
             fontsize=8,
             path_effects=outline(),
+            zorder=4,
         )
+
+
+def _free_directions(
+    points: npt.NDArray[np.floating[Any]], distance: float
+) -> list[tuple[float, float]]:
+    """Where there is room for a number: of eight directions, the farthest from all others.
+
+    Args:
+        points: ``(P, 2)``.
+        distance: of a number from its point.
+    """
+    angles = np.arange(8) * np.pi / 4
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found: list[tuple[float, float]] = []
+    taken = points
+    for index, point in enumerate(points):
+        others = np.delete(taken, index, axis=0)
+        places = point + distance * directions
+        gaps = np.linalg.norm(places[:, None] - others, axis=-1).min(axis=1, initial=np.inf)
+        best = int(gaps.argmax())
+        found.append((float(directions[best, 0]), float(directions[best, 1])))
+        taken = np.concatenate([taken, places[best : best + 1]])
+    return found
 
 
 def _markdown(
@@ -273,10 +340,12 @@ def _markdown(
         "numbered patches, at the same places of both images (circles: normal, triangles: "
         "anomalous; dots: all other patches, dark grey of the normal image, light grey of the "
         f"anomalous one).{_local_distances(shown, covered)} (b) Global coordinates of "
-        f"{len(samples)} images.{_global_distances(shown, coords, samples)} (c) The features, "
+        f"{len(samples)} images, {share_on_a_line(coords):.1%} of whose variance is along one line."
+        f"{_global_distances(shown, coords, samples)} (c) The features, "
         "what each memory has in their place, and the two fused, made images by four decoders, "
         "each trained on such features of normal training images. The first column is the "
-        "control: what of an image, and of a defect, can be seen after decoding at all. Data: "
+        "control: what of an image, and of a defect (outlined), can be seen after decoding at "
+        "all. Data: "
         "`figure3-local.csv`, `figure3-global.csv`, `figure3.npz`."
     )
 

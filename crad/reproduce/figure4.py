@@ -16,7 +16,12 @@ from torch import Tensor
 
 from crad.data import Sample
 from crad.model import CRAD
-from crad.reproduce.coordinates import image_coords, image_records, plane
+from crad.reproduce.coordinates import (
+    image_coords,
+    image_records,
+    plane,
+    share_on_a_line,
+)
 from crad.reproduce.decoder import DECODERS, Decoders
 from crad.reproduce.drawing import (
     draw_images,
@@ -124,7 +129,7 @@ def make(runs: Runs, folder: Path) -> str:
         },
     )
     _draw(run, images.samples, coords, lines, folder / "figure4.png")
-    return _markdown(run, len(images.samples), lines)
+    return _markdown(coords, lines)
 
 
 def _lines(
@@ -142,7 +147,7 @@ def _lines(
         distances = np.linalg.norm(coords[:, None] - coords, axis=-1)
         centres = [coords[index] for index in np.unravel_index(distances.argmax(), distances.shape)]
         classes = [samples[0].class_name] * 2
-    found = []
+    found: list[Line] = []
     shares = np.array(_SHARES, dtype=np.float32)[:, None]
     for letter, (i, j) in zip(string.ascii_uppercase, neighbours(np.stack(centres)), strict=False):
         if len(found) == _MOST_LINES:
@@ -189,7 +194,7 @@ def _draw(
                 path_effects=outline(),
             )
         axis.set(xlabel="Dim 1", ylabel="Dim 2")
-        draw_legend(left, run.dataset.classes)
+        draw_legend(left, run.dataset.classes, "outside lower center")
         grid = right.subplots(max(1, len(lines)), len(_SHARES), squeeze=False)
         for line, row in zip(lines, grid, strict=True):
             for each, decoded in zip(row, line.decoded, strict=True):
@@ -200,14 +205,15 @@ def _draw(
         save(figure, path)
 
 
-def _markdown(run: OpenedRun, n_images: int, lines: Sequence[Line]) -> str:
+def _markdown(coords: npt.NDArray[np.float32], lines: Sequence[Line]) -> str:
     between = "; ".join(f"{line.letter}: {line.ends[0]} to {line.ends[1]}" for line in lines)
     return (
         "![Global coordinates, and images decoded between classes](figure4.png)\n\n"
-        f"Left: the global coordinates of {n_images} test images in a model with a global memory "
+        f"Left: the global coordinates of {len(coords)} images in a model with a global memory "
         "alone, as in the paper (circles: normal; triangles: anomalous; crosses: entries of the "
-        "memory). Lines join the medians of neighbouring classes, the shortest of those that join "
-        f"all. Right: what the model has at five points of each line, ends included ({between}): "
+        f"memory); {share_on_a_line(coords):.1%} of their variance is along one line. Black lines "
+        "join the medians of neighbouring classes, the shortest of those that join all. Right: "
+        f"what the model has at five points of each, ends included ({between}): "
         "the normal features there, made images by a decoder that was trained on features of "
         "normal training images. It never saw a feature from between two classes. Data: "
         "`figure4.csv`, `figure4.npz`."
