@@ -16,7 +16,7 @@ from crad.detector import create_model
 from crad.memories import Recalled
 from crad.model import CRAD
 from crad.reproduce.coordinates import local_coords, plane
-from crad.reproduce.drawing import draw_plane, drawing, save
+from crad.reproduce.drawing import draw_plane, drawing, save_for_print
 from crad.reproduce.files import write_arrays
 from crad.reproduce.opened import open_run
 from crad.reproduce.runs import Runs
@@ -80,7 +80,7 @@ def entry_gradients(
 
 
 def make(runs: Runs, folder: Path) -> str:
-    """Write ``figure2b.png`` and what it shows as ``figure2b.npz``; give it in Markdown.
+    """Write ``figure2b.png``, a PDF of it, and ``figure2b.npz``; give it in Markdown.
 
     Raises:
         CheckpointError: the run is missing or damaged.
@@ -151,7 +151,7 @@ def _draw(arrays: dict[str, npt.NDArray[np.float32]], path: Path) -> None:
             axis.set_title(f"{title}\n{axis.get_title()}")
         for axis in axes[-1]:
             axis.set_xlabel("Dim 1")
-        save(figure, path)
+        save_for_print(figure, path)
 
 
 def _markdown(arrays: dict[str, npt.NDArray[np.float32]], n_images: int, jitter_std: float) -> str:

@@ -31,7 +31,7 @@ from crad.reproduce.drawing import (
     draw_plane,
     drawing,
     outline,
-    save,
+    save_for_print,
     show_image,
 )
 from crad.reproduce.files import write_arrays, write_records
@@ -118,7 +118,7 @@ def choose_patches(covered: Tensor) -> list[tuple[int, int]]:
 
 
 def make(runs: Runs, folder: Path) -> str:
-    """Write ``figure3.png`` and what it shows as data beside it; give it in Markdown.
+    """Write ``figure3.png``, a PDF of it, and what it shows as data beside it; give it in Markdown.
 
     The data: ``figure3-local.csv`` and ``figure3-global.csv`` with the coordinates, and
     ``figure3.npz`` with the decoded images.
@@ -233,7 +233,7 @@ def _draw(
         axis.set(title="(b) global coordinates", xlabel="Dim 1", ylabel="Dim 2")
         draw_legend(legend, run.dataset.classes)
         _draw_decoded(decoded, shown)
-        save(figure, path)
+        save_for_print(figure, path)
 
 
 def _draw_local(

@@ -29,7 +29,7 @@ from crad.reproduce.drawing import (
     draw_plane,
     drawing,
     outline,
-    save,
+    save_for_print,
     show_image,
 )
 from crad.reproduce.files import write_arrays, write_records
@@ -104,7 +104,7 @@ def normal_features(model: CRAD, coords: Tensor) -> Tensor:
 
 
 def make(runs: Runs, folder: Path) -> str:
-    """Write ``figure4.png`` and what it shows as data beside it; give it in Markdown.
+    """Write ``figure4.png``, a PDF of it, and what it shows as data beside it; give it in Markdown.
 
     The data: ``figure4.csv`` with the coordinates of images, ``figure4.npz`` with the lines.
 
@@ -154,7 +154,7 @@ def _lines(
             break
         points = (1 - shares) * centres[i] + shares * centres[j]
         feature = normal_features(run.model, torch.from_numpy(points).to(run.device))
-        decoded = decoders.decode("feature", feature)
+        decoded = decoders.decode("normal", feature)
         found.append(Line(letter, (classes[i], classes[j]), points, decoded))
     return found
 
@@ -202,7 +202,7 @@ def _draw(
             row[0].set_ylabel(line.letter, rotation=0, weight="bold", va="center", labelpad=8)
             row[0].set_title(line.ends[0], fontsize=8, loc="left")
             row[-1].set_title(line.ends[1], fontsize=8, loc="right")
-        save(figure, path)
+        save_for_print(figure, path)
 
 
 def _markdown(coords: npt.NDArray[np.float32], lines: Sequence[Line]) -> str:
@@ -214,7 +214,7 @@ def _markdown(coords: npt.NDArray[np.float32], lines: Sequence[Line]) -> str:
         f"memory); {share_on_a_line(coords):.1%} of their variance is along one line. Black lines "
         "join the medians of neighbouring classes, the shortest of those that join all. Right: "
         f"what the model has at five points of each, ends included ({between}): "
-        "the normal features there, made images by a decoder that was trained on features of "
-        "normal training images. It never saw a feature from between two classes. Data: "
+        "the normal features there, made images by a decoder that was trained on those of "
+        "training images. It never saw one from between two classes. Data: "
         "`figure4.csv`, `figure4.npz`."
     )

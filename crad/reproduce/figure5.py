@@ -14,7 +14,7 @@ from crad.inputs import Images
 from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.pictures import colour_scale
 from crad.protocol import Protocol, choose_protocols
-from crad.reproduce.drawing import drawing, save, show_image
+from crad.reproduce.drawing import drawing, save_for_print, show_image
 from crad.reproduce.files import write_arrays, write_records
 from crad.reproduce.opened import OpenedRun, open_run
 from crad.reproduce.runs import Runs
@@ -68,7 +68,7 @@ def choose_images(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def make(runs: Runs, folder: Path) -> str:
-    """Write ``figure5.png`` and what it shows as data beside it; give it in Markdown.
+    """Write ``figure5.png``, a PDF of it, and what it shows as data beside it; give it in Markdown.
 
     The data: ``figure5.csv`` with the images and the scales of the colours, ``figure5.npz`` with
     the maps.
@@ -93,15 +93,10 @@ def make(runs: Runs, folder: Path) -> str:
         opened = open_run(runs, variant)
         images = opened.images(needed)
         maps[name] = anomaly_maps(opened.model, images.features, opened.device)
-        if variant is CRAD:
-            kept = images
-            maps[_NEAREST] = _nearest(opened, images)
+        kept = images.samples
+    maps[_NEAREST] = _nearest(opened, images)
     protocol = choose_protocols(run.config.protocol)[0]
-    rows = [
-        _row(run, sample, kept.samples, maps, protocol)
-        for sample in chosen
-        if sample in kept.samples
-    ]
+    rows = [_row(run, sample, kept, maps, protocol) for sample in chosen if sample in kept]
     write_records(
         folder / "figure5",
         (
@@ -159,7 +154,7 @@ def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
     detectors = [*rows[0].scales]
     with drawing() as pyplot:
         figure, grid = pyplot.subplots(
-            len(rows), 2 + len(detectors), figsize=(7, 1.04 * len(rows) + 0.3), squeeze=False
+            len(rows), 2 + len(detectors), figsize=(7, 0.93 * len(rows) + 0.4), squeeze=False
         )
         for row, axes in zip(rows, grid, strict=True):
             show_image(axes[0], row.pixels)
@@ -178,8 +173,8 @@ def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
             for axis, name in zip(axes[2:], detectors, strict=True):
                 show_image(axis, row.scored[name], row.scales[name])
         for axis, title in zip(grid[0], ["image", "truth", *detectors], strict=True):
-            axis.set_title(title, fontsize=8)
-        save(figure, path)
+            axis.set_title(title.replace(" ", "\n"), fontsize=8)
+        save_for_print(figure, path)
 
 
 def _markdown(protocol: Protocol) -> str:
