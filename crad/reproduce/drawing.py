@@ -73,7 +73,10 @@ def save(figure: Any, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format=kind, metadata={date: None} if date else None, dpi=160)
     if kind == "png":
-        picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        # This way of choosing them leaves the few pixels of a class their own colour.
+        method = Image.Quantize.MAXCOVERAGE
+        drawn_in_full = Image.open(drawn).convert("RGB")
+        picture = drawn_in_full.quantize(256, method, kmeans=3, dither=Image.Dither.NONE)
         drawn = io.BytesIO()
         picture.save(drawn, format="PNG", optimize=True)
     write_atomically(path, lambda file: file.write(drawn.getbuffer()))

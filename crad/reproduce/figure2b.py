@@ -143,7 +143,7 @@ def _draw(arrays: dict[str, npt.NDArray[np.float32]], path: Path) -> None:
                     cmap=colours,
                     norm=norm,
                 )
-                axis.scatter(*points.T, s=(36, 0.5, 4)[row], c="#d55e00", linewidths=0)
+                axis.scatter(*points.T, s=(36, 0.4, 4)[row], c="#d55e00", linewidths=0)
                 axis.set_title(f"{(amounts > 0).sum()} of {amounts.size} entries")
             figure.colorbar(mesh, ax=row_axes, label="gradient norm", fraction=0.05)
             row_axes[0].set_ylabel(f"{_ROWS[row]}\nDim 2")

@@ -39,7 +39,7 @@ from crad.reproduce.variants import GLOBAL
 
 VARIANTS = (GLOBAL,)
 
-_MOST_LINES = 4
+_MOST_LINES = 5
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way along a line
 
 
@@ -177,7 +177,7 @@ def _draw(
     path: Path,
 ) -> None:
     with drawing() as pyplot:
-        figure = pyplot.figure(figsize=(7, 3.9))
+        figure = pyplot.figure(figsize=(7, 4.4))
         left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
         axis = left.subplots()
         draw_plane(axis, plane(run.model, "global").memory.values.shape[:-1])
@@ -212,7 +212,8 @@ def _markdown(coords: npt.NDArray[np.float32], lines: Sequence[Line]) -> str:
         f"Left: the global coordinates of {len(coords)} images in a model with a global memory "
         "alone, as in the paper (circles: normal; triangles: anomalous; crosses: entries of the "
         f"memory); {share_on_a_line(coords):.1%} of their variance is along one line. Black lines "
-        "join the medians of neighbouring classes, the shortest of those that join all. Right: "
+        "join the medians of neighbouring classes: the shortest of those that join all, at most "
+        f"{_MOST_LINES}. Right: "
         f"what the model has at five points of each, ends included ({between}): "
         "the normal features there, made images by a decoder that was trained on those of "
         "training images. It never saw one from between two classes. Data: "

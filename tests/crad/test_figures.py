@@ -19,7 +19,7 @@ from crad.reproduce import decoder, figure2b, figure3, figure4, figure5, opened
 from crad.reproduce.__main__ import main
 from crad.reproduce.coordinates import global_coords, local_coords, plane
 from crad.reproduce.decoder import Decoder, Decoders, representations, train_decoder
-from crad.reproduce.drawing import class_style
+from crad.reproduce.drawing import COLOURS, class_style, drawing, save, show_image
 from crad.reproduce.figure2b import entry_gradients
 from crad.reproduce.opened import open_run
 from crad.reproduce.runs import Runs
@@ -304,18 +304,18 @@ def test_the_page_has_every_figure_and_its_caption(made: Path) -> None:
         assert f"]({name}.png)" in text
         assert "Data: `" in text
         assert (made / f"{name}.png").stat().st_size < 400_000
+        assert (made / "print" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("missing", ["masks", "anomalies", "test images", "classes"])
+@pytest.mark.parametrize("missing", ["masks, classes", "anomalies", "test images"])
 def test_less_data_will_do(
     missing: str, demo_root: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = find_dataset(demo_root)
+    full, one = find_dataset(demo_root), find_dataset(demo_root, classes=("gauge",))
     less = {
-        "masks": replace(full, test=tuple(replace(each, mask=None) for each in full.test)),
         "anomalies": replace(full, test=tuple(e for e in full.test if not e.is_anomaly)),
         "test images": replace(full, test=()),
-        "classes": find_dataset(demo_root, classes=("gauge",)),
+        "masks, classes": replace(one, test=tuple(replace(e, mask=None) for e in one.test)),
     }
     monkeypatch.setattr(opened, "find_dataset", lambda *_, **__: less[missing])
     for name, figure in {"figure3": figure3, "figure4": figure4, "figure5": figure5}.items():
@@ -334,6 +334,21 @@ def test_classes_are_told_apart_by_colour_and_filling() -> None:
     styles = [class_style(number, anomalous=False) for number in range(15)]
     assert len({(style["color"], style["fillstyle"]) for style in styles}) == 15
     assert class_style(3, anomalous=True)["color"] == styles[3]["color"]
+
+
+def test_classes_keep_their_colours_beside_a_picture(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    with drawing() as pyplot:
+        figure, (left, right) = pyplot.subplots(1, 2)
+        show_image(left, noise)
+        for number, colour in enumerate(COLOURS):
+            right.plot(number, number, "o", color=colour)
+        save(figure, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGB"))[:, image.width // 2 :].reshape(-1, 3).astype(int)
+    for colour in COLOURS:
+        expected = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert np.abs(pixels - expected).max(axis=1).min() < 16
 
 
 def test_matplotlib_is_asked_for_before_anything_is_trained(
