@@ -75,8 +75,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> ReproduceOptions:
     options = replace(options, config=replace(options.config, data=full_path(options.config.data)))
     if not options.targets:
         refuse("expected what to make, such as table1; --help lists what there is")
-    if not options.seeds:
-        refuse("--seeds: expected one or more")
+    if not options.seeds or len({*options.seeds}) < len(options.seeds):
+        refuse("--seeds: expected one or more, each once")
     before = flatten(config)
     for name, value in flatten(options.config).items():
         if name in _SET_BY_TARGETS and value != before[name]:

@@ -445,6 +445,7 @@ def test_tables_start_on_the_layout_of_visa(
         ((), 2, "expected what to make"),
         (("table1", "--seed", "3"), 2, "--seed: got 3; give --seeds"),
         (("table1", "--local.memory", "vq"), 2, "each target sets it itself"),
+        (("table1", "--seeds", "1", "1"), 2, "--seeds: expected one or more, each once"),
         (("table1", "--epochs", "0"), 2, "--epochs: expected at least 1"),
         (("table1", "--data", "nowhere"), 1, "nowhere"),
         (("table9",), 2, "table9"),
