@@ -18,6 +18,8 @@ from crad.memories import MissingPackageError
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+_SIX_BITS = [round(round(level / 255 * 63) / 63 * 255) for level in range(256)] * 3
+
 _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -63,7 +65,7 @@ def drawing() -> Iterator[Any]:
 def save(figure: Any, path: Path) -> None:
     """Save a figure by the suffix of its name, atomically and always with the same bytes.
 
-    A PNG has 256 colours, which makes it a third as large.
+    A PNG has 6 bits for each of its colours, which nobody sees, but makes it much smaller.
 
     Raises:
         OSError: the file cannot be written.
@@ -71,12 +73,9 @@ def save(figure: Any, path: Path) -> None:
     kind = path.suffix[1:]
     date = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, metadata={date: None} if date else None, dpi=160)
+    figure.savefig(drawn, format=kind, metadata={date: None} if date else None, dpi=144)
     if kind == "png":
-        # This way of choosing them leaves the few pixels of a class their own colour.
-        method = Image.Quantize.MAXCOVERAGE
-        drawn_in_full = Image.open(drawn).convert("RGB")
-        picture = drawn_in_full.quantize(256, method, kmeans=3, dither=Image.Dither.NONE)
+        picture = Image.open(drawn).convert("RGB").point(_SIX_BITS)
         drawn = io.BytesIO()
         picture.save(drawn, format="PNG", optimize=True)
     write_atomically(path, lambda file: file.write(drawn.getbuffer()))

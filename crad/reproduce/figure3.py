@@ -214,8 +214,8 @@ def _draw(
     path: Path,
 ) -> None:
     with drawing() as pyplot:
-        figure = pyplot.figure(figsize=(7, 6.2))
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
+        figure = pyplot.figure(figsize=(7, 6.5))
+        above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1.25))
         left, right = below.subfigures(1, 2, width_ratios=(1, 1.3))
         decoded, legend = right.subfigures(2, 1, height_ratios=(3.4, 1))
         ratios = [1.0] * len(shown) + [1.15]

@@ -346,14 +346,9 @@ def test_classes_keep_their_colours_beside_a_picture(tmp_path: Path) -> None:
         save(figure, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as image:
         pixels = np.asarray(image.convert("RGB"))[:, image.width // 2 :].reshape(-1, 3).astype(int)
-    known = np.array(
-        [[int(colour[start : start + 2], 16) for start in (1, 3, 5)] for colour in COLOURS]
-    )
-    found = np.array([pixels[np.abs(pixels - each).sum(axis=1).argmin()] for each in known])
-    moved = np.abs(found - known).max(axis=1)
-    apart = np.abs(known[:, None] - known).max(axis=-1)
-    np.fill_diagonal(apart, 255)
-    assert (moved < apart.min(axis=1) / 3).all()
+    for colour in COLOURS:
+        expected = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert np.abs(pixels - expected).max(axis=1).min() <= 2
 
 
 def test_matplotlib_is_asked_for_before_anything_is_trained(
