@@ -26,6 +26,8 @@ from crad.reproduce.runs import Runs
 from crad.reproduce.variants import CRAD as FULL
 from crad.reproduce.variants import GLOBAL
 
+pytest.importorskip("matplotlib")
+
 SMALL = (
     "--backbone", "scattering", "--components", "4", "--image-size", "64", "--batch-size", "4",
     "--epochs", "2", "--depth", "1", "--expansion", "8", "--device", "cpu", "--seeds", "0",
