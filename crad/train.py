@@ -69,12 +69,14 @@ class Loaded:
         inputs: the images as features.
         truths: where the defects are.
         bad: the images and masks that were left out.
+        seconds: time that the features took.
     """
 
     backbone: Backbone
     inputs: Inputs
     truths: Truths
     bad: BadImages
+    seconds: float
 
 
 Load = Callable[[TrainOptions, Checkpoint | None, torch.device], Loaded]
@@ -104,6 +106,7 @@ def load(options: TrainOptions, stored: Checkpoint | None, device: torch.device)
     is_demo = config.data in DEMO_NAMES
     root = processes.on_main(lambda: demo_dataset(config.data)) if is_demo else config.data
     dataset = find_dataset(root, classes=config.classes)
+    started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad)
     truths = Truths(config.image_size, bad)
     if processes.is_main():  # a bad mask is found before hours of training, not after
@@ -115,7 +118,7 @@ def load(options: TrainOptions, stored: Checkpoint | None, device: torch.device)
             f"data: the training images in '{dataset.root}' are not those that the run in "
             f"'{options.output}' began with; put them back, or begin anew with --overwrite"
         )
-    return Loaded(backbone, inputs, truths, bad)
+    return Loaded(backbone, inputs, truths, bad, time.perf_counter() - started)
 
 
 def train_model(options: TrainOptions, *, show: bool = True, load: Load = load) -> Results:
@@ -151,11 +154,10 @@ def _train(options: TrainOptions, show: bool, load: Load) -> Results:
     stored = _prepare_output(options)
     print(_first_line(config, device), flush=True)
 
-    started = time.perf_counter()
     loaded = load(options, stored, device)
     backbone, inputs, truths = loaded.backbone, loaded.inputs, loaded.truths
     protocols = choose_protocols(config.protocol)
-    timing = {"features": time.perf_counter() - started}
+    timing = {"features": loaded.seconds}
 
     evaluation = Evaluation(inputs.test.samples, inputs.n_train, truths)
 

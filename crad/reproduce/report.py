@@ -55,11 +55,12 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         timing.update(each["timing"])
     spent = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in timing.items())
     where = results[-1]["environment"]
+    cores, threads = _count(where["cpu_count"], "core"), _count(where["threads"], "thread")
     yield (
-        f"{len(results)} runs, in all {spent} (wall time; a run that has the images of the one "
-        f"before has its features too). {where['cpu']}, {where['cpu_count']} cores, "
-        f"{where['threads']} threads, device {where['device']}; torch {where['torch']}, NumPy "
-        f"{where['numpy']}, Python {where['python']}, crad {where['crad']}. Written on "
+        f"{_count(len(results), 'run')}, in all {spent} (wall time; a run that has the images of "
+        f"the one before has its features too). {where['cpu']}, {cores}, {threads}, device "
+        f"{where['device']}; torch {where['torch']}, NumPy {where['numpy']}, Python "
+        f"{where['python']}, crad {where['crad']}. Written on "
         f"{datetime.now(UTC):%Y-%m-%d}{_commit()}."
     )
 
@@ -95,6 +96,10 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
             "order; mend it, or name another file with --report"
         )
     write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _commit() -> str:

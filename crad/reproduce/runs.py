@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -127,7 +127,8 @@ class _LoadOnce:
             config.data, config.classes, config.backbone, config.weights, config.components,
             config.image_size, config.calibration_share, config.calibration_share and config.seed,
         )  # fmt: skip
-        if self._loaded is None or key != self._key:
-            self._loaded = None  # makes room
-            self._key, self._loaded = key, load(options, stored, device)
+        if self._loaded and key == self._key:
+            return replace(self._loaded, seconds=0.0)
+        self._loaded = None  # makes room
+        self._key, self._loaded = key, load(options, stored, device)
         return self._loaded
