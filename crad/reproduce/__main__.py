@@ -40,10 +40,14 @@ def reproduce(options: ReproduceOptions) -> None:
             check_drawing()
         if target.of:
             is_published_data(name, options.config.data, runs.classes(), target.of)
-    runs.finish(variant for target in targets.values() for variant in target.variants)
+    for one_seed in (False, True):
+        some = [target for target in targets.values() if target.one_seed == one_seed]
+        if some:
+            some[0].select(runs).finish(variant for each in some for variant in each.variants)
     for name, target in targets.items():
-        body = target.make(runs, options.output)
-        text = section(target, body, runs, options.command)
+        chosen = target.select(runs)
+        body = target.make(chosen, options.output)
+        text = section(target, body, chosen, options.command)
         write_text(options.output / f"{name}.md", text)
         if options.report:
             put_into(options.report, name, text, options.output)

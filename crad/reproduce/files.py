@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from crad.files import write_atomically, write_json
 
 
@@ -44,3 +47,12 @@ def write_text(path: Path, text: str) -> None:
     """
     data = text.encode()
     write_atomically(path, lambda file: file.write(data))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays by name as NPZ, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))

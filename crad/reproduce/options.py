@@ -13,7 +13,10 @@ from crad.command_line import refuse
 from crad.config import Config, flatten, option
 from crad.options import DeviceName, default_config, full_path
 
-TargetName = Literal["table1", "table2", "table3", "table4", "table5", "dims"]
+TargetName = Literal[
+    "table1", "table2", "table3", "table4", "table5",
+    "figure2b", "figure3", "figure4", "figure5", "dims",
+]  # fmt: skip
 
 _PROGRAM = "python -m crad.reproduce"
 _DESCRIPTION = (

@@ -1,12 +1,12 @@
 """What can be made: which runs it needs, and what makes it of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from crad.reproduce import dims, orderings, tables
+from crad.reproduce import dims, figure2b, figure3, figure4, figure5, orderings, tables
 from crad.reproduce.files import write_records
 from crad.reproduce.orderings import Claim
 from crad.reproduce.runs import Runs
@@ -26,6 +26,7 @@ class Target:
             relative to that folder.
         of: the data set that the paper's is of; None where that does not matter.
         drawn: whether it needs matplotlib.
+        one_seed: whether it is of the runs with the first seed only.
     """
 
     title: str
@@ -33,6 +34,11 @@ class Target:
     make: Callable[[Runs, Path], str]
     of: str | None = None
     drawn: bool = False
+    one_seed: bool = False
+
+    def select(self, runs: Runs) -> Runs:
+        """Those of the runs that it is made of."""
+        return replace(runs, seeds=runs.seeds[:1]) if self.one_seed else runs
 
 
 def _make_table(
@@ -63,6 +69,10 @@ def _table(
     return Target(title, variants, partial(_make_table, name, build, claims), of)
 
 
+def _figure(title: str, variants: tuple[Variant, ...], make: Callable[[Runs, Path], str]) -> Target:
+    return Target(title, variants, make, drawn=True, one_seed=True)
+
+
 _BOTH = tuple(tables.BOTH_SETTINGS.values())
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -78,6 +88,14 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "table5": _table(
             "table5", "Table 5: the parts of CRAD", tables.TABLE5, tables.table5, orderings.PARTS
         ),
+        "figure2b": _figure("Figure 2b: what jitter does", figure2b.VARIANTS, figure2b.make),
+        "figure3": _figure(
+            "Figure 3: coordinates and decoded features", figure3.VARIANTS, figure3.make
+        ),
+        "figure4": _figure(
+            "Figure 4: the space of the global memory", figure4.VARIANTS, figure4.make
+        ),
+        "figure5": _figure("Figure 5: anomaly maps side by side", figure5.VARIANTS, figure5.make),
         "dims": Target("Dimensions of the memory", dims.VARIANTS, dims.make, drawn=True),
     }
 )

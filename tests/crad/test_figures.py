@@ -1,0 +1,364 @@
+"""Figures: what is drawn, the data beside it, and the decoder of features."""
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crad.command_line import CommandError
+from crad.config import Config
+from crad.data import Sample, find_dataset
+from crad.model import CRAD
+from crad.reproduce import decoder, figure2b, figure3, figure4, figure5, opened
+from crad.reproduce.__main__ import main
+from crad.reproduce.coordinates import global_coords, local_coords, plane
+from crad.reproduce.decoder import Decoder, Decoders, representations, train_decoder
+from crad.reproduce.drawing import COLOURS, class_style, drawing, save, show_image
+from crad.reproduce.figure2b import entry_gradients
+from crad.reproduce.opened import open_run
+from crad.reproduce.runs import Runs
+from crad.reproduce.variants import CRAD as FULL
+from crad.reproduce.variants import GLOBAL
+
+pytest.importorskip("matplotlib")
+
+SMALL = (
+    "--backbone", "scattering", "--components", "4", "--image-size", "64", "--batch-size", "4",
+    "--epochs", "2", "--depth", "1", "--expansion", "8", "--device", "cpu", "--seeds", "0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "_STEPS", 4)
+        patch.setattr(figure2b, "STEPS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Path:
+    """The output folder of all figures, of two classes."""
+    output = tmp_path_factory.mktemp("figures") / "made"
+    targets = ("figure2b", "figure3", "figure4", "figure5")
+    main([*targets, "--data", str(demo_root), "--output", str(output), *SMALL])
+    return output
+
+
+@pytest.fixture(scope="module")
+def runs(made: Path, demo_root: Path) -> Runs:
+    """The runs that the figures were made of."""
+    return Runs(Config(data=str(demo_root)), (0,), made, "cpu")
+
+
+@pytest.fixture
+def model() -> CRAD:
+    """Untrained, with coordinates that are no tie between entries."""
+    torch.manual_seed(0)
+    made = CRAD(4, 2, 3, depth=1, expansion=8, jitter_std=0.2)
+    with torch.no_grad():
+        for memory in made.memories():
+            memory.coordinates[2].bias.copy_(torch.tensor([0.3, -0.4]))
+    return made
+
+
+def records(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_png(path: Path) -> None:
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert np.asarray(image.convert("L")).std() > 10  # something is drawn
+
+
+# ---- figure 2b ----
+
+
+def test_the_gradient_of_one_position_is_that_of_its_four_entries(model: CRAD) -> None:
+    feature = torch.randn(2, 4, 2, 3)
+    position = (1, 0, 2)
+    found = entry_gradients(model, feature, position, jitter=False).position
+
+    # By hand: the loss as a function of what is recalled, and bilinear weights of 8 x 8 entries.
+    memory = plane(model, "local")
+    model.train()
+    memory.jitter_prob = 0.0
+    kept: list[torch.Tensor] = []
+    memory.register_forward_hook(lambda _, __, output: kept.append(output.entries))
+    loss = model(feature).loss
+    (upstream,) = torch.autograd.grad(loss, kept)
+    x, y = (((c + 1) * 8 - 1) / 2 for c in local_coords(model, feature)[position].tolist())
+    column, row = int(x), int(y)
+    expected = torch.zeros(8, 8)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight = (1 - abs(y - row - i)) * (1 - abs(x - column - j))
+        expected[row + i, column + j] = weight * float(upstream[position].norm())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+    assert int((found > 0).sum()) == 4
+
+
+def test_the_gradient_of_a_batch_is_that_of_a_step(model: CRAD) -> None:
+    feature = torch.randn(2, 4, 2, 3)
+    found = entry_gradients(model, feature, (0, 0, 0), jitter=False).batch
+    assert model.local_representation.memory.values.grad is None  # the model is left as it is
+    model.train()
+    model.local_representation.jitter_prob = 0.0
+    model(feature).loss.backward()
+    expected = model.local_representation.memory.values.grad.norm(dim=-1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_jitter_reaches_more_entries(model: CRAD) -> None:
+    torch.manual_seed(1)
+    feature = torch.randn(1, 4, 2, 3)
+    plain = entry_gradients(model, feature, (0, 1, 1), jitter=False)
+    jittered = [entry_gradients(model, feature, (0, 1, 1), jitter=True) for _ in range(8)]
+    assert all(int((each.position > 0).sum()) <= 4 for each in jittered)  # a step has one noise
+    over_steps = sum(each.position for each in jittered)
+    assert int((over_steps > 0).sum()) > int((plain.position > 0).sum()) == 4
+    assert int((sum(each.batch for each in jittered) > 0).sum()) > int((plain.batch > 0).sum())
+
+
+def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
+    check_png(made / "figure2b.png")
+    run = open_run(runs, FULL)
+    with np.load(made / "figure2b.npz") as data:
+        gradients, batch = data["gradients"], data["batch_coords"]
+    assert gradients.shape == (3, 3, 8, 8)
+    assert (gradients[0, 0] > 0).sum() <= 4
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(run.train), generator=generator)[:4].tolist()
+    feature = run.images([run.train[index] for index in chosen]).features.channels_first()
+    expected = local_coords(run.model, feature).flatten(0, 2)
+    torch.testing.assert_close(torch.from_numpy(batch), expected)
+    text = (made / "figure2b.md").read_text()
+    assert f"all {len(batch)} positions together reach {(gradients[1, 0] > 0).sum()}" in text
+
+
+# ---- figure 3 ----
+
+
+def test_figure_3_has_the_coordinates_of_the_model(made: Path, runs: Runs) -> None:
+    check_png(made / "figure3.png")
+    run = open_run(runs, FULL)
+    images = run.images(run.dataset.test)
+    feature = images.features.channels_first()
+    found = records(made / "figure3-global.csv")
+    names = [str(sample.path.relative_to(run.dataset.root)) for sample in images.samples]
+    assert [each["image"] for each in found] == names
+    coords = [[float(each["dim1"]), float(each["dim2"])] for each in found]
+    torch.testing.assert_close(torch.tensor(coords), global_coords(run.model, feature))
+    local = local_coords(run.model, feature)
+    patches = records(made / "figure3-local.csv")
+    assert [each["patch"] for each in patches] == [*"123456"] * 2
+    for each in patches:
+        expected = local[names.index(each["image"]), int(each["row"]), int(each["column"])]
+        assert (float(each["dim1"]), float(each["dim2"])) == pytest.approx(expected.tolist())
+    assert {each["defect"] for each in patches[:6]} == {"good"} != {patches[6]["defect"]}
+
+
+def test_patches_lie_in_the_defect_and_off_it() -> None:
+    covered = torch.zeros(8, 8)
+    covered[2:4, 2:6] = 0.8
+    patches = figure3.choose_patches(covered)
+    assert len({*patches}) == 6
+    assert [bool(covered[patch] > 0) for patch in patches] == [True] * 3 + [False] * 3
+    assert len({*figure3.choose_patches(torch.zeros(8, 8))}) == 6  # of an image without a mask
+    assert figure3.choose_patches(torch.full((8, 8), 0.01))  # of a defect smaller than a patch
+    assert figure3.choose_patches(torch.zeros(1, 1)) == []
+
+
+def test_representations_are_those_of_the_model(model: CRAD) -> None:
+    feature = torch.randn(2, 4, 2, 3)
+    model.eval()
+    found = representations(model, feature)
+    assert [*found] == ["feature", "global", "local", "normal"]
+    torch.testing.assert_close(found["normal"], model(feature).normal_feature)
+    local = plane(model, "local")(feature.permute(0, 2, 3, 1)).entries.permute(0, 3, 1, 2)
+    torch.testing.assert_close(found["local"], local)
+
+
+# ---- figure 4 ----
+
+
+def test_neighbours_join_all_points_by_the_shortest_lines() -> None:
+    centres = np.array([[0, 0], [5, 0], [1, 0], [5.5, 0]], dtype=np.float32)
+    assert figure4.neighbours(centres) == [(1, 3), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("absent", ["drop", "zeros"])
+def test_normal_features_at_an_image_are_those_of_the_image(absent: Any) -> None:
+    torch.manual_seed(0)
+    model = CRAD(4, 2, 3, local_memory="none", depth=1, expansion=8, absent=absent).eval()
+    feature = torch.randn(2, 4, 2, 3)
+    with torch.no_grad():
+        expected = model(feature).normal_feature
+    found = figure4.normal_features(model, global_coords(model, feature))
+    torch.testing.assert_close(found, expected)
+
+
+def test_figure_4_is_of_the_run(made: Path, runs: Runs) -> None:
+    check_png(made / "figure4.png")
+    run = open_run(runs, GLOBAL)
+    feature = run.images(run.dataset.test).features.channels_first()
+    found = records(made / "figure4.csv")
+    coords = torch.tensor([[float(each["dim1"]), float(each["dim2"])] for each in found])
+    torch.testing.assert_close(coords, global_coords(run.model, feature))
+    with np.load(made / "figure4.npz") as data:
+        line, decoded = data["A_coords"], data["A_decoded"]
+    good = {
+        name: coords[[each["class"] == name and each["defect"] == "good" for each in found]]
+        for name in run.dataset.classes
+    }
+    medians = [np.median(each.numpy(), axis=0) for each in good.values()]
+    np.testing.assert_allclose(line[[0, -1]], medians, rtol=1e-5)
+    again = Decoders(run, made / "decoders").decode(
+        "normal", figure4.normal_features(run.model, torch.from_numpy(line))
+    )
+    np.testing.assert_array_equal(decoded, again)
+
+
+# ---- figure 5 ----
+
+
+def test_figure_5_shows_the_first_defect_of_each_class(made: Path, runs: Runs) -> None:
+    check_png(made / "figure5.png")
+    found = records(made / "figure5.csv")
+    run = open_run(runs, FULL)
+    chosen = figure5.choose_images(run.dataset.test)
+    assert [sample.class_name for sample in chosen] == ["brick", "gauge"]
+    assert all(sample.is_anomaly for sample in chosen)
+    names = [str(sample.path.relative_to(run.dataset.root)) for sample in chosen]
+    assert [*dict.fromkeys(each["image"] for each in found)] == names
+    assert len(found) == 2 * 5
+    feature = run.images(chosen).features.channels_first()
+    with np.load(made / "figure5.npz") as data, torch.no_grad():
+        assert len(data) == 5
+        torch.testing.assert_close(torch.from_numpy(data["CRAD"]), run.model(feature).anomaly_map)
+
+
+def test_images_of_figure_5_are_of_eight_classes_at_most() -> None:
+    samples = [
+        Sample(Path(f"{name}{defect}"), f"{name:02}", defect)
+        for name in range(15)
+        for defect in ("good", "hole")
+    ]
+    assert len({sample.class_name for sample in figure5.choose_images(samples)}) == 8
+    normal = [sample for sample in samples if not sample.is_anomaly]
+    assert len(figure5.choose_images(normal)) == 8
+
+
+# ---- the decoder ----
+
+
+def test_training_a_decoder_is_deterministic_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_STEPS", 60)
+    feature = torch.randn(8, 3, 4, 4)
+    images = feature.repeat_interleave(4, 2).repeat_interleave(4, 3).mul(0.2).add(0.5).clamp(0, 1)
+    decoders = [Decoder(3), Decoder(3)]
+    for each in decoders:
+        train_decoder(each, feature, images, seed=0)
+    states = [each.state_dict() for each in decoders]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with torch.no_grad():
+        error = (decoders[0](feature) - images).abs().mean()
+    assert error < 0.5 * (images - 0.5).abs().mean()
+
+
+def test_a_decoder_is_used_again(made: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = sorted((made / "decoders").iterdir())
+    kinds = [path.name.partition("-")[0] for path in kept]
+    assert kinds == ["feature", "global", "local", "normal", "normal"]  # figure 4: the last
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(decoder, "train_decoder", fail)
+    before = (made / "figure3.png").read_bytes()
+    figure3.make(runs, made)
+    assert (made / "figure3.png").read_bytes() == before
+
+
+def test_a_damaged_decoder_is_named(made: Path, runs: Runs, tmp_path: Path) -> None:
+    run = open_run(runs, FULL)
+    feature = run.images(run.dataset.test[:1]).features.channels_first()
+    path = next((made / "decoders").glob("feature-*"))
+    (tmp_path / path.name).write_bytes(b"cut short")
+    with pytest.raises(CommandError, match=r"feature-.* is damaged .*; remove it"):
+        Decoders(run, tmp_path).decode("feature", feature)
+
+
+# ---- all of them ----
+
+
+def test_the_page_has_every_figure_and_its_caption(made: Path) -> None:
+    for name in ("figure2b", "figure3", "figure4", "figure5"):
+        text = (made / f"{name}.md").read_text()
+        assert f"]({name}.png)" in text
+        assert "Data: `" in text
+        assert (made / f"{name}.png").stat().st_size < 400_000
+        assert (made / "print" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("missing", ["masks, classes", "anomalies", "test images"])
+def test_less_data_will_do(
+    missing: str, demo_root: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, one = find_dataset(demo_root), find_dataset(demo_root, classes=("gauge",))
+    less = {
+        "anomalies": replace(full, test=tuple(e for e in full.test if not e.is_anomaly)),
+        "test images": replace(full, test=()),
+        "masks, classes": replace(one, test=tuple(replace(e, mask=None) for e in one.test)),
+    }
+    monkeypatch.setattr(opened, "find_dataset", lambda *_, **__: less[missing])
+    for name, figure in {"figure3": figure3, "figure4": figure4, "figure5": figure5}.items():
+        assert f"]({name}.png)" in figure.make(runs, tmp_path)
+        check_png(tmp_path / f"{name}.png")
+
+
+@pytest.mark.parametrize("memory", ["vq", "attention", "none", "grid"])
+def test_coordinates_need_a_plane(memory: Any) -> None:
+    model = CRAD(4, 2, 2, local_memory=memory, local_resolution=(2, 2, 2), depth=0)
+    with pytest.raises(CommandError, match="expected a local memory that is a grid with two axes"):
+        local_coords(model, torch.zeros(1, 4, 2, 2))
+
+
+def test_classes_are_told_apart_by_colour_and_filling() -> None:
+    styles = [class_style(number, anomalous=False) for number in range(15)]
+    assert len({(style["color"], style["fillstyle"]) for style in styles}) == 15
+    assert class_style(3, anomalous=True)["color"] == styles[3]["color"]
+
+
+def test_classes_keep_their_colours_beside_a_picture(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    with drawing() as pyplot:
+        figure, (left, right) = pyplot.subplots(1, 2)
+        show_image(left, noise)
+        for number, colour in enumerate(COLOURS):
+            right.plot(number, number, "o", color=colour)
+        save(figure, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGB"))[:, image.width // 2 :].reshape(-1, 3).astype(int)
+    for colour in COLOURS:
+        expected = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
+        assert np.abs(pixels - expected).max(axis=1).min() <= 2
+
+
+def test_matplotlib_is_asked_for_before_anything_is_trained(
+    demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as exit_:
+        main(["figure3", "--data", str(demo_root), "--output", str(tmp_path / "out"), *SMALL])
+    assert exit_.value.code == 1
+    assert "matplotlib is not installed; install it with pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
