@@ -30,11 +30,11 @@ void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
 }
 
 // output[c] = sum over N corners of weight * grid[offset + c]
-template <int N, bool streaming, class T, class At>
-void blend(const T* grid, At at, T* output, int64_t begin, int64_t end) {
+template <int N, bool streaming, class G, class T, class At>
+void blend(const G* grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N];
-  const T* row[N];
+  const G* row[N];
   for (int k = 0; k < N; ++k) {
     const Inside<A> corner = at(k);
     w[k] = broadcast(corner.weight);
@@ -49,8 +49,8 @@ void blend(const T* grid, At at, T* output, int64_t begin, int64_t end) {
                               });
 }
 
-template <bool streaming, class T, class At>
-void blend_many(int count, const T* grid, At at, T* output, int64_t begin, int64_t end) {
+template <bool streaming, class G, class T, class At>
+void blend_many(int count, const G* grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   for_each_pack<A, streaming>(
       begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -64,8 +64,8 @@ void blend_many(int count, const T* grid, At at, T* output, int64_t begin, int64
 }
 
 // Of `count` corners, of which number k is at(k).
-template <bool streaming, class T, class At>
-void blend_all(int count, const T* grid, At at, T* output, int64_t begin, int64_t end) {
+template <bool streaming, class G, class T, class At>
+void blend_all(int count, const G* grid, At at, T* output, int64_t begin, int64_t end) {
   switch (count) {
     case 0:
       return fill<streaming>(accumulator<T>(0), output, begin, end);
@@ -84,11 +84,10 @@ void blend_all(int count, const T* grid, At at, T* output, int64_t begin, int64_
   }
 }
 
-template <bool streaming, class T, class X>
-void forward(const Problem& problem, const Range& range, const Output& output) {
+template <bool streaming, class T, class X, class G>
+void forward(const Problem& problem, const Range& range, const G* grid, const Output& output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
-  const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t begin = range.channel_begin, end = range.channel_end;
   Block<X> block;
@@ -112,6 +111,25 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
   }
 }
 
+// Whether to widen the halves of a grid once for all points of a range, and not at each of them.
+bool is_widened_once(const Problem& problem, const Range& range) {
+  constexpr int64_t kOften = 4, kBytes = 256 * 1024;  // as a core's cache has room for
+  return range.point_end - range.point_begin >= kOften * problem.entries &&
+         problem.entries * problem.channels * static_cast<int64_t>(sizeof(float)) <= kBytes;
+}
+
+template <class T>
+void widen(const Problem& problem, const Range& range, const T* grid, accumulator<T>* wide) {
+  using A = accumulator<T>;
+  for (int64_t entry = 0; entry < problem.entries; ++entry) {
+    const int64_t row = entry * problem.channels;
+    for_each_pack<A>(range.channel_begin, range.channel_end,
+                     [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
+                       store(wide + row + c, load(grid + row + c));
+                     });
+  }
+}
+
 template <class T, class X>
 void forward_any(const Problem& problem, const Range& range, const Output& output) {
   if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
@@ -121,16 +139,27 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
     if (problem.channels <= kFewChannels)
       return forward_few<T, X>(problem, range, grid_of<T>(problem, range), output);
   const auto aligned = [](int64_t elements) {
-    return elements * static_cast<int64_t>(sizeof(T)) % kStreamBytes == 0;
+    return elements * static_cast<int64_t>(sizeof(T)) % kStreamBytes<T> == 0;
   };
-  if (unconverted && output.streaming &&
-      reinterpret_cast<intptr_t>(output.data) % kStreamBytes == 0 && aligned(problem.channels) &&
-      aligned(range.channel_begin)) {
-    forward<unconverted, T, X>(problem, range, output);
-    finish_streaming();
-  } else {
-    forward<false, T, X>(problem, range, output);
-  }
+  const bool streaming = output.streaming &&
+                         reinterpret_cast<intptr_t>(output.data) % kStreamBytes<T> == 0 &&
+                         aligned(problem.channels) && aligned(range.channel_begin);
+  const auto sample = [&](const auto* grid) {
+    if (streaming) {
+      forward<true, T, X>(problem, range, grid, output);
+      finish_streaming();
+    } else {
+      forward<false, T, X>(problem, range, grid, output);
+    }
+  };
+  const T* const grid = grid_of<T>(problem, range);
+  if constexpr (!unconverted)
+    if (is_widened_once(problem, range)) {
+      Buffer<accumulator<T>> wide(problem.entries * problem.channels);
+      widen(problem, range, grid, wide.get());
+      return sample(wide.get());
+    }
+  sample(grid);
 }
 
 // ---- backward ----

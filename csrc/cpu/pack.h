@@ -228,21 +228,42 @@ inline void store_first(float* to, Pack<float> pack, int count) {
 
 // ---- stores past the caches, for results larger than they are ----
 
-constexpr int kStreamBytes = 32;  // what is streamed at once, and its alignment
+// What is streamed at once, in bytes, and its alignment: half as much of halves, whose rows are
+// half as long.
+template <class T>
+constexpr int kStreamBytes = sizeof(T) == 2 ? 16 : 32;
 
-// The first `bytes` bytes of a vector; `to` and `bytes` are multiples of kStreamBytes.
-template <class Lanes>
+// The first `bytes` bytes of a vector; `to` and `bytes` are multiples of `piece_bytes`.
+template <int piece_bytes, class Lanes>
 inline void stream_bytes(void* to, Lanes lanes, int bytes) {
 #if CRAD_VECTOR_BYTES > 16
-  for (int at = 0; at + kStreamBytes <= static_cast<int>(sizeof(lanes)); at += kStreamBytes) {
+  for (int at = 0; at + piece_bytes <= static_cast<int>(sizeof(lanes)); at += piece_bytes) {
     if (at >= bytes) break;
-    __m256i piece;
-    memcpy(&piece, reinterpret_cast<const char*>(&lanes) + at, sizeof(piece));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + at), piece);
+    const char* const from = reinterpret_cast<const char*>(&lanes) + at;
+    char* const piece_to = static_cast<char*>(to) + at;
+    if constexpr (piece_bytes == 32) {
+      __m256i piece;
+      memcpy(&piece, from, sizeof(piece));
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(piece_to), piece);
+    } else {
+      __m128i piece;
+      memcpy(&piece, from, sizeof(piece));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(piece_to), piece);
+    }
   }
 #else
   memcpy(to, &lanes, bytes);
 #endif
+}
+
+template <class T>
+inline void stream_first(T* to, Pack<accumulator<T>> pack, int count) {
+  if constexpr (sizeof(T) == 2) {
+    const HalfLanes halves = __builtin_convertvector(narrowed(to, pack), HalfLanes);
+    stream_bytes<kStreamBytes<T>>(to, halves, count * static_cast<int>(sizeof(T)));
+  } else {
+    stream_bytes<kStreamBytes<T>>(to, pack.lanes, count * static_cast<int>(sizeof(T)));
+  }
 }
 
 inline void finish_streaming() {
@@ -252,7 +273,7 @@ inline void finish_streaming() {
 }
 
 // Calls f(channel, load, store) for each pack of channels in [begin, end), the last one partial. If
-// `streaming`, the stores go past the caches: for rows of float or double, aligned to kStreamBytes.
+// `streaming`, the stores go past the caches: for rows that are aligned to kStreamBytes.
 template <class A, bool streaming = false, class F>
 inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t end, F f) {
   int64_t channel = begin;
@@ -261,7 +282,7 @@ inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t 
         channel, [](auto* from) __attribute__((always_inline)) { return load(from); },
         [](auto* to, Pack<A> pack) __attribute__((always_inline)) {
           if constexpr (streaming)
-            stream_bytes(to, pack.lanes, sizeof(pack));
+            stream_first(to, pack, Pack<A>::width);
           else
             store(to, pack);
         });
@@ -271,7 +292,7 @@ inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t 
         [rest](auto* from) __attribute__((always_inline)) { return load_first(from, rest); },
         [rest](auto* to, Pack<A> pack) __attribute__((always_inline)) {
           if constexpr (streaming)
-            stream_bytes(to, pack.lanes, rest * static_cast<int>(sizeof(A)));
+            stream_first(to, pack, rest);
           else
             store_first(to, pack, rest);
         });

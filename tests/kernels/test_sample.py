@@ -360,6 +360,24 @@ def test_every_half_precision_number_is_read_and_written(backend: str, dtype: to
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("points", [5, 300], ids=["few points", "many points"])
+@pytest.mark.parametrize("channels", [24, 216])
+def test_half_precision_is_that_of_float32_rounded(
+    backend: str, dtype: torch.dtype, points: int, channels: int
+) -> None:
+    """Bit for bit, however often an entry is read, and whatever number it is."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 4, 5, channels, generator=generator)
+    values[0, 0, 0], values[0, 1, 2], values[1, 3, 4] = float("inf"), float("nan"), 1e-40
+    values = values.to(dtype)
+    coords = torch.rand(2, points, 2, generator=generator) * 2.4 - 1.2
+    coords[:, 0] = float("nan")
+    wide = sample(values.float(), coords, backend=backend)
+    half = sample(values, coords, backend=backend)
+    torch.testing.assert_close(half, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_rounded_to_the_nearest(backend: str, dtype: torch.dtype) -> None:
     """As torch rounds: ties to even, overflow to infinity, small numbers to subnormals."""
     random = np.random.default_rng(0)
