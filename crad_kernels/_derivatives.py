@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 import torch.autograd.forward_ad as fwAD
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_anomaly_enabled, is_grad_enabled
 from torch._C import _AutoDispatchBelowAutograd, _get_tracing_state
 from torch._C._functorch import maybe_current_level, unwrap_if_dead
 from torch._functorch.utils import enable_single_level_autograd_function
@@ -160,8 +160,11 @@ def _need_grad(tensors: Sequence[Tensor | None]) -> bool:
 def _little(tensors: Sequence[Tensor | None]) -> bool:
     """Whether to compute a gradient that nobody needs is faster than to ask who needs it.
 
-    To ask takes 25 us, forward and backward. `tensors` are those of either operator.
+    To ask takes 25 us, forward and backward. `tensors` are those of either operator. Anomaly mode
+    would look at what nobody needs.
     """
+    if is_anomaly_enabled():
+        return False
     values, coords = cast(Sequence[Tensor], tensors[-4:-2])
     return values.numel() + coords.numel() * values.shape[-1] < 1 << 17
 

@@ -8,7 +8,7 @@ from crad.reproduce.drawing import COLOURS, MARKERS, drawing, save
 from crad.reproduce.files import write_records
 from crad.reproduce.measured import METRICS, Measured, measured
 from crad.reproduce.runs import Runs
-from crad.reproduce.variants import local_only
+from crad.reproduce.variants import Variant
 
 RESOLUTIONS = {
     64: ((64,), (8, 8), (4, 4, 4), (2,) * 6),
@@ -16,8 +16,18 @@ RESOLUTIONS = {
 }
 """The grids, by their number of entries."""
 
-VARIANTS = tuple(local_only("grid", each) for group in RESOLUTIONS.values() for each in group)
-"""The detectors: a local memory alone, without refinement and jitter, as in table 1."""
+
+def variant(resolution: tuple[int, ...]) -> Variant:
+    """A local memory alone, without refinement.
+
+    It has jitter, other than in table 1: coordinates begin close together, and without jitter a few
+    hundred steps leave them in one cell of the grid, whatever its dimensions.
+    """
+    return Variant(global_="none", local_resolution=resolution, refinement=False)
+
+
+VARIANTS = tuple(variant(each) for group in RESOLUTIONS.values() for each in group)
+"""The detectors."""
 
 Curve = list[tuple[int, Measured | None]]
 
@@ -35,8 +45,7 @@ def make(runs: Runs, folder: Path) -> str:
     """
     curves = {
         (entries, metric): [
-            (len(each), measured(runs.results(local_only("grid", each)), metric))
-            for each in resolutions
+            (len(each), measured(runs.results(variant(each)), metric)) for each in resolutions
         ]
         for entries, resolutions in RESOLUTIONS.items()
         for metric in METRICS

@@ -182,8 +182,9 @@ def _markdown(protocol: Protocol) -> str:
         "![Images, truths and anomaly maps of several detectors](figure5.png)\n\n"
         "The first anomalous image of each class, whatever its score, with the anomaly maps of "
         "CRAD, of the local memories of table 1 with 64 entries, and of the distance to the "
-        f"nearest of 20,000 stored features. Maps are those that the protocol {protocol.name} "
-        "measures. Every detector has the same scale of colours for its maps of a class: from the "
-        "median of its normal images to three times as far above it as their 99.5 % quantile is. "
+        f"nearest of at most 20,000 stored features. Maps are those that the protocol "
+        f"{protocol.name} measures. Every detector has a scale of colours of its own for its maps "
+        "of a class, by the same rule: from the median of its normal images to three times as far "
+        "above it as their 99.5 % quantile is. "
         "Data: `figure5.csv`, and `figure5.npz` with the maps before the protocol."
     )

@@ -26,6 +26,8 @@ from crad.reproduce.variants import (
     Variant,
 )
 
+_FEWEST = 3  # seeds, of which that all agree says anything
+
 Claim = tuple[str, Variant, Variant]
 """In words; the detector that is better; the one that is worse."""
 
@@ -68,12 +70,16 @@ class Ordering:
 
     @property
     def verdict(self) -> str:
-        """``holds`` or ``reversed`` if all seeds agree, else ``open``."""
+        """``holds`` or ``reversed`` if all seeds agree, and are enough, else ``open``."""
         if self.difference is None:
             return "not measured"
+        if self.paper <= 0:
+            return "not claimed"
         positive = sum(each > 0 for each in self.difference.values)
         negative = sum(each < 0 for each in self.difference.values)
         n_seeds = len(self.difference.values)
+        if n_seeds < _FEWEST:
+            return "open"
         return "holds" if positive == n_seeds else "reversed" if negative == n_seeds else "open"
 
 
@@ -102,7 +108,9 @@ def markdown(found: Sequence[Ordering]) -> Iterator[str]:
     counts = ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items())
     yield (
         f"The paper's orderings: {counts}. A claim holds or is reversed if it is so in every "
-        "seed, else it is open; differences are of runs with the same seed, in points of AUROC."
+        f"seed, of {_FEWEST} or more, else it is open; so would be, by chance alone, 1 in 4 of {_FEWEST} "
+        "seeds where there is no difference. What the paper has at 0 or below it does not claim. "
+        "Differences are of runs with the same seed, in points of AUROC."
     )
     yield ""
     yield "| claim | metric | paper | here, over seeds | seeds in which it is so | |"

@@ -42,10 +42,15 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         named.append(f"`{option(name)} {shown}`")
     seeds = ", ".join(map(str, runs.seeds))
+    deviations = (
+        " Standard deviations are those of a sample of seeds (n - 1 in the denominator)."
+        if len(runs.seeds) > 1
+        else ""
+    )
     yield (
         f"`{command}`: data {Path(runs.base.data).name}, classes "
-        f"{', '.join(runs.classes())}; seeds {seeds}. {', '.join(named)}. Standard deviations are "
-        "those of a sample of seeds (n - 1 in the denominator)."
+        f"{', '.join(runs.classes())}; seed{'s' * (len(runs.seeds) > 1)} {seeds}. "
+        f"{', '.join(named)}.{deviations}"
     )
     results = [each for variant in target.variants for each in runs.results(variant)]
     if not results:

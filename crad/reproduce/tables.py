@@ -179,12 +179,12 @@ def table2(runs: Runs) -> list[Table]:
 
 
 def table3(runs: Runs) -> list[Table]:
-    """Table 3: localisation in each class of MVTec AD, unified and separate."""
+    """Table 3: localization in each class of MVTec AD, unified and separate."""
     return [_by_class("table3", runs, "localization", published()["table3_mvtec_localization"])]
 
 
 def table4(runs: Runs) -> list[Table]:
-    """Table 4: detection and localisation in each class of VisA, unified and separate."""
+    """Table 4: detection and localization in each class of VisA, unified and separate."""
     numbers = published()["table4_visa"]
     return [
         _by_class("table4", runs, metric, {name: row[metric] for name, row in numbers.items()})

@@ -81,9 +81,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "table1", "Table 1: memories alone", tables.TABLE1, tables.table1, orderings.MEMORIES
         ),
         "table2": _table("table2", "Table 2: detection, MVTec AD", _BOTH, tables.table2),
-        "table3": _table("table3", "Table 3: localisation, MVTec AD", _BOTH, tables.table3),
+        "table3": _table("table3", "Table 3: localization, MVTec AD", _BOTH, tables.table3),
         "table4": _table(
-            "table4", "Table 4: detection and localisation, VisA", _BOTH, tables.table4, of="VisA"
+            "table4", "Table 4: detection and localization, VisA", _BOTH, tables.table4, of="VisA"
         ),
         "table5": _table(
             "table5", "Table 5: the parts of CRAD", tables.TABLE5, tables.table5, orderings.PARTS

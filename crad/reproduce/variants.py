@@ -35,17 +35,21 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What a person and a folder call it: ``crad``, ``crad-no-jitter``, ``local-vq-64``."""
+        """What a person and a folder call it: ``crad``, ``crad-no-jitter``, ``local-vq-64``.
+
+        Of a memory alone, the parts that it has are named, and of CRAD those that it lacks.
+        """
         parts = ["crad"]
         if self.global_ == "none":
             parts = ["local", self.local, _entries(self.local, self.local_resolution)]
         elif self.local == "none":
             parts = ["global", self.global_, _entries(self.global_, self.global_resolution)]
-        left_out = [
-            f"no-{part}" for part in ("refinement", "jitter") if parts[0] == "crad"
-            and not getattr(self, part)
-        ]  # fmt: skip
-        return "-".join([*parts, *left_out, *(["separate"] if self.separate else [])])
+        has = {"refinement": self.refinement, "jitter": self.jitter}
+        if parts[0] == "crad":
+            parts += [f"no-{part}" for part, is_there in has.items() if not is_there]
+        else:
+            parts += [part for part, is_there in has.items() if is_there]
+        return "-".join([*parts, *(["separate"] if self.separate else [])])
 
     def config(self, base: Config, seed: int) -> Config:
         """The settings of this detector.

@@ -183,6 +183,16 @@ def test_only_the_gradients_that_are_asked_for_are_computed(
     assert leaves[1].grad is None
 
 
+def test_anomaly_mode_looks_at_the_gradients_asked_for_alone(backend: str) -> None:
+    """Infinite values have an indefinite gradient of the coordinates, which nobody asked for."""
+    values, coords, grad_output = small(2).tensors()
+    leaves = torch.full_like(values, float("inf")).requires_grad_(), coords.requires_grad_()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        out = sample(*leaves, backend=backend)
+        (gradient,) = torch.autograd.grad(out, leaves[0], grad_output)
+    assert gradient.isfinite().all()
+
+
 def test_a_gradient_that_is_not_used_has_no_derivative_computed(compiled_backend: str) -> None:
     """Of the values' gradient, where only that of the coordinates goes on."""
     values, coords, grad_output = small(1).tensors()
