@@ -108,8 +108,8 @@ def markdown(found: Sequence[Ordering]) -> Iterator[str]:
     counts = ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items())
     yield (
         f"The paper's orderings: {counts}. A claim holds or is reversed if it is so in every "
-        f"seed, of {_FEWEST} or more, else it is open; so would be, by chance alone, 1 in 4 of {_FEWEST} "
-        "seeds where there is no difference. What the paper has at 0 or below it does not claim. "
+        "seed, of three or more, else it is open. Where there is no difference, three seeds agree "
+        "by chance one time in four. What the paper has at 0 or below, it does not claim. "
         "Differences are of runs with the same seed, in points of AUROC."
     )
     yield ""

@@ -15,7 +15,7 @@ import crad.reproduce.runs
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.demo import write_demo
-from crad.reproduce import dims, orderings, tables
+from crad.reproduce import decoder, dims, figure2b, orderings, tables
 from crad.reproduce.__main__ import main
 from crad.reproduce.measured import Measured
 from crad.reproduce.published import is_published_data, published, published_classes
@@ -385,7 +385,7 @@ def test_runs_are_used_again_and_gone_on_with(
     }  # fmt: skip
     first = json.loads((output / "table5.json").read_text())
     text = page.read_text()
-    assert "seeds 1. " in text
+    assert "seed 1. " in text
     assert "5 runs, in all features" in text
 
     capsys.readouterr()
@@ -438,6 +438,7 @@ def test_tables_start_on_the_layout_of_mvtec(
 
 def test_all_starts_on_the_layout_of_visa(
     visa: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     given = ("--data", str(visa), "--seeds", "0", "--output", str(tmp_path / "made"), *SMALL)
     assert command(main, "table4", *given) == 0
@@ -445,6 +446,8 @@ def test_all_starts_on_the_layout_of_visa(
     assert command(main, "table1", *given) == 1
     assert "has classes of VisA; make table4 of it" in capsys.readouterr().err
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(decoder, "_STEPS", 4)
+    monkeypatch.setattr(figure2b, "STEPS", 2)
     assert command(main, "dims", "figure2b", "figure3", "figure4", "figure5", *given) == 0
     made = {path.name for path in (tmp_path / "made").iterdir()}
     assert made >= {"dims.svg", "figure2b.png", "figure3.png", "figure4.png", "figure5.png"}
