@@ -183,6 +183,7 @@ def test_only_the_gradients_that_are_asked_for_are_computed(
     assert leaves[1].grad is None
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_anomaly_mode_looks_at_the_gradients_asked_for_alone(backend: str) -> None:
     """Infinite values have an indefinite gradient of the coordinates, which nobody asked for."""
     values, coords, grad_output = small(2).tensors()
