@@ -25,6 +25,7 @@ struct Problem {
   int ndim;
   int64_t size[kMaxDim];
   int64_t channels;
+  int64_t row;      // elements from an entry to the next: the channels, or more
   int64_t entries;  // of one grid
   int64_t grids;    // 1 if all points share one
   int64_t points_per_grid;

@@ -31,7 +31,7 @@ Geometry<X> geometry_of(const Problem& problem) {
   Geometry<X> geometry{};
   geometry.ndim = problem.ndim;
   geometry.small = true;
-  int64_t stride = problem.channels;
+  int64_t stride = problem.row;
   for (int axis = problem.ndim - 1; axis >= 0; --axis) {
     geometry.size[axis] = problem.size[axis];
     geometry.stride[axis] = stride;

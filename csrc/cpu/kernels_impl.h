@@ -15,7 +15,7 @@ namespace {
 template <class T>
 const T* grid_of(const Problem& problem, const Range& range) {
   const int64_t item = range.point_begin / problem.points_per_grid;  // in any order of its own
-  return static_cast<const T*>(problem.values) + item * problem.entries * problem.channels;
+  return static_cast<const T*>(problem.values) + item * problem.entries * problem.row;
 }
 
 // ---- forward ----

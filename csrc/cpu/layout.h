@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "empty.h"
 #include "kernels.h"
@@ -98,6 +99,21 @@ Tensor channels_first(const Kernels& kernels, const Tensor& tensor, int64_t batc
       empty_strided(shape, channels_first_strides(shape, batch_axes), tensor.scalar_type());
   transpose(kernels, To::planes, seen(shape, batch_axes), tensor, copy);
   return copy;
+}
+
+// Lets a call read a copy of its contiguous values whose entries lie `row` elements apart.
+void copy_rows(Call& call, int64_t row) {
+  Problem& problem = call.problem;
+  if (row == problem.row) return;
+  const int64_t element = bytes_of(call.values.scalar_type());
+  const Tensor copy = empty({problem.grids * problem.entries, row}, call.values.scalar_type());
+  const char* const from = static_cast<const char*>(problem.values);
+  char* const to = static_cast<char*>(copy.data_ptr());
+  for (int64_t entry = 0; entry < problem.grids * problem.entries; ++entry)
+    std::memcpy(to + entry * row * element, from + entry * problem.channels * element,
+                problem.channels * element);
+  call.set_values(copy);
+  problem.row = row;
 }
 
 }  // namespace

@@ -154,6 +154,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   if (planes && !first && call.problem.channels > 1)
     call.set_values(channels_first(kernels(), call.values, batch_axes));
   call.problem.planes = planes;
+  copy_rows(call, copied_row(call.problem, forward_bands_of(call.problem)));
 
   const ScalarType type = values.scalar_type();
   const Shape shape = call.output_shape();
@@ -175,10 +176,10 @@ struct Parts {
   int64_t number, stride, element;  // `element` in bytes, `stride` in elements
   bool summed;
 
-  Parts(const Tensor& result, int64_t number, ScalarType type)
+  Parts(const Tensor& result, int64_t number, int64_t stride, ScalarType type)
       : storage(result),
         number(number),
-        stride(result.numel()),
+        stride(stride),
         element(bytes_of(type)),
         summed(number > 1 || type != result.scalar_type()) {
     if (summed) storage = empty({number, stride}, type);
@@ -199,11 +200,11 @@ void clear(const Parts& parts) {
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
   const int64_t bytes = (range.channel_end - range.channel_begin) * element;
   if (bytes == problem.channels * element) {
-    std::memset(grid, 0, problem.entries * bytes);
+    std::memset(grid, 0, problem.entries * problem.row * element);
     return;
   }
   for (int64_t entry = 0; entry < problem.entries; ++entry)
-    std::memset(grid + (entry * problem.channels + range.channel_begin) * element, 0, bytes);
+    std::memset(grid + (entry * problem.row + range.channel_begin) * element, 0, bytes);
 }
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
@@ -213,8 +214,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
-  const Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std,
-                  options);
+  Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, options);
   const Problem& problem = call.problem;
   const Tensor grad_output = call.checked(channels_last(kernels(), grad_output_in));
   Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
@@ -232,14 +232,17 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
 
   const Bands bands = bands_of(problem);
   const Plan plan = bands.number > 0 ? band_plan(problem, bands) : backward_plan(problem);
-  const Parts value_parts(grad_values, plan.chunks, accumulator_of(problem.value_type));
-  const Parts coord_parts(grad_coords, plan.tiles, coords.scalar_type());
+  if (!want_values || plan.chunks > 1) copy_rows(call, copied_row(problem, bands));
+  const int64_t entries = want_values ? problem.grids * problem.entries : 0;
+  const Parts value_parts(grad_values, plan.chunks, entries * problem.row,
+                          accumulator_of(problem.value_type));
+  const Parts coord_parts(grad_coords, plan.tiles, grad_coords.numel(), coords.scalar_type());
   // Adds the gradients of a range.
   const auto add = [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
     Gradients gradients{grad_output.data_ptr(), nullptr, nullptr};
     if (want_values)
       gradients.grad_values =
-          value_parts.part(chunk) + grid * problem.entries * problem.channels * value_parts.element;
+          value_parts.part(chunk) + grid * problem.entries * problem.row * value_parts.element;
     if (want_coords) gradients.grad_coords = coord_parts.part(tile);
     kernels().backward(problem, range, gradients);
   };
@@ -256,16 +259,27 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                      const Range range = plan.range(grid, tile, chunk, problem);
                      if (want_values && !cleared)
                        clear(value_parts.part(chunk) +
-                                 grid * problem.entries * problem.channels * value_parts.element,
+                                 grid * problem.entries * problem.row * value_parts.element,
                              problem, range, value_parts.element);
                      add(grid, tile, chunk, range);
                    });
   }
-  if (want_values && value_parts.summed)
-    for_each_block(value_parts.stride, [&](int64_t begin, int64_t end) {
-      kernels().sum_values(problem.value_type, value_parts.part(0), value_parts.number,
-                           value_parts.stride, grad_values.data_ptr(), begin, end);
-    });
+  if (want_values && value_parts.summed) {
+    const auto sum = [&](int64_t from, int64_t to, int64_t elements) {
+      const int64_t element = bytes_of(grad_values.scalar_type());
+      kernels().sum_values(problem.value_type, value_parts.part(0) + from * value_parts.element,
+                           value_parts.number, value_parts.stride,
+                           static_cast<char*>(grad_values.data_ptr()) + to * element, 0, elements);
+    };
+    if (problem.row == problem.channels)
+      for_each_block(value_parts.stride,
+                     [&](int64_t begin, int64_t end) { sum(begin, begin, end - begin); });
+    else
+      torch::stable::parallel_for(0, entries, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t entry = begin; entry < end; ++entry)
+          sum(entry * problem.row, entry * problem.channels, problem.channels);
+      });
+  }
   if (want_coords && coord_parts.summed)
     for_each_block(coord_parts.stride, [&](int64_t begin, int64_t end) {
       kernels().sum_coords(problem.coord_type, coord_parts.part(0), coord_parts.number,

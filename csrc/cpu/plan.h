@@ -162,6 +162,20 @@ inline bool samples_planes(const Problem& problem, bool planes) {
          (planes || problem.entries <= problem.points_per_grid);
 }
 
+// The elements from an entry to the next in the copy of a grid that a call reads instead, or adds
+// to: each begins with a cache line there, as half of those of 216 channels do not, and a vector
+// that lies in two lines takes twice as long. No more than the channels: there is no copy, as the
+// points are too few, or in bands.
+inline int64_t copied_row(const Problem& problem, const Bands& bands) {
+  constexpr int64_t kLine = 64, kFewest = 16, kOften = 64;
+  const int64_t line = kLine / (problem.value_type == ValueType::float64 ? 8 : 4);
+  const bool pays = (problem.value_type == ValueType::float32 ||
+                     problem.value_type == ValueType::float64) &&
+                    !problem.planes && bands.number == 0 && problem.channels >= kFewest &&
+                    problem.entries * kOften <= problem.points_per_grid;
+  return pays ? ceil_div(problem.channels, line) * line : problem.channels;
+}
+
 // Whether the result is larger than the caches, and so is written past them. (Where the grid is
 // small, the forward pass alone would be a little faster without, but not with the backward pass.)
 inline bool streams(const Problem& problem) {

@@ -103,7 +103,7 @@ struct Call {
       problem.entries *= problem.size[axis];
     }
     STD_TORCH_CHECK(problem.entries > 0, "sample(): expected values to have an entry");
-    problem.channels = values.size(values.dim() - 1);
+    problem.channels = problem.row = values.size(values.dim() - 1);
     problem.grids = batched ? values.size(0) : 1;
     points = coords.numel() / ndim;
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
