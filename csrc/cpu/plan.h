@@ -25,13 +25,14 @@ struct Plan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kCache = 128 * 1024;  // bytes, of those of a core's own
+constexpr int64_t kCache = 128 * 1024;      // bytes, of those of a core's own
+constexpr int64_t kNearCache = 64 * 1024;  // of those nearer to it
 constexpr int64_t kNarrow = 64;         // channels of a tile, at least
 
-// As many channels as keep the tile of so many entries, at so many bytes an element, in a core's
-// own cache.
-inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes) {
-  const int64_t fitting = kCache / (bytes * entries) / 16 * 16;
+// As many channels as keep the tile of so many entries, at so many bytes an element, in a cache.
+inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
+                       int64_t cache = kCache) {
+  const int64_t fitting = cache / (bytes * entries) / 16 * 16;
   return std::min(problem.channels, std::max(fitting, kNarrow));
 }
 
@@ -69,7 +70,7 @@ constexpr int64_t kRanges = 32;        // keep machines with many cores busy
 inline int64_t backward_tile(const Problem& problem, int64_t entries) {
   constexpr int64_t kNear = 512 * 1024;  // bytes
   if (entries * problem.channels * kBackwardBytes <= kNear) return problem.channels;
-  return tile_of(problem, entries, kBackwardBytes);
+  return tile_of(problem, entries, kBackwardBytes, kNearCache);
 }
 
 // Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
