@@ -179,6 +179,9 @@ SHAPES = [
     Case((3, 4), channels=16, points=(33,), batch=2, mode="cubic"),
     Case((8, 8), channels=67, points=(100,), mode="cubic", padding_mode="border"),
     Case((3, 1, 9), channels=5, points=(40,), mode="cubic", padding_mode="reflection"),
+    # Read often enough to be copied, with rows that begin with a cache line; in one chunk, in many.
+    Case((2, 3), channels=19, points=(450,), batch=2),
+    Case((5,), channels=150, points=(400,), padding_mode="border"),
     # Grids larger than a cache; the first two are cut as finely as points allow.
     Case((300, 260), channels=3, points=(12_000,)),
     Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
