@@ -91,8 +91,13 @@ def check_type(function: str, name: str, tensor: object) -> None:
 
 def check_tensors(values: Tensor, coords: Tensor) -> None:
     """Raise unless the tensors fit together."""
-    check_type("sample()", "values", values)
-    check_type("sample()", "coords", coords)
+    for name, tensor in (("values", values), ("coords", coords)):
+        check_type("sample()", name, tensor)
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"sample(): expected {name} to be dense, but got a tensor of {tensor.layout}; "
+                f"convert it with {name}.to_dense()"
+            )
     if coords.dtype not in _COORD_DTYPES:
         raise TypeError(
             f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "

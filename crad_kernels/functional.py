@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled
@@ -202,11 +203,9 @@ def check_jitter_std(
     jitter_std: float | Sequence[float], ndim: int, dtype: torch.dtype = torch.float32
 ) -> tuple[float, ...]:
     """Each component's standard deviation; raise unless they are numbers that ``dtype`` holds."""
-    if isinstance(jitter_std, (float, numbers.Real)):  # in this order: 0.25 us faster
+    if _is_real(jitter_std):
         stds = (float(jitter_std),) * ndim
-    elif isinstance(jitter_std, list | tuple) and all(
-        isinstance(std, numbers.Real) for std in jitter_std
-    ):
+    elif isinstance(jitter_std, list | tuple) and all(map(_is_real, jitter_std)):
         stds = tuple(map(float, jitter_std))
     else:
         raise TypeError(
@@ -221,12 +220,22 @@ def check_jitter_std(
     return stds
 
 
+def _is_real(number: object) -> TypeGuard[float]:
+    # In this order: 0.25 us faster.
+    return isinstance(number, (float, numbers.Real)) and not isinstance(number, bool)
+
+
 def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
     if isinstance(jitter_std, float) and jitter_std == 0:
         return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
+        if jitter_std.is_complex() or jitter_std.dtype == torch.bool:
+            raise TypeError(
+                "sample(): expected jitter_std as a tensor to be of real numbers, but got "
+                f"{jitter_std.dtype}"
+            )
         if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
             raise ValueError(
                 f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},) on "
@@ -253,7 +262,7 @@ def _check_seed(seed: int | Tensor | None, device: torch.device) -> None:
                 f"got {seed.dtype} of shape {_shape(seed)} on {seed.device}"
             )
     elif seed is not None:
-        if not isinstance(seed, (int, numbers.Integral)):
+        if not isinstance(seed, (int, numbers.Integral)) or isinstance(seed, bool):
             raise TypeError(
                 f"sample(): expected seed to be an int, or an int64 0-d tensor, but got {seed!r}"
             )

@@ -212,6 +212,30 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 ["jitter_std", "2 floats", "'12'"],
             ),
             (
+                "jitter that is true",
+                lambda: sample(VALUES, COORDS, jitter_std=True),
+                TypeError,
+                ["jitter_std", "2 floats", "True"],
+            ),
+            (
+                "jitter of complex numbers",
+                lambda: sample(VALUES, COORDS, jitter_std=torch.tensor(1j)),
+                TypeError,
+                ["jitter_std", "real numbers", "torch.complex64"],
+            ),
+            (
+                "seed that is true",
+                lambda: sample(VALUES, COORDS, jitter_std=0.1, seed=True),
+                TypeError,
+                ["seed", "int64 0-d", "True"],
+            ),
+            (
+                "sparse values",
+                lambda: sample(VALUES.to_sparse(), COORDS),
+                TypeError,
+                ["values", "dense", "torch.sparse_coo", "values.to_dense()"],
+            ),
+            (
                 "jitter beyond float32",
                 lambda: sample(VALUES, COORDS, jitter_std=1e300),
                 ValueError,
