@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -252,6 +253,7 @@ def standin(setting: Setting) -> Iterator[Row]:
     def write() -> Report:
         n_images = 2 * N_CLASSES if setting.small else N_IMAGES
         processes = 1 if setting.small else min(16, os.cpu_count() or 1)
+        made = not setting.images.exists()
         started = time.perf_counter()
         setting.work.mkdir(parents=True, exist_ok=True)
         write_standin(
@@ -259,7 +261,7 @@ def standin(setting: Setting) -> Iterator[Row]:
         )
         write_weights(setting.weights, BACKBONE)
         seconds = time.perf_counter() - started
-        return {"seconds": seconds, "images": n_images, "processes": processes}
+        return {"seconds": seconds, "images": n_images, "made": made, "processes": processes}
 
     yield "images and weights", write
 
@@ -472,6 +474,8 @@ def measure(piece: str, setting: Setting, output: Path, seconds: float) -> None:
     end = time.monotonic() + seconds
     found = json.loads(output.read_text()).get("rows", []) if output.exists() else []
     rows = {row["name"]: row for row in found}
+    if piece == "training" and not rows:  # a run of another report is not gone on with
+        shutil.rmtree(setting.run, ignore_errors=True)
     finished = True
     for name, measured in PIECES[piece](setting):
         earlier = rows.get(name)

@@ -50,8 +50,10 @@ def test_training_on_the_standin(setting: Setting) -> None:
     (run,) = measured("training", setting)
     assert (run["images"], run["epochs"]) == (30, 1)
     assert run["seconds_of_50_epochs"] == pytest.approx(50 * run["epochs_seconds"])
-    (again,) = measured("training", setting)  # goes on, which here is at the end
-    assert again["epochs_seconds"] == run["epochs_seconds"]
+    written = (setting.run / "checkpoint.safetensors").stat().st_mtime_ns
+    (again,) = measured("training", setting)  # of another report, so anew
+    assert (setting.run / "checkpoint.safetensors").stat().st_mtime_ns > written
+    assert again["epochs"] == 1
 
     assert [row["images"] for row in measured("inference", setting)] == [30, 30]
 
@@ -67,6 +69,8 @@ def test_training_that_is_interrupted_goes_on(
 
     monkeypatch.setattr(training_pieces, "train_model", interrupted)
     output = tmp_path / "rows.json"
+    begun = {"name": "50 epochs, bf16", "unfinished": True}
+    gpu_report.write_json(output, {"rows": [begun]})
     training_pieces.measure("training", setting, output, 60.0)
     written = json.loads(output.read_text())
     assert not written["finished"]
@@ -74,8 +78,10 @@ def test_training_that_is_interrupted_goes_on(
     assert row["unfinished"]
     assert row["epochs"] == 1
     monkeypatch.undo()
-    training_pieces.measure("training", setting, output, 60.0)
-    assert json.loads(output.read_text())["finished"]
+    training_pieces.measure("training", setting, output, 60.0)  # goes on: here, at the end
+    (resumed,) = json.loads(output.read_text())["rows"]
+    assert resumed["epochs_seconds"] == row["epochs_seconds"]
+    assert "unfinished" not in resumed
 
 
 def test_the_account_of_an_epoch(setting: Setting) -> None:
