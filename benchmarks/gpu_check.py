@@ -10,28 +10,24 @@ Exit status: 0 if every step passed or was skipped, 1 if one did not, 2 without 
 """
 
 import argparse
-import contextlib
 import importlib.util
 import itertools
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu_report import Report, machine, open_report, show, write_json
+from benchmarks.gpu_report import Report, machine, open_report, write_json
+from benchmarks.gpu_steps import SHORTEST, End, Step, run, run_steps
 from benchmarks.peers import peers
 from crad_kernels import backends
 
@@ -45,9 +41,6 @@ LIMITS = {
     "variants": 120.0,
 }
 KINDS = tuple(LIMITS)
-FINE = ("passed", "skipped")
-# A process of fewer seconds would not get beyond its imports.
-SHORTEST = 20.0
 # Which need the GPU, or most of its memory, for themselves.
 ALONE = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda", "tuning", "large"))
 # The others are cut into so many parts, each with every kind of test.
@@ -56,66 +49,6 @@ PARTS = 4
 COMPILED = {"cuda": "benchmarks.ptxas", "triton": "benchmarks.triton_variants"}
 # In what order peers are timed, after ours: that which the targets are multiples of is the first.
 FIRST_PEER = "F.grid_sample, flat"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One process, and how its end is read.
-
-    Attributes:
-        kind: one of `KINDS`.
-        name: of the step, in the report.
-        run: from seconds, and what an earlier run reported of the step, to what is reported: a
-            status, and more.
-    """
-
-    kind: str
-    name: str
-    run: Callable[[float, Report], Report]
-
-
-@dataclass(frozen=True)
-class End:
-    """How a process ended: its exit status, None if its time was up, and what it printed."""
-
-    code: int | None
-    output: str
-
-    def report(self, passed: bool) -> Report:
-        """Its status; and the end of its output, unless it passed."""
-        if passed:
-            return {"status": "passed"}
-        status = "timed out" if self.code is None else "failed"
-        return {"status": status, "code": self.code, "output": self.output[-6000:]}
-
-
-def run(command: Sequence[str], seconds: float, variables: Mapping[str, str] | None = None) -> End:
-    """Run a command; when its time is up interrupt it, and then kill all that it started."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, **(variables or {})},
-            start_new_session=True,
-            # In the background of a shell, interrupts are ignored, and so by what is started there.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        code: int | None
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-            process.send_signal(signal.SIGINT)  # pytest then still writes its results
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        return End(code, output.read())
 
 
 # ---- tests ----
@@ -360,31 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("gpu_check: PyTorch sees no GPU here, so there is nothing to check\n")
         return 2
 
-    end = time.monotonic() + 60 * options.minutes
     path, report = open_report(options.results, machine(options.commit))
     todo = steps(kinds, options.backends.split(",") if options.backends else None)
-    for step in todo:
-        started = time.monotonic()
-        earlier = {} if options.again else report["steps"].get(step.name, {})
-        if earlier.get("status") == "passed":
-            continue
-        limit = min(LIMITS[step.kind], end - started)
-        if limit < SHORTEST:
-            report["steps"].setdefault(step.name, {"seconds": 0.0, "status": "no time"})
-            continue
-        sys.stdout.write(f"{step.name}: at most {limit:.0f} s\n")
-        sys.stdout.flush()
-        try:
-            result = step.run(limit, earlier)
-        except Exception as error:
-            result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        seconds = round(time.monotonic() - started, 1)
-        report["steps"][step.name] = {"seconds": seconds, "limit": round(limit, 1), **result}
-        write_json(path, report)
-    write_json(path, report)
-    show(report)
-    sys.stdout.write(f"{path}\n")
-    return 1 if any(report["steps"][step.name]["status"] not in FINE for step in todo) else 0
+    return run_steps(todo, LIMITS, path, report, 60 * options.minutes, again=options.again)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,21 @@ def open_report(folder: Path, about: Report) -> tuple[Path, Report]:
     return path, earlier if earlier.get("machine") == about else fresh
 
 
+def row_lines(row: Report) -> Iterator[str]:
+    """What was measured of training: a line, and one for each share of the time."""
+    quantities = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in row.items()
+        if key != "name" and not isinstance(value, dict)
+    ]
+    yield f"{row['name']}: {', '.join(quantities)}"
+    for key, shares in row.items():
+        if isinstance(shares, dict):
+            yield from (f"  {share:6.1%}  {key}: {name}" for name, share in shares.items())
+
+
 def table(report: Report) -> Iterator[str]:
-    """The lines that are printed last: times, then steps."""
+    """The lines that are printed last: times, what was measured of training, then steps."""
     times = [t for step in report["steps"].values() for t in step.get("times", ())]
     for case in dict.fromkeys(t["case"] for t in times):
         yield case
@@ -81,6 +94,9 @@ def table(report: Report) -> Iterator[str]:
                 if t["peer"] == peer
             ]
             yield f"  {peer:31}" + "  ".join(cells)
+    for step in report["steps"].values():
+        for row in step.get("rows", ()):
+            yield from row_lines(row)
     for name, step in report["steps"].items():
         last_line = step.get("output", "").strip().rpartition("\n")[2]
         detail = step.get("reason") or step.get("summary") or last_line

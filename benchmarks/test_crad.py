@@ -13,10 +13,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from benchmarks.released_model import ReleasedCRAD
+from benchmarks.training_step import features, models, training_step
 from crad.devices import freed_memory_kept
 from crad.memories import ContinuousMemory
-from crad.model import CRAD
 
 FEATURE_SIZE = (216, 28, 28)
 BATCH_SIZE = 16
@@ -53,18 +52,6 @@ each_way = pytest.mark.parametrize(
 )
 
 
-def models() -> tuple[CRAD, ReleasedCRAD]:
-    """Ours and the released one with equal weights, both with jitter in every training batch."""
-    torch.manual_seed(0)
-    ours, released = CRAD(*FEATURE_SIZE, jitter_prob=1), ReleasedCRAD(*FEATURE_SIZE)
-    released.copy_from(ours)
-    return ours, released
-
-
-def features(batch: int) -> Tensor:
-    return torch.rand(batch, *FEATURE_SIZE, generator=torch.Generator().manual_seed(1))
-
-
 def measure(
     benchmark: BenchmarkFixture, way: Way, call: Callable[[], object], batch: int, rounds: int
 ) -> None:
@@ -78,10 +65,10 @@ def measure(
 
 @pytest.fixture(scope="module", autouse=True)
 def _both_compute_the_same() -> None:
-    ours, released = models()
+    ours, released = models(FEATURE_SIZE)
     assert isinstance(ours.local_representation, ContinuousMemory)
     ours.local_representation.jitter_std = released.jitter_std = 0.0
-    x = features(2)
+    x = features(2, FEATURE_SIZE)
     result, (reconstruction, loss) = ours(x), released(x)
     torch.testing.assert_close(reconstruction, result.reconstruction, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(loss, result.loss, rtol=1e-4, atol=0)
@@ -104,23 +91,12 @@ def _both_compute_the_same() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_training_step(benchmark: BenchmarkFixture, way: Way) -> None:
     way.skip_if_not_possible()
-    ours, released = models()
-    model: nn.Module = released if way.released else ours
-    x = features(BATCH_SIZE)
-    if not way.released:
-        x = x.contiguous(memory_format=torch.channels_last)
+    ours, released = models(FEATURE_SIZE)
+    model = released if way.released else ours
     if way.compiled:
         ours.fusion.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=not way.released)
-
-    def step() -> None:
-        with way.autocast():
-            loss = released(x)[1] if way.released else ours(x).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    x = features(BATCH_SIZE, FEATURE_SIZE)
+    step = training_step(model, x, way.autocast())
     benchmark.group = f"training step of CRAD, batch {BATCH_SIZE}"
     measure(benchmark, way, step, BATCH_SIZE, rounds=3)
 
@@ -131,10 +107,10 @@ def test_inference(benchmark: BenchmarkFixture, batch: int, way: Way) -> None:
     way.skip_if_not_possible()
     if way.released and way.keeps_memory and batch != BATCH_SIZE:
         pytest.skip(f"timed at batch {BATCH_SIZE}")
-    ours, released = models()
+    ours, released = models(FEATURE_SIZE)
     ours.fold_batch_norm()
     released.eval()
-    x = features(batch)
+    x = features(batch, FEATURE_SIZE)
     if not way.released:
         x = x.contiguous(memory_format=torch.channels_last)
     if way.compiled:

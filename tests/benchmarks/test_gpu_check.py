@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_report, gpu_timings, sanitizer_cases
+from benchmarks import gpu_check, gpu_report, gpu_steps, gpu_timings, sanitizer_cases
 from benchmarks.cases import CASES, Case
-from benchmarks.gpu_check import End, Step
+from benchmarks.gpu_steps import End, Step
 from benchmarks.peers import peers
 from crad_kernels import backends
 from crad_kernels.backends import Backend
@@ -30,7 +30,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(code: str, seconds: float = 60) -> End:
-    return gpu_check.run([sys.executable, "-c", code], seconds)
+    return gpu_steps.run([sys.executable, "-c", code], seconds)
 
 
 # ---- processes ----
@@ -182,7 +182,7 @@ def test_a_backend_that_is_missing_does_not_pass(monkeypatch: pytest.MonkeyPatch
     )
     (first, *_) = gpu_check.steps(gpu_check.KINDS, ["cuda"])
     assert first.run(1, {}) == {"status": "missing", "reason": "build it"}
-    assert "missing" not in gpu_check.FINE
+    assert "missing" not in gpu_steps.FINE
 
 
 def test_the_parts_are_all_tests() -> None:
@@ -250,7 +250,7 @@ def test_another_run_goes_on_with_what_has_not_passed(
         named("c", "passed"),
     ]
     monkeypatch.setattr(gpu_check, "steps", lambda kinds, chosen: todo)
-    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(gpu_steps.time, "monotonic", lambda: clock[0])
     options = ["--results", str(tmp_path), "--minutes", "1.9"]  # time for two of them
     assert gpu_check.main(options) == 1
     (path,) = tmp_path.iterdir()

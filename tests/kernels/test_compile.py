@@ -73,6 +73,16 @@ def test_sample_backward_is_a_proper_operator(
     torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.parametrize("wrong", ["too few", "another dtype"])
+def test_a_gradient_that_does_not_fit_is_refused(compiled_backend: str, wrong: str) -> None:
+    """Of a raw call: what it reads beyond the end would be nobody's."""
+    grad_output = CASES[0].tensors()[2]
+    grad_output = grad_output[:-1] if wrong == "too few" else grad_output.half()
+    arguments = (grad_output, *operator_arguments(CASES[0], True), True, True)
+    with pytest.raises((RuntimeError, ValueError), match=r"sample_backward\(\): .*grad_output"):
+        OPERATORS[compiled_backend].sample_backward(*arguments)
+
+
 def test_the_jitter_is_a_proper_operator(compiled_backend: str) -> None:
     words = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     torch.library.opcheck(OPERATORS[compiled_backend].philox, (words, words[:, :2]))

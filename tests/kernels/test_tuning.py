@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from crad_kernels._schema import pack
 from tests.cases import Case, assert_same
 from tests.kernels.test_cuda import FLOAT32, errors_on_waiting, results
 
@@ -148,6 +149,15 @@ def test_every_configuration_gives_the_same_bits(
     for others in found[1:]:
         for got, wanted in zip(others, found[0], strict=True):
             assert torch.equal(got, wanted)
+
+
+def test_a_fixed_order_of_sums_is_no_kind_of_its_own() -> None:
+    """What it changes is which kernel is launched, and not how fast one is."""
+    kinds = set()
+    for deterministic in (False, True):
+        options = pack("linear", "zeros", False, deterministic, 0)
+        kinds.add(launch._call(torch.zeros(4, 3, 2), torch.zeros(5, 2), None, None, options).kind)
+    assert len(kinds) == 1
 
 
 @pytest.mark.parametrize(

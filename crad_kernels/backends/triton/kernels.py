@@ -282,6 +282,22 @@ def sample_kernel(
         )
 
 
+@triton.jit
+def held_by_program(channels, points_per_item, chunk, BLOCK_CHANNELS: tl.constexpr):
+    """What a program that holds the entries of an item works on.
+
+    The number of its item and chunk together, its item, the first point of its chunk in the item
+    and the one after the last, and its first channel.
+    """
+    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunks = tl.cdiv(points_per_item, chunk)
+    program = tl.program_id(0).to(tl.int64)
+    part = program // tiles
+    begin = part % chunks * chunk
+    end = tl.minimum(begin + chunk, points_per_item)
+    return part, part // chunks, begin, end, program % tiles * BLOCK_CHANNELS
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def dense_sample_kernel(
     values,
@@ -311,14 +327,7 @@ def dense_sample_kernel(
     A program holds a tile of the channels of all entries for a chunk of points.
     """
     channels = groups * GROUP
-    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    chunks = tl.cdiv(points_per_item, chunk)
-    program = tl.program_id(0).to(tl.int64)
-    part = program // tiles  # of an item and a chunk
-    item = part // chunks
-    begin = part % chunks * chunk
-    end = tl.minimum(begin + chunk, points_per_item)
-    first = program % tiles * BLOCK_CHANNELS
+    _, item, begin, end, first = held_by_program(channels, points_per_item, chunk, BLOCK_CHANNELS)
     lane = tl.arange(0, BLOCK_CHANNELS)
     here = lane < channels - first
     entry = tl.arange(0, ENTRIES)
@@ -498,14 +507,9 @@ def owned_grad_values_kernel(
     order. The tiles of chunks are `parts`, to be summed.
     """
     channels = groups * GROUP
-    tiles = tl.cdiv(channels, BLOCK_CHANNELS)
-    chunks = tl.cdiv(points_per_item, chunk)
-    program = tl.program_id(0).to(tl.int64)
-    part = program // tiles  # of an item and a chunk
-    item = part // chunks
-    begin = part % chunks * chunk
-    end = tl.minimum(begin + chunk, points_per_item)
-    first = program % tiles * BLOCK_CHANNELS
+    part, item, begin, end, first = held_by_program(
+        channels, points_per_item, chunk, BLOCK_CHANNELS
+    )
     lane = tl.arange(0, BLOCK_CHANNELS)
     here = lane < channels - first
     entry = tl.arange(0, ENTRIES)

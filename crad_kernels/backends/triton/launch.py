@@ -1,8 +1,8 @@
 """The operators: tensors in, launches, tensors out.
 
-Arguments have been checked; results are contiguous. Nothing here copies to the device, or waits for
-it unless `tuning` does, so a CUDA graph can capture all of it. The order of sums depends on shapes
-and dtypes alone.
+Tensors that do not fit together are refused; results are contiguous. Nothing here copies to the
+device, or waits for it unless `tuning` does, so a CUDA graph can capture all of it. The order of
+sums depends on shapes and dtypes alone.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -174,7 +174,7 @@ def _call(
         torch.float64 if wide else torch.float32,
         (
             *(values.dtype, coords.dtype, jittered, ndim),
-            options,
+            *(mode, padding_mode, align_corners, derivative),
             *(number.bit_length() for number in (batch, prod(size), values.shape[-1], points)),
         ),
         {
@@ -206,15 +206,21 @@ def sample(
     check_tensors(values, coords)
     call = _call(values, coords, seed, jitter_std, options)
     output = values.new_empty(*coords.shape[:-1], call.channels)
+    if call.empty:
+        return output
     values = values.contiguous()
+    configurations: Sequence[Configuration]
+    if call.dense:
+        name, kernel, configurations = "dense_sample", kernels.dense_sample_kernel, HOLDING
+        held = call.holding(most_chunks=call.points_per_item)
+    else:
+        name, kernel, configurations = "sample", kernels.sample_kernel, GATHERING
+        held = None
 
     def launch(configuration: Configuration) -> None:
-        if call.dense:
-            programs, _, plan = call.holding(most_chunks=call.points_per_item)
-        else:
-            programs, _, plan = call.gathering(configuration)
+        programs, _, plan = held or call.gathering(configuration)
         run(
-            kernels.dense_sample_kernel if call.dense else kernels.sample_kernel,
+            kernel,
             programs,
             values.device,
             configuration.warps,
@@ -224,10 +230,7 @@ def sample(
             **call.arguments,
         )
 
-    if call.dense and not call.empty:
-        launch(call.fastest("dense_sample", HOLDING, launch))
-    elif not call.empty:
-        launch(call.fastest("sample", GATHERING, launch))
+    launch(call.fastest(name, configurations, launch))
     return output
 
 
@@ -242,7 +245,9 @@ def sample_backward(
     want_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of sum(grad_output * sample(values, coords)); empty if not wanted."""
+    check_tensors(values, coords)
     call = _call(values, coords, seed, jitter_std, options)
+    _check_grad_output(grad_output, values, call)
     grad_output = grad_output.contiguous()
     if call.empty:
         return (
@@ -259,6 +264,20 @@ def sample_backward(
         grad_values = _atomic_grad_values(call, grad_output, values)
     grad_coords = _grad_coords(call, grad_output, values, coords) if want_coords else None
     return grad_values, coords.new_empty(0) if grad_coords is None else grad_coords
+
+
+def _check_grad_output(grad_output: Tensor, values: Tensor, call: _Call) -> None:
+    """Raise unless it is of the device and dtype of `values`, with an element for each output."""
+    if (
+        grad_output.device != values.device
+        or grad_output.dtype != values.dtype
+        or grad_output.numel() != call.points * call.channels
+    ):
+        raise ValueError(
+            f"sample_backward(): expected grad_output with the {call.points * call.channels} "
+            f"elements of the sample, {values.dtype} on {values.device}, but got shape "
+            f"{tuple(grad_output.shape)}, {grad_output.dtype} on {grad_output.device}"
+        )
 
 
 def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tensor) -> Tensor:
