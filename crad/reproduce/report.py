@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,6 +70,21 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
     )
 
 
+def check_page(report: Path, names: Iterable[str]) -> None:
+    """Refuse, before any work is done for it, a page that sections cannot be put into.
+
+    Args:
+        report: the page, which need not be there.
+        names: of the targets.
+
+    Raises:
+        CommandError: it is no text, or has the marks of a section, but not once and in order.
+        OSError: it cannot be read.
+    """
+    for name in names:
+        _around(report, name)
+
+
 def put_into(report: Path, name: str, text: str, folder: Path) -> None:
     """Replace the section of a target in a page, or add it, with its files beside the page.
 
@@ -80,19 +95,31 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
         folder: where its files are, which go to a folder of the page's name.
 
     Raises:
-        CommandError: the page has the marks of the section, but not once and in order.
+        CommandError: as for `check_page`.
         OSError: a file cannot be read or written.
     """
+    before, after = _around(report, name)
     files = report.with_suffix("")
     for source in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]):
         if source.is_file() and source.suffix != ".md":
             with replacing(files / source.name) as temporary:
                 shutil.copyfile(source, temporary)
     text = re.sub(rf"\]\(({re.escape(name)}[-.][^)]*)\)", rf"]({files.name}/\1)", text)
-    begin, end = f"<!-- {name}: written by python -m crad.reproduce -->", f"<!-- end of {name} -->"
-    page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+    begin, end = _marks(name)
+    write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+
+
+def _around(report: Path, name: str) -> tuple[str, str]:
+    """What a page has before and after the section of a target; errors as for `check_page`."""
+    begin, end = _marks(name)
+    try:
+        page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"report: '{report}' is no UTF-8 text ({error}); name another file with --report"
+        ) from error
     if begin not in page and end not in page:
-        page = f"{page.rstrip()}\n\n{begin}\n{end}\n"
+        return f"{page.rstrip()}\n\n", "\n"
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)
     if not found or begin in rest or end in after:
@@ -100,7 +127,11 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
             f"report: '{report}' should have the lines '{begin}' and '{end}' once and in this "
             "order; mend it, or name another file with --report"
         )
-    write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+    return before, after
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: written by python -m crad.reproduce -->", f"<!-- end of {name} -->"
 
 
 def _count(number: int, what: str) -> str:

@@ -19,7 +19,7 @@ from crad.reproduce import decoder, dims, figure2b, orderings, tables
 from crad.reproduce.__main__ import main
 from crad.reproduce.measured import Measured
 from crad.reproduce.published import is_published_data, published, published_classes
-from crad.reproduce.report import put_into
+from crad.reproduce.report import check_page, put_into
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import TARGETS
 from crad.reproduce.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT, Variant
@@ -355,6 +355,23 @@ def test_a_section_of_the_page_is_replaced(tmp_path: Path) -> None:
     page.write_text(before.replace("<!-- end of table1 -->", ""))
     with pytest.raises(CommandError, match=r"'<!-- end of table1 -->' once and in this order"):
         put_into(page, "table1", "three\n", folder)
+
+
+def test_a_page_that_cannot_be_used_is_refused_before_training(
+    demo_root: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, output = tmp_path / "page.md", tmp_path / "made"
+    page.write_text("<!-- table5: written by python -m crad.reproduce -->\n")
+    given = ("--data", str(demo_root), "--output", str(output), "--report", str(page), *SMALL)
+    assert command(main, "table1", "table5", *given) == 1
+    assert "'<!-- end of table5 -->' once and in this order" in capsys.readouterr().err
+    page.write_bytes(b"\xff")
+    assert command(main, "table1", *given) == 1
+    assert f"'{page}' is no UTF-8 text" in capsys.readouterr().err
+    assert not output.exists()
+    check_page(tmp_path / "new.md", ["table1"])
+    with pytest.raises(IsADirectoryError):
+        check_page(tmp_path, ["table1"])
 
 
 # ---- the command ----
