@@ -33,7 +33,7 @@ from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale, scale_images
 from crad.protocol import choose_protocols
-from crad.results import Results
+from crad.results import Results, commit
 from crad.separate import train_separately
 from crad.thresholds import take_thresholds
 from crad.training import Training, TrainingError, split_epoch
@@ -150,6 +150,7 @@ def train_model(options: TrainOptions, *, show: bool = True, load: Load = load) 
 
 def _train(options: TrainOptions, show: bool, load: Load) -> Results:
     config, output = options.config, options.output
+    commit()  # of the code that trains, which may be another before the results are written
     device = select_device(options.device)
     stored = _prepare_output(options)
     print(_first_line(config, device), flush=True)

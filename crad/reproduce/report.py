@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from crad.files import replacing
 from crad.reproduce.files import write_text
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import Target
+from crad.results import commit
 
 _NAMED = (
     "preset", "backbone", "components", "image_size", "epochs", "batch_size", "depth", "expansion",
@@ -60,13 +60,17 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         timing.update(each["timing"])
     spent = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in timing.items())
     where = results[-1]["environment"]
+    trained = [*dict.fromkeys(each["environment"].get("commit") for each in results)]
+    code = f", commit {' and '.join(filter(None, trained))}" if any(trained) else ""
+    written = commit()
+    by = f" by commit {written}" if written and [written] != trained else ""
     cores, threads = _count(where["cpu_count"], "core"), _count(where["threads"], "thread")
     yield (
         f"{_count(len(results), 'run')}, in all {spent} (wall time; a run that has the images of "
         f"the one before has its features too). {where['cpu']}, {cores}, {threads}, device "
         f"{where['device']}; torch {where['torch']}, NumPy {where['numpy']}, Python "
-        f"{where['python']}, crad {where['crad']}. Written on "
-        f"{datetime.now(UTC):%Y-%m-%d}{_commit()}."
+        f"{where['python']}, crad {where['crad']}{code}. Written on "
+        f"{datetime.now(UTC):%Y-%m-%d}{by}."
     )
 
 
@@ -136,19 +140,3 @@ def _marks(name: str) -> tuple[str, str]:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _commit() -> str:
-    """The commit of this code, and whether it was changed since; nothing if it is in none."""
-    here = Path(__file__).parent
-    try:
-        found = [
-            subprocess.run(
-                ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=60
-            ).stdout.strip()
-            for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", ".."])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    commit, changes = found
-    return f", commit {commit}{' with changes' if changes else ''}"

@@ -5,13 +5,16 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import crad.reproduce.report
 import crad.reproduce.runs
+import crad.results
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.demo import write_demo
@@ -355,6 +358,31 @@ def test_a_section_of_the_page_is_replaced(tmp_path: Path) -> None:
     page.write_text(before.replace("<!-- end of table1 -->", ""))
     with pytest.raises(CommandError, match=r"'<!-- end of table1 -->' once and in this order"):
         put_into(page, "table1", "three\n", folder)
+
+
+def test_the_page_names_the_commits(
+    demo_root: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "made"
+    given = ("table5", "--data", str(demo_root), "--output", str(output), "--seeds", "0", *SMALL)
+
+    def about(trained: str | None, written: str | None) -> str:
+        path = output / f"{CRAD.name}-seed0" / "results.json"
+        results = json.loads(path.read_text())
+        results["environment"] |= {"commit": trained}
+        path.write_text(json.dumps(results))
+        monkeypatch.setattr(crad.reproduce.report, "commit", lambda: written)
+        assert command(main, *given) == 0
+        return (output / "table5.md").read_text().rpartition(", crad ")[2]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crad.results, "commit", lambda: "aaaa")
+        assert command(main, *given) == 0
+    date = f". Written on {datetime.now(UTC):%Y-%m-%d}"
+    assert about("aaaa", "aaaa").endswith(f", commit aaaa{date}.\n")
+    assert about("aaaa", "bbbb").endswith(f", commit aaaa{date} by commit bbbb.\n")
+    assert about("bbbb", "bbbb").endswith(f", commit aaaa and bbbb{date} by commit bbbb.\n")
+    assert about("aaaa", None).endswith(f", commit aaaa{date}.\n")
 
 
 def test_a_page_that_cannot_be_used_is_refused_before_training(
