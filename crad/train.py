@@ -29,7 +29,6 @@ from crad.files import remove_leftovers
 from crad.inputs import Inputs, load_inputs
 from crad.metrics import Metrics, better
 from crad.model import CRAD
-from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale, scale_images
 from crad.protocol import choose_protocols
@@ -181,9 +180,9 @@ def _train(options: TrainOptions, show: bool, load: Load) -> Results:
         metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
         baselines = {}
         if config.data in DEMO_NAMES:
-            normal, test = inputs.train.features, inputs.test.features
-            distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
-            baselines["nearest_neighbour"] = evaluation.measure(distances, protocols[0])
+            baselines["nearest_neighbour"] = evaluation.measure(
+                inputs.nearest_neighbour, protocols[0]
+            )
         decisions = evaluation.decide(maps, checkpoint)
         timing["evaluation"] = time.perf_counter() - started
         results = make_results(

@@ -16,8 +16,8 @@ from crad.reproduce.targets import Target
 from crad.results import commit
 
 _NAMED = (
-    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "depth", "expansion",
-    "absent", "discrete.address", "protocol", "calibration_share",
+    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "learning_rate",
+    "depth", "expansion", "absent", "discrete.address", "protocol", "calibration_share",
 )  # fmt: skip
 
 

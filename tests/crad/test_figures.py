@@ -100,7 +100,7 @@ def test_a_run_whose_parts_do_not_fit_is_refused(runs: Runs, tmp_path: Path) -> 
     damaged = replace(runs, output=tmp_path)
     checkpoint = read_checkpoint(runs.folder(FULL, 0), ALL_PARTS)
     replace(checkpoint, model={}).save(damaged.folder(FULL, 0))
-    with pytest.raises(CheckpointError, match="the parts of '.*crad-seed0.*' do not fit"):
+    with pytest.raises(CheckpointError, match=r"the parts of '.*crad-seed0.*' do not fit"):
         open_run(damaged, FULL)
 
 

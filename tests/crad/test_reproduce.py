@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import crad
 import crad.reproduce.report
 import crad.reproduce.runs
 import crad.results
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.demo import write_demo
+from crad.memories import ContinuousMemory
 from crad.reproduce import decoder, dims, figure2b, orderings, tables
 from crad.reproduce.__main__ import main
 from crad.reproduce.measured import Measured
 from crad.reproduce.published import is_published_data, published, published_classes
+from crad.reproduce.reading import count_read
 from crad.reproduce.report import check_page, put_into
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import TARGETS
@@ -280,6 +284,35 @@ def test_a_table_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert mean.startswith("| Mean | 93.00 ± 3.61 | - | - | 93.00 ± 3.61 | - | - | -/- |")
 
 
+def test_the_classes_of_a_table_of_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = made_up(tmp_path, {GLOBAL: AUROC}, monkeypatch)
+    found = list(tables.class_records(runs, [GLOBAL]))
+    assert [(each["class"], each["metric"]) for each in found] == [
+        ("brick", "detection"), ("brick", "localization"), ("gauge", "detection"),
+        ("gauge", "localization"),
+    ]  # fmt: skip
+    assert found[3] == {
+        "detector": "global-grid-4x4", "class": "gauge", "metric": "localization",
+        "mean": pytest.approx(82), "std": pytest.approx(2), "seeds": [80.0, 84.0, 82.0],
+    }  # fmt: skip
+
+
+def test_the_classes_of_a_table_of_classes_have_means_and_deviations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = tables.BOTH_SETTINGS.values()
+    classes = tuple(published_classes("VisA"))
+    runs = made_up(tmp_path, dict.fromkeys(both, AUROC), monkeypatch, classes)
+    TARGETS["table4"].make(runs, tmp_path)
+    with (tmp_path / "table4.csv").open(newline="") as file:
+        ours = [row for row in csv.DictReader(file) if row["method"] == "CRAD"]
+    assert len(ours) == (12 + 1) * 2 * 2  # and the mean; both settings and metrics
+    assert {row["class"] for row in ours} == {*published_classes("VisA").values(), "Mean"}
+    assert {(row["ours_mean"], row["ours_std"]) for row in ours} == {
+        ("93.0", "3.6056"), ("82.0", "2.0"),
+    }  # fmt: skip
+
+
 def test_a_table_of_both_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = tables.BOTH_SETTINGS.values()
     classes = tuple(published_classes("VisA"))
@@ -327,16 +360,39 @@ def test_one_seed_has_no_spread() -> None:
 def test_the_dimensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     runs = made_up(tmp_path, dict.fromkeys(dims.VARIANTS, AUROC), monkeypatch)
+    read = Measured.of([200, 202])
+    monkeypatch.setattr(dims, "entries_read", lambda _, variants: dict.fromkeys(variants, read))
     text = dims.make(runs, tmp_path)
-    assert "| 256 | 4 | 4 x 4 x 4 x 4 | 93.00 ± 3.61 | 82.00 ± 2.00 |" in text
+    assert "| 256 | 4 | 4 x 4 x 4 x 4 | 93.00 ± 3.61 | 82.00 ± 2.00 | 201.00 ± 1.41 |" in text
     with (tmp_path / "dims.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 14
+    assert len(rows) == 21
     assert rows[0] == {
         "entries": "64", "dimensions": "1", "metric": "detection", "mean": "93.0",
         "std": "3.6056", "seeds": "90.0 92.0 97.0",
     }  # fmt: skip
     assert b"</svg>" in (tmp_path / "dims.svg").read_bytes()
+
+
+# ---- how much of a memory is read ----
+
+
+def test_entries_that_have_a_share_are_counted() -> None:
+    local = crad.CRAD(4, 2, 3, global_memory="none", local_resolution=(4, 4), depth=0)
+    memory = local.local_representation
+    assert isinstance(memory, ContinuousMemory)
+    last = memory.coordinates[2]
+    assert isinstance(last, torch.nn.Linear)
+    feature = torch.randn(2, 4, 2, 3)
+    counts = []
+    for place in ((0.1, -0.2), (0.9, -0.2), (0.9, 0.9)):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor(place).atanh())
+        counts.append(count_read(local, feature))
+    assert counts == [4, 2, 1]  # all positions between four entries; beyond the last column; corner
+    cube = crad.CRAD(4, 2, 3, local_memory="none", global_resolution=(2, 3, 2), depth=0)
+    assert count_read(cube, feature[:1]) == 8
 
 
 # ---- the page ----
@@ -427,6 +483,7 @@ def test_runs_are_used_again_and_gone_on_with(
     assert {path.name for path in output.iterdir()} == {
         *(f"{each.name}-seed1" for each in tables.TABLE5),
         "table5.md", "table5.csv", "table5.json", "table5-orderings.csv", "table5-orderings.json",
+        "table5-classes.csv", "table5-classes.json",
     }  # fmt: skip
     first = json.loads((output / "table5.json").read_text())
     text = page.read_text()
@@ -479,6 +536,11 @@ def test_tables_start_on_the_layout_of_mvtec(
     assert "table4: the paper's is of VisA" in capsys.readouterr().err
     assert command(main, "table1", "table5", *given) == 0
     assert "| Global | Attention | 64 |" in capsys.readouterr().out
+    with (tmp_path / "made" / "table1-read.csv").open(newline="") as file:
+        read = {row["detector"]: float(row["mean"]) for row in csv.DictReader(file)}
+    assert read.keys() == {LOCAL.name, GLOBAL.name}
+    assert 4 <= read[LOCAL.name] <= 64
+    assert len(json.loads((tmp_path / "made" / "table5-classes.json").read_text())) == 5 * 2 * 2
 
 
 def test_all_starts_on_the_layout_of_visa(
