@@ -21,8 +21,8 @@ RESOLUTIONS = {
 def variant(resolution: tuple[int, ...]) -> Variant:
     """A local memory alone, without refinement.
 
-    It has jitter, other than in table 1: coordinates begin close together, and without jitter a few
-    hundred steps leave them in one cell of the grid, whatever its dimensions.
+    It has jitter, other than in table 1: coordinates begin close together, and without jitter they
+    hardly spread, so that few of the entries are read, whatever the dimensions.
     """
     return Variant(global_="none", local_resolution=resolution, refinement=False)
 

@@ -24,6 +24,7 @@ from crad.memories import ContinuousMemory
 from crad.reproduce import decoder, dims, figure2b, orderings, tables
 from crad.reproduce.__main__ import main
 from crad.reproduce.measured import Measured
+from crad.reproduce.options import parse_options
 from crad.reproduce.published import is_published_data, published, published_classes
 from crad.reproduce.reading import count_read
 from crad.reproduce.report import check_page, put_into
@@ -175,6 +176,22 @@ def test_as_many_entries_in_every_dimension() -> None:
                 product *= size
             assert product == entries
     assert {len(each) for group in dims.RESOLUTIONS.values() for each in group} == {1, 2, 3, 4, 6}
+
+
+def test_the_demo_set_has_settings_of_its_own(tmp_path: Path) -> None:
+    def config(*arguments: str) -> Config:
+        return parse_options(["table1", *arguments]).config
+
+    for name in ("demo", "demo-hard"):
+        demo = config("--data", name)
+        assert (demo.preset, demo.epochs, demo.learning_rate) == ("tiny", 40, 0.003)
+    assert demo.calibration_share == 0
+    given = config("--epochs", "7", "--learning-rate", "0.5")
+    assert (given.epochs, given.learning_rate) == (7, 0.5)
+    published = [("--data", str(tmp_path)), ("--preset", "crad")]
+    assert all(
+        (config(*each).epochs, config(*each).learning_rate) == (50, 1e-3) for each in published
+    )
 
 
 # ---- the paper's numbers ----
