@@ -241,6 +241,29 @@ def from_checkpoint(
     """Put a detector together from what `read_checkpoint` read from ``path``.
 
     Raises:
+        CheckpointError: as for `restore`.
+        MissingPackageError: as for `load`.
+    """
+    backbone, model = restore(checkpoint, path)
+    return Detector(
+        backbone.to(device),
+        model.to(device),
+        image_size=checkpoint.config.image_size,
+        device=device,
+        colour_scale=checkpoint.colour_scale,
+        precision=select_precision(
+            precision,
+            device,
+            BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
+        ),
+        thresholds=checkpoint.thresholds,
+    )
+
+
+def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backbone, CRAD]:
+    """Make the backbone and the model of what `read_checkpoint` read from ``path``, on the CPU.
+
+    Raises:
         CheckpointError: its parts do not fit each other.
         MissingPackageError: as for `load`.
     """
@@ -262,19 +285,7 @@ def from_checkpoint(
             f"checkpoint: the parts of '{checkpoint_path(path)}' do not fit this crad and its "
             f"timm ({error}); use those that wrote it, or train again with --overwrite"
         ) from error
-    return Detector(
-        backbone.to(device),
-        model.to(device),
-        image_size=checkpoint.config.image_size,
-        device=device,
-        colour_scale=checkpoint.colour_scale,
-        precision=select_precision(
-            precision,
-            device,
-            BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
-        ),
-        thresholds=checkpoint.thresholds,
-    )
+    return backbone, model
 
 
 def image_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from crad.backbones import Backbone, BackboneError
 from crad.command_line import BadImages, CommandError
@@ -14,6 +16,7 @@ from crad.data import Dataset, Sample
 from crad.feature_cache import FeatureCache
 from crad.features import Features, extract, fit_backbone
 from crad.images import ImageError
+from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.thresholds import hold_back
 
 
@@ -40,6 +43,12 @@ class Inputs:
     held_back: Images
     test: Images
     n_train: dict[str, int]
+
+    @cached_property
+    def nearest_neighbour(self) -> Tensor:
+        """Anomaly maps of the test images ``(M, H, W)`` by `nearest_neighbour_maps`."""
+        normal, test = (each.features.channels_first() for each in (self.train, self.test))
+        return nearest_neighbour_maps(normal, test)
 
 
 def load_inputs(

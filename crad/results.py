@@ -4,7 +4,9 @@ import math
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -18,7 +20,7 @@ from crad.files import write_json
 from crad.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics
 from crad.thresholds import Decisions
 
-__all__ = ["DEMO_NOTE", "Results", "environment", "one_line", "table", "write_results"]
+__all__ = ["DEMO_NOTE", "Results", "commit", "environment", "one_line", "table", "write_results"]
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on the demo set."""
@@ -91,6 +93,8 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
 def environment(device: torch.device | str) -> dict[str, str | int]:
     """Describe what a run ran on: versions, platform, processor, threads and device.
 
+    In a working copy of git, also the commit of the code.
+
     Args:
         device: the device that computed.
     """
@@ -107,7 +111,37 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
     found["cpu_count"] = os.cpu_count() or 1
     found["threads"] = torch.get_num_threads()
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if code := commit():
+        found["commit"] = code
     return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of this code when it is first asked for; None if it is in no working copy of git.
+
+    Code that was changed since is ``"0123456789 with changes"``.
+    """
+    commands = (
+        ["ls-files", "--error-unmatch", Path(__file__).name],  # no other project's working copy
+        ["rev-parse", "--short=10", "HEAD"],
+        ["status", "--porcelain", "."],
+    )
+    try:
+        _, name, changes = (
+            subprocess.run(
+                ["git", *command],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            ).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{name}{' with changes' if changes else ''}"
 
 
 def table(results: Results) -> str:

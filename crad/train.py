@@ -29,11 +29,10 @@ from crad.files import remove_leftovers
 from crad.inputs import Inputs, load_inputs
 from crad.metrics import Metrics, better
 from crad.model import CRAD
-from crad.nearest_neighbour import nearest_neighbour_maps
 from crad.options import TrainOptions, parse_options
 from crad.pictures import colour_scale, scale_images
 from crad.protocol import choose_protocols
-from crad.results import Results
+from crad.results import Results, commit
 from crad.separate import train_separately
 from crad.thresholds import take_thresholds
 from crad.training import Training, TrainingError, split_epoch
@@ -150,6 +149,7 @@ def train_model(options: TrainOptions, *, show: bool = True, load: Load = load) 
 
 def _train(options: TrainOptions, show: bool, load: Load) -> Results:
     config, output = options.config, options.output
+    commit()  # of the code that trains, which may be another before the results are written
     device = select_device(options.device)
     stored = _prepare_output(options)
     print(_first_line(config, device), flush=True)
@@ -180,9 +180,9 @@ def _train(options: TrainOptions, show: bool, load: Load) -> Results:
         metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
         baselines = {}
         if config.data in DEMO_NAMES:
-            normal, test = inputs.train.features, inputs.test.features
-            distances = nearest_neighbour_maps(normal.channels_first(), test.channels_first())
-            baselines["nearest_neighbour"] = evaluation.measure(distances, protocols[0])
+            baselines["nearest_neighbour"] = evaluation.measure(
+                inputs.nearest_neighbour, protocols[0]
+            )
         decisions = evaluation.decide(maps, checkpoint)
         timing["evaluation"] = time.perf_counter() - started
         results = make_results(

@@ -7,7 +7,7 @@ from crad.reproduce.drawing import check_drawing
 from crad.reproduce.files import write_text
 from crad.reproduce.options import ReproduceOptions, parse_options
 from crad.reproduce.published import is_published_data
-from crad.reproduce.report import put_into, section
+from crad.reproduce.report import check_page, put_into, section
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import TARGETS
 
@@ -22,10 +22,12 @@ def reproduce(options: ReproduceOptions) -> None:
     """Make tables and figures, training what they need.
 
     Raises:
-        CommandError: the data do not fit a table, or a folder cannot be used.
+        CommandError: the data do not fit a table, or a folder or the page cannot be used.
         Exception: what `crad.reproduce.runs.Runs.finish` raises.
     """
     check_output(options.output)
+    if options.report:
+        check_page(options.report, options.targets)
     runs = Runs(
         options.config,
         options.seeds,

@@ -6,7 +6,8 @@ from typing import Any
 
 from crad.reproduce.drawing import COLOURS, MARKERS, drawing, save
 from crad.reproduce.files import write_records
-from crad.reproduce.measured import METRICS, Measured, measured
+from crad.reproduce.measured import METRICS, Measured, measured, measured_record
+from crad.reproduce.reading import entries_read
 from crad.reproduce.runs import Runs
 from crad.reproduce.variants import Variant
 
@@ -20,14 +21,17 @@ RESOLUTIONS = {
 def variant(resolution: tuple[int, ...]) -> Variant:
     """A local memory alone, without refinement.
 
-    It has jitter, other than in table 1: coordinates begin close together, and without jitter a few
-    hundred steps leave them in one cell of the grid, whatever its dimensions.
+    It has jitter, other than in table 1: coordinates begin close together, and without jitter they
+    hardly spread, so that few of the entries are read, whatever the dimensions.
     """
     return Variant(global_="none", local_resolution=resolution, refinement=False)
 
 
 VARIANTS = tuple(variant(each) for group in RESOLUTIONS.values() for each in group)
 """The detectors."""
+
+_READ = "entries read"
+_COLUMNS = (*METRICS, _READ)
 
 Curve = list[tuple[int, Measured | None]]
 
@@ -50,6 +54,9 @@ def make(runs: Runs, folder: Path) -> str:
         for entries, resolutions in RESOLUTIONS.items()
         for metric in METRICS
     }
+    read = entries_read(runs, VARIANTS)
+    for entries, resolutions in RESOLUTIONS.items():
+        curves[entries, _READ] = [(len(each), read[variant(each)]) for each in resolutions]
     write_records(folder / "dims", _records(curves))
     _plot(curves, folder / "dims.svg")
     return "\n".join(_markdown(curves)) + "\n\n![AUROC against dimensions](dims.svg)"
@@ -62,18 +69,16 @@ def _records(curves: dict[tuple[int, str], Curve]) -> Iterator[dict[str, Any]]:
                 "entries": entries,
                 "dimensions": dimensions,
                 "metric": metric,
-                "mean": value and round(value.mean, 4),
-                "std": value and value.std and round(value.std, 4),
-                "seeds": [round(each, 4) for each in value.values] if value else [],
+                **measured_record(value),
             }
 
 
 def _markdown(curves: dict[tuple[int, str], Curve]) -> Iterator[str]:
-    yield f"| entries | dimensions | grid | {' | '.join(METRICS)} |"
-    yield "|---|---|---|" + "---|" * len(METRICS)
+    yield f"| entries | dimensions | grid | {' | '.join(_COLUMNS)} |"
+    yield "|---|---|---|" + "---|" * len(_COLUMNS)
     for entries, resolutions in RESOLUTIONS.items():
         for index, resolution in enumerate(resolutions):
-            values = [curves[entries, metric][index][1] for metric in METRICS]
+            values = [curves[entries, metric][index][1] for metric in _COLUMNS]
             cells = " | ".join("-" if value is None else str(value) for value in values)
             grid = " x ".join(map(str, resolution))
             yield f"| {entries} | {len(resolution)} | {grid} | {cells} |"

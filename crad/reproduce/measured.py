@@ -55,3 +55,12 @@ def measured(
     if None in values:
         return None
     return Measured.of(100 * value for value in values)
+
+
+def measured_record(value: Measured | None) -> dict[str, Any]:
+    """A number as columns of `crad.reproduce.files.write_records`."""
+    return {
+        "mean": value and round(value.mean, 4),
+        "std": value and value.std and round(value.std, 4),
+        "seeds": [round(each, 4) for each in value.values] if value else [],
+    }

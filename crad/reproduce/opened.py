@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from crad.backbones import Backbone, create_backbone
+from crad.backbones import Backbone
 from crad.checkpoint import read_checkpoint
 from crad.command_line import BadImages
 from crad.config import Config
 from crad.data import Dataset, Sample, find_dataset
 from crad.demo import DEMO_NAMES, demo_dataset
-from crad.detector import create_model
+from crad.detector import restore
 from crad.devices import select_device
 from crad.feature_cache import FeatureCache
 from crad.features import extract
@@ -94,12 +94,10 @@ def open_run(runs: Runs, variant: Variant) -> OpenedRun:
         MissingPackageError: a memory needs a package that is not installed.
     """
     device = select_device(runs.device)
-    checkpoint = read_checkpoint(runs.folder(variant, runs.seeds[0]))
+    folder = runs.folder(variant, runs.seeds[0])
+    checkpoint = read_checkpoint(folder)
     config = checkpoint.config
-    backbone = create_backbone(config.backbone, pretrained=False, components=config.components)
-    backbone.load_state_dict(checkpoint.backbone)
-    model = create_model(config, checkpoint.feature_size)
-    model.load_state_dict(checkpoint.model)
+    backbone, model = restore(checkpoint, folder)
     root = demo_dataset(config.data) if config.data in DEMO_NAMES else config.data
     dataset = find_dataset(root, classes=config.classes)
     return OpenedRun(

@@ -2,9 +2,8 @@
 
 import re
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from crad.files import replacing
 from crad.reproduce.files import write_text
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import Target
+from crad.results import commit
 
 _NAMED = (
-    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "depth", "expansion",
-    "absent", "discrete.address", "protocol", "calibration_share",
+    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "learning_rate",
+    "depth", "expansion", "absent", "discrete.address", "protocol", "calibration_share",
 )  # fmt: skip
 
 
@@ -60,14 +60,33 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         timing.update(each["timing"])
     spent = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in timing.items())
     where = results[-1]["environment"]
+    trained = [*dict.fromkeys(each["environment"].get("commit") for each in results)]
+    code = f", commit {' and '.join(filter(None, trained))}" if any(trained) else ""
+    written = commit()
+    by = f" by commit {written}" if written and [written] != trained else ""
     cores, threads = _count(where["cpu_count"], "core"), _count(where["threads"], "thread")
     yield (
         f"{_count(len(results), 'run')}, in all {spent} (wall time; a run that has the images of "
         f"the one before has its features too). {where['cpu']}, {cores}, {threads}, device "
         f"{where['device']}; torch {where['torch']}, NumPy {where['numpy']}, Python "
-        f"{where['python']}, crad {where['crad']}. Written on "
-        f"{datetime.now(UTC):%Y-%m-%d}{_commit()}."
+        f"{where['python']}, crad {where['crad']}{code}. Written on "
+        f"{datetime.now(UTC):%Y-%m-%d}{by}."
     )
+
+
+def check_page(report: Path, names: Iterable[str]) -> None:
+    """Refuse, before any work is done for it, a page that sections cannot be put into.
+
+    Args:
+        report: the page, which need not be there.
+        names: of the targets.
+
+    Raises:
+        CommandError: it is no text, or has the marks of a section, but not once and in order.
+        OSError: it cannot be read.
+    """
+    for name in names:
+        _around(report, name)
 
 
 def put_into(report: Path, name: str, text: str, folder: Path) -> None:
@@ -80,19 +99,31 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
         folder: where its files are, which go to a folder of the page's name.
 
     Raises:
-        CommandError: the page has the marks of the section, but not once and in order.
+        CommandError: as for `check_page`.
         OSError: a file cannot be read or written.
     """
+    before, after = _around(report, name)
     files = report.with_suffix("")
     for source in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]):
         if source.is_file() and source.suffix != ".md":
             with replacing(files / source.name) as temporary:
                 shutil.copyfile(source, temporary)
     text = re.sub(rf"\]\(({re.escape(name)}[-.][^)]*)\)", rf"]({files.name}/\1)", text)
-    begin, end = f"<!-- {name}: written by python -m crad.reproduce -->", f"<!-- end of {name} -->"
-    page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+    begin, end = _marks(name)
+    write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+
+
+def _around(report: Path, name: str) -> tuple[str, str]:
+    """What a page has before and after the section of a target; errors as for `check_page`."""
+    begin, end = _marks(name)
+    try:
+        page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"report: '{report}' is no UTF-8 text ({error}); name another file with --report"
+        ) from error
     if begin not in page and end not in page:
-        page = f"{page.rstrip()}\n\n{begin}\n{end}\n"
+        return f"{page.rstrip()}\n\n", "\n"
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)
     if not found or begin in rest or end in after:
@@ -100,24 +131,12 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
             f"report: '{report}' should have the lines '{begin}' and '{end}' once and in this "
             "order; mend it, or name another file with --report"
         )
-    write_text(report, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")
+    return before, after
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: written by python -m crad.reproduce -->", f"<!-- end of {name} -->"
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _commit() -> str:
-    """The commit of this code, and whether it was changed since; nothing if it is in none."""
-    here = Path(__file__).parent
-    try:
-        found = [
-            subprocess.run(
-                ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=60
-            ).stdout.strip()
-            for command in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", ".."])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    commit, changes = found
-    return f", commit {commit}{' with changes' if changes else ''}"

@@ -9,9 +9,10 @@ from types import MappingProxyType
 from crad.reproduce import dims, figure2b, figure3, figure4, figure5, orderings, tables
 from crad.reproduce.files import write_records
 from crad.reproduce.orderings import Claim
+from crad.reproduce.reading import entries_read, records, sentence
 from crad.reproduce.runs import Runs
 from crad.reproduce.tables import Table
-from crad.reproduce.variants import Variant
+from crad.reproduce.variants import GLOBAL, LOCAL, Variant
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class Target:
 
 def _make_table(
     name: str,
+    variants: Sequence[Variant],
     build: Callable[[Runs], list[Table]],
     claims: Sequence[Claim],
+    grids: Sequence[Variant],
     runs: Runs,
     folder: Path,
 ) -> str:
@@ -55,6 +58,11 @@ def _make_table(
         found = list(orderings.orderings(runs, claims))
         write_records(folder / f"{name}-orderings", orderings.records(found))
         parts.append("\n".join(orderings.markdown(found)))
+        write_records(folder / f"{name}-classes", tables.class_records(runs, variants))
+    if grids:
+        read = entries_read(runs, grids)
+        write_records(folder / f"{name}-read", records(read))
+        parts.append(sentence(read))
     return "\n\n".join(parts)
 
 
@@ -64,9 +72,11 @@ def _table(
     variants: tuple[Variant, ...],
     build: Callable[[Runs], list[Table]],
     claims: Sequence[Claim] = (),
+    grids: Sequence[Variant] = (),
     of: str = "MVTec AD",
 ) -> Target:
-    return Target(title, variants, partial(_make_table, name, build, claims), of)
+    make = partial(_make_table, name, variants, build, claims, grids)
+    return Target(title, variants, make, of)
 
 
 def _figure(title: str, variants: tuple[Variant, ...], make: Callable[[Runs, Path], str]) -> Target:
@@ -78,7 +88,12 @@ _BOTH = tuple(tables.BOTH_SETTINGS.values())
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "table1": _table(
-            "table1", "Table 1: memories alone", tables.TABLE1, tables.table1, orderings.MEMORIES
+            "table1",
+            "Table 1: memories alone",
+            tables.TABLE1,
+            tables.table1,
+            orderings.MEMORIES,
+            (LOCAL, GLOBAL),
         ),
         "table2": _table("table2", "Table 2: detection, MVTec AD", _BOTH, tables.table2),
         "table3": _table("table3", "Table 3: localization, MVTec AD", _BOTH, tables.table3),

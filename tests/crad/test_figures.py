@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from crad.checkpoint import ALL_PARTS, CheckpointError, read_checkpoint
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.data import Sample, find_dataset
+from crad.detector import load
 from crad.model import CRAD
 from crad.reproduce import decoder, figure2b, figure3, figure4, figure5, opened
 from crad.reproduce.__main__ import main
@@ -78,6 +80,28 @@ def check_png(path: Path) -> None:
         image.load()
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).std() > 10  # something is drawn
+
+
+# ---- the run that is opened ----
+
+
+def test_a_run_is_opened_as_a_detector_is_but_for_its_batch_norm(made: Path, runs: Runs) -> None:
+    run, detector = open_run(runs, FULL), load(runs.folder(FULL, 0), "cpu")
+    feature = run.images(run.dataset.test).features.channels_first()
+    with torch.no_grad():
+        found, expected = run.model(feature), detector.model(feature)
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
+    kinds = {type(module) for module in run.model.modules()}
+    assert torch.nn.BatchNorm2d in kinds
+    assert torch.nn.BatchNorm2d not in {type(module) for module in detector.model.modules()}
+
+
+def test_a_run_whose_parts_do_not_fit_is_refused(runs: Runs, tmp_path: Path) -> None:
+    damaged = replace(runs, output=tmp_path)
+    checkpoint = read_checkpoint(runs.folder(FULL, 0), ALL_PARTS)
+    replace(checkpoint, model={}).save(damaged.folder(FULL, 0))
+    with pytest.raises(CheckpointError, match=r"the parts of '.*crad-seed0.*' do not fit"):
+        open_run(damaged, FULL)
 
 
 # ---- figure 2b ----

@@ -5,21 +5,29 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import crad
+import crad.reproduce.report
 import crad.reproduce.runs
+import crad.results
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.demo import write_demo
+from crad.memories import ContinuousMemory
 from crad.reproduce import decoder, dims, figure2b, orderings, tables
 from crad.reproduce.__main__ import main
 from crad.reproduce.measured import Measured
+from crad.reproduce.options import parse_options
 from crad.reproduce.published import is_published_data, published, published_classes
-from crad.reproduce.report import put_into
+from crad.reproduce.reading import count_read
+from crad.reproduce.report import check_page, put_into
 from crad.reproduce.runs import Runs
 from crad.reproduce.targets import TARGETS
 from crad.reproduce.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT, Variant
@@ -170,6 +178,22 @@ def test_as_many_entries_in_every_dimension() -> None:
     assert {len(each) for group in dims.RESOLUTIONS.values() for each in group} == {1, 2, 3, 4, 6}
 
 
+def test_the_demo_set_has_settings_of_its_own(tmp_path: Path) -> None:
+    def config(*arguments: str) -> Config:
+        return parse_options(["table1", *arguments]).config
+
+    for name in ("demo", "demo-hard"):
+        demo = config("--data", name)
+        assert (demo.preset, demo.epochs, demo.learning_rate) == ("tiny", 40, 0.003)
+    assert demo.calibration_share == 0
+    given = config("--epochs", "7", "--learning-rate", "0.5")
+    assert (given.epochs, given.learning_rate) == (7, 0.5)
+    published = [("--data", str(tmp_path)), ("--preset", "crad")]
+    assert all(
+        (config(*each).epochs, config(*each).learning_rate) == (50, 1e-3) for each in published
+    )
+
+
 # ---- the paper's numbers ----
 
 
@@ -277,6 +301,35 @@ def test_a_table_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert mean.startswith("| Mean | 93.00 ± 3.61 | - | - | 93.00 ± 3.61 | - | - | -/- |")
 
 
+def test_the_classes_of_a_table_of_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = made_up(tmp_path, {GLOBAL: AUROC}, monkeypatch)
+    found = list(tables.class_records(runs, [GLOBAL]))
+    assert [(each["class"], each["metric"]) for each in found] == [
+        ("brick", "detection"), ("brick", "localization"), ("gauge", "detection"),
+        ("gauge", "localization"),
+    ]  # fmt: skip
+    assert found[3] == {
+        "detector": "global-grid-4x4", "class": "gauge", "metric": "localization",
+        "mean": pytest.approx(82), "std": pytest.approx(2), "seeds": [80.0, 84.0, 82.0],
+    }  # fmt: skip
+
+
+def test_the_classes_of_a_table_of_classes_have_means_and_deviations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = tables.BOTH_SETTINGS.values()
+    classes = tuple(published_classes("VisA"))
+    runs = made_up(tmp_path, dict.fromkeys(both, AUROC), monkeypatch, classes)
+    TARGETS["table4"].make(runs, tmp_path)
+    with (tmp_path / "table4.csv").open(newline="") as file:
+        ours = [row for row in csv.DictReader(file) if row["method"] == "CRAD"]
+    assert len(ours) == (12 + 1) * 2 * 2  # and the mean; both settings and metrics
+    assert {row["class"] for row in ours} == {*published_classes("VisA").values(), "Mean"}
+    assert {(row["ours_mean"], row["ours_std"]) for row in ours} == {
+        ("93.0", "3.6056"), ("82.0", "2.0"),
+    }  # fmt: skip
+
+
 def test_a_table_of_both_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = tables.BOTH_SETTINGS.values()
     classes = tuple(published_classes("VisA"))
@@ -324,16 +377,39 @@ def test_one_seed_has_no_spread() -> None:
 def test_the_dimensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     runs = made_up(tmp_path, dict.fromkeys(dims.VARIANTS, AUROC), monkeypatch)
+    read = Measured.of([200, 202])
+    monkeypatch.setattr(dims, "entries_read", lambda _, variants: dict.fromkeys(variants, read))
     text = dims.make(runs, tmp_path)
-    assert "| 256 | 4 | 4 x 4 x 4 x 4 | 93.00 ± 3.61 | 82.00 ± 2.00 |" in text
+    assert "| 256 | 4 | 4 x 4 x 4 x 4 | 93.00 ± 3.61 | 82.00 ± 2.00 | 201.00 ± 1.41 |" in text
     with (tmp_path / "dims.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 14
+    assert len(rows) == 21
     assert rows[0] == {
         "entries": "64", "dimensions": "1", "metric": "detection", "mean": "93.0",
         "std": "3.6056", "seeds": "90.0 92.0 97.0",
     }  # fmt: skip
     assert b"</svg>" in (tmp_path / "dims.svg").read_bytes()
+
+
+# ---- how much of a memory is read ----
+
+
+def test_entries_that_have_a_share_are_counted() -> None:
+    local = crad.CRAD(4, 2, 3, global_memory="none", local_resolution=(4, 4), depth=0)
+    memory = local.local_representation
+    assert isinstance(memory, ContinuousMemory)
+    last = memory.coordinates[2]
+    assert isinstance(last, torch.nn.Linear)
+    feature = torch.randn(2, 4, 2, 3)
+    counts = []
+    for place in ((0.1, -0.2), (0.9, -0.2), (0.9, 0.9)):
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor(place).atanh())
+        counts.append(count_read(local, feature))
+    assert counts == [4, 2, 1]  # all positions between four entries; beyond the last column; corner
+    cube = crad.CRAD(4, 2, 3, local_memory="none", global_resolution=(2, 3, 2), depth=0)
+    assert count_read(cube, feature[:1]) == 8
 
 
 # ---- the page ----
@@ -355,6 +431,48 @@ def test_a_section_of_the_page_is_replaced(tmp_path: Path) -> None:
     page.write_text(before.replace("<!-- end of table1 -->", ""))
     with pytest.raises(CommandError, match=r"'<!-- end of table1 -->' once and in this order"):
         put_into(page, "table1", "three\n", folder)
+
+
+def test_the_page_names_the_commits(
+    demo_root: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "made"
+    given = ("table5", "--data", str(demo_root), "--output", str(output), "--seeds", "0", *SMALL)
+
+    def about(trained: str | None, written: str | None) -> str:
+        path = output / f"{CRAD.name}-seed0" / "results.json"
+        results = json.loads(path.read_text())
+        results["environment"] |= {"commit": trained}
+        path.write_text(json.dumps(results))
+        monkeypatch.setattr(crad.reproduce.report, "commit", lambda: written)
+        assert command(main, *given) == 0
+        return (output / "table5.md").read_text().rpartition(", crad ")[2]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crad.results, "commit", lambda: "aaaa")
+        assert command(main, *given) == 0
+    date = f". Written on {datetime.now(UTC):%Y-%m-%d}"
+    assert about("aaaa", "aaaa").endswith(f", commit aaaa{date}.\n")
+    assert about("aaaa", "bbbb").endswith(f", commit aaaa{date} by commit bbbb.\n")
+    assert about("bbbb", "bbbb").endswith(f", commit aaaa and bbbb{date} by commit bbbb.\n")
+    assert about("aaaa", None).endswith(f", commit aaaa{date}.\n")
+
+
+def test_a_page_that_cannot_be_used_is_refused_before_training(
+    demo_root: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, output = tmp_path / "page.md", tmp_path / "made"
+    page.write_text("<!-- table5: written by python -m crad.reproduce -->\n")
+    given = ("--data", str(demo_root), "--output", str(output), "--report", str(page), *SMALL)
+    assert command(main, "table1", "table5", *given) == 1
+    assert "'<!-- end of table5 -->' once and in this order" in capsys.readouterr().err
+    page.write_bytes(b"\xff")
+    assert command(main, "table1", *given) == 1
+    assert f"'{page}' is no UTF-8 text" in capsys.readouterr().err
+    assert not output.exists()
+    check_page(tmp_path / "new.md", ["table1"])
+    with pytest.raises(IsADirectoryError):
+        check_page(tmp_path, ["table1"])
 
 
 # ---- the command ----
@@ -382,6 +500,7 @@ def test_runs_are_used_again_and_gone_on_with(
     assert {path.name for path in output.iterdir()} == {
         *(f"{each.name}-seed1" for each in tables.TABLE5),
         "table5.md", "table5.csv", "table5.json", "table5-orderings.csv", "table5-orderings.json",
+        "table5-classes.csv", "table5-classes.json",
     }  # fmt: skip
     first = json.loads((output / "table5.json").read_text())
     text = page.read_text()
@@ -434,6 +553,11 @@ def test_tables_start_on_the_layout_of_mvtec(
     assert "table4: the paper's is of VisA" in capsys.readouterr().err
     assert command(main, "table1", "table5", *given) == 0
     assert "| Global | Attention | 64 |" in capsys.readouterr().out
+    with (tmp_path / "made" / "table1-read.csv").open(newline="") as file:
+        read = {row["detector"]: float(row["mean"]) for row in csv.DictReader(file)}
+    assert read.keys() == {LOCAL.name, GLOBAL.name}
+    assert 4 <= read[LOCAL.name] <= 64
+    assert len(json.loads((tmp_path / "made" / "table5-classes.json").read_text())) == 5 * 2 * 2
 
 
 def test_all_starts_on_the_layout_of_visa(

@@ -1,10 +1,12 @@
 import json
 import os
+import subprocess
 
 import pytest
 import torch
 
-from crad.results import DEMO_NOTE, Results, environment, table, write_results
+import crad.results
+from crad.results import DEMO_NOTE, Results, commit, environment, table, write_results
 
 
 def means(image_auroc, pixel_auroc):
@@ -57,6 +59,27 @@ def test_the_environment_names_versions_and_machine():
     assert found["device"] == "cpu"
     assert {"python", "crad", "numpy", "scikit-image", "platform", "cpu"} <= found.keys()
     json.dumps(found, allow_nan=False)
+
+
+def test_the_commit_is_that_of_the_code(monkeypatch, tmp_path):
+    git = ["git", "-C", str(tmp_path)]
+    who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
+    code = tmp_path / "results.py"
+    code.write_text("")
+    monkeypatch.setattr(crad.results, "__file__", str(code))
+    found = commit.__wrapped__
+    assert found() is None
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, *who, "commit", "-q", "--allow-empty", "-m", "other code"], check=True)
+    assert found() is None
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, *who, "commit", "-q", "-m", "this code"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert found() == head.stdout[:10]
+    code.write_text("changed")
+    assert found() == f"{head.stdout[:10]} with changes"
+    monkeypatch.setenv("PATH", "")
+    assert found() is None
 
 
 def test_the_table_has_every_number(results):
