@@ -260,8 +260,8 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
       if (corners.all_inside(block, i)) {
         splat_all<Values, Coords>(
             corners.count, row, grid, static_cast<A*>(gradients.grad_values),
-            [&](int k) { return corners.corner(k, i); }, [&](int k, A dot) { block_dot[k][i] = dot; },
-            begin, end);
+            [&](int k) { return corners.corner(k, i); },
+            [&](int k, A dot) { block_dot[k][i] = dot; }, begin, end);
         continue;
       }
       if (Coords)

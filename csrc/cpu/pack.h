@@ -96,8 +96,8 @@ inline void sums(const Pack<float> (&packs)[N], float (&result)[N]) {
   const auto pack = [&](int k) { return k < N ? (__m512)packs[k].lanes : _mm512_setzero_ps(); };
   for (int k = 0; k < N; k += 4) {
     const __m512 even = both(pack(k), pack(k + 1)), odd = both(pack(k + 2), pack(k + 3));
-    const __m512 four = _mm512_add_ps(_mm512_shuffle_ps(even, odd, 0x44),
-                                      _mm512_shuffle_ps(even, odd, 0xEE));
+    const __m512 four =
+        _mm512_add_ps(_mm512_shuffle_ps(even, odd, 0x44), _mm512_shuffle_ps(even, odd, 0xEE));
     const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
     const __m128 one = _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
     memcpy(result + k, &one, (N - k < 4 ? N - k : 4) * sizeof(float));

@@ -25,9 +25,9 @@ struct Plan {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kCache = 128 * 1024;      // bytes, of those of a core's own
+constexpr int64_t kCache = 128 * 1024;     // bytes, of those of a core's own
 constexpr int64_t kNearCache = 64 * 1024;  // of those nearer to it
-constexpr int64_t kNarrow = 64;         // channels of a tile, at least
+constexpr int64_t kNarrow = 64;            // channels of a tile, at least
 
 // As many channels as keep the tile of so many entries, at so many bytes an element, in a cache.
 inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
@@ -170,10 +170,10 @@ inline bool samples_planes(const Problem& problem, bool planes) {
 inline int64_t copied_row(const Problem& problem, const Bands& bands) {
   constexpr int64_t kLine = 64, kFewest = 16, kOften = 64;
   const int64_t line = kLine / (problem.value_type == ValueType::float64 ? 8 : 4);
-  const bool pays = (problem.value_type == ValueType::float32 ||
-                     problem.value_type == ValueType::float64) &&
-                    !problem.planes && bands.number == 0 && problem.channels >= kFewest &&
-                    problem.entries * kOften <= problem.points_per_grid;
+  const bool pays =
+      (problem.value_type == ValueType::float32 || problem.value_type == ValueType::float64) &&
+      !problem.planes && bands.number == 0 && problem.channels >= kFewest &&
+      problem.entries * kOften <= problem.points_per_grid;
   return pays ? ceil_div(problem.channels, line) * line : problem.channels;
 }
 
