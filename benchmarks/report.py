@@ -87,7 +87,8 @@ class Run:
 def read(paths: Iterable[Path]) -> dict[str, Run]:
     """The newest run of every test file, by its name; files of other kinds are passed over.
 
-    Files of the same day, machine, versions and commit are parts of one run.
+    Files of the same day, machine, versions and commit are parts of one run; what two of them hold
+    is taken from the later one by name.
     """
     runs: dict[str, Run] = {}
     contents = [json.loads(path.read_text()) for path in paths]
@@ -102,7 +103,9 @@ def read(paths: Iterable[Path]) -> dict[str, Run]:
             run = Run(content["date"], content["machine"], results)
             former = runs.get(name)
             if former and (former.date, former.machine) == (run.date, run.machine):
-                run = Run(run.date, run.machine, [*former.results, *results])
+                parts = [*former.results, *results]
+                newest = {(part["group"], part["name"]): part for part in parts}
+                run = Run(run.date, run.machine, list(newest.values()))
             runs[name] = run
     return runs
 

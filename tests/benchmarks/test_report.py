@@ -129,6 +129,9 @@ def test_saved_results_are_read_again() -> None:
 def test_parts_of_a_run_are_put_together(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{i}.json", part) for i, part in enumerate((PEERS[:2], PEERS[2:]))]
     assert report.read(paths)["test_peers"].results == PEERS
+    again = result(LOCAL, "F.embedding_bag", 0.05)
+    paths.append(save(tmp_path / "again.json", [again]))
+    assert report.read(paths)["test_peers"].results == [*PEERS[:-1], again]
 
 
 def test_pages_and_plots_are_written(tmp_path: Path) -> None:
