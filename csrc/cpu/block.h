@@ -358,6 +358,12 @@ struct Gathered {
 
   explicit Gathered(int most) : corner(most) {}
 
+  // Those of a point whose corners are all inside.
+  void take_all(const Corners<A>& corners, int lane) {
+    count = corners.count;
+    for (int k = 0; k < count; ++k) corner[k] = corners.corner(k, lane);
+  }
+
   template <class X>
   void gather(const Corners<A>& corners, const Block<X>& block, int lane) {
     // Locals, so that the compiler need not expect a store to change them.

@@ -164,22 +164,20 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
 
 // ---- backward ----
 
-// For N corners at once, of which number k is at(k): adds weight * grad_output to their rows of
-// grad_values (if Values), and returns in `dot` the products of grad_output with their rows of the
-// grid (if Coords).
-template <int N, bool Values, bool Coords, class T, class At>
-inline void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values, At at,
-                  accumulator<T> (&dot)[N], int64_t begin, int64_t end) {
+// For N corners at once: adds weight * grad_output to their rows of grad_values (if Values), and
+// returns in `dot` the products of grad_output with their rows of the grid (if Coords).
+template <int N, bool Values, bool Coords, class T>
+void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values,
+           const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N], products[N];
   const T* row[N];
   A* grad_row[N];
   for (int k = 0; k < N; ++k) {
-    const Inside<A> corner = at(k);
-    w[k] = broadcast(Values ? corner.weight : A(0));
+    w[k] = broadcast(Values ? corner[k].weight : A(0));
     products[k] = broadcast(A(0));
-    row[k] = grid + corner.offset;
-    grad_row[k] = Values ? grad_values + corner.offset : nullptr;
+    row[k] = grid + corner[k].offset;
+    grad_row[k] = Values ? grad_values + corner[k].offset : nullptr;
   }
   for_each_pack<A>(begin, end,
                    [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -193,20 +191,15 @@ inline void splat(const T* grad_output, const T* grid, accumulator<T>* grad_valu
   if (Coords) sums(products, dot);
 }
 
-// The same of `count` corners; put(k, dot) takes the products.
-template <bool Values, bool Coords, class T, class At, class Put>
-void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* grad_values, At at,
-               Put put, int64_t begin, int64_t end) {
-  int first = 0;
-  const auto take = [&](auto n) __attribute__((always_inline)) {
+template <bool Values, bool Coords, class T>
+void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* grad_values,
+               const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin,
+               int64_t end) {
+  int k = 0;
+  auto take = [&](auto n) {
     constexpr int N = decltype(n)::value;
-    for (; first + N <= count; first += N) {
-      accumulator<T> dot[N];
-      splat<N, Values, Coords>(
-          grad_output, grid, grad_values, [&](int k) { return at(first + k); }, dot, begin, end);
-      if (Coords)
-        for (int k = 0; k < N; ++k) put(first + k, dot[k]);
-    }
+    for (; k + N <= count; k += N)
+      splat<N, Values, Coords>(grad_output, grid, grad_values, corner + k, dot + k, begin, end);
   };
   take(std::integral_constant<int, 8>{});
   take(std::integral_constant<int, 4>{});
@@ -240,6 +233,7 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   Block<X> block;
   Corners<A> corners(geometry);
   Gathered<A> inside(corners.count);
+  Buffer<A> dot(corners.count);               // of grad_output with the entry of a corner inside
   Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
   for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
@@ -257,22 +251,19 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
       const T* const row = rows + block.point[i] * problem.channels;
       if (i + 1 < points)
         prefetch(rows + block.point[i + 1] * problem.channels + begin, end - begin);
-      if (corners.all_inside(block, i)) {
-        splat_all<Values, Coords>(
-            corners.count, row, grid, static_cast<A*>(gradients.grad_values),
-            [&](int k) { return corners.corner(k, i); },
-            [&](int k, A dot) { block_dot[k][i] = dot; }, begin, end);
-        continue;
-      }
-      if (Coords)
+      const bool all = block.finite[i] && corners.all_inside(block, i);
+      if (all)
+        inside.take_all(corners, i);
+      else
+        inside.gather(corners, block, i);
+      if (!block.finite[i]) inside.count = 0;
+      splat_all<Values, Coords>(inside.count, row, grid, static_cast<A*>(gradients.grad_values),
+                                inside.corner.get(), dot.get(), begin, end);
+      if (!Coords) continue;
+      if (!all)
         for (int k = 0; k < corners.count; ++k)
           block_dot[k][i] = block.finite[i] ? A(0) : static_cast<A>(NAN);
-      if (!block.finite[i]) continue;
-      inside.gather(corners, block, i);
-      splat_all<Values, Coords>(
-          inside.count, row, grid, static_cast<A*>(gradients.grad_values),
-          [&](int k) { return inside.corner[k]; },
-          [&](int k, A dot) { block_dot[inside.corner[k].corner][i] = dot; }, begin, end);
+      for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k].corner][i] = dot[k];
     }
     if (!Coords) continue;
     differentiate(geometry, block, corners, block_dot, points,

@@ -82,14 +82,14 @@ inline A sum_lanes(const void* lanes) {
 
 // The sums of the lanes of N packs.
 template <int N, class A>
-inline void sums(const Pack<A> (&packs)[N], A (&result)[N]) {
+inline void sums(const Pack<A> (&packs)[N], A* result) {
   for (int k = 0; k < N; ++k) result[k] = sum_lanes<A>(&packs[k]);
 }
 
 #if CRAD_VECTOR_BYTES == 64
 // Of four at once: each addition halves what is left of two of them.
 template <int N>
-inline void sums(const Pack<float> (&packs)[N], float (&result)[N]) {
+inline void sums(const Pack<float> (&packs)[N], float* result) {
   const auto both = [](__m512 a, __m512 b) __attribute__((always_inline)) {
     return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   };
