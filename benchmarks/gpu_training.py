@@ -8,8 +8,8 @@ graphs give; the AUROC on the demo set by precision. It adds to the report of
 its own, and run again, it goes on. ``--minutes`` is all that it may take; a run of 50 epochs that
 was cut short goes on at the epoch that it had reached.
 
-With ``--small --device cpu`` all of it is so small that it takes a minute without a GPU, and
-measures nothing.
+With ``--small --device cpu`` all of it is so small that it takes a minute or two without a GPU,
+and measures nothing.
 
 Exit status: 0 if every piece passed, 1 if one did not, 2 without a GPU.
 """

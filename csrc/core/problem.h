@@ -17,7 +17,7 @@ enum class CoordType { float64, float32 };
 struct Problem {
   ValueType value_type;
   CoordType coord_type;
-  const void* values;      // (grids, *size, channels)
+  const void* values;      // (grids, *size, channels), entries `row` elements apart
   bool planes;             // values are (grids, channels, *size) instead
   const void* coords;      // (grids * points_per_grid, ndim)
   const int64_t* seed;     // null: no jitter

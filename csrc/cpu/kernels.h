@@ -39,7 +39,7 @@ struct Bands {
 // A part of the backward pass; null: not wanted.
 struct Gradients {
   const void* grad_output;  // (points, channels), never null
-  void* grad_values;        // (entries, channels) of the range's grid, in the accumulator's type
+  void* grad_values;        // entries of the range's grid, `row` elements apart, accumulator's type
   void* grad_coords;        // (points, ndim), of coord_type: the share of the range's channels
 };
 
