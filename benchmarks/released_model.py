@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crad.memories import ContinuousMemory
-from crad.model import CRAD
+from crad.model.crad import CRAD
+from crad.model.memories import ContinuousMemory
 
 
 class ReleasedCRAD(nn.Module):
-    """What `crad.model.CRAD` computes, as the released model computes it.
+    """What `crad.model.crad.CRAD` computes, as the released model computes it.
 
     Args:
         channels: channels C of a feature.

@@ -10,7 +10,7 @@ import safetensors.torch
 import timm
 import torch
 
-from crad.demo import DEMO_CLASSES, write_demo
+from crad.data.demo import DEMO_CLASSES, write_demo
 from crad.files import new_folder
 
 N_CLASSES = 15

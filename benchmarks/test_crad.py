@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.training_step import features, models, training_step
 from crad.devices import freed_memory_kept
-from crad.memories import ContinuousMemory
+from crad.model.memories import ContinuousMemory
 
 FEATURE_SIZE = (216, 28, 28)
 BATCH_SIZE = 16

@@ -31,17 +31,17 @@ import crad
 from benchmarks.gpu_report import Report, write_json
 from benchmarks.standin import N_CLASSES, N_IMAGES, write_standin, write_weights
 from benchmarks.training_step import FeatureSize, features, models, training_step
-from crad.checkpoint import Checkpoint, read_checkpoint
 from crad.config import Config
-from crad.demo import write_demo
+from crad.data.demo import write_demo
 from crad.detector import create_model
 from crad.devices import freed_memory_kept
-from crad.features import Features
-from crad.model import CRAD
+from crad.model.crad import CRAD
 from crad.options import TrainOptions, parse_options
-from crad.results import Results
+from crad.report.results import Results
 from crad.train import Loaded, load, train_model
-from crad.training import Training
+from crad.training.checkpoint import Checkpoint, read_checkpoint
+from crad.training.features import Features
+from crad.training.loop import Training
 
 BACKBONE = "tf_efficientnet_b4.aa_in1k"
 # How float32 is multiplied, and whether autocast takes bf16 instead: (TF32, bf16). TF32 is what

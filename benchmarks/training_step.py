@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.released_model import ReleasedCRAD
-from crad.model import CRAD
+from crad.model.crad import CRAD
 
 FeatureSize = tuple[int, int, int]
 
@@ -36,7 +36,7 @@ def features(
 def training_step(
     model: CRAD | ReleasedCRAD, x: Tensor, autocast: torch.autocast
 ) -> Callable[[], None]:
-    """A step as `crad.training.Training` makes it, on a batch that is already on the device.
+    """A step as `crad.training.loop.Training` makes it, on a batch that is already on the device.
 
     Ours gets it channels last and has a fused AdamW; the released model has neither.
     """

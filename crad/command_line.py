@@ -11,32 +11,16 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from crad import processes
-from crad.backbones import BackboneError
-from crad.checkpoint import CheckpointError
-from crad.data import DataError, MaskError
-from crad.devices import DeviceError, freed_memory_kept
-from crad.images import ImageError
-from crad.memories import MissingPackageError
+from crad.devices import freed_memory_kept
+from crad.errors import CradError, ImageError, MaskError, PeerError
+from crad.training import processes
 
 
-class CommandError(Exception):
+class CommandError(CradError):
     """Something that a command cannot do; the message names it and the way out."""
 
 
 _ERROR_DELAY = 2.0  # seconds
-_EXPECTED = (
-    BackboneError,
-    CheckpointError,
-    CommandError,
-    DataError,
-    DeviceError,
-    ImageError,
-    MissingPackageError,
-    OSError,
-    processes.LaunchError,
-    processes.PeerError,
-)
 
 
 def run_command(command: Callable[[], object], *, again: str = "run it again") -> None:
@@ -63,10 +47,10 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
         # What is still buffered goes nowhere, rather than into a second error on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE
-    except _EXPECTED as error:
+    except (CradError, OSError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         way_out = f"; free some space and {again}" if full else ""
-        if beside or isinstance(error, processes.PeerError):
+        if beside or isinstance(error, PeerError):
             time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
         print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(1)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from crad.devices import PrecisionName
-from crad.memories import AddressName, MemoryName, vector_quantize_class
-from crad.model import AbsentName
-from crad.protocol import ProtocolChoice, choose_protocols
+from crad.model.crad import AbsentName
+from crad.model.memories import AddressName, MemoryName, vector_quantize_class
+from crad.scoring.protocols import ProtocolChoice, choose_protocols
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 

@@ -13,18 +13,19 @@ import torch
 import tyro
 from torch import Tensor
 
-from crad.backbones import Backbone, BackboneError, create_backbone
-from crad.checkpoint import CHECKPOINT_NAME, Checkpoint
+from crad.backbones import Backbone, create_backbone
 from crad.command_line import CommandError, check_output, refuse, run_command
 from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
 from crad.data import find_dataset
 from crad.detector import PROTOCOL
-from crad.evaluation import RESULTS_NAME, clear_run
-from crad.features import anomaly_maps, extract
-from crad.model import CRAD, Bottleneck
-from crad.pictures import colour_scale, scale_images
-from crad.released import ReleasedStateError, from_released
-from crad.results import one_line
+from crad.errors import BackboneError
+from crad.model.crad import CRAD, Bottleneck
+from crad.model.released import ReleasedStateError, from_released
+from crad.report.results import one_line
+from crad.report.sheets import colour_scale, scale_images
+from crad.scoring.evaluation import RESULTS_NAME, clear_run
+from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint
+from crad.training.features import anomaly_maps, extract
 
 __all__ = ["convert", "from_released", "main"]
 

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.batches import Batch, Source, load_batches, split_images
-from crad.checkpoint import Checkpoint, CheckpointError, checkpoint_path, read_checkpoint
 from crad.config import Config
+from crad.data.batches import Batch, Source, load_batches, split_images
 from crad.devices import PrecisionName, select_device, select_precision
-from crad.images import ImageError
-from crad.model import CRAD
-from crad.protocol import PROTOCOLS
-from crad.thresholds import Thresholds
+from crad.errors import CheckpointError, ImageError
+from crad.model.crad import CRAD
+from crad.scoring.calibration import Thresholds
+from crad.scoring.protocols import PROTOCOLS
+from crad.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 
 PROTOCOL = PROTOCOLS["crad"]
 BATCH_SIZE = 16

@@ -11,16 +11,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from crad.errors import DeviceError
+
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 _SMALL_STEP = 1e9  # multiply-adds
 # Of glibc's malloc.h, and its defaults.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536
-
-
-class DeviceError(ValueError):
-    """A device, or a compiler for it, that this machine does not have."""
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:

@@ -10,8 +10,6 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from crad import processes
-from crad.checkpoint import read_checkpoint
 from crad.command_line import (
     BadImages,
     CommandError,
@@ -20,13 +18,15 @@ from crad.command_line import (
     run_command,
 )
 from crad.data import Sample, find_dataset
-from crad.demo import DEMO_NAMES, demo_dataset
+from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.detector import BATCH_SIZE, Detector, from_checkpoint
 from crad.devices import PrecisionName, compile_network, select_device
-from crad.evaluation import RESULTS_NAME, Evaluation, Truths, make_results, report
 from crad.options import DeviceName
-from crad.protocol import ProtocolChoice, choose_protocols
-from crad.results import Results
+from crad.report.results import Results
+from crad.scoring.evaluation import RESULTS_NAME, Evaluation, Truths, make_results, report
+from crad.scoring.protocols import ProtocolChoice, choose_protocols
+from crad.training import processes
+from crad.training.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 import tyro
 
 from crad.backbones import SCATTERING
-from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from crad.command_line import CommandError, check_output, refuse
 from crad.config import PRESETS, Config, flatten, option
-from crad.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
-from crad.evaluation import RESULTS_NAME
+from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.scoring.evaluation import RESULTS_NAME
+from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 

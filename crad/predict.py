@@ -22,14 +22,14 @@ from crad.command_line import (
     refuse,
     run_command,
 )
+from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.detector import BATCH_SIZE, load
 from crad.devices import PrecisionName, compile_network
 from crad.files import write_atomically, write_json
-from crad.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.options import DeviceName
-from crad.pictures import heat_map
-from crad.results import one_line
-from crad.thresholds import Thresholds
+from crad.report.results import one_line
+from crad.report.sheets import heat_map
+from crad.scoring.calibration import Thresholds
 
 _DECISIONS = {True: "defect", False: "good", None: None}
 

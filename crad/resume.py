@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from crad.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from crad.command_line import CommandError
-from crad.evaluation import RESULTS_NAME
 from crad.options import TrainOptions, other_settings
-from crad.protocol import choose_protocols
-from crad.results import Results
+from crad.report.results import Results
+from crad.scoring.evaluation import RESULTS_NAME
+from crad.scoring.protocols import choose_protocols
+from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
 
 def checked(run: TrainOptions) -> TrainOptions:

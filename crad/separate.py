@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from crad import processes
 from crad.data import find_dataset
-from crad.demo import DEMO_NAMES, demo_dataset
-from crad.evaluation import RESULTS_NAME, clear_run
-from crad.metrics import Metrics, summarise
+from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.options import TrainOptions
-from crad.results import Results, table, write_results
+from crad.report.results import Results, table, write_results
 from crad.resume import checked, finished
+from crad.scoring.evaluation import RESULTS_NAME, clear_run
+from crad.scoring.metrics import Metrics, summarise
+from crad.training import processes
 
 SEPARATE_NOTE = "one model for each class"
 """The beginning of the `note` of every result in the separate setting."""

@@ -13,29 +13,30 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
-from crad import processes
 from crad.backbones import Backbone, create_backbone
-from crad.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, CheckpointError, read_checkpoint
 from crad.command_line import BadImages, CommandError, run_command
 from crad.config import Config, without_effect
 from crad.data import find_dataset
-from crad.demo import DEMO_NAMES, demo_dataset
+from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.detector import PROTOCOL, create_model, image_scores, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
-from crad.evaluation import Evaluation, Truths, clear_run, make_results, report
-from crad.feature_cache import FeatureCache
-from crad.features import Features, anomaly_maps
+from crad.errors import CheckpointError, TrainingError
 from crad.files import remove_leftovers
-from crad.inputs import Inputs, load_inputs
-from crad.metrics import Metrics, better
-from crad.model import CRAD
+from crad.model.crad import CRAD
 from crad.options import TrainOptions, parse_options
-from crad.pictures import colour_scale, scale_images
-from crad.protocol import choose_protocols
-from crad.results import Results, commit
+from crad.report.results import Results, commit
+from crad.report.sheets import colour_scale, scale_images
+from crad.scoring.calibration import take_thresholds
+from crad.scoring.evaluation import Evaluation, Truths, clear_run, make_results, report
+from crad.scoring.metrics import Metrics, better
+from crad.scoring.protocols import choose_protocols
 from crad.separate import train_separately
-from crad.thresholds import take_thresholds
-from crad.training import Training, TrainingError, split_epoch
+from crad.training import processes
+from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from crad.training.feature_cache import FeatureCache
+from crad.training.features import Features, anomaly_maps
+from crad.training.inputs import Inputs, load_inputs
+from crad.training.loop import Training, split_epoch
 from crad_kernels import backends
 
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"

@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from crad.data import mvtec, visa
-from crad.data.samples import DataError, Dataset, MaskError, Sample
-from crad.images import natural_key
+from crad.data.images import natural_key
+from crad.data.layouts import mvtec, visa
+from crad.data.samples import Dataset, Sample
+from crad.errors import DataError
 
-__all__ = ["DataError", "Dataset", "MaskError", "Sample", "find_dataset"]
+__all__ = ["Dataset", "Sample", "find_dataset"]
 
 _LAYOUTS = f"{mvtec.LAYOUT}; or of VisA as its archive has it"
 
@@ -18,8 +19,8 @@ def find_dataset(
 ) -> Dataset:
     """Find the classes and images of a data set; no image is opened, and nothing is copied.
 
-    The layout is recognised by looking: that of VisA (`crad.data.visa`), or else that of MVTec AD
-    (`crad.data.mvtec`), where `root` may itself be one class.
+    The layout is recognised by looking: that of VisA (`crad.data.layouts.visa`), or else that of
+    MVTec AD (`crad.data.layouts.mvtec`), where `root` may itself be one class.
 
     Args:
         root: the folder.

@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
-from crad.data.samples import DataError
+from crad.errors import DataError
 from crad.files import new_folder
 
 _CHUNK = 1 << 20

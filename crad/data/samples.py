@@ -6,18 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crad.images import ImageError, MaskResize, open_mask
+from crad.data.images import MaskResize, open_mask
+from crad.errors import ImageError, MaskError
 
 GOOD = "good"
 """The `defect` of a normal image."""
-
-
-class DataError(ValueError):
-    """Data that are not what they should be, or cannot be had; the message says the way out."""
-
-
-class MaskError(ImageError):
-    """A mask that cannot be read; the message names it and its image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Sample:
 
         Args:
             size: side of the square in pixels.
-            resize: how the mask comes to it, as for `crad.images.open_mask`.
+            resize: how the mask comes to it, as for `crad.data.images.open_mask`.
 
         Raises:
             MaskError: the mask cannot be read.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from crad.demo import write_demo
+from crad.data.demo import write_demo
 from crad.train import main
 
 SMALL = ("--backbone", "scattering", "--image-size", "64", "--batch-size", "4", "--epochs", "3")

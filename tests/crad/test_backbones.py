@@ -12,9 +12,10 @@ import timm
 import torch
 from torch import Tensor
 
-from crad import hub
-from crad.backbones import BackboneError, create_backbone
-from crad.timm_backbone import TimmBackbone
+from crad.backbones import create_backbone
+from crad.backbones import weights as hub
+from crad.backbones.timm import TimmBackbone
+from crad.errors import BackboneError
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

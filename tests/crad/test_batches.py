@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crad.batches import load_batches, split_images
-from crad.images import ImageError
+from crad.data.batches import load_batches, split_images
+from crad.errors import ImageError
 
 GOOD = np.zeros((5, 5), np.uint8)
 BAD = np.full((5, 5), 3.0)

@@ -8,16 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from crad.checkpoint import (
-    ALL_PARTS,
-    CHECKPOINT_NAME,
-    Checkpoint,
-    CheckpointError,
-    read_checkpoint,
-)
 from crad.config import Config
-from crad.metrics import summarise
-from crad.thresholds import Threshold, Thresholds
+from crad.errors import CheckpointError
+from crad.scoring.calibration import Threshold, Thresholds
+from crad.scoring.metrics import summarise
+from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, read_checkpoint
 
 
 @pytest.fixture

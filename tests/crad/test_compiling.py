@@ -9,7 +9,8 @@ from torch import nn
 
 import crad
 import crad.evaluate
-from crad.devices import DeviceError, compile_network
+from crad.devices import compile_network
+from crad.errors import DeviceError
 from crad.predict import PredictOptions, predict
 
 # Of the compiler, which looks at the gradients of its own copies.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from crad.checkpoint import CHECKPOINT_NAME
 from crad.config import PRESETS, Config, from_json, to_json, without_effect
 from crad.detector import create_model
 from crad.options import parse_options
+from crad.training.checkpoint import CHECKPOINT_NAME
 
 
 def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:

@@ -13,10 +13,10 @@ from torch import nn
 import crad
 import crad.evaluate
 from benchmarks.released_model import ReleasedCRAD
-from crad.checkpoint import read_checkpoint
 from crad.convert import main
+from crad.data.images import open_image, to_tensor
 from crad.detector import PROTOCOL
-from crad.images import open_image, to_tensor
+from crad.training.checkpoint import read_checkpoint
 
 Command = Callable[..., int]
 SIZE = 64

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data import DataError, MaskError, find_dataset
-from crad.images import open_image, to_tensor
+from crad.data import find_dataset
+from crad.data.images import open_image, to_tensor
+from crad.errors import DataError, MaskError
 
 PIXELS = Image.new("L", (8, 8), 100)
 MASK = Image.new("L", (8, 8), 1)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from crad.demo import DEMO_CLASSES, DEMO_NAMES, demo_dataset, write_demo
-from crad.demo_photos import PHOTOS, crop_photo
-from crad.demo_products import PRODUCTS
+from crad.data.demo import DEMO_CLASSES, DEMO_NAMES, demo_dataset, write_demo
+from crad.data.demo.photos import PHOTOS, crop_photo
+from crad.data.demo.products import PRODUCTS
 
 Array = NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def test_pictures_depend_on_the_seed_and_their_place_only(tmp_path: Path) -> Non
 def test_training_and_test_crops_share_no_pixel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Columns as grey values: every crop then tells which columns it is from.
     columns = np.tile((np.arange(512) // 2).astype(np.uint8), (512, 1))
-    monkeypatch.setattr("crad.demo_photos._photograph", lambda _: columns)
+    monkeypatch.setattr("crad.data.demo.photos._photograph", lambda _: columns)
     seen: dict[str, list[float]] = {"train": [], "test": []}
     for seed in range(100):
         for split, values in seen.items():
@@ -157,7 +157,7 @@ def test_cached_set_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         written.append(contrast)
         (root / "brick").mkdir()
 
-    monkeypatch.setattr("crad.demo.write_demo", write)
+    monkeypatch.setattr("crad.data.demo.write_demo", write)
     monkeypatch.delenv("CRAD_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     roots = [demo_dataset(name) for name in (*DEMO_NAMES, *DEMO_NAMES)]
@@ -174,7 +174,7 @@ def test_interrupted_writing_leaves_nothing(
         (root / "brick").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crad.demo.write_demo", write)
+    monkeypatch.setattr("crad.data.demo.write_demo", write)
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         demo_dataset("demo")
@@ -189,7 +189,7 @@ def write_one_class(root: Path, *, contrast: float) -> None:
 def test_cached_set_can_be_read_as_the_umask_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int, mode: int
 ) -> None:
-    monkeypatch.setattr("crad.demo.write_demo", write_one_class)
+    monkeypatch.setattr("crad.data.demo.write_demo", write_one_class)
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
     before = os.umask(mask)
     try:
@@ -202,7 +202,7 @@ def test_cached_set_can_be_read_as_the_umask_says(
 def test_what_a_killed_process_left_is_removed_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crad.demo.write_demo", write_one_class)
+    monkeypatch.setattr("crad.data.demo.write_demo", write_one_class)
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
     for name, days in {".demo-v2-old": 2.0, ".demo-v2-new": 0.1, ".mine": 9.0}.items():
         (tmp_path / name / "demo-v2" / "brick").mkdir(parents=True)

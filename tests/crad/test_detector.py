@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import crad
-from crad.checkpoint import CheckpointError, read_checkpoint
 from crad.detector import Detector
 from crad.devices import select_precision
-from crad.images import ImageError
+from crad.errors import CheckpointError, ImageError
+from crad.training.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")

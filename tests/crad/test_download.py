@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import crad.data.download
-from crad.data import DataError, find_dataset
+from crad.data import find_dataset
 from crad.data.__main__ import main
 from crad.data.download import ARCHIVES, get
+from crad.errors import DataError
 
 NAMES = [
     "bottle/train/good/000.png",

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import crad
-import crad.demo
-from crad.checkpoint import read_checkpoint
+import crad.data.demo
 from crad.data import find_dataset
 from crad.evaluate import main
-from crad.protocol import PROTOCOLS
+from crad.scoring.protocols import PROTOCOLS
+from crad.training.checkpoint import read_checkpoint
 
 Command = Callable[..., int]
 
@@ -163,7 +163,7 @@ def test_the_demo_set_is_a_stand_in_under_its_path_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
-    data = shutil.copytree(trained.data, tmp_path / f"demo-hard-v{crad.demo._VERSION}")
+    data = shutil.copytree(trained.data, tmp_path / f"demo-hard-v{crad.data.demo._VERSION}")
     for folder, count in ((data, 1), (data / "brick", 1), (trained.data, 0)):
         assert command(main, "--checkpoint", str(trained.output), "--data", str(folder)) == 0
         assert capsys.readouterr().out.count("a stand-in, not a benchmark") == count

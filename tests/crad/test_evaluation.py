@@ -9,9 +9,9 @@ import torch
 import crad.data.samples
 from crad.command_line import BadImages
 from crad.data import find_dataset
-from crad.evaluation import Evaluation, Truths
-from crad.images import ImageError
-from crad.protocol import PROTOCOLS
+from crad.errors import ImageError
+from crad.scoring.evaluation import Evaluation, Truths
+from crad.scoring.protocols import PROTOCOLS
 
 SIZE = 64
 

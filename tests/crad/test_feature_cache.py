@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import crad.feature_cache
-from crad.batches import load_batches
-from crad.checkpoint import ALL_PARTS, read_checkpoint
-from crad.feature_cache import FeatureCache, available_memory
-from crad.features import extract
-from crad.images import ImageError
+import crad.training.feature_cache
+from crad.data.batches import load_batches
+from crad.errors import ImageError
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
+from crad.training.feature_cache import FeatureCache, available_memory
+from crad.training.features import extract
 
 Train = Callable[..., int]
 
@@ -70,7 +70,9 @@ def test_the_default_budget_is_half_of_what_is_available(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(crad.feature_cache, "_LIMITS", (str(limit), str(tmp_path / "missing")))
+    monkeypatch.setattr(
+        crad.training.feature_cache, "_LIMITS", (str(limit), str(tmp_path / "missing"))
+    )
     whole = available_memory()
     limit.write_text("max\n")
     assert available_memory() == pytest.approx(whole, rel=0.5)

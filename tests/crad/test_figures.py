@@ -11,22 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from crad.checkpoint import ALL_PARTS, CheckpointError, read_checkpoint
+from benchmarks.paper import decoder, figure2b, figure3, figure4, figure5, opened
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.coordinates import global_coords, local_coords, plane
+from benchmarks.paper.decoder import Decoder, Decoders, representations, train_decoder
+from benchmarks.paper.drawing import COLOURS, class_style, drawing, save, show_image
+from benchmarks.paper.figure2b import entry_gradients
+from benchmarks.paper.opened import open_run
+from benchmarks.paper.runs import Runs
+from benchmarks.paper.variants import CRAD as FULL
+from benchmarks.paper.variants import GLOBAL
 from crad.command_line import CommandError
 from crad.config import Config
 from crad.data import Sample, find_dataset
 from crad.detector import load
-from crad.model import CRAD
-from crad.reproduce import decoder, figure2b, figure3, figure4, figure5, opened
-from crad.reproduce.__main__ import main
-from crad.reproduce.coordinates import global_coords, local_coords, plane
-from crad.reproduce.decoder import Decoder, Decoders, representations, train_decoder
-from crad.reproduce.drawing import COLOURS, class_style, drawing, save, show_image
-from crad.reproduce.figure2b import entry_gradients
-from crad.reproduce.opened import open_run
-from crad.reproduce.runs import Runs
-from crad.reproduce.variants import CRAD as FULL
-from crad.reproduce.variants import GLOBAL
+from crad.errors import CheckpointError
+from crad.model.crad import CRAD
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
 pytest.importorskip("matplotlib")
 

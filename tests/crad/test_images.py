@@ -6,15 +6,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from crad.images import (
-    ImageError,
-    find_images,
-    natural_key,
-    open_image,
-    open_mask,
-    to_rgb,
-    to_tensor,
-)
+from crad.data.images import find_images, natural_key, open_image, open_mask, to_rgb, to_tensor
+from crad.errors import ImageError
 
 RAMP = np.linspace(0, 255, 12 * 20).round().astype(np.uint8).reshape(12, 20)
 COLOUR = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=2)

@@ -11,16 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crad
-from crad.checkpoint import ALL_PARTS, read_checkpoint
-from crad.memories import (
-    AddressName,
-    AttentionMemory,
-    MemoryName,
-    MissingPackageError,
-    QuantizedMemory,
-)
-from crad.model import CRAD, AbsentName
-from crad.training import Training
+from crad.errors import MissingPackageError
+from crad.model.crad import CRAD, AbsentName
+from crad.model.memories import AddressName, AttentionMemory, MemoryName, QuantizedMemory
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
+from crad.training.loop import Training
 
 Train = Callable[..., int]
 CHANNELS, VALUES = 6, 20

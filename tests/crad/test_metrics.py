@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from crad import metrics
 from crad.data import Sample
-from crad.metrics import (
+from crad.scoring import metrics
+from crad.scoring.metrics import (
     FPR_LIMIT,
     METRIC_NAMES,
     ScoredImage,

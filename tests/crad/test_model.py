@@ -8,7 +8,7 @@ from torch.nn import BatchNorm2d
 
 from crad.config import PRESETS, PresetName
 from crad.detector import create_model
-from crad.model import CRAD
+from crad.model.crad import CRAD
 
 CHANNELS_LAST = torch.channels_last
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from crad.nearest_neighbour import nearest_neighbour_maps
+from crad.model.nearest_neighbour import nearest_neighbour_maps
 
 
 def test_distances_are_those_of_cdist() -> None:

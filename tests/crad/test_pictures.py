@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from crad.data import Sample
-from crad.images import ImageError
-from crad.metrics import ScoredImage
-from crad.pictures import colour_scale, heat_map, write_sheets
+from crad.errors import ImageError
+from crad.report.sheets import colour_scale, heat_map, write_sheets
+from crad.scoring.metrics import ScoredImage
 
 
 def lightness(rgb):
@@ -55,7 +55,7 @@ def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
         opened.append(path)
         return Image.open(path).convert("RGB")
 
-    monkeypatch.setattr("crad.pictures.open_image", spy)
+    monkeypatch.setattr("crad.report.sheets.open_image", spy)
     bolts = [image for image in images if image.sample.class_name == "bolt"]
     write_sheets(tmp_path, bolts, rows=8)
     shown = [f"{path.parent.name}/{path.stem}" for path in opened]

@@ -13,7 +13,7 @@ from PIL import Image
 import crad
 import crad.predict
 from crad.command_line import run_command
-from crad.images import open_image
+from crad.data.images import open_image
 from crad.predict import find_inputs, main
 
 Command = Callable[..., int]

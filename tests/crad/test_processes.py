@@ -13,19 +13,19 @@ import pytest
 import torch
 
 import crad.evaluate
-from crad import processes
-from crad.checkpoint import ALL_PARTS, read_checkpoint
 from crad.command_line import CommandError, run_command
-from crad.devices import DeviceError
+from crad.errors import DeviceError
+from crad.training import processes
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 
 INTERRUPTED = """
 import time
 
-from crad import processes
+from crad.training import processes
 from crad.train import main
-from crad.training import Training
+from crad.training.loop import Training
 
 epoch = Training.run_epoch
 

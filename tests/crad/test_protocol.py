@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate, uniform_filter
 
-from crad.protocol import PROTOCOLS, Protocol, choose_protocols
+from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
 
 CRAD = PROTOCOLS["crad"]
 

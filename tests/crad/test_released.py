@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.released_model import ReleasedCRAD
 from crad.convert import from_released
-from crad.model import CRAD
-from crad.released import ReleasedStateError, translate
+from crad.model.crad import CRAD
+from crad.model.released import ReleasedStateError, translate
 
 CHANNELS, SIDE, EXPANSION = 8, 5, 12
 

@@ -13,25 +13,25 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmarks.paper.report
+import benchmarks.paper.runs
 import crad
-import crad.reproduce.report
-import crad.reproduce.runs
-import crad.results
+import crad.report.results
+from benchmarks.paper import decoder, dims, figure2b, orderings, tables
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.measured import Measured
+from benchmarks.paper.options import parse_options
+from benchmarks.paper.published import is_published_data, published, published_classes
+from benchmarks.paper.reading import count_read
+from benchmarks.paper.report import check_page, put_into
+from benchmarks.paper.runs import Runs
+from benchmarks.paper.targets import TARGETS
+from benchmarks.paper.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT, Variant
 from crad.command_line import CommandError
 from crad.config import Config
-from crad.demo import write_demo
-from crad.memories import ContinuousMemory
-from crad.reproduce import decoder, dims, figure2b, orderings, tables
-from crad.reproduce.__main__ import main
-from crad.reproduce.measured import Measured
-from crad.reproduce.options import parse_options
-from crad.reproduce.published import is_published_data, published, published_classes
-from crad.reproduce.reading import count_read
-from crad.reproduce.report import check_page, put_into
-from crad.reproduce.runs import Runs
-from crad.reproduce.targets import TARGETS
-from crad.reproduce.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT, Variant
-from crad.training import Training
+from crad.data.demo import write_demo
+from crad.model.memories import ContinuousMemory
+from crad.training.loop import Training
 
 Command = Callable[..., int]
 SMALL = (
@@ -444,12 +444,12 @@ def test_the_page_names_the_commits(
         results = json.loads(path.read_text())
         results["environment"] |= {"commit": trained}
         path.write_text(json.dumps(results))
-        monkeypatch.setattr(crad.reproduce.report, "commit", lambda: written)
+        monkeypatch.setattr(benchmarks.paper.report, "commit", lambda: written)
         assert command(main, *given) == 0
         return (output / "table5.md").read_text().rpartition(", crad ")[2]
 
     with monkeypatch.context() as patch:
-        patch.setattr(crad.results, "commit", lambda: "aaaa")
+        patch.setattr(crad.report.results, "commit", lambda: "aaaa")
         assert command(main, *given) == 0
     date = f". Written on {datetime.now(UTC):%Y-%m-%d}"
     assert about("aaaa", "aaaa").endswith(f", commit aaaa{date}.\n")
@@ -462,7 +462,7 @@ def test_a_page_that_cannot_be_used_is_refused_before_training(
     demo_root: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, output = tmp_path / "page.md", tmp_path / "made"
-    page.write_text("<!-- table5: written by python -m crad.reproduce -->\n")
+    page.write_text("<!-- table5: written by python -m benchmarks.paper -->\n")
     given = ("--data", str(demo_root), "--output", str(output), "--report", str(page), *SMALL)
     assert command(main, "table1", "table5", *given) == 1
     assert "'<!-- end of table5 -->' once and in this order" in capsys.readouterr().err
@@ -487,9 +487,9 @@ def test_runs_are_used_again_and_gone_on_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     loads: list[object] = []
-    load = crad.reproduce.runs.load
+    load = benchmarks.paper.runs.load
     monkeypatch.setattr(
-        crad.reproduce.runs, "load", lambda *given: loads.append(given) or load(*given)
+        benchmarks.paper.runs, "load", lambda *given: loads.append(given) or load(*given)
     )
     arguments = ("table5", "--data", str(demo_root), "--seeds", "1", *SMALL)
     output, page = tmp_path / "made", tmp_path / "page.md"

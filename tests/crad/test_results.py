@@ -5,8 +5,8 @@ import subprocess
 import pytest
 import torch
 
-import crad.results
-from crad.results import DEMO_NOTE, Results, commit, environment, table, write_results
+import crad.report.results
+from crad.report.results import DEMO_NOTE, Results, commit, environment, table, write_results
 
 
 def means(image_auroc, pixel_auroc):
@@ -66,7 +66,7 @@ def test_the_commit_is_that_of_the_code(monkeypatch, tmp_path):
     who = ["-c", "user.name=A", "-c", "user.email=a@b.c"]
     code = tmp_path / "results.py"
     code.write_text("")
-    monkeypatch.setattr(crad.results, "__file__", str(code))
+    monkeypatch.setattr(crad.report.results, "__file__", str(code))
     found = commit.__wrapped__
     assert found() is None
     subprocess.run([*git, "init", "-q"], check=True)

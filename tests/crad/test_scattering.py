@@ -7,7 +7,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from crad.scattering import (
+from crad.backbones.scattering import (
     ANGLES,
     CHANNELS,
     SCALES,

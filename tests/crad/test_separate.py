@@ -11,12 +11,12 @@ import pytest
 import crad
 import crad.evaluate
 from crad.data import find_dataset
-from crad.metrics import METRIC_NAMES, summarise
 from crad.options import parse_options
-from crad.results import Results
+from crad.report.results import Results
+from crad.scoring.metrics import METRIC_NAMES, summarise
 from crad.separate import combine
 from crad.train import main
-from crad.training import Training
+from crad.training.loop import Training
 
 Train = Callable[..., int]
 EPOCH = Training.run_epoch

@@ -1,6 +1,6 @@
 """Tables for a terminal: what is flush where, and how wide characters are."""
 
-from crad import tables
+from crad.report import tables
 
 
 def test_words_are_flush_left_and_numbers_flush_right() -> None:

@@ -11,15 +11,15 @@ import pytest
 import crad
 import crad.evaluate
 import crad.predict
-from crad.checkpoint import read_checkpoint
 from crad.data import Dataset, Sample, find_dataset
-from crad.thresholds import (
+from crad.scoring.calibration import (
     Threshold,
     Thresholds,
     hold_back,
     measure_decisions,
     take_thresholds,
 )
+from crad.training.checkpoint import read_checkpoint
 
 Command = Callable[..., int]
 

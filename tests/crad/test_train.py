@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import crad.batches
+import crad.data.batches
 import crad.evaluate
 import crad.train
-from crad.checkpoint import ALL_PARTS, read_checkpoint
-from crad.metrics import METRIC_NAMES
+from crad.scoring.metrics import METRIC_NAMES
 from crad.train import main
-from crad.training import Training, split_epoch
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
+from crad.training.loop import Training, split_epoch
 
 Train = Callable[..., int]
 EPOCH = Training.run_epoch
@@ -294,7 +294,7 @@ def test_no_epoch_opens_a_file(
     trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = 0
-    open_image = crad.batches.open_image
+    open_image = crad.data.batches.open_image
 
     def counting(path: Path) -> object:
         nonlocal opened
@@ -307,7 +307,7 @@ def test_no_epoch_opens_a_file(
         assert opened == before > 0
         return loss
 
-    monkeypatch.setattr(crad.batches, "open_image", counting)
+    monkeypatch.setattr(crad.data.batches, "open_image", counting)
     monkeypatch.setattr(Training, "run_epoch", epoch)
     assert train_command(trained.data, tmp_path) == 0
     # Statistics and features of the images trained on, features of those held back and of the test.

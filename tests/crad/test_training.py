@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from crad.config import Config
-from crad.features import Features
-from crad.model import CRAD
-from crad.training import Training, TrainingError
+from crad.errors import TrainingError
+from crad.model.crad import CRAD
+from crad.training.features import Features
+from crad.training.loop import Training
 
 
 @pytest.mark.parametrize("finite_epochs", [0, 1])

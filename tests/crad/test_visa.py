@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data import DataError, find_dataset
-from crad.images import open_image
+from crad.data import find_dataset
+from crad.data.images import open_image
+from crad.errors import DataError
 
 HEADER = "object,split,label,image,mask"
 SIZES = {"candle": (30, 20), "pcb1": (20, 15), "pipe_fryum": (24, 24)}

@@ -1,0 +1,62 @@
+"""The command ``python -m benchmarks.paper``."""
+
+from collections.abc import Sequence
+
+from benchmarks.paper.drawing import check_drawing
+from benchmarks.paper.files import write_text
+from benchmarks.paper.options import ReproduceOptions, parse_options
+from benchmarks.paper.published import is_published_data
+from benchmarks.paper.report import check_page, put_into, section
+from benchmarks.paper.runs import Runs
+from benchmarks.paper.targets import TARGETS
+from crad.command_line import check_output, run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what the command line says."""
+    options = parse_options(arguments)
+    run_command(lambda: reproduce(options), again="go on with the same command")
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Make tables and figures, training what they need.
+
+    Raises:
+        CommandError: the data do not fit a table, or a folder or the page cannot be used.
+        Exception: what `benchmarks.paper.runs.Runs.finish` raises.
+    """
+    check_output(options.output)
+    if options.report:
+        check_page(options.report, options.targets)
+    runs = Runs(
+        options.config,
+        options.seeds,
+        options.output,
+        options.device,
+        options.skip_bad,
+        options.feature_memory,
+    )
+    targets = {name: TARGETS[name] for name in dict.fromkeys(options.targets)}
+    for name, target in targets.items():
+        if target.drawn:
+            check_drawing()
+        if target.of:
+            is_published_data(name, options.config.data, runs.classes(), target.of)
+    for one_seed in (False, True):
+        some = [target for target in targets.values() if target.one_seed == one_seed]
+        if some:
+            some[0].select(runs).finish(variant for each in some for variant in each.variants)
+    for name, target in targets.items():
+        chosen = target.select(runs)
+        body = target.make(chosen, options.output)
+        text = section(target, body, chosen, options.command)
+        write_text(options.output / f"{name}.md", text)
+        if options.report:
+            put_into(options.report, name, text, options.output)
+        print(f"\n{text}")
+    beside = f" and {options.report}" if options.report else ""
+    print(f"written to {options.output}{beside}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Where features lie in the continuous memories of a model, for those that have a plane."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from benchmarks.paper.opened import OpenedRun
+from crad.command_line import CommandError
+from crad.data import Sample
+from crad.model.crad import CRAD
+from crad.model.memories import ContinuousMemory
+from crad.training.inputs import Images
+
+PlaneName = Literal["local", "global"]
+
+
+def plane(model: CRAD, name: PlaneName) -> ContinuousMemory:
+    """The local or the global memory of a model, whose coordinates can be drawn on a plane.
+
+    Raises:
+        CommandError: it is no grid with two axes.
+    """
+    memory = model.local_representation if name == "local" else model.global_representation
+    size = tuple(memory.memory.values.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
+    if not isinstance(memory, ContinuousMemory) or len(size) != 2:
+        found = f"a grid of {' x '.join(map(str, size))}" if size else "another memory or none"
+        raise CommandError(
+            f"figure: expected a {name} memory that is a grid with two axes, whose coordinates can "
+            f"be drawn, but the model has {found}; train one with --{name}.memory grid and two "
+            f"numbers in --{name}.resolution"
+        )
+    return memory
+
+
+@torch.no_grad()
+def local_coords(model: CRAD, feature: Tensor) -> Tensor:
+    """The coordinates of every position in the local memory, ``(B, H, W, 2)``, x first.
+
+    Args:
+        model: whose local memory is a grid with two axes.
+        feature: ``(B, C, H, W)`` float32.
+
+    Raises:
+        CommandError: as for `plane`.
+    """
+    coords: Tensor = plane(model, "local").coordinates(feature.permute(0, 2, 3, 1))
+    return coords
+
+
+@torch.no_grad()
+def global_coords(model: CRAD, feature: Tensor) -> Tensor:
+    """The coordinates of every image in the global memory, ``(B, 2)``; as for `local_coords`."""
+    coords: Tensor = plane(model, "global").coordinates(feature.mean(dim=(2, 3)))
+    return coords
+
+
+def image_coords(run: OpenedRun, images: Images) -> npt.NDArray[np.float32]:
+    """The coordinates of the images of a run in its global memory, ``(N, 2)``.
+
+    Raises:
+        CommandError: as for `plane`.
+    """
+    batches = torch.arange(len(images.samples)).split(64)
+    found = [global_coords(run.model, images.features.batch(each, run.device)) for each in batches]
+    coords: npt.NDArray[np.float32] = torch.cat(found).cpu().numpy()
+    return coords
+
+
+def image_records(
+    run: OpenedRun, samples: Sequence[Sample], coords: npt.NDArray[np.float32]
+) -> Iterator[dict[str, Any]]:
+    """Images and their coordinates ``(N, 2)``, as records."""
+    for sample, (x, y) in zip(samples, coords.tolist(), strict=True):
+        yield {
+            "image": sample.path.relative_to(run.dataset.root).as_posix(),
+            "class": sample.class_name,
+            "defect": sample.defect,
+            "dim1": x,
+            "dim2": y,
+        }
+
+
+def share_on_a_line(coords: npt.NDArray[np.float32]) -> float:
+    """How much of the variance of points ``(N, 2)`` is along one direction, 0.5 to 1."""
+    variances = np.linalg.svd(coords - coords.mean(axis=0), compute_uv=False) ** 2
+    return float(variances[0] / max(variances.sum(), 1e-12))

@@ -1,0 +1,186 @@
+"""A small network that makes images of features, so that a person can see what features hold."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.paper.opened import OpenedRun
+from crad.command_line import CommandError
+from crad.data.batches import load_batches
+from crad.files import write_atomically
+from crad.model.crad import CRAD
+
+DECODERS = "decoders"
+"""The folder that decoders are kept in, beside the runs."""
+
+_MOST = 512  # training images
+_STEPS = 400
+_BATCH_SIZE = 8
+_LEARNING_RATE = 4e-3
+_WIDTH = 64
+
+
+class Decoder(nn.Module):
+    """Make images of features: ``(B, C, H, W)`` in, ``(B, 3, 4 H, 4 W)`` out.
+
+    Args:
+        channels: channels C of a feature.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.layers = nn.Sequential(
+            _convolution(channels, _WIDTH),
+            nn.GELU(),
+            _convolution(_WIDTH, _WIDTH),
+            nn.GELU(),
+            _convolution(_WIDTH, 2 * _WIDTH),
+            nn.PixelShuffle(2),
+            nn.GELU(),
+            _convolution(_WIDTH // 2, _WIDTH // 2),
+            nn.GELU(),
+            _convolution(_WIDTH // 2, 12),
+            nn.PixelShuffle(2),
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Decode features; pixels in [0, 1] but for overshoot."""
+        decoded: Tensor = self.layers((feature - self.mean) / self.std)
+        return decoded + 0.5
+
+
+class Decoders:
+    """Decoders of the features of a run: trained on its training images, kept, and used again.
+
+    Args:
+        run: whose training images they are trained on; at most 512 of them, evenly chosen.
+        folder: where they are kept, each under a name that says what it was trained on.
+    """
+
+    def __init__(self, run: OpenedRun, folder: Path) -> None:
+        self._run = run
+        self._folder = folder
+        self._inputs: tuple[Tensor, Tensor] | None = None
+
+    def decode(self, kind: str, feature: Tensor) -> npt.NDArray[np.uint8]:
+        """Decode features of a kind that `representations` names, to ``(B, 4 H, 4 W, 3)`` uint8.
+
+        Raises:
+            CommandError: the decoder that is kept is damaged.
+            ImageError: a training image cannot be read.
+            OSError: the decoder cannot be written.
+        """
+        run = self._run
+        decoder = Decoder(feature.shape[1]).to(run.device)
+        states = [run.backbone.state_dict()]
+        if kind != "feature":  # all models of a backbone share the decoder of its own features
+            states.append(run.model.state_dict())
+        path = self._folder / f"{kind}-{_digest(states, repr(run.train))}.safetensors"
+        if path.exists():
+            try:
+                decoder.load_state_dict(safetensors.torch.load_file(path))
+            except (safetensors.SafetensorError, RuntimeError) as error:
+                raise CommandError(
+                    f"decoder: '{path}' is damaged ({error}); remove it, and run the command again"
+                ) from error
+        else:
+            features, images = self._training_images()
+            kinds = [representations(run.model, each)[kind] for each in features.split(_MOST // 8)]
+            train_decoder(decoder, torch.cat(kinds), images, run.config.seed, kind)
+            state = {name: each.cpu().contiguous() for name, each in decoder.state_dict().items()}
+            data = safetensors.torch.save(state)
+            write_atomically(path, lambda file: file.write(data))
+        with torch.no_grad():
+            decoded = decoder.eval()(feature).clamp(0, 1).mul(255).round().to(torch.uint8)
+        pixels: npt.NDArray[np.uint8] = decoded.permute(0, 2, 3, 1).cpu().numpy()
+        return pixels
+
+    def _training_images(self) -> tuple[Tensor, Tensor]:
+        """Some training images: features ``(N, C, H, W)``, images ``(N, 3, 4 H, 4 W)``."""
+        if self._inputs is None:
+            run = self._run
+            features = run.images(run.some_of_train(_MOST)).features
+            size = 4 * features.values.shape[1]
+            batches = load_batches(features.paths, size=size, batch_size=16)
+            images = torch.cat([batch.images for batch in batches])
+            everything = torch.arange(len(features))
+            self._inputs = features.batch(everything, run.device), images.to(run.device)
+        return self._inputs
+
+
+@torch.no_grad()
+def representations(model: CRAD, feature: Tensor) -> dict[str, Tensor]:
+    """What a model makes of features ``(B, C, H, W)`` on the way, each of the same shape.
+
+    ``"feature"`` is the feature itself, ``"local"`` and ``"global"`` what the memories have in its
+    place (equations 2 and 3) where there are such, and ``"normal"`` the two fused (equation 4).
+    """
+    feature = feature.contiguous(memory_format=torch.channels_last)
+    represented, _ = model.represent(feature)
+    found = {"feature": feature}
+    names = [name for name in ("global", "local") if getattr(model, f"{name}_representation")]
+    if model.absent == "zeros":
+        names = ["global", "local"]
+    found |= zip(names, represented.split(feature.shape[1], dim=1), strict=True)
+    return found | {"normal": model.fusion(represented)}
+
+
+def train_decoder(
+    decoder: Decoder, feature: Tensor, images: Tensor, seed: int, what: str = "feature"
+) -> None:
+    """Train a decoder, in place: the mean absolute difference of pixels, Adam, one cycle.
+
+    Args:
+        decoder: new; its weights are drawn here.
+        feature: ``(N, C, H, W)``, on the decoder's device.
+        images: ``(N, 3, 4 H, 4 W)`` in [0, 1], likewise.
+        seed: of the weights and of the order of the images.
+        what: it is trained on, to be shown beside the progress.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            if weight.ndim > 1:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.zeros_(weight)
+        decoder.mean.copy_(feature.mean(dim=(0, 2, 3))[:, None, None])
+        decoder.std.copy_(feature.std(dim=(0, 2, 3)).clamp_min(1e-6)[:, None, None])
+    optimizer = torch.optim.Adam(decoder.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=_STEPS)
+    decoder.train()
+    for _ in tqdm(range(_STEPS), desc=f"decoder of {what}", leave=False, mininterval=0.5):
+        chosen = torch.randint(len(feature), (_BATCH_SIZE,), generator=generator)
+        chosen = chosen.to(feature.device)
+        loss = F.l1_loss(decoder(feature[chosen]), images[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _convolution(channels: int, width: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, padding=1, padding_mode="replicate")
+
+
+def _digest(states: Sequence[Mapping[str, Tensor]], more: str) -> str:
+    """A short name that no other tensors and text have."""
+    settings = (_MOST, _STEPS, _BATCH_SIZE, _LEARNING_RATE, _WIDTH)
+    digest = hashlib.sha256(repr((settings, more)).encode())
+    for state in states:
+        tensors = {name: each.cpu().contiguous() for name, each in state.items()}
+        digest.update(safetensors.torch.save(tensors))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""The runs that tables and figures are made from: trained once, gone on with, used again."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.paper.variants import Variant
+from crad.config import Config
+from crad.data import find_dataset
+from crad.data.demo import DEMO_NAMES, demo_dataset
+from crad.options import DeviceName, TrainOptions
+from crad.report.results import Results
+from crad.resume import checked, finished
+from crad.scoring.evaluation import RESULTS_NAME
+from crad.separate import train_separately
+from crad.train import Loaded, load, train_model
+from crad.training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of a reproduction, each in a folder of its name.
+
+    Attributes:
+        base: the settings that all have in common.
+        seeds: those of the runs of each variant.
+        output: the folder that theirs lie in.
+        device: where to compute.
+        skip_bad: whether to leave out images that cannot be read.
+        feature_memory: gigabytes of memory for features, as in `crad.options.TrainOptions`.
+    """
+
+    base: Config
+    seeds: tuple[int, ...]
+    output: Path
+    device: DeviceName = "auto"
+    skip_bad: bool = False
+    feature_memory: float | None = None
+
+    def folder(self, variant: Variant, seed: int) -> Path:
+        """The folder of a run."""
+        return self.output / f"{variant.name}-seed{seed}"
+
+    def results(self, variant: Variant) -> list[Results]:
+        """What was measured of the finished runs of a variant, in the order of the seeds."""
+        paths = [self.folder(variant, seed) / RESULTS_NAME for seed in self.seeds]
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the data.
+
+        Raises:
+            DataError: the data are not what they should be.
+        """
+        data = self.base.data
+        root = demo_dataset(data) if data in DEMO_NAMES else data
+        return find_dataset(root, classes=self.base.classes).classes
+
+    def finish(self, variants: Iterable[Variant]) -> None:
+        """Train what is missing, one run after the other, and go on with what was interrupted.
+
+        The features are computed once, and kept from one run to the next.
+
+        Raises:
+            CheckpointError: the checkpoint of a run is damaged.
+            CommandError: a folder holds a run with other settings, or training failed.
+            KeyboardInterrupt: the user stopped it; the message says how to go on.
+            MissingPackageError: a memory needs a package that is not installed.
+            Exception: what `crad.train.train_model` raises.
+        """
+        classes = self.classes()
+        needed = dict.fromkeys(variants)
+        todo = [(each, seed) for seed in self.seeds for each in needed]
+        runs = [checked(self._options(each, seed)) for each, seed in todo]
+        for run in runs:
+            run.config.check()
+        train_one = partial(train_model, show=False, load=_LoadOnce())
+        for number, (run, (variant, seed)) in enumerate(zip(runs, todo, strict=True), 1):
+            done = not variant.separate and finished(run, classes)
+            print(
+                f"run {number} of {len(runs)}: {variant.name}, seed {seed}"
+                f"{' (finished)' if done else ''}",
+                flush=True,
+            )
+            try:
+                if variant.separate:
+                    train_separately(run, train_one)
+                elif not done:
+                    train_one(run)
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(
+                    f"{number - 1} of {len(runs)} runs are finished, and nothing is lost; go on "
+                    "with the same command"
+                ) from interrupt
+
+    def _options(self, variant: Variant, seed: int) -> TrainOptions:
+        return TrainOptions(
+            variant.config(self.base, seed),
+            self.folder(variant, seed),
+            separate=variant.separate,
+            resume=True,
+            skip_bad=self.skip_bad,
+            feature_memory=self.feature_memory,
+            device=self.device,
+        )
+
+
+class _LoadOnce:
+    """What the last run had before it trained, for the next if it is on the same images."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._loaded: Loaded | None = None
+
+    def __call__(
+        self, options: TrainOptions, stored: Checkpoint | None, device: torch.device
+    ) -> Loaded:
+        """Load as `crad.train.load` does. A run that goes on has a backbone of its own."""
+        if stored:
+            return load(options, stored, device)
+        config = options.config
+        key = (
+            config.data, config.classes, config.backbone, config.weights, config.components,
+            config.image_size, config.calibration_share, config.calibration_share and config.seed,
+        )  # fmt: skip
+        if self._loaded and key == self._key:
+            return replace(self._loaded, seconds=0.0)
+        self._loaded = None  # makes room
+        self._key, self._loaded = key, load(options, stored, device)
+        return self._loaded

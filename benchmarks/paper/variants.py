@@ -1,0 +1,119 @@
+"""The detectors that the paper compares, as settings of one detector."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from crad.config import Config
+from crad.model.memories import MemoryName
+
+LOCAL_RESOLUTION = (8, 8)
+GLOBAL_RESOLUTION = (4, 4)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A detector: what stands for each memory, and which parts of CRAD it has.
+
+    Attributes:
+        local: the local memory.
+        global_: the global memory.
+        local_resolution: its entries per axis, as in `crad.CRAD`.
+        global_resolution: likewise.
+        refinement: whether the reconstruction is refined (equations 5 and 6).
+        jitter: whether local coordinates are jittered in training (section 3.3).
+        separate: a model for each class instead of one for all.
+    """
+
+    local: MemoryName = "grid"
+    global_: MemoryName = "grid"
+    local_resolution: tuple[int, ...] = LOCAL_RESOLUTION
+    global_resolution: tuple[int, ...] = GLOBAL_RESOLUTION
+    refinement: bool = True
+    jitter: bool = True
+    separate: bool = False
+
+    @property
+    def name(self) -> str:
+        """What a person and a folder call it: ``crad``, ``crad-no-jitter``, ``local-vq-64``.
+
+        Of a memory alone, the parts that it has are named, and of CRAD those that it lacks.
+        """
+        parts = ["crad"]
+        if self.global_ == "none":
+            parts = ["local", self.local, _entries(self.local, self.local_resolution)]
+        elif self.local == "none":
+            parts = ["global", self.global_, _entries(self.global_, self.global_resolution)]
+        has = {"refinement": self.refinement, "jitter": self.jitter}
+        if parts[0] == "crad":
+            parts += [f"no-{part}" for part, is_there in has.items() if not is_there]
+        else:
+            parts += [part for part, is_there in has.items() if is_there]
+        return "-".join([*parts, *(["separate"] if self.separate else [])])
+
+    def config(self, base: Config, seed: int) -> Config:
+        """The settings of this detector.
+
+        Args:
+            base: all other settings.
+            seed: of the run.
+        """
+        jitter_prob = base.local.jitter_prob if self.jitter else 0.0
+        return replace(
+            base,
+            seed=seed,
+            local=replace(
+                base.local,
+                memory=self.local,
+                resolution=self.local_resolution,
+                jitter_prob=jitter_prob,
+            ),
+            global_=replace(base.global_, memory=self.global_, resolution=self.global_resolution),
+            refinement=replace(base.refinement, off=not self.refinement),
+        )
+
+
+CRAD = Variant()
+CRAD_SEPARATE = Variant(separate=True)
+NO_JITTER = Variant(jitter=False)
+NO_REFINEMENT = Variant(refinement=False, jitter=False)
+
+
+def local_only(memory: MemoryName, resolution: Sequence[int]) -> Variant:
+    """A local memory alone, without refinement and jitter, as in table 1."""
+    return Variant(
+        local=memory,
+        global_="none",
+        local_resolution=tuple(resolution),
+        refinement=False,
+        jitter=False,
+    )
+
+
+def global_only(memory: MemoryName, resolution: Sequence[int]) -> Variant:
+    """A global memory alone, without refinement and jitter, as in table 1."""
+    return Variant(
+        local="none",
+        global_=memory,
+        global_resolution=tuple(resolution),
+        refinement=False,
+        jitter=False,
+    )
+
+
+LOCAL = local_only("grid", LOCAL_RESOLUTION)
+GLOBAL = global_only("grid", GLOBAL_RESOLUTION)
+
+LOCAL_VQ_64 = local_only("vq", [64])
+LOCAL_VQ_256 = local_only("vq", [256])
+LOCAL_ATTENTION_64 = local_only("attention", [64])
+LOCAL_ATTENTION_256 = local_only("attention", [256])
+GLOBAL_VQ_16 = global_only("vq", [16])
+GLOBAL_VQ_64 = global_only("vq", [64])
+GLOBAL_ATTENTION_16 = global_only("attention", [16])
+GLOBAL_ATTENTION_64 = global_only("attention", [64])
+
+
+def _entries(memory: MemoryName, resolution: Sequence[int]) -> str:
+    """``8x8`` of a grid, whose axes matter; ``64`` of another memory."""
+    return "x".join(map(str, resolution)) if memory == "grid" else str(math.prod(resolution))

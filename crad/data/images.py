@@ -1,0 +1,277 @@
+"""Reading pictures and masks of any kind: file, Pillow image, array or tensor to RGB."""
+
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from crad.errors import ImageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MaskResize",
+    "find_images",
+    "natural_key",
+    "open_image",
+    "open_mask",
+    "subfolders",
+    "to_rgb",
+    "to_tensor",
+]
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""File name endings taken for images, in lower case; upper case in a file name is the same."""
+
+MaskResize = Literal["nearest", "bilinear"]
+"""How a mask is resized, as `open_mask` says."""
+
+# Slack for floats that a resampling filter pushed out of [0, 1]; they are clipped.
+_OVERSHOOT = 1e-3
+
+# Python's warning filters belong to the process, so two threads must not swap them at once.
+_warning_filters = threading.Lock()
+
+
+def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sort key that orders ``img2`` before ``img10``."""
+    pieces = re.findall(r"(\D*)(\d*)", name.casefold())
+    return [(text, int(digits or -1)) for text, digits in pieces], name
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the image files directly in a folder, in natural order.
+
+    Args:
+        folder: an existing folder. Hidden files (a leading dot) are left out. A link that leads
+            nowhere is listed, so that opening it gives an error rather than silence.
+    """
+    return sorted(
+        (
+            path
+            for path in Path(folder).iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and not path.is_dir()
+        ),
+        key=lambda path: natural_key(path.name),
+    )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as 8-bit RGB.
+
+    EXIF orientation is applied; the first picture of a file of several is taken; `to_rgb` says how
+    the modes are converted.
+
+    Args:
+        path: an image file of any format Pillow reads, whatever its name ends in.
+
+    Returns:
+        A loaded Pillow image of mode RGB, whose file is closed.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, no image, or too large to be genuine.
+    """
+    with _reading(path):
+        return _rgb(_load(path))
+
+
+def open_mask(
+    path: str | os.PathLike[str], size: int | None = None, resize: MaskResize = "nearest"
+) -> npt.NDArray[np.bool_]:
+    """Read a ground-truth mask: True where a pixel is above zero in any colour.
+
+    So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions all mean the same. JPEG
+    smears a mask's edges over their neighbourhood; there, a pixel counts from half white on.
+
+    Args:
+        path: an image file; alpha is ignored.
+        size: side of the square to resize to, as `to_tensor` resizes its image; None keeps the
+            mask's own height and width.
+        resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as `to_tensor` does,
+            bilinear and antialiased, and then takes what is above one half.
+
+    Returns:
+        Bool array (size, size), or (height, width).
+
+    Raises:
+        ImageError: as for `open_image`.
+    """
+    with _reading(path):
+        image = _load(path)
+        threshold = 127 if image.format == "JPEG" else 0
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "LA":
+            image = image.getchannel(0)
+        elif image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
+            image = _rgb(image)
+        levels = np.asarray(image).astype(np.float32)
+        mask = (levels if levels.ndim == 2 else levels.max(axis=2)) > threshold
+        if size is None:
+            return mask
+        if resize == "nearest":
+            resized = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
+            return np.asarray(resized, dtype=np.bool_)
+        grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
+
+
+def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
+    """Convert an image in memory to 8-bit RGB.
+
+    Greyscale is repeated over the three channels and alpha is dropped. 16-bit values are scaled
+    from [0, 65535], not clipped. Pillow holds many 16-bit files in its 32-bit integer mode ``I``,
+    so that has the same range; floats have the range [0, 1]. A value outside its range is an error,
+    because a scale guessed for each image would make the scores of two images incomparable.
+
+    Args:
+        image: a Pillow image of any mode (EXIF orientation is applied); an array (H, W) or
+            (H, W, 1, 3 or 4) of bool, uint8, uint16 or float in [0, 1]; or a tensor
+            (1, 3 or 4, H, W) of the same types.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        ImageError: the shape, type or range is another.
+        TypeError: `image` is none of the three.
+    """
+    if isinstance(image, Image.Image):
+        with _reading(getattr(image, "filename", None) or "(in memory)"):
+            return _rgb(image)
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+            raise ImageError(
+                "to_rgb(): expected a tensor of shape (1, 3 or 4, height, width), "
+                f"but got shape {tuple(image.shape)}"
+            )
+        image = image.detach().cpu().movedim(0, -1)
+        array = (image.float() if image.is_floating_point() else image).numpy()
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        raise TypeError(
+            "to_rgb(): expected a Pillow image, a NumPy array or a tensor, "
+            f"but got {type(image).__name__}"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            "to_rgb(): expected an array of shape (height, width) or (height, width, 1, 3 or 4), "
+            f"but got shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ImageError(f"to_rgb(): expected at least one pixel, but got shape {array.shape}")
+    levels = _to_8_bit(array)
+    grey = levels.ndim == 2 or levels.shape[2] == 1
+    pixels = np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2) if grey else levels[..., :3]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def to_tensor(image: Image.Image, size: int) -> torch.Tensor:
+    """Resize an image to a square (bilinear, antialiased, not cropped) and make it a tensor.
+
+    Args:
+        image: a Pillow image of mode RGB, as from `open_image` or `to_rgb`.
+        size: side of the square in pixels.
+
+    Returns:
+        Float32 tensor (3, size, size) in [0, 1], contiguous.
+    """
+    resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into an `ImageError` that names the image."""
+    try:
+        yield
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise ImageError(
+            f"cannot read image '{os.fspath(path)}': it has more than {limit} million pixels; cut "
+            "it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if the file is to be trusted"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image, or of a format Pillow does not know"
+        raise ImageError(f"cannot read image '{os.fspath(path)}': {reason}") from error
+    except Exception as error:
+        # A damaged file makes Pillow's decoders raise nearly anything: SyntaxError, struct.error,
+        # EOFError, KeyError, zlib.error and others.
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"cannot read image '{os.fspath(path)}': {reason}") from error
+
+
+def _load(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a file completely, and close it."""
+    with Path(path).open("rb") as file:
+        if not file.peek(1):
+            raise ImageError("the file is empty")
+        with _warning_filters, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file)
+        image.load()
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to RGB, as `to_rgb` says."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        levels = np.asarray(image)
+        if image.mode == "I":
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ImageError(
+                    f"32-bit integers from {levels.min()} to {levels.max()}, where 0 to 65535 is "
+                    "the range; save it with 8 or 16 bits a pixel"
+                )
+            levels = levels.astype(np.uint16)
+        image = Image.fromarray(_to_8_bit(levels))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns of a palette's transparency
+    return image.convert("RGB")
+
+
+def _to_8_bit(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale bool, uint8, uint16 or float in [0, 1] to uint8, with rounding."""
+    if levels.dtype == np.bool_:
+        return levels.astype(np.uint8) * np.uint8(255)
+    if levels.dtype == np.uint8:
+        return levels
+    if levels.dtype.kind == "u" and levels.dtype.itemsize == 2:
+        return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if levels.dtype.kind == "f":
+        low, high = float(levels.min()), float(levels.max())
+        if not np.isfinite([low, high]).all():  # both are NaN if any pixel is
+            raise ImageError(
+                "floats with NaN or infinity among them, where 0 to 1 is the range; replace these"
+            )
+        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+            raise ImageError(
+                f"floats from {low:g} to {high:g}, where 0 to 1 is the range; divide by the "
+                "largest value a pixel can have"
+            )
+        scaled: npt.NDArray[np.uint8] = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+        return scaled
+    raise ImageError(
+        f"pixels of type {levels.dtype}; expected bool, uint8, uint16 or float in [0, 1]"
+    )

@@ -1,0 +1,143 @@
+"""The raw layout of VisA, as its archive has it.
+
+ROOT/split_csv/1cls.csv                                 object,split,label,image,mask
+ROOT/<class>/Data/Images/{Normal,Anomaly}/NNN.JPG       images
+ROOT/<class>/Data/Masks/Anomaly/NNN.png                 class ids; above 0 is a defect
+
+Each line of the table is an image: its class, ``train`` or ``test``, ``normal`` or ``anomaly``, and
+the paths of image and mask below ROOT. The table alone says what belongs to the data set.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from crad.data.samples import GOOD, ClassSamples, Sample
+from crad.errors import DataError
+
+_TABLE = PurePosixPath("split_csv", "1cls.csv")
+_COLUMNS = ("object", "split", "label", "image", "mask")
+_IMAGES = PurePosixPath("Data", "Images")
+_DEFECTS = {"normal": GOOD, "anomaly": "anomaly"}
+
+
+def is_visa(root: Path) -> bool:
+    """Whether a folder has the layout, or would have it if its table were not missing."""
+    if (root / _TABLE).exists() or (root / _IMAGES).is_dir():
+        return True
+    return any((folder / _IMAGES).is_dir() for folder in root.iterdir())
+
+
+def find_classes(root: Path) -> dict[str, Callable[[bool], ClassSamples]]:
+    """Read the table.
+
+    Args:
+        root: a folder with the layout.
+
+    Returns:
+        By class, what gives its samples, and checks that their files are there; its argument is the
+        `need_train` of `crad.data.find_dataset`.
+
+    Raises:
+        DataError: the table is missing, or a line of it is wrong; the message says which.
+    """
+    table = root / _TABLE
+    if not table.is_file():
+        raise DataError(_without_table(root))
+    train: dict[str, list[Sample]] = defaultdict(list)
+    test: dict[str, list[Sample]] = defaultdict(list)
+    lines: dict[str, int] = {}  # where each image stands
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+                raise DataError(
+                    f"data: '{table}' has no column {', '.join(missing)}; its first line should be "
+                    f"{','.join(_COLUMNS)}"
+                )
+            for row in reader:
+                cells = {name: (row[name] or "").strip() for name in _COLUMNS}
+                try:
+                    sample = _sample(root, cells)
+                    if first := lines.get(cells["image"]):
+                        raise ValueError(f"'{cells['image']}' is in line {first} already")
+                except ValueError as error:
+                    raise DataError(
+                        f"data: '{table}', line {reader.line_num}: {error}; correct the table, or "
+                        "take it from the archive again"
+                    ) from error
+                lines[cells["image"]] = reader.line_num
+                (train if cells["split"] == "train" else test)[sample.class_name].append(sample)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"data: '{table}' is no table of text ({error}); take it from the archive again"
+        ) from error
+    names = {*train, *test}
+    if not names:
+        raise DataError(f"data: '{table}' has no lines; take it from the archive again")
+    return {name: partial(_checked, table, name, train[name], test[name]) for name in names}
+
+
+def _without_table(root: Path) -> str:
+    """Say what a folder without the table lacks."""
+    if (root / _IMAGES).is_dir():
+        folder = root.resolve()
+        return (
+            f"data: '{root}' is one class of VisA; give the folder above it, with the class: "
+            f"--data {folder.parent} --classes {folder.name}"
+        )
+    return (
+        f"data: '{root}' holds classes in the layout of VisA, but no file '{_TABLE}', which says "
+        "what to train and to test on; take it from the archive"
+    )
+
+
+def _sample(root: Path, cells: dict[str, str]) -> Sample:
+    """One line of the table.
+
+    Raises:
+        ValueError: it is wrong; the message says how.
+    """
+    for name, words in (("split", ("train", "test")), ("label", tuple(_DEFECTS))):
+        if cells[name] not in words:
+            raise ValueError(f"expected {name} to be {' or '.join(words)}, but got '{cells[name]}'")
+    name = cells["object"]
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"expected object to be the name of a class, but got '{name}'")
+    defect = _DEFECTS[cells["label"]]
+    if defect != GOOD and cells["split"] == "train":
+        raise ValueError("an anomaly to train on; training takes normal images only")
+    if defect == GOOD and cells["mask"]:
+        raise ValueError("a normal image with a mask")
+    mask = _inside(root, "mask", cells["mask"]) if cells["mask"] else None
+    return Sample(_inside(root, "image", cells["image"]), name, defect, mask)
+
+
+def _inside(root: Path, column: str, text: str) -> Path:
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"expected {column} to be a path below '{root}', but got '{text}'")
+    return root / path
+
+
+def _checked(
+    table: Path, name: str, train: list[Sample], test: list[Sample], need_train: bool
+) -> ClassSamples:
+    """The samples of a class, if all their files are there."""
+    if need_train and not train:
+        raise DataError(
+            f"train: no line of '{table}' has a train image of class '{name}'; leave the class out "
+            "with --classes and the names of the others"
+        )
+    samples = train + test
+    files = [sample.path for sample in samples]
+    files += [sample.mask for sample in samples if sample.mask]
+    if missing := [file for file in files if not file.exists()]:
+        raise DataError(
+            f"data: {len(missing)} of the {len(files)} files of class '{name}' in '{table}' are "
+            f"missing, the first is '{missing[0]}'; extract the archive again, or choose other "
+            "classes with --classes"
+        )
+    return ClassSamples(tuple(train), tuple(test))

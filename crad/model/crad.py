@@ -1,0 +1,338 @@
+"""The CRAD model: feature maps in, their normal reconstruction and anomaly map out.
+
+Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024, section 3.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from crad.model.memories import AddressName, Memory, MemoryName, create_memory
+
+AbsentName = Literal["drop", "zeros"]
+
+# Features in a batch that an entry of vector quantisation is kept for. A batch has hundreds of
+# features for each local entry, but about one for each global entry.
+_DEAD_BELOW_LOCAL, _DEAD_BELOW_GLOBAL = 2.0, 0.1
+
+
+class Reconstruction(NamedTuple):
+    """What `CRAD` makes of a batch of features.
+
+    Attributes:
+        reconstruction: the refined normal feature, ``(B, C, H, W)``, equation 5.
+        anomaly_map: distance of the feature from its reconstruction, ``(B, H, W)``, at least 0,
+            equation 8.
+        loss: what training minimises, 0-d: the mean squared error of the reconstruction,
+            equation 7, and the commitment losses of vector quantisation.
+        normal_feature: the feature before refinement, ``(B, C, H, W)``, equation 4.
+        similarity: of the feature and the normal feature, ``(B, H, W)``, equation 6.
+    """
+
+    reconstruction: Tensor
+    anomaly_map: Tensor
+    loss: Tensor
+    normal_feature: Tensor
+    similarity: Tensor
+
+
+class CRAD(nn.Module):
+    """Reconstruct features from memories of normal features.
+
+    A local memory has a normal feature for each position, from the feature there (equation 2); a
+    global one has a whole normal feature map, from the mean of the features (equation 3). A network
+    fuses the two (equation 4).
+
+    Works in ``torch.channels_last`` memory format: a feature in that format is never copied, and
+    the results come in it.
+
+    Args:
+        channels: channels C of a feature.
+        height: height H of a feature.
+        width: width W of a feature.
+        local_memory: ``"grid"``, the continuous memory of the paper; ``"vq"`` or ``"attention"``,
+            the discrete ones of its table 1; or ``"none"``, which leaves the branch out.
+        global_memory: the same for the global memory.
+        local_resolution: entries per axis of the local memory; a grid has as many coordinates as
+            axes, a discrete memory as many entries as the product says.
+        global_resolution: the same for the global memory.
+        address: what a discrete memory compares with its entries, which the paper leaves open:
+            ``"feature"``, the feature itself (global: its mean over positions), or ``"hidden"``,
+            what the first layer of a coordinate network makes of it.
+        shrinkage: of the weights of ``"attention"``, as in `crad.model.memories.AttentionMemory`.
+        absent: what the fusion has for a branch that is left out, which the paper leaves open too:
+            ``"drop"``, nothing, so that it is C channels wide instead of 2 C; or ``"zeros"``.
+        depth: number of bottlenecks that fuse the two representations.
+        expansion: channels inside a bottleneck.
+        jitter_std: standard deviation of the noise on the coordinates of a local grid in training,
+            in [-1, 1] units (section 3.3).
+        jitter_prob: probability that a training batch is jittered at all; the paper's text has 1.
+        mse_weight: lambda_1 of equation 6; with both weights 0 there is no refinement.
+        cosine_weight: lambda_2 of equation 6.
+        mse_threshold: k of equation 6.
+
+    Raises:
+        MissingPackageError: if ``"vq"`` needs a package that is not installed.
+        TypeError: if a resolution is no sequence.
+        ValueError: if a size is not positive, an option of the jitter or the shrinkage is out of
+            range, a choice is unknown, or both memories are left out.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        local_memory: MemoryName = "grid",
+        global_memory: MemoryName = "grid",
+        local_resolution: Sequence[int] = (8, 8),
+        global_resolution: Sequence[int] = (4, 4),
+        address: AddressName = "feature",
+        shrinkage: float = 0.0,
+        absent: AbsentName = "drop",
+        depth: int = 11,
+        expansion: int = 864,
+        jitter_std: float = 0.05,
+        jitter_prob: float = 0.5,
+        mse_weight: float = 0.3,
+        cosine_weight: float = 0.7,
+        mse_threshold: float = 10.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"channels": channels, "height": height, "width": width, "expansion": expansion}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"CRAD(): expected {name} to be positive, but got {size}")
+        if depth < 0:
+            raise ValueError(f"CRAD(): expected depth to be at least 0, but got {depth}")
+        resolutions = {"local": local_resolution, "global": global_resolution}
+        for name, resolution in resolutions.items():
+            if not isinstance(resolution, Sequence):
+                raise TypeError(
+                    f"CRAD(): expected {name}_resolution to be a size for each coordinate, such as "
+                    f"(8, 8), but got {resolution!r}"
+                )
+            if not resolution or min(resolution) < 1:
+                raise ValueError(
+                    f"CRAD(): expected {name}_resolution to be one or more positive sizes, "
+                    f"but got {resolution!r}"
+                )
+        _check_choice("local_memory", local_memory, MemoryName)
+        _check_choice("global_memory", global_memory, MemoryName)
+        _check_choice("address", address, AddressName)
+        _check_choice("absent", absent, AbsentName)
+        if local_memory == global_memory == "none":
+            raise ValueError("CRAD(): expected a local or a global memory, but got none for both")
+        if not 0 <= shrinkage < 1:
+            raise ValueError(f"CRAD(): expected shrinkage to be 0 to 1, but got {shrinkage}")
+        if not 0 <= jitter_std < math.inf:
+            raise ValueError(
+                f"CRAD(): expected jitter_std to be at least 0 and finite, but got {jitter_std}"
+            )
+        if not 0 <= jitter_prob <= 1:
+            raise ValueError(f"CRAD(): expected jitter_prob to be 0 to 1, but got {jitter_prob}")
+        self.feature_size = (channels, height, width)
+        self.mse_weight = mse_weight
+        self.cosine_weight = cosine_weight
+        self.mse_threshold = mse_threshold
+        self.absent = absent
+        self.local_representation = create_memory(
+            local_memory,
+            channels,
+            channels,
+            local_resolution,
+            address=address,
+            shrinkage=shrinkage,
+            dead_below=_DEAD_BELOW_LOCAL,
+            jitter_std=jitter_std,
+            jitter_prob=jitter_prob,
+        )
+        # An entry holds a feature map in the order (H, W, C), so that it comes out channels last.
+        self.global_representation = create_memory(
+            global_memory,
+            channels,
+            height * width * channels,
+            global_resolution,
+            address=address,
+            shrinkage=shrinkage,
+            dead_below=_DEAD_BELOW_GLOBAL,
+        )
+        branches = 2 if absent == "zeros" else len(self.memories())
+        self.fusion = nn.Sequential(
+            *(Bottleneck(branches * channels, expansion) for _ in range(depth)),
+            nn.Conv2d(branches * channels, channels, 1, bias=False),
+        )
+        self.apply(_initialise)
+        self.fusion.to(memory_format=torch.channels_last)
+
+    def forward(self, feature: Tensor) -> Reconstruction:
+        """Reconstruct ``feature``.
+
+        Args:
+            feature: ``(B, C, H, W)``, floating point; computed in float32 but for the fusion, which
+                follows autocast.
+
+        Raises:
+            ValueError: if the shape of ``feature`` is another than the model was made for.
+        """
+        if feature.shape[1:] != self.feature_size:
+            expected = ", ".join(map(str, self.feature_size))
+            raise ValueError(
+                f"CRAD(): expected a feature of shape (B, {expected}), "
+                f"but got {tuple(feature.shape)}"
+            )
+        with torch.autocast(feature.device.type, enabled=False):
+            feature = feature.float().contiguous(memory_format=torch.channels_last)
+            represented, loss = self.represent(feature)
+        normal_feature = self.fusion(represented)
+        with torch.autocast(feature.device.type, enabled=False):
+            return self._refine(feature, normal_feature.float(), loss)
+
+    def represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
+
+        Returns:
+            The global and the local representation side by side, ``(B, C or 2 C, H, W)``, and what
+            the look-ups add to the loss.
+        """
+        channels, height, width = self.feature_size
+        parts = []
+        loss = feature.new_zeros(())
+        if self.global_representation:
+            recalled = self.global_representation(feature.mean(dim=(2, 3)))
+            parts.append(recalled.entries.view(-1, height, width, channels).permute(0, 3, 1, 2))
+            loss = loss + recalled.loss
+        elif self.absent == "zeros":
+            parts.append(torch.zeros_like(feature))
+        if self.local_representation:
+            recalled = self.local_representation(feature.permute(0, 2, 3, 1))
+            parts.append(recalled.entries.permute(0, 3, 1, 2))
+            loss = loss + recalled.loss
+        elif self.absent == "zeros":
+            parts.append(torch.zeros_like(feature))
+        return torch.cat(parts, dim=1), loss
+
+    def _refine(self, feature: Tensor, normal_feature: Tensor, loss: Tensor) -> Reconstruction:
+        # x - x_hat = (1 - S) (x - f_n), so the loss and the map need only sums over channels, and
+        # training never runs backward through the reconstruction itself.
+        mse = (feature - normal_feature).square().mean(dim=1)
+        similarity = self.mse_weight * (mse < self.mse_threshold).to(mse.dtype)
+        similarity = similarity + self.cosine_weight * F.cosine_similarity(feature, normal_feature)
+        error = (1 - similarity).square() * mse
+        return Reconstruction(
+            reconstruction=torch.lerp(normal_feature, feature, similarity[:, None]),
+            anomaly_map=(error * feature.shape[1]).sqrt(),
+            loss=error.mean() + loss,
+            normal_feature=normal_feature,
+            similarity=similarity,
+        )
+
+    def fold_batch_norm(self) -> "CRAD":
+        """Fold every BatchNorm into the convolution before it, in place, to infer only.
+
+        The results are the same to float32 rounding. The model is put into evaluation mode; its
+        parameters are no longer those of a checkpoint.
+
+        Returns:
+            This model.
+        """
+        self.eval()
+        for module in self.fusion.modules():
+            if isinstance(module, Bottleneck):
+                module.fold_batch_norm()
+        self.fusion.to(memory_format=torch.channels_last)
+        return self
+
+    def memory_parameters(self) -> Iterator[nn.Parameter]:
+        """The entries of the memories, which learn at a rate of their own."""
+        for memory in self.memories():
+            yield from memory.entries()
+
+    def memories(self) -> list[Memory]:
+        """The memories that there are: local, global."""
+        both = (self.local_representation, self.global_representation)
+        return [memory for memory in both if memory]
+
+    def network_parameters(self) -> Iterator[nn.Parameter]:
+        """All other parameters."""
+        memories = {id(values) for values in self.memory_parameters()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in memories)
+
+
+class Bottleneck(nn.Module):
+    """Residual inverted bottleneck with squeeze and excitation.
+
+    ``(B, channels, H, W)`` in and out (Howard et al., "Searching for MobileNetV3", ICCV 2019).
+
+    Args:
+        channels: channels outside.
+        expansion: channels inside.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, expansion, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(expansion)
+        self.depthwise = nn.Conv2d(expansion, expansion, 3, padding=1, groups=expansion, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(expansion)
+        self.excitation = SqueezeExcitation(expansion)
+        self.project = nn.Conv2d(expansion, channels, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expand, mix neighbours, weigh channels, project, add."""
+        inner = F.hardswish(self.expand_norm(self.expand(x)))
+        inner = F.hardswish(self.excitation(self.depthwise_norm(self.depthwise(inner))))
+        change: Tensor = self.project_norm(self.project(inner))
+        return x + change
+
+    def fold_batch_norm(self) -> None:
+        """Fold every BatchNorm, in evaluation mode, into the convolution before it, in place."""
+        for name in ("expand", "depthwise", "project"):
+            norm = getattr(self, f"{name}_norm")
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(self, name, fuse_conv_bn_eval(getattr(self, name), norm))
+                setattr(self, f"{name}_norm", nn.Identity())
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh channels by a function of their means (Hu et al., CVPR 2018).
+
+    ``(B, C, H, W)`` in and out.
+
+    Args:
+        channels: channels C.
+        reduction: how many times fewer channels there are in between.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        squeezed = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, squeezed, bias=False)
+        self.excite = nn.Linear(squeezed, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh the channels of ``x``."""
+        weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
+        return x * weights[:, :, None, None]
+
+
+def _check_choice(name: str, choice: str, known: Any) -> None:
+    if choice not in get_args(known):
+        raise ValueError(
+            f"CRAD(): expected {name} to be one of {', '.join(get_args(known))}, but got {choice!r}"
+        )
+
+
+def _initialise(module: nn.Module) -> None:
+    # Small weights: training starts with every coordinate near the centre of its memory.
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

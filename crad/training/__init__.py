@@ -1,0 +1,1 @@
+"""Training: features, the loop, the checkpoint, and the processes that share it."""

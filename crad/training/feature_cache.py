@@ -1,0 +1,96 @@
+"""Where features are kept: in memory as long as they fit, else in a temporary file."""
+
+import math
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from crad.training import processes
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SHARE = 0.5  # of the memory that is available
+
+
+class FeatureCache:
+    """Make the tensors that features are kept in, within a budget of memory.
+
+    What is beyond the budget lies in a file that is mapped into memory: the system holds as much of
+    it as there is room for. Several processes of a machine share such a file, whatever the budget.
+
+    The file lies in the folder that the environment variable TMPDIR names, else in ``/var/tmp``,
+    which unlike ``/tmp`` is on a disk. Its name is removed as soon as it is open, so that it is
+    gone once the process is, however that ends.
+
+    Args:
+        gigabytes: the budget, in 1e9 bytes; None takes half of the memory that is available.
+    """
+
+    def __init__(self, gigabytes: float | None = None) -> None:
+        self._left = _SHARE * available_memory() if gigabytes is None else 1e9 * gigabytes
+
+    def allocate(self, *size: int) -> Tensor:
+        """Make a float32 tensor to be filled, on the CPU.
+
+        Several processes have to call this together; their tensors are one.
+
+        Raises:
+            OSError: there is no space for the file; the message says the way out.
+        """
+        n_bytes = 4 * math.prod(size)
+        if not n_bytes or (processes.count() == 1 and n_bytes <= self._left):
+            self._left -= n_bytes
+            return torch.empty(size)
+        path = None
+        if processes.local_rank() == 0:
+            path = _reserve(n_bytes)
+        try:
+            path = processes.gather(path)[processes.rank() - processes.local_rank()]
+            assert path is not None  # that of the first process on this machine
+            tensor = torch.from_file(str(path), shared=True, size=math.prod(size))
+            processes.gather(None)  # all have opened it
+        finally:
+            if path and processes.local_rank() == 0:
+                path.unlink()
+        return tensor.view(size)
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping, of the container if it has a limit."""
+    available = int(psutil.virtual_memory().available)
+    for file in _LIMITS:
+        with suppress(OSError, ValueError):  # there is no such limit
+            available = min(available, int(Path(file).read_text()))
+    return available
+
+
+def _reserve(n_bytes: int) -> Path:
+    """Make a file of a size, with its space on the disk: a full one must not end the process."""
+    default = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
+    folder = Path(os.environ.get("TMPDIR") or default)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise OSError(
+            f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' is "
+            "no folder that can be written into; make it one, name another with the environment "
+            "variable TMPDIR, or let more stay in memory with --feature-memory"
+        )
+    if (free := shutil.disk_usage(folder).free) < n_bytes:
+        raise OSError(
+            f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' has "
+            f"{free / 1e9:.1f} GB free; free some space there, name another folder with the "
+            "environment variable TMPDIR, or let more stay in memory with --feature-memory"
+        )
+    descriptor, name = tempfile.mkstemp(prefix="crad-features-", dir=folder)
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except BaseException:
+        Path(name).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return Path(name)

@@ -1,0 +1,143 @@
+"""Features of many images, computed once and kept."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from crad.backbones import Backbone
+from crad.data.batches import Batch, load_batches
+from crad.detector import BATCH_SIZE
+from crad.errors import ImageError
+from crad.model.crad import CRAD
+from crad.training import processes
+from crad.training.feature_cache import FeatureCache
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features, in memory or in a file that is mapped into it.
+
+    Attributes:
+        values: ``(N, H, W, C)`` float32, on the CPU.
+        paths: the N files they were computed from.
+    """
+
+    values: Tensor
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def channels_first(self) -> Tensor:
+        """All features, ``(N, C, H, W)``, without a copy."""
+        return self.values.permute(0, 3, 1, 2)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Copy some to a device, ``(B, C, H, W)`` in channels-last memory format."""
+        chosen = self.values.index_select(0, indices)
+        return chosen.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def fit_backbone(
+    backbone: Backbone,
+    paths: Sequence[Path],
+    image_size: int,
+    *,
+    device: torch.device,
+    skip: Callable[[ImageError], object] | None,
+) -> None:
+    """Fit the backbone's statistics on the images of some files; arguments as in `extract`.
+
+    The main process does, and gives the backbone to all.
+    """
+
+    def fitted() -> dict[str, Tensor]:
+        loaded = load_batches(paths, size=image_size, batch_size=BATCH_SIZE, skip=skip)
+        with closing(_progress(loaded, len(paths), "statistics")) as batches:
+            backbone.fit(batch.images.to(device) for batch in batches)
+        return {name: value.cpu() for name, value in backbone.state_dict().items()}
+
+    state = processes.on_main(fitted)
+    if not processes.is_main():
+        backbone.load_state_dict(state)
+
+
+@torch.no_grad()
+def extract(
+    backbone: Backbone,
+    paths: Sequence[Path],
+    image_size: int,
+    *,
+    device: torch.device,
+    skip: Callable[[ImageError], object] | None,
+    cache: FeatureCache | None = None,
+) -> Features:
+    """Compute the features of the images of some files; each process those of some batches.
+
+    Args:
+        backbone: fitted, on ``device``.
+        paths: the files, all different.
+        image_size: side in pixels that images are resized to.
+        device: where to compute.
+        skip: called with the error of an image that cannot be read, which is left out; None raises.
+        cache: where the features are kept; None has a budget of its own.
+
+    Raises:
+        ImageError: an image cannot be read; the message names it.
+        OSError: there is no space for the features.
+    """
+    if not paths:
+        return Features(torch.empty(0, 0, 0, 0), [])
+    blank = torch.zeros(1, 3, image_size, image_size, device=device)
+    channels, height, width = backbone(blank).shape[1:]
+    values = (cache or FeatureCache()).allocate(len(paths), height, width, channels)
+    rows = {path: row for row, path in enumerate(paths)}
+    machine = processes.local_rank(), processes.local_count()
+    mine = processes.share(paths, BATCH_SIZE, *machine)
+    filled: list[int] = []
+    loaded = load_batches(mine, size=image_size, batch_size=BATCH_SIZE, skip=skip)
+    with closing(_progress(loaded, len(mine), "features")) as batches:
+        for batch in batches:
+            chosen = [rows[path] for path in batch.paths if path is not None]
+            values[chosen] = backbone(batch.images.to(device)).permute(0, 2, 3, 1).cpu()
+            filled += chosen
+    kept = sorted({row for part in processes.gather(filled) for row in part})
+    if processes.local_rank() == 0:
+        for row, source in enumerate(kept):
+            if row != source:  # an image before it was left out
+                values[row] = values[source]
+    processes.gather(None)  # the others wait for that
+    return Features(values[: len(kept)], [paths[row] for row in kept])
+
+
+@torch.inference_mode()
+def anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Tensor:
+    """The maps of a model ``(N, H, W)``, before any protocol; each process makes some batches.
+
+    Args:
+        model: on ``device``; it is put into evaluation mode.
+        features: of the images.
+        device: where to compute.
+    """
+    model.eval()
+    rows = processes.share(range(len(features)), BATCH_SIZE, processes.rank(), processes.count())
+    maps = [torch.empty(0, *features.values.shape[1:3], device=device)]
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = torch.tensor(rows[start : start + BATCH_SIZE])
+        maps.append(model(features.batch(batch, device)).anomaly_map)
+    return processes.gather_rows(rows, torch.cat(maps))[1]
+
+
+def _progress(batches: Iterable[Batch], total: int, what: str) -> Generator[Batch]:
+    hidden = not processes.is_main()
+    with tqdm(
+        total=total, desc=what, unit="image", leave=False, mininterval=0.5, disable=hidden
+    ) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.paths))

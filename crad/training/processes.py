@@ -1,0 +1,163 @@
+"""The processes of a run: one, or those that torchrun starts to share its work.
+
+Each takes some batches of the images, and all get the results of all. The main process alone writes
+files and prints. Outside of `joined`, there is one process.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
+
+from crad.errors import DeviceError, LaunchError, PeerError
+
+T = TypeVar("T")
+
+# A process may wait long for another one, which reads all images or measures. One that fails is no
+# reason to wait: torchrun then ends all.
+_TIMEOUT = timedelta(days=7)
+
+# What torchrun sets for the processes to find each other.
+_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
+_ADDRESS = "MASTER_ADDR"
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the processes of this run for the block; there, all but the main one print nothing.
+
+    Models that exchange anything in training are to be made in the block.
+
+    Args:
+        device: where each computes; of several GPUs on a machine each process gets its own.
+
+    Raises:
+        DeviceError: there are fewer GPUs than processes.
+        LaunchError: some of what torchrun sets is not set, or not to a number.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
+    if "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    on_cpu = device.type == "cpu"
+    if not on_cpu and local_count() > torch.cuda.device_count():
+        raise DeviceError(
+            f"device: {local_count()} processes for {torch.cuda.device_count()} GPUs; lower "
+            "--nproc_per_node of torchrun, or take --device cpu"
+        )
+    _check_environment()
+    state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
+    with open(os.devnull, "w") as nowhere:
+        if is_main():
+            yield
+        else:
+            with redirect_stdout(nowhere):
+                yield
+    state.destroy_process_group()
+
+
+def _check_environment() -> None:
+    wrong = [name for name in _NUMBERS if not os.environ.get(name, "").isdecimal()]
+    wrong += [_ADDRESS] * (not os.environ.get(_ADDRESS))
+    if wrong:
+        raise LaunchError(
+            "processes: LOCAL_RANK is set in the environment, as torchrun does for each of several "
+            f"processes, but not as it does: {', '.join(wrong)}; start them with torchrun "
+            "--nproc_per_node N -m crad.train, or for a single process unset LOCAL_RANK"
+        )
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+def local_count() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:
+    """Give the part of a process: every `count`-th batch, from that of its number on.
+
+    So each batch is what it is in one process, and so is what is computed of it.
+    """
+    starts = range(rank * batch_size, len(items), count * batch_size)
+    return [item for start in starts for item in items[start : start + batch_size]]
+
+
+def gather(value: T) -> list[T]:
+    """Give all processes what each of them has, in order of their number."""
+    if count() == 1:
+        return [value]
+    values: list[T | None] = [None] * count()
+    with _exchange():
+        dist.all_gather_object(values, value)
+    return cast(list[T], values)
+
+
+def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]:
+    """Put together, in order of their number, the rows that each process has.
+
+    Args:
+        rows: R different numbers, of no other process.
+        values: ``(R, ...)``.
+
+    Returns:
+        All numbers, ascending, and the rows, on the device of ``values``.
+    """
+    if count() == 1:
+        return list(rows), values
+    parts = gather((list(rows), values.cpu()))
+    numbers = torch.tensor([row for found, _ in parts for row in found])
+    order = numbers.argsort()
+    together = torch.cat([part for _, part in parts])
+    return numbers[order].tolist(), together[order].to(values.device)
+
+
+def copy_main(tensors: Iterable[Tensor]) -> None:
+    """Give tensors, in place, the values that those of the main process have."""
+    if count() > 1:
+        with _exchange():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call a function in the main process, and give what it returns to all."""
+    if count() == 1:
+        return function()
+    values = [function() if is_main() else None]
+    with _exchange():
+        dist.broadcast_object_list(values, src=0)
+    return cast(T, values[0])
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Tell the loss of another process from errors in what this one computes."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerError(f"another process has ended ({error})") from error
