@@ -67,7 +67,7 @@ def measure(
 def _both_compute_the_same() -> None:
     ours, released = models(FEATURE_SIZE)
     assert isinstance(ours.local_representation, ContinuousMemory)
-    ours.local_representation.jitter_std = released.jitter_std = 0.0
+    ours.local_representation.memory.jitter_std = released.jitter_std = 0.0
     x = features(2, FEATURE_SIZE)
     result, (reconstruction, loss) = ours(x), released(x)
     torch.testing.assert_close(reconstruction, result.reconstruction, rtol=1e-3, atol=1e-3)

@@ -1,33 +1,93 @@
-"""What the commands share: how an error reaches the person at the terminal."""
+"""What the commands share: their options, and how an error reaches the person at the terminal."""
 
 import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias, TypeVar
 
-from tqdm import tqdm
+import tyro
 
-from crad.devices import freed_memory_kept
-from crad.errors import CradError, ImageError, MaskError, PeerError
-from crad.training import processes
+from crad.data.batches import BATCH_SIZE
+from crad.devices import PrecisionName, freed_memory_kept
+from crad.errors import CradError, PeerError, UsageError
 
-
-class CommandError(CradError):
-    """Something that a command cannot do; the message names it and the way out."""
-
+T = TypeVar("T")
 
 _ERROR_DELAY = 2.0  # seconds
 
+SkipBad: TypeAlias = Annotated[
+    bool,
+    tyro.conf.arg(help="Leave out images that cannot be read, and name them, instead of stopping."),
+]
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What to compute on."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, or one of several GPUs such as cuda:1; auto takes CUDA if there is a GPU."""
+    precision: PrecisionName = "auto"
+    """Precision of the fusion network; auto takes bf16 for a large one on a CPU that has matrix
+    instructions for it."""
+    compile: bool = False
+    """Compile the fusion network with torch.compile. A large network is faster then, after a minute
+    or so at the start."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions(ComputeOptions):
+    """What to compute on."""
+
+    batch_size: int = BATCH_SIZE
+    """Images computed at once."""
+
+    def check(self) -> None:
+        """Refuse a batch size that is not positive.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size: expected at least 1, but got {self.batch_size}")
+
+
+def parse(
+    options: type[T],
+    arguments: Sequence[str] | None,
+    *,
+    command: str,
+    description: str,
+    default: T | None = None,
+) -> T:
+    """Read a command line; a wrong one prints what is wrong and exits with code 2.
+
+    Args:
+        options: a dataclass; a group of options is a field of its own.
+        arguments: None takes those of the process.
+        command: its name.
+        description: for ``--help``; of less than 100 characters, as it is not wrapped.
+        default: what holds unless the command line says otherwise.
+    """
+    return tyro.cli(
+        options,
+        args=arguments,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        prog=f"crad {command}",
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
 
 def run_command(command: Callable[[], object], *, again: str = "run it again") -> None:
-    """Run a command; an expected error is one line on stderr and exit code 1, Ctrl-C is 130.
+    """Run a command; an error that a user can cause is one line on stderr.
 
-    A reader of the output that has seen enough, as ``head`` has, is no error: 141, in silence.
-    Of several processes, those beside the main one only print an error that it does not have.
+    The exit code is then 1, or 2 for a wrong command line; 130 after Ctrl-C; and 141, in silence,
+    if the reader of the output has seen enough, as ``head`` has. Of several processes, those beside
+    the main one only print an error that it does not have.
 
     Args:
         command: what to run.
@@ -39,9 +99,8 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
             command()
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        if beside:
-            sys.exit(130)
-        print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
+        if not beside:
+            print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # What is still buffered goes nowhere, rather than into a second error on exit.
@@ -53,87 +112,4 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
         if beside or isinstance(error, PeerError):
             time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
         print(f"error: {error}{way_out}", file=sys.stderr)
-        sys.exit(1)
-
-
-def refuse(message: str) -> NoReturn:
-    """Print what is wrong with the command line and exit with code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size that is not positive."""
-    if batch_size < 1:
-        refuse(f"--batch-size: expected at least 1, but got {batch_size}")
-
-
-def check_output(folder: Path) -> None:
-    """Refuse, before any work is done for it, an output folder that cannot be written into.
-
-    Raises:
-        CommandError: it is a file or lies in one, or writing there is not permitted.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise CommandError(f"output: '{there}' is a file; choose a folder with --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise CommandError(
-            f"output: writing into '{there}' is not permitted; choose another folder with --output"
-        )
-
-
-class BadImages:
-    """The images and masks that cannot be read: named and counted, each once, or an error.
-
-    Args:
-        skip: whether to go on without them (``--skip-bad``).
-    """
-
-    def __init__(self, *, skip: bool) -> None:
-        self._skip = skip
-        self._images: set[str] = set()
-        self._masks: set[str] = set()
-
-    def __call__(self, error: ImageError) -> None:
-        """Note an image or a mask that is left out.
-
-        Raises:
-            ImageError: if none may be left out.
-        """
-        if not self._skip:
-            raise ImageError(f"{error}; replace or remove it, or leave it out with --skip-bad")
-        noted = self._masks if isinstance(error, MaskError) else self._images
-        self._note(str(error), noted)
-
-    def share(self) -> None:
-        """Note what any process has left out."""
-        for images, masks in processes.gather((self._images, self._masks)):
-            for error in sorted(images):
-                self._note(error, self._images)
-            for error in sorted(masks):
-                self._note(error, self._masks)
-
-    def _note(self, error: str, noted: set[str]) -> None:
-        if error not in noted:
-            noted.add(error)
-            if processes.is_main():
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Leave out the image or mask whose reading fails in the block, or raise the error."""
-        try:
-            yield
-        except ImageError as error:
-            self(error)
-
-    def note(self) -> str | None:
-        """Say how many were left out; None if none was."""
-        images, masks = len(self._images), len(self._masks)
-        notes = []
-        if images:
-            notes.append(f"{images} image{'s' * (images > 1)} could not be read and left out")
-        if masks:
-            notes.append(f"{masks} mask{'s' * (masks > 1)} could not be read")
-        return "; ".join(notes) or None
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,15 +1,16 @@
-"""What determines a run: its settings, and the presets they start from."""
+"""The settings of a run, and the presets they start from."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-import tyro
+from tyro.conf import arg
 
-from crad.devices import PrecisionName
+from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
 from crad.scoring.protocols import ProtocolChoice, choose_protocols
@@ -18,282 +19,271 @@ PresetName = Literal["tiny", "crad-s", "crad"]
 
 
 @dataclass(frozen=True)
-class LocalConfig:
-    """The local memory: a normal feature for every position."""
+class DataConfig:
+    """What to learn from."""
 
-    memory: MemoryName = "grid"
-    """The continuous grid of CRAD, vector quantisation (which needs pip install 'crad[vq]'),
-    attention, or no local memory."""
-    resolution: tuple[int, ...] = (8, 8)
-    """Entries per axis. A grid has as many coordinates as axes (4 4 4 is a grid in 3-D); vq and
-    attention have as many entries as the product says."""
-    jitter_std: float = 0.05
-    """Standard deviation of the noise on a grid's coordinates in training, in [-1, 1] units."""
-    jitter_prob: float = 0.5
-    """Probability that a training batch is jittered; the paper's text has 1, its results 0.5."""
-
-
-@dataclass(frozen=True)
-class GlobalConfig:
-    """The global memory: a normal feature map for every image."""
-
-    memory: MemoryName = "grid"
-    """As for the local memory."""
-    resolution: tuple[int, ...] = (4, 4)
-    """As for the local memory."""
+    source: Annotated[str, arg(name="data")] = "demo"
+    """A folder in the layout of MVTec AD or VisA, or a generated set: demo, demo-hard."""
+    classes: tuple[str, ...] = ()
+    """Train on these classes only. Default: all."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and name them, instead of stopping."""
+    feature_memory: float | None = None
+    """Gigabytes of memory for the features of all images; the rest goes to a temporary file.
+    Default: half of what is available."""
 
 
 @dataclass(frozen=True)
-class DiscreteConfig:
-    """Memories that are vq or attention."""
+class ModelConfig:
+    """The network: all that is needed to make it again."""
 
-    address: AddressName = "feature"
-    """What is compared with the entries: the feature (global: its mean), or what the first layer of
-    a coordinate network makes of it."""
-    shrinkage: float = 0.0
-    """Weights of attention up to this become 0 (0.0025 in MemAE); 0 for none."""
-
-
-@dataclass(frozen=True)
-class RefinementConfig:
-    """How much of the feature itself goes into its reconstruction (equations 5 and 6)."""
-
-    off: bool = False
-    """No refinement: the reconstruction is what the fusion gives."""
-    mse_weight: float = 0.3
-    """Weight of the indicator that the squared error is small (lambda 1)."""
-    cosine_weight: float = 0.7
+    preset: PresetName = "tiny"
+    """Sizes and schedule that other options override: tiny, crad-s or crad. Default: tiny for
+    scattering, otherwise crad."""
+    backbone: str = "scattering"
+    """scattering, which needs no weights, or any timm model. Default for your data:
+    tf_efficientnet_b4.aa_in1k."""
+    weights: Path | None = None
+    """File with the weights of the timm model, instead of a download."""
+    components: int = 16
+    """Principal components of the scattering features; a timm model has its own channels."""
+    image_size: int = 128
+    """Images are resized to squares of this side, in pixels."""
+    depth: int = 3
+    """Bottlenecks that fuse the two representations."""
+    expansion: int = 64
+    """Channels inside a bottleneck."""
+    local_memory: Annotated[MemoryName, arg(name="local.memory")] = "grid"
+    """Memory of a normal feature for each position. grid is CRAD's continuous memory; vq needs
+    pip install 'crad[vq]'."""
+    local_resolution: Annotated[tuple[int, ...], arg(name="local.resolution")] = (8, 8)
+    """Entries along each axis. A grid has one coordinate for each axis (4 4 4 is a 3-D grid); vq
+    and attention have as many entries as the product."""
+    global_memory: Annotated[MemoryName, arg(name="global.memory")] = "grid"
+    """Memory of a normal feature map for each image."""
+    global_resolution: Annotated[tuple[int, ...], arg(name="global.resolution")] = (4, 4)
+    """Entries along each axis, as for the local memory."""
+    absent: AbsentName = "drop"
+    """Input of the fusion in place of a memory that is none: nothing, or zeros."""
+    address: Annotated[AddressName, arg(name="discrete.address")] = "feature"
+    """What vq and attention compare with their entries: the feature (global: its mean), or the
+    hidden layer of a coordinate network."""
+    shrinkage: Annotated[float, arg(name="discrete.shrinkage")] = 0.0
+    """Attention weights up to this become 0 (MemAE: 0.0025)."""
+    refinement_off: Annotated[bool, arg(name="refinement.off")] = False
+    """Do not refine: the reconstruction is the output of the fusion."""
+    mse_weight: Annotated[float, arg(name="refinement.mse-weight")] = 0.3
+    """Weight of the indicator that the squared error is small (lambda 1, equation 6)."""
+    cosine_weight: Annotated[float, arg(name="refinement.cosine-weight")] = 0.7
     """Weight of the cosine similarity (lambda 2)."""
-    mse_threshold: float = 10.0
+    mse_threshold: Annotated[float, arg(name="refinement.mse-threshold")] = 10.0
     """Mean squared error from which the indicator is 0 (k)."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that determines the result of a run; it is stored with the checkpoint."""
+class TrainingConfig:
+    """The optimisation."""
 
-    preset: PresetName = "tiny"
-    """Sizes and schedule; other options override it. Default: tiny for scattering, else crad."""
-    data: str = "demo"
-    """A folder in the layout of MVTec AD or of VisA, or a generated set: demo, demo-hard."""
-    classes: tuple[str, ...] = ()
-    """Those of the classes of the data to take; without it, all."""
-    backbone: str = "scattering"
-    """A timm model (tf_efficientnet_b4.aa_in1k for your data), or scattering, which needs none."""
-    weights: Path | None = None
-    """A file with the weights of the timm model, instead of a download."""
-    components: int = 16
-    """Principal components kept of the scattering features; a timm model has its own channels."""
-    image_size: int = 128
-    """Side in pixels of the square that images are resized to."""
     epochs: int = 20
     """Passes over the training images."""
     batch_size: int = 16
-    """Training images in a step."""
+    """Training images in a step, over all processes."""
     seed: int = 0
     """Seed of everything random."""
-    depth: int = 3
-    """Bottlenecks that fuse the two representations."""
-    absent: AbsentName = "drop"
-    """What the fusion has for a memory that is none: nothing, so that it is half as wide, or
-    zeros."""
-    expansion: int = 64
-    """Channels inside a bottleneck."""
     learning_rate: float = 1e-3
-    """Learning rate of the networks, a tenth of it for the last fifth of the epochs."""
+    """Learning rate of the networks; a tenth of it for the last fifth of the epochs."""
     memory_learning_rate: float = 0.1
-    """Learning rate of the two memories, with the same schedule."""
+    """Learning rate of the memories, with the same schedule."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
     """Largest norm of the gradient of all parameters together."""
+    jitter_std: Annotated[float, arg(name="local.jitter-std")] = 0.05
+    """Standard deviation of the noise on the coordinates of a local grid, in [-1, 1] units."""
+    jitter_prob: Annotated[float, arg(name="local.jitter-prob")] = 0.5
+    """Probability that a batch is jittered (text of the paper: 1; its results: 0.5)."""
+
+
+@dataclass(frozen=True)
+class DecisionConfig:
+    """Thresholds and metrics."""
+
     calibration_share: float = 0.1
-    """Share of the normal images of each class that is held back to set the score above which an
-    image counts as defective; 0, as in the published protocol, trains on all and decides nothing.
-    Default: 0.1; of the generated sets, a third."""
+    """Share of the normal images of each class that is held back to set its threshold. 0 trains on
+    all, as published, and decides nothing. Default for the generated sets: a third."""
     false_alarm_rate: float = 0.01
-    """Share of the normal images that may be taken for defective."""
+    """Share of normal images that may be taken for defective."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
-    """How test images are scored, by one or more protocols; results.json is about the first, with
-    the metrics by the others beside it."""
+    """How test images are scored; results.json reports the first, with the others beside it."""
     track_best: bool = False
-    """Measure the test images after every epoch too, which takes as long again as evaluation each
-    time, and put the best epoch beside the last one, as best_on_test; with --separate, that of each
-    class."""
-    precision: PrecisionName = "auto"
-    """Precision of the fusion network in training; auto takes bf16 for large steps on a CPU that
-    has matrix instructions for it. The checkpoint holds what was taken."""
-    local: LocalConfig = LocalConfig()
-    global_: Annotated[GlobalConfig, tyro.conf.arg(name="global")] = GlobalConfig()
-    discrete: DiscreteConfig = DiscreteConfig()
-    refinement: RefinementConfig = RefinementConfig()
+    """Measure the test images after each epoch too, and report the best epoch as best_on_test."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decisions: DecisionConfig = field(default_factory=DecisionConfig)
 
     def check(self) -> None:
         """Refuse settings that cannot work.
 
         Raises:
             MissingPackageError: a memory needs a package that is not installed.
-            ValueError: an option is out of its range; the message names it.
+            UsageError: an option is out of range; the message names it.
         """
-        at_least = {
-            "components": 1,
-            "image_size": 32,
-            "epochs": 1,
-            "batch_size": 1,
-            "depth": 0,
-            "expansion": 1,
-        }
-        for name, least in at_least.items():
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{option(name)}: expected at least {least}, but got {value}")
-        choose_protocols(self.protocol)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed: expected 0 to 2**63 - 1, but got {self.seed}")
-        if not 0 <= self.local.jitter_prob <= 1:
-            raise ValueError(
-                f"--local.jitter-prob: expected 0 to 1, but got {self.local.jitter_prob}"
-            )
-        if not self.calibration_share < 1:
-            raise ValueError(
-                f"--calibration-share: expected less than 1, but got {self.calibration_share}"
-            )
-        if not 0 < self.false_alarm_rate < 1:
-            raise ValueError(
-                f"--false-alarm-rate: expected more than 0 and less than 1, but got "
-                f"{self.false_alarm_rate}"
-            )
-        memories = (self.local.memory, self.global_.memory)
+        choose_protocols(self.decisions.protocol)
+        memories = (self.model.local_memory, self.model.global_memory)
         if memories == ("none", "none"):
-            raise ValueError("--local.memory, --global.memory: one of them must not be none")
+            raise UsageError("--local.memory, --global.memory: one of them must not be none")
         if "vq" in memories:
             vector_quantize_class()
-        if not self.discrete.shrinkage < 1:
-            raise ValueError(
-                f"--discrete.shrinkage: expected 0 to 1, but got {self.discrete.shrinkage}"
-            )
-        for name, number in flatten(self).items():
-            if isinstance(number, float) and not 0 <= number < float("inf"):
-                raise ValueError(
-                    f"{option(name)}: expected a finite number of at least 0, but got {number}"
-                )
-            if name.endswith("resolution") and not (number and min(number) >= 1):
-                raise ValueError(
-                    f"{option(name)}: expected one or more numbers of at least 1, "
-                    f"but got {' '.join(map(str, number)) or 'none'}"
-                )
+        for name, value in settings(self).items():
+            if value is not None and name in _RANGES:
+                words, test = _RANGES[name]
+                if not test(value):
+                    raise UsageError(f"{name}: expected {words}, but got {value}")
+            elif isinstance(value, float) and not 0 <= value < math.inf:
+                raise UsageError(f"{name}: expected a finite number of at least 0, but got {value}")
+            elif name.endswith("resolution") and not (value and min(value) >= 1):
+                shown = " ".join(map(str, value)) or "none"
+                raise UsageError(f"{name}: expected one or more positive sizes, but got {shown}")
 
+
+def _at_least(least: int) -> tuple[str, Callable[[float], bool]]:
+    return f"at least {least}", lambda value: value >= least
+
+
+_RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
+    {
+        "--components": _at_least(1),
+        "--image-size": _at_least(32),
+        "--epochs": _at_least(1),
+        "--batch-size": _at_least(1),
+        "--depth": _at_least(0),
+        "--expansion": _at_least(1),
+        "--seed": ("0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
+        "--local.jitter-prob": ("0 to 1", lambda value: 0 <= value <= 1),
+        "--discrete.shrinkage": ("0 to less than 1", lambda value: 0 <= value < 1),
+        "--calibration-share": ("0 to less than 1", lambda value: 0 <= value < 1),
+        "--false-alarm-rate": ("more than 0 and less than 1", lambda value: 0 < value < 1),
+        "--feature-memory": _at_least(0),
+    }
+)
+"""Ranges of options, in words and as a test; other floats are finite and at least 0."""
 
 PRESETS = MappingProxyType(
     {
         "tiny": Config(),
         "crad-s": Config(
-            preset="crad-s", image_size=224, epochs=50, batch_size=64, depth=11, expansion=216
+            model=ModelConfig(preset="crad-s", image_size=224, depth=11, expansion=216),
+            training=TrainingConfig(epochs=50, batch_size=64),
         ),
         "crad": Config(
-            preset="crad", image_size=224, epochs=50, batch_size=64, depth=11, expansion=864
+            model=ModelConfig(preset="crad", image_size=224, depth=11, expansion=864),
+            training=TrainingConfig(epochs=50, batch_size=64),
         ),
     }
 )
-"""The settings that each preset stands for."""
+"""The settings of each preset, by name."""
 
 
-def _any_memory(*names: MemoryName) -> Callable[[Config], bool]:
-    return lambda config: config.local.memory in names or config.global_.memory in names
+def _any_memory(*names: str) -> Callable[[Config], bool]:
+    return lambda config: bool({config.model.local_memory, config.model.global_memory} & {*names})
+
+
+def _refined(config: Config) -> bool:
+    return not config.model.refinement_off
 
 
 _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
     {
-        "components": ("--backbone scattering", lambda config: config.backbone == "scattering"),
-        "absent": ("a memory that is none", _any_memory("none")),
-        "expansion": ("--depth above 0", lambda config: config.depth > 0),
-        "false_alarm_rate": (
+        "--components": (
+            "--backbone scattering",
+            lambda config: config.model.backbone == "scattering",
+        ),
+        "--absent": ("a memory that is none", _any_memory("none")),
+        "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),
+        "--false-alarm-rate": (
             "--calibration-share above 0",
-            lambda config: config.calibration_share > 0,
+            lambda config: config.decisions.calibration_share > 0,
         ),
-        "local.resolution": (
+        "--local.resolution": (
             "a --local.memory other than none",
-            lambda config: config.local.memory != "none",
+            lambda config: config.model.local_memory != "none",
         ),
-        "local.jitter_std": (
+        "--local.jitter-std": (
             "--local.memory grid and --local.jitter-prob above 0",
-            lambda config: config.local.memory == "grid" and config.local.jitter_prob > 0,
+            lambda c: c.model.local_memory == "grid" and c.training.jitter_prob > 0,
         ),
-        "local.jitter_prob": (
+        "--local.jitter-prob": (
             "--local.memory grid and --local.jitter-std above 0",
-            lambda config: config.local.memory == "grid" and config.local.jitter_std > 0,
+            lambda c: c.model.local_memory == "grid" and c.training.jitter_std > 0,
         ),
-        "global_.resolution": (
+        "--global.resolution": (
             "a --global.memory other than none",
-            lambda config: config.global_.memory != "none",
+            lambda config: config.model.global_memory != "none",
         ),
-        "discrete.address": ("a memory that is vq or attention", _any_memory("vq", "attention")),
-        "discrete.shrinkage": ("a memory that is attention", _any_memory("attention")),
-        **dict.fromkeys(
-            ("refinement.mse_weight", "refinement.cosine_weight"),
-            ("no --refinement.off", lambda config: not config.refinement.off),
-        ),
-        "refinement.mse_threshold": (
+        "--discrete.address": ("a memory that is vq or attention", _any_memory("vq", "attention")),
+        "--discrete.shrinkage": ("a memory that is attention", _any_memory("attention")),
+        "--refinement.mse-weight": ("no --refinement.off", _refined),
+        "--refinement.cosine-weight": ("no --refinement.off", _refined),
+        "--refinement.mse-threshold": (
             "no --refinement.off and --refinement.mse-weight above 0",
-            lambda config: not config.refinement.off and config.refinement.mse_weight > 0,
+            lambda config: _refined(config) and config.model.mse_weight > 0,
         ),
     }
 )
-"""Settings, by dotted name, that have no effect without another: what they need, and whether a
-configuration has it."""
+"""Options that have no effect without another: what they need, and whether a run has it."""
 
 
 def without_effect(config: Config) -> str | None:
     """Name the settings that differ from those of the preset but have no effect; None if none."""
-    held, usual = flatten(config), flatten(PRESETS[config.preset])
+    held, usual = settings(config), settings(PRESETS[config.model.preset])
     idle = [
-        f"{option(name)} (needs {need})"
+        f"{name} (needs {need})"
         for name, (need, is_met) in _NEEDS.items()
         if held[name] != usual[name] and not is_met(config)
     ]
     return f"no effect: {', '.join(idle)}" if idle else None
 
 
-def option(name: str) -> str:
-    """Name the command line option of a setting as `flatten` names it."""
-    return "--" + name.replace("global_", "global").replace("_", "-")
+def settings(config: Config) -> dict[str, Any]:
+    """List every setting by the name of its command line option."""
+    return {
+        _option(each): getattr(group, each.name)
+        for group in vars(config).values()
+        for each in dataclasses.fields(group)
+    }
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """List every setting by its dotted name."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{field.name}.")
-        else:
-            flat[prefix + field.name] = value
-    return flat
+def _option(setting: "dataclasses.Field[Any]") -> str:
+    notes = getattr(setting.type, "__metadata__", ())  # of `tyro.conf.arg`
+    named = [note.name for note in notes if getattr(note, "name", None)]
+    return "--" + (named[0] if named else setting.name.replace("_", "-"))
 
 
-def to_json(config: Config) -> dict[str, Any]:
-    """Turn settings into what JSON can hold, by dotted name."""
-    flat = flatten(config)
-    flat["weights"] = str(config.weights) if config.weights else None
-    return flat
+_FREE = ("--weights", "--skip-bad", "--feature-memory")  # of no consequence to a run that goes on
 
 
-def from_json(flat: dict[str, Any]) -> Config:
-    """Undo `to_json`.
+def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | None:
+    """Find a setting that keeps a run from being resumed: its option, value and stored value.
 
-    Raises:
-        ValueError: a setting is missing or unknown, as if another version had written them.
+    Args:
+        config: the settings asked for.
+        stored: those of the run; where its data are need not be known.
     """
-    expected = flatten(Config()).keys()
-    if flat.keys() != expected:
-        raise ValueError(f"its settings differ in {', '.join(sorted(flat.keys() ^ expected))}")
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *groups, leaf = name.split(".")
-        group = nested.setdefault(groups[0], {}) if groups else nested
-        group[leaf] = tuple(value) if isinstance(value, list) else value
-    nested["weights"] = Path(nested["weights"]) if nested["weights"] else None
-    nested["local"] = LocalConfig(**nested["local"])
-    nested["global_"] = GlobalConfig(**nested["global_"])
-    nested["discrete"] = DiscreteConfig(**nested["discrete"])
-    nested["refinement"] = RefinementConfig(**nested["refinement"])
-    return Config(**nested)
+    held = settings(stored)
+    return next(
+        (
+            (name, value, held[name])
+            for name, value in settings(config).items()
+            if name not in _FREE
+            and value != held[name]
+            and not (name == "--data" and not held[name])
+        ),
+        None,
+    )

@@ -1,4 +1,4 @@
-"""The command ``python -m crad.convert``: a checkpoint of the released CRAD becomes one of ours."""
+"""``crad convert``: turn a checkpoint of the released CRAD into one of ours."""
 
 import codecs
 import math
@@ -14,22 +14,18 @@ import tyro
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.command_line import CommandError, check_output, refuse, run_command
-from crad.config import PRESETS, Config, GlobalConfig, LocalConfig
+from crad.command_line import parse, run_command
+from crad.config import PRESETS, Config, DataConfig
 from crad.data import find_dataset
-from crad.detector import PROTOCOL
 from crad.errors import BackboneError
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
-from crad.report.results import one_line
-from crad.report.sheets import colour_scale, scale_images
-from crad.scoring.evaluation import RESULTS_NAME, clear_run
-from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint
-from crad.training.features import anomaly_maps, extract
-
-__all__ = ["convert", "from_released", "main"]
-
-_NO_DATA = "no data set is recorded"
+from crad.report.heat_maps import colour_scale
+from crad.report.tables import printable
+from crad.scoring.calibration import DECISION_PROTOCOL
+from crad.training.checkpoint import Checkpoint
+from crad.training.features import extract, map_features
+from crad.training.run_folder import RunFolder
 
 # Metrics beside the weights may be NumPy's numbers, which are as harmless as Python's.
 _MAKE_NUMBER = np.float64(0).__reduce__()[0]
@@ -68,15 +64,16 @@ class ConvertOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert as the command line says."""
-    options = tyro.cli(
-        ConvertOptions,
-        args=arguments,
-        prog="python -m crad.convert",
-        description="Turn a checkpoint of the authors' implementation into one that "
-        "crad.load, crad.evaluate and crad.predict take.",
-        config=(tyro.conf.FlagCreatePairsOff,),
+    run_command(
+        lambda: convert(
+            parse(
+                ConvertOptions,
+                arguments,
+                command="convert",
+                description="Turn a checkpoint of the authors' implementation into one of ours.",
+            )
+        )
     )
-    run_command(lambda: convert(options))
 
 
 def convert(options: ConvertOptions) -> Checkpoint:
@@ -84,43 +81,37 @@ def convert(options: ConvertOptions) -> Checkpoint:
 
     Raises:
         BackboneError: the backbone cannot be had, or its features are not those of the model.
-        CommandError: the file cannot be converted, or the output folder holds a checkpoint already.
         DataError: the data are not what they should be.
         ImageError: an image cannot be read.
-        OSError: a file cannot be read or written.
+        OutputError: the output folder holds a run already.
+        ReleasedStateError: the file cannot be converted.
+        StorageError: a file cannot be written.
+        UsageError: an option is out of range.
     """
-    check_output(options.output)
-    for name in (CHECKPOINT_NAME, RESULTS_NAME):
-        if (options.output / name).exists() and not options.overwrite:
-            raise CommandError(
-                f"output: '{options.output}' holds {name} already; --overwrite replaces it, or "
-                "give another folder"
-            )
+    run = RunFolder(options.output)
+    run.check(overwrite=options.overwrite)
     try:
         model = from_released(_read(options.source), options.ignore).eval()
     except ReleasedStateError as error:
-        raise CommandError(f"'{options.source}' cannot be converted: {error}") from error
+        raise ReleasedStateError(f"'{options.source}' cannot be converted: {error}") from error
     config = _config(model, options)
-    try:
-        config.check()
-    except ValueError as error:
-        refuse(str(error))
-    backbone = create_backbone(config.backbone, weights=config.weights)
+    config.check()
+    backbone = create_backbone(config.model.backbone, weights=config.model.weights)
     _check_features(backbone, model, config)
     checkpoint = Checkpoint(
         config=config,
-        epoch=config.epochs,
+        epoch=config.training.epochs,
         feature_size=model.feature_size,
-        colour_scale=_colour_scale(backbone, model, config, options.data),
+        colour_scale=_colour_scale(backbone, model, config),
         n_train={},
         seconds=0.0,
         model=model.state_dict(),
         backbone=backbone.state_dict(),
     )
-    clear_run(options.output)
-    checkpoint.save(options.output)
+    run.clear()
+    checkpoint.save(run.path)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{millions:.2f} M parameters written to {options.output / CHECKPOINT_NAME}")
+    print(f"{millions:.2f} M parameters written to {run.checkpoint}")
     if not options.data:
         print("the colours of heat maps are not set by normal images; --data PATH sets them")
     return checkpoint
@@ -137,7 +128,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         reason = "it is damaged, of another kind, or holds other objects"
         if names := _other_objects(path):
             reason = f"it holds {', '.join(names)} too, which is not loaded: that could run code"
-        raise CommandError(
+        raise ReleasedStateError(
             f"cannot read '{path}' as a PyTorch file of tensors and numbers: {reason}; give the "
             "weights alone, as torch.save(model.state_dict(), FILE) writes them"
         ) from error
@@ -148,7 +139,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         and state
         and all(isinstance(name, str) and torch.is_tensor(each) for name, each in state.items())
     ):
-        raise CommandError(
+        raise ReleasedStateError(
             f"'{path}' holds no weights; expected tensors by name, or a 'state_dict' of them"
         )
     return state
@@ -158,7 +149,7 @@ def _other_objects(path: Path) -> list[str]:
     """Name the first few things in a PyTorch file that are neither tensors nor numbers."""
     with suppress(Exception), torch.serialization.safe_globals(_NUMPY_NUMBERS):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        return [one_line(name) for name in sorted(names)[:3]]
+        return [printable(name) for name in sorted(names)[:3]]
     return []  # it is damaged
 
 
@@ -169,45 +160,50 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
     released = PRESETS["crad"]
     return replace(
         released,
-        data=str(options.data.expanduser().resolve()) if options.data else _NO_DATA,
-        backbone=options.backbone,
-        weights=options.weights,
-        image_size=options.image_size,
-        calibration_share=0.0,
-        depth=len(bottlenecks),
-        expansion=bottlenecks[0].expand.out_channels if bottlenecks else released.expansion,
-        local=LocalConfig(resolution=tuple(local.shape[:-1])),
-        global_=GlobalConfig(resolution=tuple(whole.shape[:-1])),
+        data=DataConfig(source=str(options.data.expanduser().resolve()) if options.data else ""),
+        model=replace(
+            released.model,
+            backbone=options.backbone,
+            weights=options.weights,
+            image_size=options.image_size,
+            depth=len(bottlenecks),
+            expansion=bottlenecks[0].expand.out_channels
+            if bottlenecks
+            else released.model.expansion,
+            local_resolution=tuple(local.shape[:-1]),
+            global_resolution=tuple(whole.shape[:-1]),
+        ),
+        decisions=replace(released.decisions, calibration_share=0.0),
     )
 
 
 def _check_features(backbone: Backbone, model: CRAD, config: Config) -> None:
+    size = config.model.image_size
     with torch.inference_mode():
-        feature = backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+        feature = backbone(torch.zeros(1, 3, size, size))
     if tuple(feature.shape[1:]) != model.feature_size:
         raise BackboneError(
-            f"backbone: '{config.backbone}' at --image-size {config.image_size} gives features of "
+            f"backbone: '{config.model.backbone}' at --image-size {size} gives features of "
             f"{tuple(feature.shape[1:])}, the model takes {model.feature_size}; name the backbone "
             "and the size that it was trained with"
         )
 
 
-def _colour_scale(
-    backbone: Backbone, model: CRAD, config: Config, data: Path | None
-) -> tuple[float, float]:
+def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[float, float]:
     """Colours for heat maps, from normal images if there are any.
 
     Else the last colour is the least distance, at cosine similarity 1, of a feature that the
     refinement takes for abnormal.
     """
-    if data is None:
+    if not config.data.source:
         distance = math.sqrt(model.feature_size[0] * model.mse_threshold)
         return 0.0, (1 - model.cosine_weight) * distance
-    train = [sample.path for sample in find_dataset(data).train]
-    chosen = [train[number] for number in scale_images(len(train))]
-    cpu = torch.device("cpu")
-    features = extract(backbone, chosen, config.image_size, device=cpu, skip=None)
-    maps, _ = PROTOCOL.score(anomaly_maps(model, features, cpu), config.image_size)
+    train = find_dataset(config.data.source).train
+    chosen = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
+    size, cpu = config.model.image_size, torch.device("cpu")
+    samples = [train[index] for index in chosen]
+    features = extract(backbone, samples, size, device=cpu, skip=None)
+    maps, _ = DECISION_PROTOCOL.score(map_features(model, features, cpu), size)
     return colour_scale(maps.numpy())
 
 

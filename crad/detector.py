@@ -1,67 +1,21 @@
 """A trained detector: images in, scores and anomaly maps out."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.config import Config
-from crad.data.batches import Batch, Source, load_batches, split_images
+from crad.config import Config, ModelConfig
+from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
 from crad.devices import PrecisionName, select_device, select_precision
-from crad.errors import CheckpointError, ImageError
+from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
-from crad.scoring.calibration import Thresholds
-from crad.scoring.protocols import PROTOCOLS
+from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds
+from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
-
-PROTOCOL = PROTOCOLS["crad"]
-BATCH_SIZE = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a detector says of an image.
-
-    Attributes:
-        score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
-            scores of normal images from the same checkpoint.
-        scored_map: float32 (S, S), the smoothed anomaly map that the score is taken from, at the
-            resolution the detector works at.
-        size: height and width of the image.
-        path: its file; None for an image from memory.
-        threshold: the score above which an image of its class is defective; None if training held
-            no normal images back to take one from.
-        class_name: the class that the threshold is of; None where that is not known, and it is the
-            highest of all, or there is none.
-    """
-
-    score: float
-    scored_map: npt.NDArray[np.float32]
-    size: tuple[int, int]
-    path: Path | None
-    threshold: float | None = None
-    class_name: str | None = None
-
-    @property
-    def is_defective(self) -> bool | None:
-        """The decision; None without a threshold."""
-        return None if self.threshold is None else self.score > self.threshold
-
-    @cached_property
-    def anomaly_map(self) -> npt.NDArray[np.float32]:
-        """The map at the size of the image, float32 (H, W)."""
-        scored = torch.from_numpy(self.scored_map)[None, None]
-        resized = F.interpolate(scored, self.size, mode="bilinear")[0, 0].numpy()
-        return np.asarray(resized, dtype=np.float32)
 
 
 class Detector:
@@ -118,16 +72,15 @@ class Detector:
 
         Raises:
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
-            ValueError: ``batch_size`` is not positive, or no class has this name.
+            UsageError: ``batch_size`` is not positive, or no class has this name.
         """
         return list(self.iterate(images, batch_size, class_name=class_name))
 
-    @torch.inference_mode()
     def iterate(
         self,
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
-        skip: Callable[[ImageError], object] | None = None,
+        skip: OnBad | None = None,
         class_name: str | None = None,
     ) -> Iterator[Prediction]:
         """Score images as they come, holding no more than a few batches of them.
@@ -141,27 +94,48 @@ class Detector:
 
         Raises:
             ImageError: as for `predict`.
-            ValueError: as for `predict`.
+            UsageError: as for `predict`.
         """
         if class_name is not None and class_name not in self.thresholds:
-            raise ValueError(
-                f"predict(): there is no threshold for a class '{class_name}'; there is one for "
+            raise UsageError(
+                f"class: there is no threshold for '{class_name}'; there is one for "
                 f"{', '.join(self.thresholds) or 'none'}"
             )
-        for batch, anomaly_maps in self.anomaly_maps(images, batch_size, skip):
-            maps, scores = PROTOCOL.score(anomaly_maps, self.image_size)
-            for scored, score, size, path in zip(
-                maps.cpu().numpy(), scores.tolist(), batch.sizes, batch.paths, strict=True
-            ):
-                name = class_name or (self.thresholds.class_of(path) if path else None)
-                yield Prediction(score, scored, size, path, self.thresholds.score_of(name), name)
+        if batch_size < 1:
+            raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
+        return self._score(images, batch_size, skip, class_name)
 
     @torch.inference_mode()
-    def anomaly_maps(
+    def _score(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int,
+        skip: OnBad | None,
+        class_name: str | None,
+    ) -> Iterator[Prediction]:
+        for batch, anomaly_maps in self.map_images(images, batch_size, skip):
+            maps, scores = DECISION_PROTOCOL.score(anomaly_maps, self.image_size)
+            for sample, scored, score in zip(
+                batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
+            ):
+                name = class_name
+                if name is None and sample.path:
+                    name = self.thresholds.class_of(sample.path)
+                yield Prediction(
+                    path=sample.path,
+                    class_name=name,
+                    size=sample.size,
+                    score=score,
+                    scored_map=scored,
+                    threshold=self.thresholds.score_of(name),
+                )
+
+    @torch.inference_mode()
+    def map_images(
         self,
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
-        skip: Callable[[ImageError], object] | None = None,
+        skip: OnBad | None = None,
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Give the images, batch by batch, with the maps of the model, before any protocol.
 
@@ -170,8 +144,6 @@ class Detector:
         Returns:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
-        if batch_size < 1:
-            raise ValueError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
         sources = split_images(images)
         for batch in load_batches(sources, size=self.image_size, batch_size=batch_size, skip=skip):
             features = self.backbone(batch.images.to(self.device))
@@ -183,31 +155,32 @@ class Detector:
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
     """Make an untrained model as a run's settings say, for features (C, H, W)."""
+    model = config.model
     return CRAD(
         *feature_size,
-        local_memory=config.local.memory,
-        global_memory=config.global_.memory,
-        local_resolution=config.local.resolution,
-        global_resolution=config.global_.resolution,
-        address=config.discrete.address,
-        shrinkage=config.discrete.shrinkage,
-        absent=config.absent,
-        depth=config.depth,
-        expansion=config.expansion,
-        jitter_std=config.local.jitter_std,
-        jitter_prob=config.local.jitter_prob,
-        mse_weight=0.0 if config.refinement.off else config.refinement.mse_weight,
-        cosine_weight=0.0 if config.refinement.off else config.refinement.cosine_weight,
-        mse_threshold=config.refinement.mse_threshold,
+        local_memory=model.local_memory,
+        global_memory=model.global_memory,
+        local_resolution=model.local_resolution,
+        global_resolution=model.global_resolution,
+        address=model.address,
+        shrinkage=model.shrinkage,
+        absent=model.absent,
+        depth=model.depth,
+        expansion=model.expansion,
+        jitter_std=config.training.jitter_std,
+        jitter_prob=config.training.jitter_prob,
+        mse_weight=0.0 if model.refinement_off else model.mse_weight,
+        cosine_weight=0.0 if model.refinement_off else model.cosine_weight,
+        mse_threshold=model.mse_threshold,
     )
 
 
-def multiply_adds(config: Config, feature_size: tuple[int, int, int]) -> float:
+def multiply_adds(model: ModelConfig, feature_size: tuple[int, int, int]) -> float:
     """Count those of the 1x1 convolutions of the bottlenecks for an image, forward."""
     channels, height, width = feature_size
-    memories = (config.local.memory, config.global_.memory)
-    branches = 1 if "none" in memories and config.absent == "drop" else 2
-    return float(height * width * config.depth * 2 * (branches * channels) * config.expansion)
+    memories = (model.local_memory, model.global_memory)
+    branches = 1 if "none" in memories and model.absent == "drop" else 2
+    return float(height * width * model.depth * 2 * (branches * channels) * model.expansion)
 
 
 def load(
@@ -215,7 +188,7 @@ def load(
     device: str | torch.device | None = None,
     precision: PrecisionName = "auto",
 ) -> Detector:
-    """Load a trained detector; nothing is downloaded and nothing in the file is executed.
+    """Load a trained detector from a checkpoint. Nothing in the file is executed.
 
     Args:
         path: the checkpoint, or the output folder of the run.
@@ -224,7 +197,7 @@ def load(
             matrix instructions for it.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, or another version wrote it.
+        CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
     """
@@ -245,17 +218,15 @@ def from_checkpoint(
         MissingPackageError: as for `load`.
     """
     backbone, model = restore(checkpoint, path)
+    settings = checkpoint.config.model
+    work = BATCH_SIZE * multiply_adds(settings, checkpoint.feature_size)
     return Detector(
         backbone.to(device),
         model.to(device),
-        image_size=checkpoint.config.image_size,
+        image_size=settings.image_size,
         device=device,
         colour_scale=checkpoint.colour_scale,
-        precision=select_precision(
-            precision,
-            device,
-            BATCH_SIZE * multiply_adds(checkpoint.config, checkpoint.feature_size),
-        ),
+        precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
     )
 
@@ -267,9 +238,8 @@ def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backb
         CheckpointError: its parts do not fit each other.
         MissingPackageError: as for `load`.
     """
-    backbone = create_backbone(
-        checkpoint.config.backbone, pretrained=False, components=checkpoint.config.components
-    )
+    settings = checkpoint.config.model
+    backbone = create_backbone(settings.backbone, pretrained=False, components=settings.components)
     model = create_model(checkpoint.config, checkpoint.feature_size)
     for name, tensor in checkpoint.model.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -286,14 +256,3 @@ def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backb
             f"timm ({error}); use those that wrote it, or train again with --overwrite"
         ) from error
     return backbone, model
-
-
-def image_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
-    """Score images as `Detector.predict` does, from the maps of a model ``(N, H, W)``."""
-    return [
-        score
-        for start in range(0, len(anomaly_maps), BATCH_SIZE)
-        for score in PROTOCOL.score(anomaly_maps[start : start + BATCH_SIZE], image_size)[
-            1
-        ].tolist()
-    ]

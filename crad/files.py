@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["new_folder", "remove_leftovers", "replacing", "write_atomically", "write_json"]
+from crad.errors import OutputError, StorageError
 
 _STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes less
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place once the block succeeds.
 
     The temporary file is hidden and ends in ``.tmp``, so nothing takes it for a finished file; its
@@ -26,27 +26,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the file to write; a regular file, or nothing yet.
+        durable: whether to wait until it is on disk. A delayed write then reports a full disk
+            before the former file is replaced.
 
     Raises:
-        OSError: `path` is a folder or a device, or writing failed (disk full, no permission). The
-            error names `path`, the temporary file is gone, and the former file is untouched.
+        StorageError: `path` is a folder or a device, or writing failed (disk full, no permission).
+            It names `path`; the temporary file is gone, and the former file is untouched.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
-        raise OSError(f"cannot write '{path}': it is {kind}; give the name of a file")
+        raise StorageError(f"cannot write '{path}': it is {kind}; give the name of a file")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a delayed write reports a full disk here, before the rename
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):  # what went wrong already is what matters
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            reason = error.strerror or str(error)
+            raise StorageError(error.errno, reason, str(path)) from error
         raise
 
 
@@ -57,17 +61,20 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, durable: bool = True
+) -> None:
     """Write a file under a temporary name and rename it when it is complete.
 
     Args:
         path: the file to write.
         writer: called once with the open binary file.
+        durable: as for `replacing`.
 
     Raises:
-        OSError: as for `replacing`.
+        StorageError: as for `replacing`.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
         writer(file)
 
 
@@ -80,7 +87,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Raises:
         ValueError: `value` holds NaN or an infinity, for which JSON has no form.
-        OSError: as for `replacing`.
+        StorageError: as for `replacing`.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates; a backslash makes of each a JSON escape.
@@ -120,3 +127,18 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before any work is done for it, an output folder that cannot be written into.
+
+    Raises:
+        OutputError: it is a file or lies in one, or writing there is not permitted.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"output: '{there}' is a file; choose a folder with --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"output: writing into '{there}' is not permitted; choose another folder with --output"
+        )

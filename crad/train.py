@@ -1,45 +1,89 @@
-"""The command ``python -m crad.train``."""
+"""``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
+import argparse
 import shlex
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Annotated, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import arg
 
-from crad.backbones import Backbone, create_backbone
-from crad.command_line import BadImages, CommandError, run_command
-from crad.config import Config, without_effect
-from crad.data import find_dataset
-from crad.data.demo import DEMO_NAMES, demo_dataset
-from crad.detector import PROTOCOL, create_model, image_scores, multiply_adds
+from crad.backbones import SCATTERING, Backbone, create_backbone
+from crad.command_line import ComputeOptions, parse, run_command
+from crad.config import PRESETS, Config, changed_setting, without_effect
+from crad.data import find_dataset, full_source
+from crad.data.bad_images import BadImages
+from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
-from crad.errors import CheckpointError, TrainingError
-from crad.files import remove_leftovers
+from crad.errors import BackboneError, CheckpointError, CradError, TrainingError, UsageError
 from crad.model.crad import CRAD
-from crad.options import TrainOptions, parse_options
-from crad.report.results import Results, commit
-from crad.report.sheets import colour_scale, scale_images
-from crad.scoring.calibration import take_thresholds
-from crad.scoring.evaluation import Evaluation, Truths, clear_run, make_results, report
-from crad.scoring.metrics import Metrics, better
+from crad.model.nearest_neighbour import nearest_neighbour_maps
+from crad.report.environment import commit
+from crad.report.heat_maps import colour_scale
+from crad.report.report import report
+from crad.report.results import Results, combine_results, make_results, write_results
+from crad.report.summary import summary
+from crad.scoring.calibration import (
+    DECISION_PROTOCOL,
+    decision_scores,
+    hold_back,
+    take_thresholds,
+)
+from crad.scoring.evaluation import Evaluation, Truths
+from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
-from crad.separate import train_separately
 from crad.training import processes
-from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.feature_cache import FeatureCache
-from crad.training.features import Features, anomaly_maps
-from crad.training.inputs import Inputs, load_inputs
+from crad.training.features import Features, extract, fit_backbone, map_features
 from crad.training.loop import Training, split_epoch
+from crad.training.run_folder import RunFolder
 from crad_kernels import backends
 
+_DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
+_DEFAULT_BACKBONE = "tf_efficientnet_b4.aa_in1k"
+_SCALE_IMAGES = 64  # training images whose maps set the colour scale
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is left on disk."""
+
+    folder: Annotated[Path, arg(name="output")]
+    """Folder for everything the run writes. Default: runs/ and the name of the data."""
+    separate: bool = False
+    """Train a model for each class, each in a folder of --output, instead of one for all."""
+    resume: bool = False
+    """Continue the run in --output with its settings; begin it if there is no checkpoint yet."""
+    overwrite: bool = False
+    """Replace the run in --output."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the training command takes."""
+
+    config: Annotated[Config, arg(name="")]
+    output: OutputOptions
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+
+    @property
+    def run(self) -> RunFolder:
+        """The folder of the run."""
+        return RunFolder(self.output.folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,42 +91,178 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_command(lambda: train(parse_options(arguments)), again="continue with --resume")
 
 
-def train(options: TrainOptions) -> Results:
-    """Train one model for all classes, or with ``--separate`` one for each, as `train_model` does.
+def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
+    """Read the command line; a wrong one prints what is wrong and exits with code 2.
+
+    The defaults depend on the data, the backbone and the preset, or come from the checkpoint to
+    resume; ``--help`` shows those that hold.
+
+    Args:
+        arguments: None takes those of the process.
 
     Raises:
-        DataError: a class is not there.
-        Exception: what `train_model` raises.
+        CheckpointError: the checkpoint to resume cannot be read.
+        UsageError: an option is out of range.
     """
-    with processes.joined(select_device(options.device)):
-        if options.separate:
-            return train_separately(options, partial(train_model, show=False))
-        return train_model(options)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(
+        TrainOptions,
+        arguments,
+        command="train",
+        description=_DESCRIPTION,
+        default=_default_options(arguments),
+    )
+    if options.output.resume and options.output.overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    if not options.config.data.source:
+        raise UsageError(
+            f"--data: the run in '{options.output.folder}' does not say where its data are; name "
+            "the folder"
+        )
+    data = replace(options.config.data, source=full_source(options.config.data.source))
+    options = replace(options, config=replace(options.config, data=data))
+    options.config.check()
+    return options
+
+
+def _default_options(arguments: Sequence[str]) -> TrainOptions:
+    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--data", "--output"):
+        early.add_argument(name, nargs="?")
+    early.add_argument("--resume", action="store_true")
+    early.add_argument("--separate", action="store_true")
+    found, _ = early.parse_known_args(arguments)
+    name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
+    output = OutputOptions(Path(found.output) if found.output else Path("runs") / name)
+    config = default_config(arguments)
+    run = RunFolder(output.folder)
+    if found.resume and not found.separate and run.checkpoint.exists():
+        config = read_checkpoint(run.checkpoint, parts=()).config
+    return TrainOptions(config, output)
+
+
+def default_config(arguments: Sequence[str]) -> Config:
+    """The settings that hold unless options say otherwise: those for the data and the backbone.
+
+    Args:
+        arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
+    """
+    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--data", "--backbone", "--preset"):
+        early.add_argument(name, nargs="?")
+    found, _ = early.parse_known_args(arguments)
+    source = found.data or "demo"
+    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else _DEFAULT_BACKBONE)
+    preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
+    config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
+    decisions = config.decisions
+    if source in DEMO_NAMES:
+        decisions = replace(decisions, calibration_share=DEMO_CALIBRATION_SHARE)
+    return replace(
+        config,
+        data=replace(config.data, source=source),
+        model=replace(config.model, backbone=backbone),
+        decisions=decisions,
+    )
+
+
+def train(options: TrainOptions) -> Results:
+    """Train one model for all classes, or with ``--separate`` one for each.
+
+    Raises:
+        CradError: what `train_model` raises.
+    """
+    with processes.joined(select_device(options.compute.device)):
+        return train_separately(options) if options.output.separate else train_model(options)
+
+
+def train_separately(options: TrainOptions) -> Results:
+    """Train a model on each class alone, and measure all of them together.
+
+    The run of a class is an ordinary one, in the folder of its name in the output folder. A class
+    that is finished is not trained again when the whole is resumed.
+
+    Raises:
+        CradError: what `train_model` raises.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
+    """
+    output = options.output
+    options.run.check(overwrite=output.overwrite, resume=output.resume, separate=True)
+    data = options.config.data
+    names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
+    runs = [
+        replace(
+            options,
+            config=replace(options.config, data=replace(data, classes=(name,))),
+            output=replace(output, folder=output.folder / name, separate=False),
+        )
+        for name in names
+    ]
+    for run in runs:  # no hours are spent before a folder is found to be in use
+        stored_run(run, parts=())
+    if output.overwrite and processes.is_main():
+        # All of them now: none is to be taken for one of this run when it is gone on with.
+        for run in (options, *runs):
+            run.run.clear()
+
+    parts: list[Results] = []
+    try:
+        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
+            done = finished_results(run, [name])
+            note = " (finished)" if done else ""
+            print(f"class {number} of {len(names)}: {name}{note}", flush=True)
+            parts.append(done or train_model(run, show=False))
+    except KeyboardInterrupt as interrupt:
+        instead = " in place of --overwrite" if output.overwrite else ""
+        raise KeyboardInterrupt(
+            f"{len(parts)} of {len(names)} classes are finished; go on with the same command and "
+            f"--resume{instead}"
+        ) from interrupt
+
+    results = combine_results(parts)
+    if processes.is_main():
+        write_results(options.run.results, results)
+    print(f"{summary(results)}\nwritten to {output.folder}")
+    return results
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Inputs:
     """What a run has before it trains.
 
     Attributes:
         backbone: fitted, on the device of the run.
-        inputs: the images as features.
+        train: features of the normal images to train on.
+        held_back: features of the normal images to set thresholds with.
+        test: features of the images to test on.
+        n_train: all classes, in order, with their numbers of images to train on.
         truths: where the defects are.
         bad: the images and masks that were left out.
         seconds: time that the features took.
     """
 
     backbone: Backbone
-    inputs: Inputs
+    train: Features
+    held_back: Features
+    test: Features
+    n_train: dict[str, int]
     truths: Truths
     bad: BadImages
     seconds: float
 
+    @property
+    def feature_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of a feature."""
+        height, width, channels = self.train.values.shape[1:]
+        return channels, height, width
 
-Load = Callable[[TrainOptions, Checkpoint | None, torch.device], Loaded]
+    @cached_property
+    def nearest_neighbour(self) -> Tensor:
+        """Anomaly maps of the test images ``(M, H, W)`` by `nearest_neighbour_maps`."""
+        return nearest_neighbour_maps(self.train.channels_first(), self.test.channels_first())
 
 
-def load(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Loaded:
+def prepare(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
     """Make the backbone and compute the features of all images of a run.
 
     Args:
@@ -91,272 +271,362 @@ def load(options: TrainOptions, stored: Checkpoint | None, device: torch.device)
         device: where to compute.
 
     Raises:
-        Exception: what `train_model` raises.
+        CradError: what `train_model` raises.
     """
     config = options.config
     backbone = create_backbone(
-        config.backbone,
-        weights=config.weights,
+        config.model.backbone,
+        weights=config.model.weights,
         pretrained=stored is None,
-        components=config.components,
+        components=config.model.components,
     ).to(device)
     if stored:
-        with _fitting(options.output):
+        with _fitting(options.run):
             backbone.load_state_dict(stored.backbone)
-    is_demo = config.data in DEMO_NAMES
-    root = processes.on_main(lambda: demo_dataset(config.data)) if is_demo else config.data
-    dataset = find_dataset(root, classes=config.classes)
+    dataset = processes.on_main(
+        lambda: find_dataset(config.data.source, classes=config.data.classes)
+    )
     started = time.perf_counter()
-    bad = BadImages(skip=options.skip_bad)
-    truths = Truths(config.image_size, bad)
+    size = config.model.image_size
+    bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
+    truths = Truths(size, bad)
     if processes.is_main():  # a bad mask is found before hours of training, not after
-        truths.read(dataset.test, choose_protocols(config.protocol)[0])
-    cache = FeatureCache(options.feature_memory)
-    inputs = load_inputs(backbone, config, dataset, device, bad, cache, fit=not stored)
-    if stored and stored.n_train != inputs.n_train:
-        raise CommandError(
-            f"data: the training images in '{dataset.root}' are not those that the run in "
-            f"'{options.output}' began with; put them back, or begin anew with --overwrite"
+        truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
+
+    train, held_back = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
+    cache = FeatureCache(config.data.feature_memory)
+    try:
+        if not stored:
+            fit_backbone(backbone, train, size, device=device, skip=bad)
+        features, features_held_back, features_test = (
+            extract(backbone, samples, size, device=device, skip=bad, cache=cache)
+            for samples in (train, held_back, dataset.test)
         )
-    return Loaded(backbone, inputs, truths, bad, time.perf_counter() - started)
+    except CradError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise BackboneError(
+            f"backbone: '{config.model.backbone}' cannot use these images at --image-size {size}: "
+            f"{error}"
+        ) from error
+    bad.share(processes.gather)
+    counts = Counter(sample.class_name for sample in features.samples)
+    n_train = {name: counts[name] for name in dataset.classes}
+    if missing := [name for name, count in n_train.items() if not count]:
+        raise TrainingError(
+            f"train: no image of class '{missing[0]}' in '{dataset.root}' can be read; replace "
+            "them, or remove the class"
+        )
+    if stored and stored.n_train != n_train:
+        raise TrainingError(
+            f"data: the training images in '{dataset.root}' are not those that the run in "
+            f"'{options.output.folder}' began with; put them back, or begin anew with --overwrite"
+        )
+    seconds = time.perf_counter() - started
+    return Inputs(
+        backbone, features, features_held_back, features_test, n_train, truths, bad, seconds
+    )
 
 
-def train_model(options: TrainOptions, *, show: bool = True, load: Load = load) -> Results:
+Prepare = Callable[[TrainOptions, Checkpoint | None, torch.device], Inputs]
+
+
+def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = prepare) -> Results:
     """Train a model, or go on training it, measure it, and leave everything in the output folder.
 
     Args:
         options: all that determines it.
         show: whether to print the table.
-        load: makes what the run has before it trains; another may keep that for the next run.
+        prepare: makes what the run has before it trains; another may keep that for the next run.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
         CheckpointError: the checkpoint to resume is damaged.
-        CommandError: the output folder holds a run already, or training failed.
         DataError: the data are not what they should be.
         DeviceError: the device is not there.
         ImageError: an image cannot be read.
         KeyboardInterrupt: the user stopped it; the message says how to go on.
-        OSError: a file cannot be read or written.
+        OutputError: the output folder holds a run already.
+        StorageError: a file cannot be written.
+        TrainingError: training cannot begin, or failed.
+        UsageError: the run to resume has another setting.
     """
-    former = None if options.resume else _written(options.output)
-    try:
-        return _train(options, show, load)
-    except KeyboardInterrupt as interrupt:
-        begun = _written(options.output) != former
-        way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
-        raise KeyboardInterrupt(way_on) from interrupt
-
-
-def _train(options: TrainOptions, show: bool, load: Load) -> Results:
-    config, output = options.config, options.output
+    config, run = options.config, options.run
     commit()  # of the code that trains, which may be another before the results are written
-    device = select_device(options.device)
-    stored = _prepare_output(options)
-    print(_first_line(config, device), flush=True)
-    if idle := without_effect(config):
-        print(idle, flush=True)
+    device = select_device(options.compute.device)
+    with _saying_how_to_resume(options):
+        stored = stored_run(options, ALL_PARTS)
+        if processes.is_main():
+            run.remove_leftovers()
+        print(_first_line(config, device), flush=True)
+        if idle := without_effect(config):
+            print(idle, flush=True)
 
-    loaded = load(options, stored, device)
-    backbone, inputs, truths = loaded.backbone, loaded.inputs, loaded.truths
-    protocols = choose_protocols(config.protocol)
-    timing = {"features": loaded.seconds}
+        inputs = prepare(options, stored, device)
+        protocols = choose_protocols(config.decisions.protocol)
+        evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
-    evaluation = Evaluation(inputs.test.samples, inputs.n_train, truths)
+        def track(model: CRAD) -> EpochMetrics:
+            maps = map_features(model, inputs.test, device)
+            metrics = processes.on_main(lambda: evaluation.measure(maps, protocols[0]))
+            return {"epoch": training.epoch, **metrics}
 
-    def track(model: CRAD) -> Metrics:
-        maps = anomaly_maps(model, inputs.test.features, device)
-        return processes.on_main(lambda: evaluation.measure(maps, protocols[0]))
+        if processes.is_main() and not stored:
+            run.clear()
+        training = _begin(options, inputs, stored, device)
+        checkpoint = stored
+        with threads_for(_step_size(options.config, inputs)), _progress(training, inputs) as bar:
+            while training.epoch < config.training.epochs:
+                started = time.perf_counter()
+                loss = training.run_epoch(inputs.train, bar)
+                checkpoint = _take_checkpoint(
+                    options, inputs, training, checkpoint, device, started
+                )
+                if config.decisions.track_best:
+                    best = better(checkpoint.best_on_test, track(training.model))
+                    checkpoint = replace(checkpoint, best_on_test=best)
+                if processes.is_main():
+                    checkpoint.save(run.path)
+                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        assert checkpoint is not None  # there is at least one epoch
 
-    if processes.is_main() and not stored:
-        clear_run(output)
-    with threads_for(_step_size(config, inputs.train.features)):
-        checkpoint, model = _fit(options, inputs, backbone, device, stored, track)
-    timing["training"] = checkpoint.seconds
+        started = time.perf_counter()
+        maps = map_features(training.model, inputs.test, device)
 
-    started = time.perf_counter()
-    maps = anomaly_maps(model, inputs.test.features, device)
-
-    def measure() -> Results:
-        metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
-        baselines = {}
-        if config.data in DEMO_NAMES:
-            baselines["nearest_neighbour"] = evaluation.measure(
-                inputs.nearest_neighbour, protocols[0]
+        def measure() -> Results:
+            metrics = {each.name: evaluation.measure(maps, each) for each in protocols}
+            baselines = {}
+            if config.data.source in DEMO_NAMES:
+                baselines["nearest_neighbour"] = evaluation.measure(
+                    inputs.nearest_neighbour, protocols[0]
+                )
+            decisions = evaluation.decide(
+                maps, checkpoint.thresholds, config.decisions.false_alarm_rate
             )
-        decisions = evaluation.decide(maps, checkpoint)
-        timing["evaluation"] = time.perf_counter() - started
-        results = make_results(
-            metrics,
-            checkpoint=checkpoint,
-            data=config.data,
-            left_out=loaded.bad.note(),
-            timing=timing,
-            device=device,
-            baselines=baselines,
-            best_on_test=checkpoint.best_on_test,
-            decisions=decisions,
-        )
-        report(results, evaluation, maps, protocols[0], output, show=show)
-        return results
+            timing = {
+                "features": inputs.seconds,
+                "training": checkpoint.seconds,
+                "evaluation": time.perf_counter() - started,
+            }
+            results = make_results(
+                metrics,
+                checkpoint=checkpoint,
+                data=config.data.source,
+                left_out=inputs.bad.note(),
+                timing=timing,
+                device=device,
+                decisions=decisions,
+                baselines=baselines,
+                best_on_test=checkpoint.best_on_test,
+            )
+            report(results, evaluation, maps, protocols[0], run, show=show)
+            return results
 
-    return processes.on_main(measure)
+        return processes.on_main(measure)
 
 
-def _fit(
-    options: TrainOptions,
-    inputs: Inputs,
-    backbone: Backbone,
-    device: torch.device,
-    stored: Checkpoint | None,
-    track: Callable[[CRAD], Metrics],
-) -> tuple[Checkpoint, CRAD]:
-    """Train to the last epoch, writing a checkpoint after each.
+def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None:
+    """Read the checkpoint that a run goes on from; None if it begins.
 
     Args:
-        track: measures the model on the test images, for ``--track-best``.
+        options: of the run.
+        parts: as for `crad.training.checkpoint.read_checkpoint`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        OutputError: the folder cannot be used.
+        UsageError: the run there has another setting.
     """
-    config, output = options.config, options.output
-    normal, held_back = inputs.train.features, inputs.held_back
-    if (least := min(config.batch_size, len(normal))) < processes.count():
-        raise CommandError(
+    output, run = options.output, options.run
+    run.check(overwrite=output.overwrite, resume=output.resume)
+    if not (output.resume and run.checkpoint.exists()):
+        return None
+    stored = read_checkpoint(run.checkpoint, parts)
+    changed = changed_setting(options.config, stored.config)
+    precision = options.compute.precision
+    if not changed and precision not in ("auto", stored.precision):
+        changed = "--precision", precision, stored.precision
+    if changed:
+        name, value, former = changed
+        raise UsageError(
+            f"{name}: the run in '{run.path}' has {former}, not {value}; leave {name} out, or "
+            "train anew in another --output"
+        )
+    if "optimizer" in parts and not stored.optimizer:
+        raise CheckpointError(
+            f"checkpoint: '{run.checkpoint}' was stripped of what training needs; train anew with "
+            "--overwrite or in another --output"
+        )
+    return stored
+
+
+def finished_results(options: TrainOptions, classes: Sequence[str]) -> Results | None:
+    """The results of a run that is to be resumed, if nothing of it is left to do.
+
+    Those that an evaluation has put in their place lack some of what a training run says.
+
+    Args:
+        options: of the run, whose checkpoint `stored_run` has read.
+        classes: of the run.
+    """
+    if not (options.output.resume and options.run.checkpoint.exists()):
+        return None
+    config, results = options.config, options.run.read_results()
+    protocols = [protocol.name for protocol in choose_protocols(config.decisions.protocol)]
+    expected = (config.data.source, config.training.epochs, [*classes], protocols)
+    try:
+        assert results is not None
+        found = (
+            results["data"],
+            results["epoch"],
+            [*results["classes"]],
+            [results["protocol"], *results.get("other_protocols", ())],
+        )
+        is_of_training = "training" in results["timing"]
+    except (AssertionError, AttributeError, KeyError, TypeError):
+        return None  # there are none, or they are something else
+    return cast(Results, results) if is_of_training and found == expected else None
+
+
+def _begin(
+    options: TrainOptions, inputs: Inputs, stored: Checkpoint | None, device: torch.device
+) -> Training:
+    """Make the model and what trains it, as new or as they were after an epoch."""
+    config = options.config
+    least = min(config.training.batch_size, len(inputs.train))
+    if least < processes.count():
+        raise TrainingError(
             f"train: {processes.count()} processes cannot share a batch of {least}; lower "
             "--nproc_per_node of torchrun, or raise --batch-size"
         )
-    height, width, channels = normal.values.shape[1:]
-    precision = select_precision(config.precision, device, _step_size(config, normal))
-    config = replace(config, precision=precision)
-    torch.manual_seed(config.seed)
-    model = create_model(config, (channels, height, width))
-    if options.compile:
+    precision = _precision(options, inputs, stored, device)
+    torch.manual_seed(config.training.seed)
+    model = create_model(config, inputs.feature_size)
+    if options.compute.compile:
         compile_network(model.fusion, device)
     AcceleratorState._reset_state()  # of a model before, which may have another precision
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
     )
-    training = Training(model, config, accelerator)
-    seconds = 0.0
-    best = stored.best_on_test if stored else None
+    training = Training(model, config.training, accelerator)
     if stored:
-        with _fitting(output):
+        with _fitting(options.run):
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
-        seconds = stored.seconds
-
-    checkpoint = stored
-    some = torch.tensor(scale_images(len(normal)))
-    shown = Features(normal.values[some], [normal.paths[index] for index in some])
-    steps = len(split_epoch(torch.arange(len(normal)), config.batch_size, processes.count()))
-    done, total = training.epoch * steps, config.epochs * steps
-    hidden = not processes.is_main()
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
-        while training.epoch < config.epochs:
-            bar.set_description(f"epoch {training.epoch + 1}/{config.epochs}", refresh=False)
-            started = time.perf_counter()
-            try:
-                loss = training.run_epoch(normal, bar)
-            except TrainingError as error:
-                raise CommandError(str(error)) from error
-            maps, _ = PROTOCOL.score(anomaly_maps(model, shown, device), config.image_size)
-            scores = image_scores(
-                anomaly_maps(model, held_back.features, device), config.image_size
-            )
-            seconds += time.perf_counter() - started
-            if config.track_best:
-                best = better(best, {"epoch": training.epoch, **track(model)})
-            checkpoint = Checkpoint(
-                config=config,
-                epoch=training.epoch,
-                feature_size=(channels, height, width),
-                colour_scale=colour_scale(maps.cpu().numpy()),
-                n_train=inputs.n_train,
-                seconds=seconds,
-                model=model.state_dict(),
-                backbone=backbone.state_dict(),
-                optimizer=training.optimizer_state(),
-                random=training.random_state(),
-                best_on_test=best,
-                thresholds=take_thresholds(held_back.samples, scores, config.false_alarm_rate),
-            )
-            if processes.is_main():
-                checkpoint.save(output)
-            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-    assert checkpoint is not None  # there is at least one epoch
-    return checkpoint, model
+    return training
 
 
-def _step_size(config: Config, features: Features) -> float:
+def _take_checkpoint(
+    options: TrainOptions,
+    inputs: Inputs,
+    training: Training,
+    former: Checkpoint | None,
+    device: torch.device,
+    started: float,
+) -> Checkpoint:
+    """The run after an epoch that began at a time, with thresholds and the colours of heat maps."""
+    config, model = options.config, training.model
+    size = config.model.image_size
+    shown = map_features(model, inputs.train.some(_SCALE_IMAGES), device)
+    scores = decision_scores(map_features(model, inputs.held_back, device), size)
+    spent = time.perf_counter() - started
+    return Checkpoint(
+        config=config,
+        epoch=training.epoch,
+        feature_size=inputs.feature_size,
+        colour_scale=colour_scale(DECISION_PROTOCOL.score(shown, size)[0].cpu().numpy()),
+        n_train=inputs.n_train,
+        seconds=(former.seconds if former else 0.0) + spent,
+        precision=_precision(options, inputs, former, device),
+        model=model.state_dict(),
+        backbone=inputs.backbone.state_dict(),
+        optimizer=training.optimizer_state(),
+        random=training.random_state(),
+        best_on_test=former.best_on_test if former else None,
+        thresholds=take_thresholds(
+            inputs.held_back.samples, scores, config.decisions.false_alarm_rate
+        ),
+    )
+
+
+def _precision(
+    options: TrainOptions, inputs: Inputs, stored: Checkpoint | None, device: torch.device
+) -> str:
+    if stored:
+        return stored.precision
+    return select_precision(options.compute.precision, device, _step_size(options.config, inputs))
+
+
+def _step_size(config: Config, inputs: Inputs) -> float:
     """Multiply-adds of the fusion network in a training step, about three times those forward."""
-    height, width, channels = features.values.shape[1:]
-    return 3 * config.batch_size * multiply_adds(config, (channels, height, width))
-
-
-def _prepare_output(options: TrainOptions) -> Checkpoint | None:
-    """Refuse an output folder that cannot be used, and read the run to resume in it, if any."""
-    output = options.output
-    options.check_output()
-    if processes.is_main():
-        remove_leftovers(output / CHECKPOINT_NAME)
-    if options.resume and (output / CHECKPOINT_NAME).exists():
-        return read_checkpoint(output, ALL_PARTS)
-    return None
+    return 3 * config.training.batch_size * multiply_adds(config.model, inputs.feature_size)
 
 
 @contextmanager
-def _fitting(output: Path) -> Iterator[None]:
+def _progress(training: Training, inputs: Inputs) -> Iterator["tqdm[None]"]:
+    """A bar for all steps of a run, from where it stands."""
+    config = training.config
+    order = torch.arange(len(inputs.train))
+    steps = len(split_epoch(order, config.batch_size, processes.count()))
+    done, total = training.epoch * steps, config.epochs * steps
+    hidden = not processes.is_main()
+    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
+        yield bar
+
+
+@contextmanager
+def _fitting(run: RunFolder) -> Iterator[None]:
     """Turn the failure to restore a state into an error that names the checkpoint."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint: that in '{output}' does not fit this crad and its timm ({error}); use "
+            f"checkpoint: '{run.checkpoint}' does not fit this crad and its timm ({error}); use "
             "those that wrote it, or begin anew with --overwrite"
         ) from error
 
 
 def _first_line(config: Config, device: torch.device) -> str:
     threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
-    axes = max(len(config.local.resolution), len(config.global_.resolution))
+    axes = max(len(config.model.local_resolution), len(config.model.global_resolution))
     kernel = next(name for name, each in backends().items() if each.takes(device, axes))
     if (count := processes.count()) > 1:
         threads += f" x {count} processes"
-    classes = f" | classes {', '.join(config.classes)}" if config.classes else ""
+    classes = f" | classes {', '.join(config.data.classes)}" if config.data.classes else ""
     return (
-        f"device {device.type}{threads} | kernels {kernel} | backbone {config.backbone} | "
-        f"data {config.data}{classes}"
+        f"device {device.type}{threads} | kernels {kernel} | backbone {config.model.backbone} | "
+        f"data {config.data.source}{classes}"
     )
 
 
-def _written(output: Path) -> int | None:
-    """When the checkpoint in a folder was written, in nanoseconds; None if there is none."""
+@contextmanager
+def _saying_how_to_resume(options: TrainOptions) -> Iterator[None]:
+    """Give Ctrl-C in the block a message that says what is on disk, and how to go on."""
+    former = None if options.output.resume else options.run.written()
     try:
-        return (output / CHECKPOINT_NAME).stat().st_mtime_ns
-    except OSError:
-        return None
+        yield
+    except KeyboardInterrupt as interrupt:
+        begun = options.run.written() != former
+        way_on = _how_to_resume(options) if begun else _BEGIN_AGAIN
+        raise KeyboardInterrupt(way_on) from interrupt
 
 
 def _how_to_resume(options: TrainOptions) -> str:
     try:
-        checkpoint = read_checkpoint(options.output, parts=())
+        checkpoint = read_checkpoint(options.run.checkpoint, parts=())
     except CheckpointError:
         return _BEGIN_AGAIN
-    python = ["python"]
+    command = ["crad", "train"]
     if (count := processes.count()) > 1:
-        python = ["torchrun", "--nproc_per_node", str(count)]
-    command = [*python, "-m", "crad.train", "--resume", "--output", str(options.output)]
-    if options.skip_bad:
-        command.append("--skip-bad")
-    if options.feature_memory is not None:
-        command += ["--feature-memory", str(options.feature_memory)]
-    if options.compile:
+        command = ["torchrun", "--nproc_per_node", str(count), "-m", "crad", "train"]
+    command += ["--resume", "--output", str(options.output.folder)]
+    if options.compute.compile:
         command.append("--compile")
-    if options.device != "auto":
-        command += ["--device", options.device]
-    return (
-        f"epoch {checkpoint.epoch} of {checkpoint.config.epochs} is on disk; "
-        f"continue with: {shlex.join(command)}"
-    )
+    if options.compute.device != "auto":
+        command += ["--device", options.compute.device]
+    epochs = checkpoint.config.training.epochs
+    return f"epoch {checkpoint.epoch} of {epochs} is on disk; continue with: {shlex.join(command)}"
 
 
 if __name__ == "__main__":

@@ -87,23 +87,32 @@ class GridMemory(nn.Module):
         *size, channels = self.values.shape
         nn.init.normal_(self.values, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
 
-    def forward(self, coords: Tensor, seed: int | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        coords: Tensor,
+        seed: int | Tensor | None = None,
+        *,
+        jitter_std: float | Sequence[float] | None = None,
+    ) -> Tensor:
         """Sample the entries at ``coords``.
 
         Args:
             coords: ``(..., D)``, float32 or float64, in [-1, 1].
             seed: of the jitter; None draws one from the generator of the device of ``coords``.
+            jitter_std: of this call; None takes that of the module in training mode, else 0.
 
         Returns:
             ``(..., C)``, of the dtype of ``values``.
         """
+        if jitter_std is None:
+            jitter_std = self.jitter_std if self.training else 0.0
         return sample(
             self.values,
             coords,
             mode=self.mode,
             padding_mode=self.padding_mode,
             align_corners=self.align_corners,
-            jitter_std=self.jitter_std if self.training else 0.0,
+            jitter_std=jitter_std,
             seed=seed,
             backend=self.backend,
         )

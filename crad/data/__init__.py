@@ -1,29 +1,26 @@
-"""Finding a data set on disk; ``python -m crad.data get`` downloads one."""
+"""Finding a data set on disk; ``crad data get`` downloads one."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.data.images import natural_key
-from crad.data.layouts import mvtec, visa
+from crad.data.layouts import LAYOUTS
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError
 
-__all__ = ["Dataset", "Sample", "find_dataset"]
-
-_LAYOUTS = f"{mvtec.LAYOUT}; or of VisA as its archive has it"
+__all__ = ["Dataset", "Sample", "find_dataset", "full_source"]
 
 
 def find_dataset(
-    root: str | os.PathLike[str], *, classes: Sequence[str] = (), need_train: bool = True
+    source: str | os.PathLike[str], *, classes: Sequence[str] = (), need_train: bool = True
 ) -> Dataset:
     """Find the classes and images of a data set; no image is opened, and nothing is copied.
 
-    The layout is recognised by looking: that of VisA (`crad.data.layouts.visa`), or else that of
-    MVTec AD (`crad.data.layouts.mvtec`), where `root` may itself be one class.
-
     Args:
-        root: the folder.
+        source: a folder in one of the `LAYOUTS`, recognised by looking; or the name of a generated
+            set, which is written on first use.
         classes: the names of those wanted; none given takes all. The others are not looked into.
         need_train: False accepts classes without normal images to learn from, as evaluation does.
 
@@ -31,18 +28,22 @@ def find_dataset(
         DataError: no such folder, no class in it or not one that is wanted, a class without images,
             or images or masks that lie where they would silently be left out.
     """
-    root = Path(root).expanduser()
+    root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
     if not root.is_dir():
-        problem = "it is a file" if root.exists() else "no such folder"
-        raise DataError(f"data: cannot use '{root}': {problem}; give a folder of {_LAYOUTS}")
-    found = visa.find_classes(root) if visa.is_visa(root) else mvtec.find_classes(root)
+        problem = "it is a file" if root.exists() else "there is no such folder"
+        layouts = "; or ".join(each.DESCRIPTION for each in reversed([*LAYOUTS.values()]))
+        raise DataError(f"data: cannot use '{root}': {problem}; give a folder of {layouts}")
+    layout = next((each for each in LAYOUTS.values() if each.matches(root)), None)
+    found = (layout or [*LAYOUTS.values()][-1]).find_classes(root)
     if unknown := [name for name in classes if name not in found]:
         raise DataError(f"classes: no '{unknown[0]}' in '{root}'; it has {', '.join(found)}")
     names = sorted(set(classes) or found, key=natural_key)
-    samples = [found[name](need_train) for name in names]
-    return Dataset(
-        root,
-        tuple(names),
-        tuple(sample for each in samples for sample in each.train),
-        tuple(sample for each in samples for sample in each.test),
-    )
+    splits = [found[name](need_train) for name in names]
+    train = tuple(sample for split in splits for sample in split[0])
+    test = tuple(sample for split in splits for sample in split[1])
+    return Dataset(root, tuple(names), train, test)
+
+
+def full_source(source: str) -> str:
+    """Give the name of a generated set, or the full path of a folder."""
+    return source if source in DEMO_NAMES else str(Path(source).expanduser().resolve())

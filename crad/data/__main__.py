@@ -1,16 +1,16 @@
-"""The command ``python -m crad.data``."""
+"""``crad data get``: download a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
-from crad.command_line import refuse, run_command
+from crad.command_line import parse, run_command
 from crad.data import find_dataset
-from crad.data.download import ARCHIVES, get
+from crad.data.download import ARCHIVES, ArchiveName, get
+from crad.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GetOptions:
 
     action: Positional[Literal["get"]]
     """Download, check and extract."""
-    name: Positional[Literal["mvtec", "visa"]]
+    name: Positional[ArchiveName]
     """The data set: MVTec AD (5.3 GB) or VisA (1.9 GB); extracted, it takes as much again."""
     folder: Positional[Path]
     """Where to put it; it gets a folder of its name in there."""
@@ -31,18 +31,21 @@ class GetOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Get a data set as the command line says."""
-    options = tyro.cli(
-        GetOptions,
-        args=arguments,
-        prog="python -m crad.data",
-        description="Download a data set. What is there already is not downloaded again.",
+    run_command(
+        lambda: _get(
+            parse(
+                GetOptions,
+                arguments,
+                command="data",
+                description="Download a data set. What is there already is not downloaded again.",
+            )
+        )
     )
-    if options.url and options.archive:
-        refuse("--url and --archive exclude each other")
-    run_command(lambda: _get(options))
 
 
 def _get(options: GetOptions) -> None:
+    if options.url and options.archive:
+        raise UsageError("--url and --archive exclude each other")
     source = ARCHIVES[options.name]
     print(f"{source.title} | licence {source.licence} | {source.page}", flush=True)
     try:
@@ -52,7 +55,7 @@ def _get(options: GetOptions) -> None:
     found = find_dataset(folder)
     print(
         f"{len(found.classes)} classes, {len(found.train)} training and {len(found.test)} test "
-        f"images in {folder}\ntrain on them: python -m crad.train --data {folder}"
+        f"images in {folder}\ntrain on them: crad train --data {folder}"
     )
 
 

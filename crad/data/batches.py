@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.samples import Sample
 from crad.errors import ImageError
 
-Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
-"""An image: a file, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W)."""
+BATCH_SIZE = 16
+"""Images computed at once, unless a command is told otherwise."""
+
+Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor | Sample
+"""An image: a file, a Pillow image, an array (H, W) or (H, W, C), a tensor (C, H, W), or a `Sample`
+with a file."""
+
+OnBad = Callable[[ImageError], object]
+"""Called with the error of an image that cannot be read, which is then left out."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +35,15 @@ class Batch:
 
     Attributes:
         images: ``(B, 3, S, S)`` float32 RGB in [0, 1].
-        paths: their files; None for an image from memory.
-        sizes: their heights and widths before resizing, in pixels.
+        samples: what is known of each, its size included.
     """
 
     images: Tensor
-    paths: list[Path | None]
-    sizes: list[tuple[int, int]]
+    samples: list[Sample]
 
 
 def load_batches(
-    sources: Iterable[Source],
-    *,
-    size: int,
-    batch_size: int,
-    skip: Callable[[ImageError], object] | None = None,
+    sources: Iterable[Source], *, size: int, batch_size: int, skip: OnBad | None = None
 ) -> Iterator[Batch]:
     """Decode and resize images, a few batches ahead of their use.
 
@@ -51,35 +53,33 @@ def load_batches(
         sources: the images; taken one by one, so that they may be made on the way.
         size: side S in pixels.
         batch_size: images in a batch; the last batch may have fewer.
-        skip: called with the error of an image that cannot be read, which is then left out; None
-            raises the error.
+        skip: what to do with an image that cannot be read; None raises its error.
 
     Raises:
         ImageError: an image cannot be read; the message names its file, or its position: images[2]
             is the third.
     """
-    images: list[Tensor] = []
-    paths: list[Path | None] = []
-    sizes: list[tuple[int, int]] = []
-    for source, future in _decode_ahead(sources, size, ahead=2 * batch_size):
+    ready: list[tuple[Tensor, Sample]] = []
+
+    def batch() -> Batch:
+        images, samples = zip(*ready, strict=True)
+        ready.clear()
+        return Batch(torch.stack(images), list(samples))
+
+    for future in _decode_ahead(sources, size, ahead=2 * batch_size):
         error = future.exception()
         if isinstance(error, ImageError):
-            if images:
-                yield Batch(torch.stack(images), paths, sizes)
-                images, paths, sizes = [], [], []
+            if ready:
+                yield batch()
             if skip is None:
                 raise error
             skip(error)
             continue
-        image, original = future.result()
-        images.append(image)
-        paths.append(Path(source) if isinstance(source, str | os.PathLike) else None)
-        sizes.append(original)
-        if len(images) == batch_size:
-            yield Batch(torch.stack(images), paths, sizes)
-            images, paths, sizes = [], [], []
-    if images:
-        yield Batch(torch.stack(images), paths, sizes)
+        ready.append(future.result())
+        if len(ready) == batch_size:
+            yield batch()
+    if ready:
+        yield batch()
 
 
 def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
@@ -93,7 +93,7 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
             yield from images
         else:
             yield images
-    elif isinstance(images, str | os.PathLike | Image.Image):
+    elif isinstance(images, str | os.PathLike | Image.Image | Sample):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray):
         for image in images:
@@ -107,12 +107,12 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 
 def _decode_ahead(
     sources: Iterable[Source], size: int, ahead: int
-) -> Iterator[tuple[Source, Future[tuple[Tensor, tuple[int, int]]]]]:
+) -> Iterator[Future[tuple[Tensor, Sample]]]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting: deque[tuple[Source, Future[tuple[Tensor, tuple[int, int]]]]] = deque()
+        waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
         try:
             for position, source in enumerate(sources):
-                waiting.append((source, pool.submit(_decode, source, position, size)))
+                waiting.append(pool.submit(_decode, source, position, size))
                 if len(waiting) > ahead:
                     yield waiting.popleft()
             while waiting:
@@ -121,13 +121,15 @@ def _decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, position: int, size: int) -> tuple[Tensor, tuple[int, int]]:
-    """The resized image, and the height and width it had."""
+def _decode(source: Source, position: int, size: int) -> tuple[Tensor, Sample]:
+    """The resized image, and its record."""
     if isinstance(source, str | os.PathLike):
-        image = open_image(source)
+        source = Sample(Path(source))
+    if isinstance(source, Sample) and source.path is not None:
+        sample, image = source, open_image(source.path)
     else:
         try:
-            image = to_rgb(source)
+            sample, image = Sample(), to_rgb(source)  # type: ignore[arg-type]
         except ImageError as error:
             raise ImageError(f"images[{position}]: {error}") from error
-    return to_tensor(image, size), (image.height, image.width)
+    return to_tensor(image, size), replace(sample, size=(image.height, image.width))

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from lzma import LZMAError
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
@@ -71,6 +72,11 @@ ARCHIVES = MappingProxyType(
     }
 )
 """What `get` can get."""
+
+if TYPE_CHECKING:
+    ArchiveName = str
+else:
+    ArchiveName = Literal[tuple(ARCHIVES)]
 
 
 def get(

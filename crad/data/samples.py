@@ -1,4 +1,4 @@
-"""What a data set is made of, whatever its layout: samples, in classes."""
+"""The record of an image on its way from disk to score, and the data set it belongs to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +15,28 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set.
+    """One image. What is not known of it is None.
 
     Attributes:
-        path: the image file.
+        path: the image file; None for an image in memory.
         class_name: the product it shows.
         defect: the kind of defect, ``"good"`` for a normal image.
-        mask: the ground-truth mask file; None for a normal image, or where there is none.
+        mask: the ground-truth mask file.
+        size: height and width in pixels, once the image has been decoded.
     """
 
-    path: Path
-    class_name: str
-    defect: str
+    path: Path | None = None
+    class_name: str | None = None
+    defect: str | None = None
     mask: Path | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def is_anomaly(self) -> bool:
-        """True if the image has a defect."""
-        return self.defect != GOOD
+        """Whether the image is known to have a defect."""
+        return self.defect not in (GOOD, None)
 
-    def truth(self, size: int, resize: MaskResize = "nearest") -> npt.NDArray[np.bool_] | None:
+    def read_truth(self, size: int, resize: MaskResize = "nearest") -> npt.NDArray[np.bool_] | None:
         """Read which pixels are defective: bool (size, size); None where that is not known.
 
         Args:
@@ -49,20 +51,7 @@ class Sample:
                 return open_mask(self.mask, size, resize)
             except ImageError as error:
                 raise MaskError(f"mask of '{self.path}': {error}") from error
-        return None if self.is_anomaly else np.zeros((size, size), dtype=np.bool_)
-
-
-@dataclass(frozen=True)
-class ClassSamples:
-    """The images of one class.
-
-    Attributes:
-        train: normal images to learn from.
-        test: images to test on; may be empty.
-    """
-
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+        return np.zeros((size, size), dtype=np.bool_) if self.defect == GOOD else None
 
 
 @dataclass(frozen=True)
@@ -80,3 +69,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+
+Split = tuple[list[Sample], list[Sample]]
+"""The images of a class: normal ones to learn from, and those to test on."""

@@ -5,14 +5,22 @@ Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024,
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from crad.model.memories import AddressName, Memory, MemoryName, create_memory
+from crad.model.memories import (
+    MEMORIES,
+    AddressName,
+    Memory,
+    MemoryName,
+    MemoryOptions,
+    create_memory,
+)
 
 AbsentName = Literal["drop", "zeros"]
 
@@ -123,10 +131,10 @@ class CRAD(nn.Module):
                     f"CRAD(): expected {name}_resolution to be one or more positive sizes, "
                     f"but got {resolution!r}"
                 )
-        _check_choice("local_memory", local_memory, MemoryName)
-        _check_choice("global_memory", global_memory, MemoryName)
-        _check_choice("address", address, AddressName)
-        _check_choice("absent", absent, AbsentName)
+        _check_choice("local_memory", local_memory, (*MEMORIES, "none"))
+        _check_choice("global_memory", global_memory, (*MEMORIES, "none"))
+        _check_choice("address", address, get_args(AddressName))
+        _check_choice("absent", absent, get_args(AbsentName))
         if local_memory == global_memory == "none":
             raise ValueError("CRAD(): expected a local or a global memory, but got none for both")
         if not 0 <= shrinkage < 1:
@@ -142,16 +150,18 @@ class CRAD(nn.Module):
         self.cosine_weight = cosine_weight
         self.mse_threshold = mse_threshold
         self.absent = absent
+        discrete = MemoryOptions(address=address, shrinkage=shrinkage)
         self.local_representation = create_memory(
             local_memory,
             channels,
             channels,
             local_resolution,
-            address=address,
-            shrinkage=shrinkage,
-            dead_below=_DEAD_BELOW_LOCAL,
-            jitter_std=jitter_std,
-            jitter_prob=jitter_prob,
+            replace(
+                discrete,
+                dead_below=_DEAD_BELOW_LOCAL,
+                jitter_std=jitter_std,
+                jitter_prob=jitter_prob,
+            ),
         )
         # An entry holds a feature map in the order (H, W, C), so that it comes out channels last.
         self.global_representation = create_memory(
@@ -159,9 +169,7 @@ class CRAD(nn.Module):
             channels,
             height * width * channels,
             global_resolution,
-            address=address,
-            shrinkage=shrinkage,
-            dead_below=_DEAD_BELOW_GLOBAL,
+            replace(discrete, dead_below=_DEAD_BELOW_GLOBAL),
         )
         branches = 2 if absent == "zeros" else len(self.memories())
         self.fusion = nn.Sequential(
@@ -323,10 +331,10 @@ class SqueezeExcitation(nn.Module):
         return x * weights[:, :, None, None]
 
 
-def _check_choice(name: str, choice: str, known: Any) -> None:
-    if choice not in get_args(known):
+def _check_choice(name: str, choice: str, known: Sequence[str]) -> None:
+    if choice not in known:
         raise ValueError(
-            f"CRAD(): expected {name} to be one of {', '.join(get_args(known))}, but got {choice!r}"
+            f"CRAD(): expected {name} to be one of {', '.join(known)}, but got {choice!r}"
         )
 
 

@@ -5,17 +5,18 @@ and attention are the discrete ones that it is compared with there (table 1).
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crad.errors import MissingPackageError
-from crad_kernels import GridMemory, sample
+from crad_kernels import GridMemory
 
-MemoryName = Literal["grid", "vq", "attention", "none"]
 AddressName = Literal["feature", "hidden"]
 
 
@@ -43,6 +44,10 @@ class ContinuousMemory(nn.Module):
         jitter_std: standard deviation of the noise on the coordinates in training, in [-1, 1]
             units (section 3.3).
         jitter_prob: probability that a training batch is jittered.
+        mode: of the interpolation, as in `crad_kernels.GridMemory`, and so are the next three.
+        padding_mode: see ``mode``.
+        align_corners: see ``mode``.
+        backend: see ``mode``.
     """
 
     def __init__(
@@ -53,9 +58,12 @@ class ContinuousMemory(nn.Module):
         *,
         jitter_std: float = 0.0,
         jitter_prob: float = 0.0,
+        mode: str = "linear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.jitter_std = jitter_std
         self.jitter_prob = jitter_prob
         self.coordinates = nn.Sequential(
             nn.Linear(channels, channels),
@@ -63,17 +71,23 @@ class ContinuousMemory(nn.Module):
             nn.Linear(channels, len(resolution)),
             nn.Tanh(),
         )
-        self.memory = GridMemory(entry_size, resolution)
+        self.memory = GridMemory(
+            entry_size,
+            resolution,
+            jitter_std=jitter_std,
+            mode=mode,
+            padding_mode=padding_mode,
+            align_corners=align_corners,
+            backend=backend,
+        )
 
     def forward(self, feature: Tensor) -> Recalled:
         """Look up features."""
         jittered = self.training and self.jitter_prob > 0
         jittered = jittered and float(torch.rand(())) < self.jitter_prob
-        jitter_std = self.jitter_std if jittered else 0.0
         coords = self.coordinates(feature)
-        return Recalled(
-            sample(self.memory.values, coords, jitter_std=jitter_std), feature.new_zeros(())
-        )
+        entries = self.memory(coords, jitter_std=self.memory.jitter_std if jittered else 0.0)
+        return Recalled(entries, feature.new_zeros(()))
 
     def entries(self) -> Iterator[nn.Parameter]:
         """What is stored."""
@@ -192,34 +206,92 @@ class AttentionMemory(nn.Module):
 Memory = ContinuousMemory | QuantizedMemory | AttentionMemory
 
 
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What some of the memories can be told; each takes what it knows.
+
+    Attributes:
+        jitter_std: as for `ContinuousMemory`.
+        jitter_prob: as for `ContinuousMemory`.
+        address: as for `crad.CRAD`.
+        shrinkage: as for `AttentionMemory`.
+        dead_below: as for `QuantizedMemory`.
+    """
+
+    jitter_std: float = 0.0
+    jitter_prob: float = 0.0
+    address: AddressName = "feature"
+    shrinkage: float = 0.0
+    dead_below: float = 0.0
+
+
+def _grid(channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions) -> Memory:
+    return ContinuousMemory(
+        channels,
+        entry_size,
+        size,
+        jitter_std=options.jitter_std,
+        jitter_prob=options.jitter_prob,
+    )
+
+
+def _quantized(
+    channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions
+) -> Memory:
+    return QuantizedMemory(
+        channels,
+        entry_size,
+        math.prod(size),
+        address=options.address,
+        dead_below=options.dead_below,
+    )
+
+
+def _attention(
+    channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions
+) -> Memory:
+    return AttentionMemory(
+        channels,
+        entry_size,
+        math.prod(size),
+        address=options.address,
+        shrinkage=options.shrinkage,
+    )
+
+
+MEMORIES: Mapping[str, Callable[[int, int, Sequence[int], MemoryOptions], Memory]] = (
+    MappingProxyType({"grid": _grid, "vq": _quantized, "attention": _attention})
+)
+"""What makes each memory, by name. A discrete memory has as many entries as a grid of its size."""
+
+if TYPE_CHECKING:
+    MemoryName = str
+else:
+    MemoryName = Literal[(*MEMORIES, "none")]
+
+
 def create_memory(
     name: MemoryName,
     channels: int,
     entry_size: int,
     resolution: Sequence[int],
-    *,
-    address: AddressName,
-    shrinkage: float,
-    dead_below: float,
-    jitter_std: float = 0.0,
-    jitter_prob: float = 0.0,
+    options: MemoryOptions,
 ) -> Memory | None:
-    """Make a memory by name; None for ``"none"``. Arguments as in the classes.
+    """Make a memory by its name in `MEMORIES`; None for ``"none"``.
 
-    A discrete memory has as many entries as a grid of ``resolution``.
+    Args:
+        name: of the memory.
+        channels: channels C of a feature.
+        entry_size: numbers V in an entry.
+        resolution: entries per axis.
+        options: of the memory.
+
+    Raises:
+        MissingPackageError: the memory needs a package that is not installed.
     """
     if name == "none":
         return None
-    if name == "grid":
-        return ContinuousMemory(
-            channels, entry_size, resolution, jitter_std=jitter_std, jitter_prob=jitter_prob
-        )
-    n_entries = math.prod(resolution)
-    if name == "vq":
-        return QuantizedMemory(
-            channels, entry_size, n_entries, address=address, dead_below=dead_below
-        )
-    return AttentionMemory(channels, entry_size, n_entries, address=address, shrinkage=shrinkage)
+    return MEMORIES[name](channels, entry_size, resolution, options)
 
 
 def vector_quantize_class() -> Any:

@@ -1,6 +1,5 @@
-"""Pictures a person can judge a detector by: heat maps, and sheets of them."""
+"""Sheets of pictures that a person can judge a detector by."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -8,36 +7,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from crad.data.images import open_image
 from crad.files import write_atomically
-from crad.scoring.metrics import ScoredImage
-
-__all__ = ["colour_scale", "heat_map", "scale_images", "write_sheets"]
-
-# Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
-# in greyscale and to colour-blind eyes too.
-_ANCHORS = [
-    (13, 12, 46),
-    (58, 21, 104),
-    (116, 30, 117),
-    (173, 45, 103),
-    (222, 73, 72),
-    (246, 124, 38),
-    (252, 183, 60),
-    (255, 240, 96),
-]
-_AT = np.linspace(0, 255, len(_ANCHORS))
-_COLOURS = np.stack(
-    [np.interp(np.arange(256), _AT, channel) for channel in zip(*_ANCHORS, strict=True)], axis=1
-)
-_PALETTE = np.rint(_COLOURS).astype(np.uint8).tobytes()
-
-# How opaque a colour lies on its image: not at all in the lowest fifth, where nearly all of a
-# normal image is, so that the image shows unchanged there.
-_OPACITY = [round(255 * 0.75 * min(1.0, max(0.0, (level - 50) / 100))) for level in range(256)]
+from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of
+from crad.scoring.prediction import Prediction
 
 _CELL = 176  # side in pixels of the box that a picture is fitted into
 _GAP = 8
@@ -50,119 +25,62 @@ _FAINT = (110, 113, 120)
 _EMPTY = (236, 237, 239)
 
 
-def scale_images(count: int) -> list[int]:
-    """Choose, evenly among so many training images, those whose maps set the colour scale."""
-    most = 64
-    return [int(number) for number in np.linspace(0, count - 1, min(most, count))]
-
-
-def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
-    """Choose a colour scale from the anomaly maps of normal images.
-
-    Args:
-        maps: float maps of normal images, at least one, of any shape.
-
-    Returns:
-        (low, high): the median of all pixels, and three times as far above it as their 99.5 %
-        quantile is. So normal images keep to the lower third of the colours.
-    """
-    pixels = np.concatenate([np.ravel(anomaly_map) for anomaly_map in maps])
-    low, usual = np.quantile(pixels, [0.5, 0.995], overwrite_input=True).tolist()
-    return low, low + 3 * (usual - low)
-
-
-def heat_map(
-    image: Image.Image, anomaly_map: npt.NDArray[np.float32], low: float, high: float
-) -> Image.Image:
-    """Lay an anomaly map over its image in colour, the more opaque the more anomalous.
-
-    Args:
-        image: a Pillow image of mode RGB, of any size.
-        anomaly_map: float (H, W), finite; stretched over the image whatever its size.
-        low: the value that leaves the image unchanged, as all below it.
-        high: the value that gets the last colour, as all above it.
-
-    Returns:
-        A new RGB image of the size of `image`.
-    """
-    levels = _levels(anomaly_map, low, high).resize(image.size, Image.Resampling.BICUBIC)
-    return Image.composite(_colour(levels), image, levels.point(_OPACITY))
-
-
-def write_sheets(
-    folder: str | os.PathLike[str],
-    images: Iterable[ScoredImage],
+def write_sheet(
+    file: Path,
+    class_name: str,
+    predictions: Iterable[Prediction],
     *,
     rows: int = 8,
     note: str | None = None,
-) -> list[Path]:
-    """Write a sheet for each class: image, truth, anomaly map and overlay of some test images.
+) -> None:
+    """Write the sheet of a class: image, truth, anomaly map and overlay of some test images.
 
     About a quarter of the rows are normal images, the others go round the kinds of defect; within a
     kind the first images are taken, so that no score decides what is shown. All maps of a sheet
     share one colour scale, stated at its foot: `colour_scale` of all normal test images of the
-    class or, if there are none, of the first ``rows`` images of each kind.
+    class or, if there are none, of the first ``rows`` images of each kind. Without images, there is
+    no sheet.
 
     Args:
-        folder: where ``<class>.png`` is written; made if missing.
-        images: scored test images, of any classes; those that are not needed are not held.
-        rows: the most images on a sheet.
-        note: a line for the foot of each sheet.
-
-    Returns:
-        The files written, in the order in which their classes first appear.
+        file: the PNG to write.
+        class_name: for its head.
+        predictions: of test images of the class; those that are not needed are not held.
+        rows: the most images on the sheet.
+        note: a line for its foot.
 
     Raises:
         ImageError: an image cannot be read any more.
-        OSError: a sheet cannot be written.
+        StorageError: the sheet cannot be written.
     """
-    by_class: dict[str, list[ScoredImage]] = {}
-    kinds: Counter[tuple[str, str]] = Counter()
-    for image in images:
-        kind = (image.sample.class_name, image.sample.defect)
-        kinds[kind] += 1
+    kinds: Counter[str | None] = Counter()
+    kept = []
+    for image in predictions:
+        kinds[image.defect] += 1
         # The colour scale needs all normal images, but more defects of a kind are never shown.
-        if kinds[kind] <= rows or not image.sample.is_anomaly:
-            by_class.setdefault(image.sample.class_name, []).append(image)
-    written = []
-    for class_name, found in by_class.items():
-        sheet = _sheet(class_name, found, rows, note)
-        path = Path(folder) / f"{class_name}.png"
-        write_atomically(path, partial(sheet.save, format="PNG"))
-        written.append(path)
-    return written
+        if kinds[image.defect] <= rows or not image.is_anomaly:
+            kept.append(image)
+    if kept:
+        sheet = _sheet(class_name, kept, rows, note)
+        write_atomically(file, partial(sheet.save, format="PNG"))
 
 
-def _levels(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:
-    """Scale a map to 0 ... 255; a scale without extent splits just above `low`."""
-    high = max(high, float(np.nextafter(np.float32(low), np.float32(np.inf))))
-    position = (np.clip(anomaly_map.astype(np.float64), low, high) - low) / (high - low)
-    return Image.fromarray(np.rint(255 * position).astype(np.uint8))
-
-
-def _colour(levels: Image.Image) -> Image.Image:
-    coloured = levels.copy()
-    coloured.putpalette(_PALETTE)
-    return coloured.convert("RGB")
-
-
-def _choose(images: Sequence[ScoredImage], rows: int) -> list[ScoredImage]:
+def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
     """Pick rows: defects in turn by kind and normal images, shown in their order, normal last."""
-    normal = [image for image in images if not image.sample.is_anomaly]
-    kinds: dict[str, list[ScoredImage]] = {}
+    normal = [image for image in images if not image.is_anomaly]
+    kinds: dict[str | None, list[Prediction]] = {}
     for image in images:
-        if image.sample.is_anomaly:
-            kinds.setdefault(image.sample.defect, []).append(image)
+        if image.is_anomaly:
+            kinds.setdefault(image.defect, []).append(image)
     in_turn = [image for turn in zip_longest(*kinds.values()) for image in turn if image]
     n_normal = min(len(normal), max(rows // 4, rows - len(in_turn)))
     return sorted(in_turn[: rows - n_normal], key=images.index) + normal[:n_normal]
 
 
 def _sheet(
-    class_name: str, images: Sequence[ScoredImage], rows: int, note: str | None
+    class_name: str, images: Sequence[Prediction], rows: int, note: str | None
 ) -> Image.Image:
-    normal = [image.anomaly_map for image in images if not image.sample.is_anomaly]
-    low, high = colour_scale(normal or [image.anomaly_map for image in images])
+    normal = [image.scored_map for image in images if not image.is_anomaly]
+    low, high = colour_scale(normal or [image.scored_map for image in images])
     source = f"{len(normal)} normal test images" if normal else "these images; none is normal"
     chosen = [(image, _row(image, low, high)) for image in _choose(images, rows)]
     heights = [max(_LABEL_HEIGHT, pictures[0].height) for _, pictures in chosen]
@@ -191,9 +109,10 @@ def _sheet(
     return sheet
 
 
-def _row(image: ScoredImage, low: float, high: float) -> list[Image.Image]:
+def _row(image: Prediction, low: float, high: float) -> list[Image.Image]:
     """Draw the four pictures of a row, in the proportions of the image."""
-    original = open_image(image.sample.path)
+    assert image.path is not None  # test images are files
+    original = open_image(image.path)
     scale = _CELL / max(original.size)
     size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
     original = original.resize(size, Image.Resampling.LANCZOS)
@@ -203,16 +122,16 @@ def _row(image: ScoredImage, low: float, high: float) -> list[Image.Image]:
     else:
         mask = Image.fromarray(image.truth.astype(np.uint8) * np.uint8(255))
         truth = mask.resize(size, Image.Resampling.BILINEAR).convert("RGB")
-    levels = _levels(image.anomaly_map, low, high).resize(size, Image.Resampling.BICUBIC)
-    return [original, truth, _colour(levels), heat_map(original, image.anomaly_map, low, high)]
+    levels = levels_of(image.scored_map, low, high).resize(size, Image.Resampling.BICUBIC)
+    return [original, truth, colour(levels), heat_map(original, image.scored_map, low, high)]
 
 
-def _row_label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], image: ScoredImage) -> None:
+def _row_label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], image: Prediction) -> None:
     x, y = corner
     width = _LABEL - 14
-    _text(draw, (x, y), image.sample.defect, 17, _INK, width)
+    _text(draw, (x, y), image.defect or "", 17, _INK, width)
     _text(draw, (x, y + 24), f"score {image.score:.4g}", 14, _INK, width)
-    _text(draw, (x, y + 45), image.sample.path.name, 12, _FAINT, width)
+    _text(draw, (x, y + 45), image.path.name if image.path else "", 12, _FAINT, width)
 
 
 def _foot(
@@ -225,7 +144,7 @@ def _foot(
     _text(draw, (x, y), start, 13, _INK, _CELL)
     x += round(draw.textlength(start, _font(13))) + 8
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (14, 1)))
-    sheet.paste(_colour(ramp), (x, y + 1))
+    sheet.paste(colour(ramp), (x, y + 1))
     _text(draw, (x + 264, y), f"{high:.4g} and above", 13, _INK, _CELL)
     _text(
         draw,

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
+from torch import Tensor
 
-from crad.data import Dataset, Sample
+from crad.data.batches import BATCH_SIZE
+from crad.data.samples import Dataset, Sample
+from crad.scoring.protocols import PROTOCOLS
 
-__all__ = [
-    "ClassDecisions",
-    "Decisions",
-    "Threshold",
-    "Thresholds",
-    "hold_back",
-    "measure_decisions",
-    "take_thresholds",
-]
+DECISION_PROTOCOL = PROTOCOLS["crad"]
+"""The protocol of the scores that decisions are made by, whatever others measure."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,12 @@ class Threshold:
     def from_scores(cls, scores: Sequence[float], false_alarm_rate: float) -> "Threshold":
         """Take a quantile of the scores of n normal images that were not trained on.
 
-        It is the ceil((n + 1) (1 - rate))-th smallest score. If a normal image to come is as likely
-        to have any rank among them, it lies above with a probability of at most the rate; that is
-        the mean over all such samples of n, and a single sample's own rate varies about it. With
-        fewer than 1 / rate - 1 images there is no such score, and the largest one is taken: the
-        probability is then 1 / (n + 1) at most, which is more than asked for. Split conformal
-        prediction: Angelopoulos and Bates, "A Gentle Introduction to Conformal Prediction", 2021,
-        section 1; for outliers, Bates et al., "Testing for outliers with conformal p-values",
-        Annals of Statistics 2023, section 2.
+        It is the ceil((n + 1) (1 - rate))-th smallest score: a new normal image is above it with a
+        probability of at most the rate, on average over calibration sets of n images. With fewer
+        than 1 / rate - 1 images there is no such score; the largest one is taken, and the
+        probability is at most 1 / (n + 1). Split conformal prediction: Angelopoulos and Bates, "A
+        Gentle Introduction to Conformal Prediction", 2021, section 1; for outliers, Bates et al.,
+        "Testing for outliers with conformal p-values", Annals of Statistics 2023, section 2.
 
         Args:
             scores: at least one.
@@ -68,14 +62,24 @@ class Thresholds(dict[str, Threshold]):
         return next((name for name in reversed(path.absolute().parts[:-1]) if name in self), None)
 
     def score_of(self, class_name: str | None) -> float | None:
-        """The score above which an image of a class is defective.
+        """The score above which an image of a class is defective; None without thresholds.
 
-        Of a class that is not known, it is the highest of all: no class then has more false alarms
-        than with its own. None if there are no thresholds.
+        For a class that is not known, it is the highest of all: no class then has more false alarms
+        than with its own.
         """
         if class_name is not None and class_name in self:
             return self[class_name].score
         return max((threshold.score for threshold in self.values()), default=None)
+
+
+def decision_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
+    """Score images by the protocol of decisions, from the maps of a model ``(N, H, W)``."""
+    batches = anomaly_maps.split(BATCH_SIZE) if len(anomaly_maps) else ()
+    return [
+        score
+        for batch in batches
+        for score in DECISION_PROTOCOL.score(batch, image_size)[1].tolist()
+    ]
 
 
 def take_thresholds(
@@ -83,20 +87,14 @@ def take_thresholds(
 ) -> Thresholds:
     """Take the threshold of each class from the scores of images held back.
 
-    Training gives the scores of the network as it trains it, in that precision. Prediction folds
-    BatchNorm into the convolutions, and may compute in another precision. After a training of the
-    demo set, the scores of its 120 images held back differed by at most 2e-6 of themselves with
-    both in fp32. With bf16 in either or both, it was 1.3 %, on average 0.3 %, to both sides alike:
-    their mean changed by less than 0.1 %.
-
     Args:
         samples: the images.
-        scores: their scores.
+        scores: their scores, by `DECISION_PROTOCOL`.
         false_alarm_rate: as for `Threshold.from_scores`.
     """
     by_class: dict[str, list[float]] = {}
     for sample, score in zip(samples, scores, strict=True):
-        by_class.setdefault(sample.class_name, []).append(score)
+        by_class.setdefault(str(sample.class_name), []).append(score)
     return Thresholds(
         {name: Threshold.from_scores(each, false_alarm_rate) for name, each in by_class.items()}
     )
@@ -114,16 +112,16 @@ class ClassDecisions(TypedDict):
 
 
 class Decisions(TypedDict):
-    """The part ``decisions`` of ``results.json``; scores are by the protocol ``crad``."""
+    """The part ``decisions`` of ``results.json``; scores are by `DECISION_PROTOCOL`."""
 
     false_alarm_rate: float
     classes: dict[str, ClassDecisions]
 
 
 def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Choose at random, from each class, the share of the normal images not to train on.
+    """Split the normal images of each class into those to train on and those for its threshold.
 
-    One image at least is trained on, and one held back if there are two and any share is.
+    At least one image stays in each part where there are two and any share is held back.
 
     Args:
         dataset: the images.
@@ -172,7 +170,7 @@ def measure_decisions(
             "misses": 0,
         }
     for sample, score in zip(samples, scores, strict=True):
-        decisions = found[sample.class_name]
+        decisions = found[str(sample.class_name)]
         is_defect = score > decisions["threshold"]
         if sample.is_anomaly:
             decisions["n_defective"] += 1

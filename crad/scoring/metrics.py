@@ -2,29 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypedDict, cast
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import label
 
-from crad.data import Sample
-
-__all__ = [
-    "FPR_LIMIT",
-    "METRIC_NAMES",
-    "ClassMetrics",
-    "EpochMetrics",
-    "MeanMetrics",
-    "Metrics",
-    "Ranking",
-    "ScoredImage",
-    "better",
-    "measure_class",
-    "measure_ranking",
-    "summarise",
-]
+from crad.scoring.prediction import Prediction
 
 FPR_LIMIT = 0.3
 """The false positive rate up to which AUPRO is taken."""
@@ -32,27 +17,26 @@ FPR_LIMIT = 0.3
 _CHUNK = 2**18  # anomalous pixels looked up at once
 
 
-class MeanMetrics(TypedDict):
-    """Metrics in [0, 1] by name: the mean over the classes that have one; None if none has."""
+_RANKING_COLUMNS = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1max"}
+COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "image": {f"image_{name}": title for name, title in _RANKING_COLUMNS.items()},
+        "pixel": {
+            f"pixel_{name}": title for name, title in {**_RANKING_COLUMNS, "aupro": "AUPRO"}.items()
+        },
+    }
+)
+"""The metrics of images and of pixels, by name, with the titles of their columns. A metric is a
+line here, and the field of `Ranking` that it is named after."""
 
-    image_auroc: float | None
-    image_ap: float | None
-    image_f1_max: float | None
-    pixel_auroc: float | None
-    pixel_ap: float | None
-    pixel_f1_max: float | None
-    pixel_aupro: float | None
+METRIC_NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
+"""The names of all metrics."""
 
+MeanMetrics: TypeAlias = dict[str, float | None]
+"""Metrics in [0, 1] by name: the mean over the classes that have one; None if none has."""
 
-class ClassMetrics(MeanMetrics):
-    """The metrics of one class; None where they cannot be measured."""
-
-    n_train: int
-    n_test: int
-
-
-METRIC_NAMES = tuple(MeanMetrics.__annotations__)
-"""The keys of `MeanMetrics`."""
+ClassMetrics: TypeAlias = dict[str, float | None]
+"""The metrics of one class, None where they cannot be measured, with ``n_train`` and ``n_test``."""
 
 
 class Metrics(TypedDict):
@@ -70,23 +54,6 @@ class EpochMetrics(Metrics):
     """
 
     epoch: int | dict[str, int]
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredImage:
-    """A test image with what a detector says of it.
-
-    Attributes:
-        sample: the image.
-        score: its anomaly score; higher is more anomalous.
-        anomaly_map: float (S, S), a score for each pixel.
-        truth: bool (S, S), True on a defect; None where that is not known.
-    """
-
-    sample: Sample
-    score: float
-    anomaly_map: npt.NDArray[np.float32]
-    truth: npt.NDArray[np.bool_] | None
 
 
 class Ranking(NamedTuple):
@@ -171,7 +138,7 @@ def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.N
     return area
 
 
-def measure_class(images: Iterable[ScoredImage], *, n_train: int, n_test: int) -> ClassMetrics:
+def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) -> ClassMetrics:
     """Measure the test images of one class.
 
     Its pixels are those of the images whose truth is known: normal images, and defects with a
@@ -192,23 +159,20 @@ def measure_class(images: Iterable[ScoredImage], *, n_train: int, n_test: int) -
     pixels: _Pixels | None = None
     for image in images:
         _check(image)
-        scores[image.sample.is_anomaly].append(image.score)
+        scores[image.is_anomaly].append(image.score)
         if image.truth is not None:
-            pixels = pixels or _Pixels(n_test, image.anomaly_map.shape)
+            pixels = pixels or _Pixels(n_test, image.scored_map.shape)
             pixels.add(image, image.truth)
-    by_image = measure_ranking(np.array(scores[True]), np.array(scores[False]))
-    by_pixel = pixels.measure() if pixels else None
-    return {
-        "image_auroc": by_image and by_image.auroc,
-        "image_ap": by_image and by_image.ap,
-        "image_f1_max": by_image and by_image.f1_max,
-        "pixel_auroc": by_pixel and by_pixel.auroc,
-        "pixel_ap": by_pixel and by_pixel.ap,
-        "pixel_f1_max": by_pixel and by_pixel.f1_max,
-        "pixel_aupro": by_pixel and by_pixel.aupro,
-        "n_train": n_train,
-        "n_test": n_test,
+    rankings = {
+        "image": measure_ranking(np.array(scores[True]), np.array(scores[False])),
+        "pixel": pixels.measure() if pixels else None,
     }
+    metrics: ClassMetrics = {
+        name: getattr(rankings[of], name.removeprefix(f"{of}_"), None)
+        for of, columns in COLUMNS.items()
+        for name in columns
+    }
+    return {**metrics, "n_train": n_train, "n_test": n_test}
 
 
 class _Pixels:
@@ -223,19 +187,19 @@ class _Pixels:
         self._region_sizes = np.empty(self._scores.size, np.int32)
         self._normal, self._anomalous = 0, self._scores.size  # where each kind ends
 
-    def add(self, image: ScoredImage, truth: npt.NDArray[np.bool_]) -> None:
-        if image.anomaly_map.shape != self._shape:
+    def add(self, image: Prediction, truth: npt.NDArray[np.bool_]) -> None:
+        if image.scored_map.shape != self._shape:
             raise ValueError(
-                f"the anomaly map of '{image.sample.path}' has shape {image.anomaly_map.shape}, "
+                f"the anomaly map of '{image.path}' has shape {image.scored_map.shape}, "
                 f"but that of another image of its class {self._shape}"
             )
-        normal = image.anomaly_map[~truth]
+        normal = image.scored_map[~truth]
         self._scores[self._normal : self._normal + len(normal)] = normal
         self._normal += len(normal)
         if len(normal) < truth.size:
             regions = label(truth, connectivity=2)[truth]
             begin = self._anomalous - len(regions)
-            self._scores[begin : self._anomalous] = image.anomaly_map[truth]
+            self._scores[begin : self._anomalous] = image.scored_map[truth]
             self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]
             self._anomalous = begin
 
@@ -249,9 +213,8 @@ class _Pixels:
 
 def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:
     """Put the mean over classes beside the metrics of each class, given by name."""
-    entries = cast(list[Mapping[str, float | None]], list(classes.values()))
-    mean = {name: _mean(entry[name] for entry in entries) for name in METRIC_NAMES}
-    return {"classes": dict(classes), "mean": cast(MeanMetrics, mean)}
+    mean = {name: _mean(entry[name] for entry in classes.values()) for name in METRIC_NAMES}
+    return {"classes": dict(classes), "mean": mean}
 
 
 def better(best: EpochMetrics | None, other: EpochMetrics) -> EpochMetrics:
@@ -268,15 +231,15 @@ def better(best: EpochMetrics | None, other: EpochMetrics) -> EpochMetrics:
     return other if new > known else best
 
 
-def _check(image: ScoredImage) -> None:
-    path = image.sample.path
+def _check(image: Prediction) -> None:
+    path = image.path
     if not np.isfinite(image.score):
         raise ValueError(f"the score of '{path}' is {image.score}, not a finite number")
-    if not np.isfinite(image.anomaly_map).all():
+    if not np.isfinite(image.scored_map).all():
         raise ValueError(f"the anomaly map of '{path}' holds NaN or infinite values")
-    if image.truth is not None and image.truth.shape != image.anomaly_map.shape:
+    if image.truth is not None and image.truth.shape != image.scored_map.shape:
         raise ValueError(
-            f"the anomaly map of '{path}' has shape {image.anomaly_map.shape}, "
+            f"the anomaly map of '{path}' has shape {image.scored_map.shape}, "
             f"but its truth {image.truth.shape}"
         )
 

@@ -3,17 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crad.data.images import MaskResize
-
-__all__ = ["PROTOCOLS", "Protocol", "ProtocolChoice", "choose_protocols"]
-
-ProtocolChoice = Literal["crad", "paper", "uniad", "ader", "dinomaly", "all"]
+from crad.errors import UsageError
 
 _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
 
@@ -119,16 +116,21 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 )
 """The protocols by name."""
 
+if TYPE_CHECKING:
+    ProtocolChoice = str
+else:
+    ProtocolChoice = Literal[(*PROTOCOLS, "all")]
+
 
 def choose_protocols(choices: Sequence[ProtocolChoice]) -> list[Protocol]:
     """List the protocols that are named, each once and in that order; all of them for ``"all"``.
 
     Raises:
-        ValueError: none is named.
+        UsageError: none is named.
     """
     names = [name for choice in choices for name in (PROTOCOLS if choice == "all" else [choice])]
     if not names:
-        raise ValueError(f"--protocol: expected all, or one or more of {', '.join(PROTOCOLS)}")
+        raise UsageError(f"--protocol: expected all, or one or more of {', '.join(PROTOCOLS)}")
     return [PROTOCOLS[name] for name in dict.fromkeys(names)]
 
 

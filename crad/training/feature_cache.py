@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from crad.errors import StorageError
 from crad.training import processes
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -40,7 +41,7 @@ class FeatureCache:
         Several processes have to call this together; their tensors are one.
 
         Raises:
-            OSError: there is no space for the file; the message says the way out.
+            StorageError: there is no space for the file; the message says the way out.
         """
         n_bytes = 4 * math.prod(size)
         if not n_bytes or (processes.count() == 1 and n_bytes <= self._left):
@@ -74,13 +75,13 @@ def _reserve(n_bytes: int) -> Path:
     default = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     folder = Path(os.environ.get("TMPDIR") or default)
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise OSError(
+        raise StorageError(
             f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' is "
             "no folder that can be written into; make it one, name another with the environment "
             "variable TMPDIR, or let more stay in memory with --feature-memory"
         )
     if (free := shutil.disk_usage(folder).free) < n_bytes:
-        raise OSError(
+        raise StorageError(
             f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' has "
             f"{free / 1e9:.1f} GB free; free some space there, name another folder with the "
             "environment variable TMPDIR, or let more stay in memory with --feature-memory"

@@ -1,18 +1,17 @@
 """Features of many images, computed once and kept."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from crad.backbones import Backbone
-from crad.data.batches import Batch, load_batches
-from crad.detector import BATCH_SIZE
-from crad.errors import ImageError
+from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
+from crad.data.samples import Sample
 from crad.model.crad import CRAD
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache
@@ -24,14 +23,14 @@ class Features:
 
     Attributes:
         values: ``(N, H, W, C)`` float32, on the CPU.
-        paths: the N files they were computed from.
+        samples: the N images they were computed from.
     """
 
     values: Tensor
-    paths: list[Path]
+    samples: list[Sample]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.samples)
 
     def channels_first(self) -> Tensor:
         """All features, ``(N, C, H, W)``, without a copy."""
@@ -42,14 +41,20 @@ class Features:
         chosen = self.values.index_select(0, indices)
         return chosen.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
+    def some(self, most: int) -> "Features":
+        """At most so many of them, evenly chosen."""
+        count = min(most, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).astype(int)
+        return Features(self.values[chosen], [self.samples[index] for index in chosen])
+
 
 def fit_backbone(
     backbone: Backbone,
-    paths: Sequence[Path],
+    samples: Sequence[Sample],
     image_size: int,
     *,
     device: torch.device,
-    skip: Callable[[ImageError], object] | None,
+    skip: OnBad | None,
 ) -> None:
     """Fit the backbone's statistics on the images of some files; arguments as in `extract`.
 
@@ -57,8 +62,8 @@ def fit_backbone(
     """
 
     def fitted() -> dict[str, Tensor]:
-        loaded = load_batches(paths, size=image_size, batch_size=BATCH_SIZE, skip=skip)
-        with closing(_progress(loaded, len(paths), "statistics")) as batches:
+        loaded = load_batches(samples, size=image_size, batch_size=BATCH_SIZE, skip=skip)
+        with closing(_progress(loaded, len(samples), "statistics")) as batches:
             backbone.fit(batch.images.to(device) for batch in batches)
         return {name: value.cpu() for name, value in backbone.state_dict().items()}
 
@@ -70,54 +75,55 @@ def fit_backbone(
 @torch.no_grad()
 def extract(
     backbone: Backbone,
-    paths: Sequence[Path],
+    samples: Sequence[Sample],
     image_size: int,
     *,
     device: torch.device,
-    skip: Callable[[ImageError], object] | None,
+    skip: OnBad | None,
     cache: FeatureCache | None = None,
 ) -> Features:
     """Compute the features of the images of some files; each process those of some batches.
 
     Args:
         backbone: fitted, on ``device``.
-        paths: the files, all different.
+        samples: the images, whose files are all different.
         image_size: side in pixels that images are resized to.
         device: where to compute.
-        skip: called with the error of an image that cannot be read, which is left out; None raises.
+        skip: what to do with an image that cannot be read; None raises its error.
         cache: where the features are kept; None has a budget of its own.
 
     Raises:
         ImageError: an image cannot be read; the message names it.
-        OSError: there is no space for the features.
+        StorageError: there is no space for the features.
     """
-    if not paths:
+    if not samples:
         return Features(torch.empty(0, 0, 0, 0), [])
     blank = torch.zeros(1, 3, image_size, image_size, device=device)
     channels, height, width = backbone(blank).shape[1:]
-    values = (cache or FeatureCache()).allocate(len(paths), height, width, channels)
-    rows = {path: row for row, path in enumerate(paths)}
+    values = (cache or FeatureCache()).allocate(len(samples), height, width, channels)
+    rows = {sample.path: row for row, sample in enumerate(samples)}
     machine = processes.local_rank(), processes.local_count()
-    mine = processes.share(paths, BATCH_SIZE, *machine)
-    filled: list[int] = []
+    mine = processes.share(samples, BATCH_SIZE, *machine)
+    filled: dict[int, Sample] = {}
     loaded = load_batches(mine, size=image_size, batch_size=BATCH_SIZE, skip=skip)
     with closing(_progress(loaded, len(mine), "features")) as batches:
         for batch in batches:
-            chosen = [rows[path] for path in batch.paths if path is not None]
+            chosen = [rows[sample.path] for sample in batch.samples]
             values[chosen] = backbone(batch.images.to(device)).permute(0, 2, 3, 1).cpu()
-            filled += chosen
-    kept = sorted({row for part in processes.gather(filled) for row in part})
+            filled.update(zip(chosen, batch.samples, strict=True))
+    everywhere = {row: sample for part in processes.gather(filled) for row, sample in part.items()}
+    kept = sorted(everywhere)
     if processes.local_rank() == 0:
         for row, source in enumerate(kept):
             if row != source:  # an image before it was left out
                 values[row] = values[source]
     processes.gather(None)  # the others wait for that
-    return Features(values[: len(kept)], [paths[row] for row in kept])
+    return Features(values[: len(kept)], [everywhere[row] for row in kept])
 
 
 @torch.inference_mode()
-def anomaly_maps(model: CRAD, features: Features, device: torch.device) -> Tensor:
-    """The maps of a model ``(N, H, W)``, before any protocol; each process makes some batches.
+def map_features(model: CRAD, features: Features, device: torch.device) -> Tensor:
+    """Compute anomaly maps ``(N, H, W)``, before any protocol; each process some batches.
 
     Args:
         model: on ``device``; it is put into evaluation mode.
@@ -140,4 +146,4 @@ def _progress(batches: Iterable[Batch], total: int, what: str) -> Generator[Batc
     ) as bar:
         for batch in batches:
             yield batch
-            bar.update(len(batch.paths))
+            bar.update(len(batch.samples))

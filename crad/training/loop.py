@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from crad.config import Config
+from crad.config import TrainingConfig
 from crad.errors import TrainingError
 from crad.model.crad import CRAD
 from crad.training import processes
@@ -26,14 +26,14 @@ class Training:
 
     Args:
         model: to be trained in place; it is moved to the accelerator's device.
-        config: the settings of the run.
+        config: the settings of the optimisation.
         accelerator: the device, and the precision of the fusion network.
 
     Attributes:
         epoch: epochs done.
     """
 
-    def __init__(self, model: CRAD, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, model: CRAD, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.model = model
         self.config = config
         self.accelerator = accelerator

@@ -35,7 +35,12 @@ def test_batches_are_full_again_after_a_bad_one() -> None:
     images = [GOOD, BAD, GOOD, GOOD, GOOD]
     batches = list(load_batches(images, size=8, batch_size=2, skip=lambda _: None))
     assert [len(batch.images) for batch in batches] == [1, 2, 1]
-    assert [batch.sizes for batch in batches] == [[(5, 5)], [(5, 5)] * 2, [(5, 5)]]
+    sizes = [[each.size for each in batch.samples] for batch in batches]
+    assert sizes == [
+        [(5, 5)],
+        [(5, 5)] * 2,
+        [(5, 5)],
+    ]
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"a.png", bytearray(b"a.png"), ["a.png", None]])

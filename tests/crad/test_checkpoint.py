@@ -1,24 +1,43 @@
 """The checkpoint file: complete, replaced in one step, refused when it is not what it should be."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from crad.config import Config
+import crad
+import crad.checkpoint
+from crad.config import Config, DataConfig, ModelConfig, TrainingConfig
 from crad.errors import CheckpointError
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import summarise
-from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from crad.training.checkpoint import (
+    _SETTINGS_SINCE,
+    ALL_PARTS,
+    CHECKPOINT_NAME,
+    PATHS_NAME,
+    VERSION,
+    Checkpoint,
+    read_checkpoint,
+)
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 @pytest.fixture
 def checkpoint() -> Checkpoint:
     return Checkpoint(
-        config=Config(seed=3, weights=Path("w.pth")),
+        config=Config(
+            data=DataConfig(source="/data/näh maschine"), training=TrainingConfig(seed=3)
+        ),
+        precision="bf16",
         epoch=4,
         feature_size=(2, 3, 4),
         colour_scale=(0.5, 1.5),
@@ -50,12 +69,10 @@ def test_training_states_are_read_on_demand(tmp_path: Path, checkpoint: Checkpoi
     assert not read_checkpoint(tmp_path, parts=()).model
 
 
-def test_it_is_the_only_file_and_replaces_the_former(
-    tmp_path: Path, checkpoint: Checkpoint
-) -> None:
+def test_it_replaces_the_former(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     replace(checkpoint, epoch=5).save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
     assert read_checkpoint(tmp_path).epoch == 5
 
 
@@ -71,7 +88,7 @@ def test_a_full_disk_leaves_the_former_one(
         patch.setattr("os.replace", full)
         with pytest.raises(OSError, match=CHECKPOINT_NAME):
             replace(checkpoint, epoch=5).save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
     assert read_checkpoint(tmp_path).epoch == 4
 
 
@@ -89,39 +106,120 @@ def test_missing(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
-def rewrite(folder: Path, **metadata: str) -> None:
-    file = folder / CHECKPOINT_NAME
+def rewrite(file: Path, **metadata: str) -> None:
     with safetensors.safe_open(file, "pt") as opened:
         metadata = opened.metadata() | metadata
     safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata)
 
 
+def stored(file: Path) -> dict[str, Any]:
+    with safetensors.safe_open(file, "pt") as opened:
+        run: dict[str, Any] = json.loads(opened.metadata()["run"])
+    return run
+
+
 def test_another_version(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
-    rewrite(tmp_path, version="99")
-    with pytest.raises(CheckpointError, match=r"version 99, this crad reads version 1"):
+    rewrite(tmp_path / CHECKPOINT_NAME, version="99")
+    with pytest.raises(CheckpointError, match=r"version 99.*versions 1 to 2"):
         read_checkpoint(tmp_path)
 
 
-def test_other_settings(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_setting_of_the_model_that_is_not_known_is_refused(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    checkpoint.save(tmp_path)
+    run = stored(tmp_path / CHECKPOINT_NAME)
+    run["settings"]["model"]["colour"] = "green"
+    rewrite(tmp_path / CHECKPOINT_NAME, run=json.dumps(run))
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.*colour"):
+        read_checkpoint(tmp_path)
+
+
+def test_other_settings_may_be_unknown_or_missing(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    checkpoint.save(tmp_path)
+    run = stored(tmp_path / CHECKPOINT_NAME)
+    run["settings"]["training"]["colour"] = "green"
+    del run["settings"]["training"]["seed"], run["settings"]["model"]["depth"]
+    rewrite(tmp_path / CHECKPOINT_NAME, run=json.dumps(run))
+    config = read_checkpoint(tmp_path).config
+    assert (config.training.seed, config.model.depth) == (0, ModelConfig().depth)
+
+
+def test_a_missing_setting_is_what_its_version_did(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a setting ``absent`` whose default is other than what version 2 did."""
+    checkpoint.save(tmp_path)
+    run = stored(tmp_path / CHECKPOINT_NAME)
+    del run["settings"]["model"]["absent"]
+    rewrite(tmp_path / CHECKPOINT_NAME, run=json.dumps(run))
+    since = {2: {"model": {"absent": "zeros"}}, 1: {"model": {"absent": "drop"}}}
+    monkeypatch.setattr("crad.training.checkpoint._SETTINGS_SINCE", since)
+    assert read_checkpoint(tmp_path).config.model.absent == "zeros"
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_checkpoints_of_every_version_load(version: int, tmp_path: Path) -> None:
+    """Their scores are those of the version that wrote them, and training goes on from them."""
+    file = CHECKPOINTS / f"version-{version}.safetensors"
+    detector = crad.load(file, device="cpu", precision="fp32")
+    image = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    (prediction,) = detector.predict(image)
+    assert prediction.score == pytest.approx(2.553755521774292, rel=1e-4)
+    assert detector.thresholds["brick"] == Threshold(1.969123125076294, 20)
+    whole = read_checkpoint(file, ALL_PARTS)
+    assert whole.precision == "fp32"
+    assert whole.config.data.source == "demo"
+    assert whole.config.model.local_resolution == (3, 3)
+    assert (whole.config.training.epochs, whole.config.training.jitter_std) == (1, 0.05)
+    assert whole.config.decisions.calibration_share == 1 / 3
+    assert whole.optimizer
+    assert whole.random
+
+
+def test_the_settings_of_every_version_are_accounted_for() -> None:
+    """A new setting of the model needs the value that stands for what former versions did."""
+    stored_since = {1: stored(CHECKPOINTS / "version-1.safetensors")["config"].keys()}
+    for version in range(2, VERSION + 1):
+        file = CHECKPOINTS / f"version-{version}.safetensors"
+        stored_since[version] = stored(file)["settings"]["model"].keys()
+    names = {each.name for each in dataclasses.fields(ModelConfig)} - {"weights"}
+    for version, found in stored_since.items():
+        since = [group for each, group in _SETTINGS_SINCE.items() if each >= version]
+        known = {*found, *(name for group in since for name in group.get("model", {}))}
+        if version == 1:
+            known = {name.rpartition(".")[2] for name in known} | {
+                name.replace("global_.", "global.").replace(".", "_") for name in known
+            }
+        assert names <= known, f"version {version}"
+
+
+def test_nothing_stored_is_a_path(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     with safetensors.safe_open(tmp_path / CHECKPOINT_NAME, "pt") as opened:
-        run = json.loads(opened.metadata()["run"])
-    run["config"]["colour"] = "green"
-    rewrite(tmp_path, run=json.dumps(run))
-    with pytest.raises(CheckpointError, match="colour"):
-        read_checkpoint(tmp_path)
+        assert "/" not in str(opened.metadata())
+    assert read_checkpoint(tmp_path).config.data.source == "/data/näh maschine"
+    (tmp_path / PATHS_NAME).unlink()
+    assert read_checkpoint(tmp_path).config.data.source == ""
 
 
-def test_an_older_crad_is_told_by_its_settings(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    """As before there were thresholds: not taken for damaged, and not read without them."""
-    checkpoint.save(tmp_path)
-    with safetensors.safe_open(tmp_path / CHECKPOINT_NAME, "pt") as opened:
-        run = json.loads(opened.metadata()["run"])
-    del run["thresholds"], run["config"]["calibration_share"]
-    rewrite(tmp_path, run=json.dumps(run))
-    with pytest.raises(CheckpointError, match="of another crad: its settings differ in calibr"):
-        read_checkpoint(tmp_path)
+def test_stripped_for_inference(
+    trained, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "small.safetensors"
+    strip = [crad.checkpoint.main, "strip", str(trained.output), str(file)]
+    assert command(*strip) == 0
+    assert file.stat().st_size < 0.5 * (trained.output / CHECKPOINT_NAME).stat().st_size
+    image = next((trained.data / "brick" / "test" / "good").iterdir())
+    for expected, found in zip(
+        crad.load(trained.output).predict(image), crad.load(file).predict(image), strict=True
+    ):
+        assert (found.score, found.threshold) == (expected.score, expected.threshold)
+    assert command(*strip) == 1
+    assert str(file) in capsys.readouterr().err
+    assert command(*strip, "--overwrite") == 0
+    assert command(*strip[:3], str(trained.output / CHECKPOINT_NAME), "--overwrite") == 1
 
 
 def test_other_tensors(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import crad
 import crad.evaluate
+from crad.command_line import InferenceOptions
 from crad.devices import compile_network
 from crad.errors import DeviceError
 from crad.predict import PredictOptions, predict
@@ -34,7 +35,8 @@ def test_training_and_evaluation(
 def test_prediction(trained) -> None:
     images = (trained.data / "brick" / "test" / "good",)
     eager = predict(PredictOptions(trained.output, images))
-    compiled = predict(PredictOptions(trained.output, images, compile=True))
+    compute = InferenceOptions(compile=True)
+    compiled = predict(PredictOptions(trained.output, images, compute=compute))
     for one, other in zip(eager, compiled, strict=True):
         assert other.score == pytest.approx(one.score, rel=1e-4)
 

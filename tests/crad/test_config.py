@@ -1,51 +1,63 @@
 """Settings: presets, which default holds when, what is refused, and what resuming compares."""
 
-import json
-from dataclasses import replace
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from crad.config import PRESETS, Config, from_json, to_json, without_effect
+import crad.train
+from crad.command_line import run_command
+from crad.config import PRESETS, Config, settings, without_effect
 from crad.detector import create_model
-from crad.options import parse_options
+from crad.train import parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME
 
 
 def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
     options = parse_options([])
-    assert options.config == replace(PRESETS["tiny"], calibration_share=1 / 3)
-    assert options.config.data == "demo"
-    assert options.config.backbone == "scattering"
-    assert options.output == Path("runs/demo")
-    assert not any((options.resume, options.overwrite, options.skip_bad))
+    decisions = replace(PRESETS["tiny"].decisions, calibration_share=1 / 3)
+    assert options.config == replace(PRESETS["tiny"], decisions=decisions)
+    assert options.config.data.source == "demo"
+    assert options.config.model.backbone == "scattering"
+    assert options.output.folder == Path("runs/demo")
+    assert not any((options.output.resume, options.output.overwrite, options.config.data.skip_bad))
 
 
 def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
     config = parse_options(["--data", "parts/"]).config
-    assert config.backbone == "tf_efficientnet_b4.aa_in1k"
-    assert (config.preset, config.image_size, config.epochs, config.batch_size) == (
-        "crad", 224, 50, 64,
-    )  # fmt: skip
-    assert (config.depth, config.expansion) == (11, 864)
-    assert config.data == str(Path("parts").resolve())
-    assert (config.calibration_share, config.false_alarm_rate) == (0.1, 0.01)
+    assert config.model.backbone == "tf_efficientnet_b4.aa_in1k"
+    assert (config.model.preset, config.model.image_size) == ("crad", 224)
+    assert (config.training.epochs, config.training.batch_size) == (50, 64)
+    assert (config.model.depth, config.model.expansion) == (11, 864)
+    assert config.data.source == str(Path("parts").resolve())
+    assert (config.decisions.calibration_share, config.decisions.false_alarm_rate) == (0.1, 0.01)
 
 
 @pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
 def test_scattering_takes_the_tiny_preset_whatever_the_data(data: str) -> None:
     config = parse_options(["--data", data, "--backbone=scattering"]).config
-    assert (config.preset, config.image_size, config.epochs) == ("tiny", 128, 20)
+    assert (config.model.preset, config.model.image_size) == ("tiny", 128)
+    assert config.training.epochs == 20
 
 
 def test_any_option_overrides_the_preset_in_any_order() -> None:
-    config = parse_options(["--epochs", "7", "--preset", "crad-s", "--local.resolution", "3", "4"])
-    assert config.config.epochs == 7
-    assert config.config.expansion == 216
-    assert config.config.local.resolution == (3, 4)
-    config = parse_options(["--global.resolution", "2", "2", "2", "--seed", "0"])
-    assert config.config.global_.resolution == (2, 2, 2)
+    arguments = ["--epochs", "7", "--preset", "crad-s", "--local.resolution", "3", "4"]
+    config = parse_options(arguments).config
+    assert config.training.epochs == 7
+    assert config.model.expansion == 216
+    assert config.model.local_resolution == (3, 4)
+    config = parse_options(["--global.resolution", "2", "2", "2", "--seed", "0"]).config
+    assert config.model.global_resolution == (2, 2, 2)
+
+
+def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    shown = capsys.readouterr().out
+    for name in settings(Config()):
+        assert name in shown
 
 
 @pytest.mark.parametrize(
@@ -66,7 +78,7 @@ def test_any_option_overrides_the_preset_in_any_order() -> None:
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "--epochs"),
         (["--data"], "--data"),
-        (["--calibration-share", "1"], "--calibration-share: expected less than 1"),
+        (["--calibration-share", "1"], "--calibration-share: expected 0 to less than 1"),
         (["--false-alarm-rate", "0"], "--false-alarm-rate: expected more than 0"),
         (["--feature-memory", "-1"], "--feature-memory: expected at least 0"),
         (["--feature-memory", "nan"], "--feature-memory: expected at least 0"),
@@ -78,7 +90,7 @@ def test_wrong_options_exit_with_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        parse_options(arguments)
+        run_command(lambda: parse_options(arguments))
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -108,9 +120,9 @@ def test_what_has_no_effect_is_named(arguments: list[str], idle: str) -> None:
     assert found is not None
     assert found.startswith(f"no effect: {idle} (needs ")
     assert found.count("(needs") == 1
-    if config.backbone == "scattering":  # and it is true: the model is the same without it
+    if config.model.backbone == "scattering":  # and it is true: the model is the same without it
         states = []
-        for each in (config, replace(config, **usual(config, idle))):
+        for each in (config, usual(config, idle)):
             torch.manual_seed(0)
             states.append(create_model(each, (8, 4, 4)))
         torch.testing.assert_close(states[0].state_dict(), states[1].state_dict(), rtol=0, atol=0)
@@ -134,63 +146,81 @@ def test_nothing_is_said_of_what_has_an_effect_or_was_not_changed(arguments: lis
     assert without_effect(parse_options(arguments).config) is None
 
 
-def usual(config: Config, name: str) -> dict[str, object]:
-    """The option of a name as the preset has it, to replace in a configuration."""
-    group, _, leaf = name.removeprefix("--").replace("-", "_").rpartition(".")
-    preset = PRESETS[config.preset]
-    if not group:
-        return {leaf: getattr(preset, leaf)}
-    group = {"global": "global_"}.get(group, group)
-    changed = {leaf: getattr(getattr(preset, group), leaf)}
-    return {group: replace(getattr(config, group), **changed)}
+def usual(config: Config, option: str) -> Config:
+    """The configuration with an option as the preset has it."""
+    preset = PRESETS[config.model.preset]
+    names = {"discrete.address": "address", "discrete.shrinkage": "shrinkage"}
+    for group in ("model", "training", "decisions"):
+        for each in fields(getattr(config, group)):
+            if each.name in (names.get(option[2:]), option[2:].replace("-", "_"), *spelt(option)):
+                value = getattr(getattr(preset, group), each.name)
+                changed = replace(getattr(config, group), **{each.name: value})
+                return replace(config, **{group: changed})
+    raise AssertionError(option)
 
 
-def test_help_shows_the_defaults_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
+def spelt(option: str) -> tuple[str, ...]:
+    """What a dotted option may be called as a setting."""
+    group, _, name = option[2:].replace("-", "_").rpartition(".")
+    return (name, f"{group}_{name}") if group in ("refinement", "local") else (f"{group}_{name}",)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--preset", "crad", "--help"]])
+def test_help_fits_and_shows_the_defaults_that_hold(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
-        parse_options(["--preset", "crad", "--help"])
+        parse_options(arguments)
     assert exit_.value.code == 0
-    assert "(default: 864)" in capsys.readouterr().out
-
-
-def test_settings_survive_json() -> None:
-    numbers = ["--local.resolution", "3", "4", "5", "--discrete.shrinkage", "0.0025"]
-    names = ["--weights", "w.pth", "--global.memory", "vq", "--discrete.address", "hidden"]
-    scoring = ["--protocol", "ader", "crad", "--track-best"]
-    options = parse_options([*numbers, *names, *scoring, "--refinement.off"])
-    assert options.config.protocol == ("ader", "crad")
-    assert options.config.track_best
-    assert from_json(json.loads(json.dumps(to_json(options.config)))) == options.config
-
-
-def test_settings_of_another_version_are_refused() -> None:
-    settings = to_json(Config())
-    del settings["depth"]
-    with pytest.raises(ValueError, match="depth"):
-        from_json(settings)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    for topic in ("data", "model", "training", "decisions", "output"):
+        assert f" {topic} options " in shown
+    assert f"(default: {864 if 'crad' in arguments else 64})" in shown
 
 
 def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> None:
     options = parse_options(["--resume", "--output", str(trained.output)])
-    assert (options.config.epochs, options.config.image_size) == (3, 64)
-    assert options.config.data == str(demo_root)
+    assert (options.config.training.epochs, options.config.model.image_size) == (3, 64)
+    assert options.config.data.source == str(demo_root)
     same = ["--resume", "--output", str(trained.output), "--data", str(demo_root), "--epochs", "3"]
     assert parse_options(same) == options
 
 
 @pytest.mark.parametrize(
     "changed",
-    [["--seed", "1"], ["--data", "demo"], ["--local.resolution", "8", "9"], ["--track-best"]],
+    [
+        ["--seed", "1"],
+        ["--data", "demo"],
+        ["--local.resolution", "8", "9"],
+        ["--track-best"],
+        ["--precision", "bf16"],
+    ],
 )
 def test_resuming_with_another_setting_is_refused(
     trained, changed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        parse_options(["--resume", "--output", str(trained.output), *changed])
+        crad.train.main(["--resume", "--output", str(trained.output), *changed])
     assert exit_.value.code == 2
-    assert f"error: {changed[0]}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"error: {changed[0]}" in error
+    assert str(trained.output) in error
+
+
+def test_resuming_a_run_that_does_not_say_where_its_data_are(
+    trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(trained.output / CHECKPOINT_NAME, tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        crad.train.main(["--resume", "--output", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "--data" in capsys.readouterr().err
+    options = parse_options(["--resume", "--output", str(tmp_path), "--data", str(trained.data)])
+    assert crad.train.stored_run(options, ()).epoch == 3
 
 
 def test_resuming_what_does_not_exist_begins_it(tmp_path: Path) -> None:
     options = parse_options(["--resume", "--output", str(tmp_path), "--epochs", "4"])
-    assert options.config.epochs == 4
+    assert options.config.training.epochs == 4
     assert not (tmp_path / CHECKPOINT_NAME).exists()

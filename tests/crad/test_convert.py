@@ -15,7 +15,7 @@ import crad.evaluate
 from benchmarks.released_model import ReleasedCRAD
 from crad.convert import main
 from crad.data.images import open_image, to_tensor
-from crad.detector import PROTOCOL
+from crad.scoring.calibration import DECISION_PROTOCOL
 from crad.training.checkpoint import read_checkpoint
 
 Command = Callable[..., int]
@@ -65,7 +65,7 @@ def test_the_detector_computes_what_the_released_model_does(
     (prediction,) = detector.predict(path)
     with torch.inference_mode():
         feature = detector.backbone(to_tensor(open_image(path), SIZE)[None])
-        maps, scores = PROTOCOL.score(released.anomaly_map(feature), SIZE)
+        maps, scores = DECISION_PROTOCOL.score(released.anomaly_map(feature), SIZE)
     assert prediction.score == pytest.approx(scores.item(), rel=1e-4)
     np.testing.assert_allclose(prediction.scored_map, maps[0].numpy(), rtol=1e-3)
     low, high = detector.colour_scale
@@ -84,12 +84,12 @@ def test_evaluation_takes_the_data_named_and_refuses_to_guess_them(
     evaluate = ["--checkpoint", str(out), "--output", str(tmp_path / "results")]
     assert command(main, *arguments) == 0
     assert command(crad.evaluate.main, *evaluate) == 1
-    assert "give" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err
     assert command(main, *arguments, "--overwrite", "--data", str(demo_root)) == 0
     checkpoint = read_checkpoint(out)
     low, high = checkpoint.colour_scale
     assert 0 < low < high
-    assert (checkpoint.thresholds, checkpoint.config.calibration_share) == ({}, 0)
+    assert (checkpoint.thresholds, checkpoint.config.decisions.calibration_share) == ({}, 0)
     assert command(crad.evaluate.main, *evaluate) == 0
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert results["data"] == str(demo_root)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import crad.data.samples
-from crad.command_line import BadImages
 from crad.data import find_dataset
+from crad.data.bad_images import BadImages
 from crad.errors import ImageError
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import PROTOCOLS
@@ -60,15 +60,17 @@ def test_images_are_scored_class_by_class(demo_root: Path, protocol) -> None:
         samples, {"brick": 6, "gauge": 6, "new": 0}, Truths(SIZE, BadImages(skip=False))
     )
     expected_maps, expected_scores = protocol.score(maps, SIZE)
+    found = {name: list(images) for name, images in evaluation.predictions(maps, protocol)}
+    assert [*found] == ["brick", "gauge", "new"]
+    assert found["new"] == []
     for name in ("brick", "gauge"):
         members = [index for index, sample in enumerate(samples) if sample.class_name == name]
-        images = list(evaluation.score(maps, protocol, name))
-        assert [image.sample for image in images] == [samples[index] for index in members]
+        images = found[name]
+        assert [image.path for image in images] == [samples[index].path for index in members]
         for image, index in zip(images, members, strict=True):
-            np.testing.assert_allclose(image.anomaly_map, expected_maps[index], rtol=1e-6)
+            np.testing.assert_allclose(image.scored_map, expected_maps[index], rtol=1e-6)
             assert image.score == pytest.approx(expected_scores[index].item(), rel=1e-6)
             assert image.truth is not None
-            assert image.truth.shape == image.anomaly_map.shape
-    assert list(evaluation.score(maps, protocol, "new")) == []
+            assert image.truth.shape == image.scored_map.shape
     metrics = evaluation.measure(maps, protocol)
     assert [entry["n_test"] for entry in metrics["classes"].values()] == [6, 6, 0]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import crad.training.feature_cache
 from crad.data.batches import load_batches
+from crad.data.samples import Sample
 from crad.errors import ImageError
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 from crad.training.feature_cache import FeatureCache, available_memory
@@ -154,14 +155,14 @@ def test_images_that_are_left_out_leave_no_gap(
     skipped: list[ImageError] = []
     features = extract(
         Means(),  # type: ignore[arg-type]
-        paths,
+        [Sample(path) for path in paths],
         32,
         device=torch.device("cpu"),
         skip=skipped.append,
         cache=FeatureCache(gigabytes),
     )
     kept = [index for index in range(len(paths)) if index not in bad]
-    assert features.paths == [paths[index] for index in kept]
+    assert [sample.path for sample in features.samples] == [paths[index] for index in kept]
     assert len(skipped) == len(bad)
     expected = Means()(images[kept])
     torch.testing.assert_close(features.channels_first(), expected, rtol=1e-6, atol=0)

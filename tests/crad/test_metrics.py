@@ -10,17 +10,16 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from crad.data import Sample
 from crad.scoring import metrics
 from crad.scoring.metrics import (
     FPR_LIMIT,
     METRIC_NAMES,
-    ScoredImage,
     better,
     measure_class,
     measure_ranking,
     summarise,
 )
+from crad.scoring.prediction import Prediction
 
 TOLERANCE = 1e-6
 
@@ -77,8 +76,13 @@ CASES = cases()
 def scored(class_name, defect, score, anomaly_map=None, truth=None, name="0.png"):
     if anomaly_map is None:
         anomaly_map = np.zeros((4, 4), np.float32)
-    return ScoredImage(
-        Sample(Path(class_name, name), class_name, defect), score, anomaly_map, truth
+    return Prediction(
+        path=Path(class_name, name),
+        class_name=class_name,
+        defect=defect,
+        score=score,
+        scored_map=anomaly_map,
+        truth=truth,
     )
 
 
@@ -330,7 +334,7 @@ def test_memory_is_bounded_by_the_pixels(monkeypatch):
     count, size = 100, 224
     random = np.random.default_rng(0)
 
-    def images() -> Iterator[ScoredImage]:
+    def images() -> Iterator[Prediction]:
         for index in range(count):
             truth = np.zeros((size, size), bool)
             truth[:70, :70] = index % 2  # a tenth of each second image

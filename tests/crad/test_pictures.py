@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data import Sample
 from crad.errors import ImageError
-from crad.report.sheets import colour_scale, heat_map, write_sheets
-from crad.scoring.metrics import ScoredImage
+from crad.report.heat_maps import colour_scale, heat_map
+from crad.report.sheets import write_sheet
+from crad.scoring.prediction import Prediction
 
 
 def lightness(rgb):
@@ -20,18 +20,26 @@ def lightness(rgb):
 
 @pytest.fixture
 def images(tmp_path):
+    """Test images of a class whose name is wide."""
     random = np.random.default_rng(0)
     found = []
-    for name, size in (("bolt", (40, 30)), ("面板 2", (9, 50))):
-        for defect, count in (("bent", 5), ("good", 6), ("scratch", 5)):
-            for index in range(count):
-                path = tmp_path / "data" / name / defect / f"{index}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(random.integers(0, 255, size[::-1], dtype=np.uint8)).save(path)
-                values = random.random((16, 16), dtype=np.float32) + (defect != "good")
-                truth = np.full((16, 16), defect != "good")
-                sample = Sample(path, name, defect)
-                found.append(ScoredImage(sample, 1.5, values, None if index == 1 else truth))
+    for defect, count in (("bent", 5), ("good", 6), ("scratch", 5)):
+        for index in range(count):
+            path = tmp_path / "data" / "面板 2" / defect / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 255, (50, 9), dtype=np.uint8)).save(path)
+            values = random.random((16, 16), dtype=np.float32) + (defect != "good")
+            truth = np.full((16, 16), defect != "good")
+            found.append(
+                Prediction(
+                    path=path,
+                    class_name="面板 2",
+                    defect=defect,
+                    score=1.5,
+                    scored_map=values,
+                    truth=None if index == 1 else truth,
+                )
+            )
     return found
 
 
@@ -40,12 +48,11 @@ def read(path):
         return image.convert("RGB")
 
 
-def test_a_sheet_for_each_class(tmp_path, images):
-    paths = write_sheets(tmp_path / "new" / "sheets", images, note="demo set: a stand-in")
-    assert [path.name for path in paths] == ["bolt.png", "面板 2.png"]
-    assert sorted((tmp_path / "new" / "sheets").iterdir()) == paths
-    for path in paths:
-        assert min(read(path).size) > 500
+def test_a_sheet(tmp_path, images):
+    file = tmp_path / "new" / "sheets" / "面板 2.png"
+    write_sheet(file, "面板 2", images, note="demo set: a stand-in")
+    assert [*file.parent.iterdir()] == [file]
+    assert min(read(file).size) > 500
 
 
 def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
@@ -56,8 +63,7 @@ def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
         return Image.open(path).convert("RGB")
 
     monkeypatch.setattr("crad.report.sheets.open_image", spy)
-    bolts = [image for image in images if image.sample.class_name == "bolt"]
-    write_sheets(tmp_path, bolts, rows=8)
+    write_sheet(tmp_path / "a.png", "a", images, rows=8)
     shown = [f"{path.parent.name}/{path.stem}" for path in opened]
     assert shown == [f"{kind}/{i}" for kind in ("bent", "scratch") for i in range(3)] + [
         "good/0",
@@ -76,18 +82,20 @@ def test_defects_that_are_not_shown_are_not_held(tmp_path, images):
             yield copy
             most = max(most, len(held))
 
-    (bolt, _) = write_sheets(tmp_path / "streamed", stream(), rows=2)
-    assert most <= 2 * (6 + 2 + 2) + 1  # of two classes, the normal images and two of each kind
-    (same, _) = write_sheets(tmp_path / "whole", images, rows=2)
-    assert bolt.read_bytes() == same.read_bytes()
+    write_sheet(tmp_path / "streamed.png", "a", stream(), rows=2)
+    assert most <= 6 + 2 + 2 + 1  # the normal images, and two of each kind
+    write_sheet(tmp_path / "whole.png", "a", images, rows=2)
+    assert (tmp_path / "streamed.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
 @pytest.mark.parametrize("kept", [["good"], ["bent"], ["bent", "good"]])
 def test_classes_without_defects_or_without_normal_images(tmp_path, images, kept):
-    some = [image for image in images if image.sample.defect in kept]
-    assert len(write_sheets(tmp_path, some)) == 2
-    assert len(write_sheets(tmp_path, some[:1])) == 1
-    assert write_sheets(tmp_path, []) == []
+    some = [image for image in images if image.defect in kept]
+    for count in (len(some), 1):
+        write_sheet(tmp_path / f"{count}.png", "a", some[:count])
+        assert read(tmp_path / f"{count}.png").width > 500
+    write_sheet(tmp_path / "none.png", "a", [])
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_names_of_any_bytes_and_any_length(tmp_path):
@@ -95,14 +103,16 @@ def test_names_of_any_bytes_and_any_length(tmp_path):
     path = tmp_path / name / "0.png"
     path.parent.mkdir()
     Image.new("L", (8, 8)).save(path)
-    image = ScoredImage(Sample(path, name, name), 1e30, np.zeros((4, 4), np.float32), None)
-    assert write_sheets(tmp_path, [image]) == [tmp_path / f"{name}.png"]
+    blank = np.zeros((4, 4), np.float32)
+    image = Prediction(path=path, class_name=name, defect=name, score=1e30, scored_map=blank)
+    write_sheet(tmp_path / f"{name}.png", name, [image])
+    assert (tmp_path / f"{name}.png").exists()
 
 
 def test_an_image_that_is_gone_is_named(tmp_path, images):
-    images[0].sample.path.unlink()
+    images[0].path.unlink()
     with pytest.raises(ImageError, match=r"bent/0\.png"):
-        write_sheets(tmp_path, images)
+        write_sheet(tmp_path / "a.png", "a", images)
 
 
 def test_the_scale_comes_from_normal_maps_and_survives_constant_ones():

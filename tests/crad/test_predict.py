@@ -35,7 +35,7 @@ def test_scores_as_table_csv_and_json(
     table = [line.split() for line in lines]
     assert table[0] == ["score", "decision", "image"]
     assert [path for _, _, path in table[1:]] == [str(path) for path in paths]
-    assert f"says: brick {len(paths) - 1}, gauge 1; --class NAME" in note
+    assert f"brick {len(paths) - 1}, gauge 1; --class NAME" in note
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["image"], float(row["score"])) for row in rows] == expected

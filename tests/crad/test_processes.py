@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import crad.evaluate
-from crad.command_line import CommandError, run_command
-from crad.errors import DeviceError
+from crad.command_line import run_command
+from crad.errors import DeviceError, OutputError
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
@@ -202,7 +202,7 @@ def test_a_process_beside_the_main_one_only_says_what_that_does_not(
     assert exit_.value.code == 130
     assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit) as exit_:
-        run_command(lambda: raising(CommandError("no space")))
+        run_command(lambda: raising(OutputError("no space")))
     assert exit_.value.code == 1
     assert capsys.readouterr().err == "error: no space\n"
     assert slept == [2.0]  # if the main process has failed too, torchrun ends this one meanwhile

@@ -33,7 +33,7 @@ def feature() -> Tensor:
 
 
 def without_jitter(model: CRAD) -> CRAD:
-    model.local_representation.jitter_std = 0.0
+    model.local_representation.memory.jitter_std = 0.0
     return model
 
 

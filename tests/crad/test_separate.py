@@ -11,11 +11,9 @@ import pytest
 import crad
 import crad.evaluate
 from crad.data import find_dataset
-from crad.options import parse_options
-from crad.report.results import Results
+from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
-from crad.separate import combine
-from crad.train import main
+from crad.train import main, parse_options
 from crad.training.loop import Training
 
 Train = Callable[..., int]
@@ -44,7 +42,7 @@ def test_the_run_of_a_class_is_an_ordinary_one(
     for alone, name in (("by name", "brick"), ("by folder", "gauge")):
         assert results_of(tmp_path / alone)["classes"] == results_of(separate / name)["classes"]
     assert {path.name for path in (separate / "brick").iterdir()} == {
-        "checkpoint.safetensors", "results.json", "sheets",
+        "checkpoint.safetensors", "results.json", "run.json", "sheets",
     }  # fmt: skip
     image = next((demo_root / "brick" / "test").rglob("*.png"))
     assert len(crad.load(separate / "brick").predict(image)) == 1
@@ -111,7 +109,7 @@ def test_a_finished_class_is_not_trained_again(
 
     monkeypatch.setattr(Training, "run_epoch", count_epoch)
     assert train_command(demo_root, output, "--separate") == 1
-    assert "--resume continues it" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert trained == [0, 1, 2, 0, 1, 2]
     assert "class 1 of 2: brick (finished)" in capsys.readouterr().out
@@ -146,7 +144,7 @@ def test_resuming_what_is_finished_trains_nothing(
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
     monkeypatch.delattr(Training, "run_epoch")
-    monkeypatch.delattr("crad.train.load_inputs")
+    monkeypatch.delattr("crad.train.extract")
     (output / "results.json").unlink()
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output) == results_of(separate)
@@ -195,7 +193,7 @@ def test_the_best_epoch_of_each_class_is_joined(
     assert joined["classes"] == {name: each["classes"][name] for name, each in best.items()}
     for metric, value in joined["mean"].items():
         assert value == pytest.approx(sum(each["mean"][metric] for each in best.values()) / 2)
-    assert "best_on_test: each class after an epoch of its own" in capsys.readouterr().out
+    assert "best_on_test: each class after its own epoch" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_before_any_training(
@@ -208,9 +206,11 @@ def test_other_settings_are_refused_before_any_training(
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
     shutil.rmtree(output / "brick")
-    monkeypatch.delattr("crad.train.load_inputs")
-    assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 1
-    assert f"--seed: the run in '{output / 'gauge'}' has 0, not 1" in capsys.readouterr().err
+    monkeypatch.delattr("crad.train.extract")
+    assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 2
+    error = capsys.readouterr().err
+    for told in ("--seed", str(output / "gauge"), "0, not 1"):
+        assert told in error
 
 
 def test_one_model_and_many_are_not_mixed_up(
@@ -227,8 +227,8 @@ def test_one_model_and_many_are_not_mixed_up(
         assert train_command(trained.data, many, *arguments) == 1
     error = capsys.readouterr().err
     assert error.count("already holds a run") == 2
-    assert "one' holds one model for all classes; --overwrite replaces it" in error
-    assert "many' holds results, but no model to go on with; --overwrite replaces them" in error
+    assert "one' holds one model for all classes; --overwrite" in error
+    assert "many' holds results.json, but no checkpoint to continue; --overwrite" in error
     assert results_of(one) == trained.results
     assert results_of(many) == results_of(separate)
     assert train_command(trained.data, one, "--separate", "--overwrite", "--epochs", "1") == 0
@@ -248,8 +248,9 @@ def test_some_of_the_classes(
 
 
 def test_the_default_output_is_another_than_that_of_one_model() -> None:
-    assert parse_options(["--separate"]).output == Path("runs/demo-separate")
-    assert parse_options(["--separate", "--data", "x/parts"]).output == Path("runs/parts-separate")
+    assert parse_options(["--separate"]).output.folder == Path("runs/demo-separate")
+    options = parse_options(["--separate", "--data", "x/parts"])
+    assert options.output.folder == Path("runs/parts-separate")
 
 
 def test_classes_are_part_of_the_settings(
@@ -308,7 +309,7 @@ def part(name: str, auroc: float | None, note: str | None = None) -> Results:
 
 
 def test_the_mean_is_over_what_is_measured() -> None:
-    whole = combine([part("a", 0.5), part("b", None), part("c", 1.0)])
+    whole = combine_results([part("a", 0.5), part("b", None), part("c", 1.0)])
     assert whole["mean"] == dict.fromkeys(METRIC_NAMES) | {"image_auroc": 0.75}
     for joined in (whole["baselines"]["nearest_neighbour"], whole["other_protocols"]["paper"]):
         assert joined == {"classes": whole["classes"], "mean": whole["mean"]}
@@ -318,7 +319,7 @@ def test_the_mean_is_over_what_is_measured() -> None:
 def test_notes() -> None:
     def note(*notes: str | None) -> str:
         parts = [part(name, 0.5, text) for name, text in zip("ab", notes, strict=True)]
-        return combine(parts)["note"]
+        return combine_results(parts)["note"]
 
     assert note(None, None) == "one model for each class"
     assert note("demo", "demo") == "one model for each class; demo"

@@ -1,20 +1,29 @@
-"""Tables for a terminal: what is flush where, and how wide characters are."""
+"""Columns of a table: their widths, sides, titles and rules."""
 
-from crad.report import tables
+from crad.report.tables import lay_out, printable
 
 
-def test_words_are_flush_left_and_numbers_flush_right() -> None:
-    rows = [["name", "kind", "ms"], ["a", "long kind", "1.25"], ["面板", "b", "10"]]
-    widths = tables.widths(rows)
-    assert widths == [4, 9, 4]
-    assert [tables.line(row, widths, left=2) for row in rows] == [
-        "name  kind         ms",
+def test_columns() -> None:
+    rows = [["name", "kind", "n"], ["a", "long kind", "1.25"], ["面板", "b", "10"]]
+    assert lay_out(rows, left=2) == [
+        "name  kind          n",
+        "---------------------",
         "a     long kind  1.25",
         "面板  b            10",
     ]
-    assert tables.line(rows[2], widths) == "面板          b    10"
-    assert tables.rule(widths) == "-" * tables.span(widths) == "-" * len("a     long kind  1.25")
 
 
-def test_a_line_ends_with_its_last_word() -> None:
-    assert tables.line(["all", "", ""], [5, 3, 4]) == "all"
+def test_a_total_and_titles() -> None:
+    rows = [["class", "a", "b"], ["brick", "1", "2"], ["all", "", ""]]
+    assert lay_out(rows, total=True, titles=[("who", 1), ("a wide title", 2)]) == [
+        "who    a wide title",
+        "class          a  b",
+        "-------------------",
+        "brick          1  2",
+        "-------------------",
+        "all",
+    ]
+
+
+def test_what_a_terminal_cannot_show_is_escaped(capsys) -> None:
+    assert printable("a\nb\x1b[31m\u2028\udce9") == r"a\nb\x1b[31m\u2028\udce9"

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from crad.config import Config
+from crad.config import TrainingConfig
 from crad.errors import TrainingError
 from crad.model.crad import CRAD
 from crad.training.features import Features
@@ -17,7 +17,7 @@ from crad.training.loop import Training
 @pytest.mark.parametrize("finite_epochs", [0, 1])
 def test_a_lost_loss_names_the_checkpoint_only_if_there_is_one(finite_epochs: int) -> None:
     model = CRAD(4, 3, 3, depth=1, expansion=4)
-    training = Training(model, Config(batch_size=2), Accelerator(cpu=True))
+    training = Training(model, TrainingConfig(batch_size=2), Accelerator(cpu=True))
     values = torch.rand(4, 3, 3, 4)
     paths = [Path(f"{index}.png") for index in range(4)]
     with tqdm(disable=True) as bar:

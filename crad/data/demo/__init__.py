@@ -54,6 +54,15 @@ def demo_dataset(name: str) -> Path:
     return folder
 
 
+def is_demo(source: str) -> bool:
+    """Whether a data set is a generated one: by its name, its folder, or the folder of a class."""
+    if source in DEMO_NAMES:
+        return True
+    path = Path(source).expanduser().resolve()
+    folders = [(_cache_folder() / f"{name}-v{_VERSION}").resolve() for name in DEMO_NAMES]
+    return path in folders or path.parent in folders
+
+
 def _cache_folder() -> Path:
     if folder := os.environ.get("CRAD_CACHE"):
         return Path(folder)

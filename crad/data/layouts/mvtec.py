@@ -15,19 +15,20 @@ from functools import partial
 from pathlib import Path
 
 from crad.data.images import IMAGE_SUFFIXES, find_images, subfolders
-from crad.data.samples import GOOD, ClassSamples, Sample
+from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
 
 MASKS = "ground_truth"
-LAYOUT = "<class>/train/good/*.png, with <class>/test/{good,<defect>}/*.png to test on"
+DESCRIPTION = "<class>/train/good/*.png, with <class>/test/{good,<defect>}/*.png to test on"
 
 
-def find_classes(root: Path) -> dict[str, Callable[[bool], ClassSamples]]:
+def matches(root: Path) -> bool:
+    """Whether a folder has the layout; it may itself be one class."""
+    return _is_class(root) or any(_is_class(folder) for folder in subfolders(root))
+
+
+def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
     """Find the classes in a folder, which may itself be one.
-
-    Returns:
-        By class, what finds its samples; its argument is the `need_train` of
-        `crad.data.find_dataset`.
 
     Raises:
         DataError: there is none.
@@ -37,11 +38,11 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], ClassSamples]]:
     else:
         folders = {folder.name: folder for folder in subfolders(root) if _is_class(folder)}
     if not folders:
-        raise DataError(f"data: no classes in '{root}'; expected {LAYOUT}")
+        raise DataError(f"data: no classes in '{root}'; expected {DESCRIPTION}")
     return {name: partial(_read_class, folder, name) for name, folder in folders.items()}
 
 
-def _read_class(folder: Path, name: str, need_train: bool) -> ClassSamples:
+def _read_class(folder: Path, name: str, need_train: bool) -> Split:
     train = _train_samples(folder, name)
     test = _test_samples(folder, name)
     if need_train and not train:
@@ -53,7 +54,7 @@ def _read_class(folder: Path, name: str, need_train: bool) -> ClassSamples:
         )
     if not train and not test:
         raise DataError(f"test: no images in '{folder / 'test'}'; add some or remove '{folder}'")
-    return ClassSamples(tuple(train), tuple(test))
+    return train, test
 
 
 def _is_class(folder: Path) -> bool:

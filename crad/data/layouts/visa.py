@@ -14,31 +14,31 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from crad.data.samples import GOOD, ClassSamples, Sample
+from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
 
+DESCRIPTION = "VisA as its archive has it"
 _TABLE = PurePosixPath("split_csv", "1cls.csv")
 _COLUMNS = ("object", "split", "label", "image", "mask")
 _IMAGES = PurePosixPath("Data", "Images")
 _DEFECTS = {"normal": GOOD, "anomaly": "anomaly"}
 
 
-def is_visa(root: Path) -> bool:
+def matches(root: Path) -> bool:
     """Whether a folder has the layout, or would have it if its table were not missing."""
     if (root / _TABLE).exists() or (root / _IMAGES).is_dir():
         return True
     return any((folder / _IMAGES).is_dir() for folder in root.iterdir())
 
 
-def find_classes(root: Path) -> dict[str, Callable[[bool], ClassSamples]]:
+def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
     """Read the table.
 
     Args:
         root: a folder with the layout.
 
     Returns:
-        By class, what gives its samples, and checks that their files are there; its argument is the
-        `need_train` of `crad.data.find_dataset`.
+        By class, what gives its samples, and checks that their files are there.
 
     Raises:
         DataError: the table is missing, or a line of it is wrong; the message says which.
@@ -69,7 +69,7 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], ClassSamples]]:
                         "take it from the archive again"
                     ) from error
                 lines[cells["image"]] = reader.line_num
-                (train if cells["split"] == "train" else test)[sample.class_name].append(sample)
+                (train if cells["split"] == "train" else test)[cells["object"]].append(sample)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"data: '{table}' is no table of text ({error}); take it from the archive again"
@@ -124,7 +124,7 @@ def _inside(root: Path, column: str, text: str) -> Path:
 
 def _checked(
     table: Path, name: str, train: list[Sample], test: list[Sample], need_train: bool
-) -> ClassSamples:
+) -> Split:
     """The samples of a class, if all their files are there."""
     if need_train and not train:
         raise DataError(
@@ -132,12 +132,11 @@ def _checked(
             "with --classes and the names of the others"
         )
     samples = train + test
-    files = [sample.path for sample in samples]
-    files += [sample.mask for sample in samples if sample.mask]
+    files = [file for sample in samples for file in (sample.path, sample.mask) if file]
     if missing := [file for file in files if not file.exists()]:
         raise DataError(
             f"data: {len(missing)} of the {len(files)} files of class '{name}' in '{table}' are "
             f"missing, the first is '{missing[0]}'; extract the archive again, or choose other "
             "classes with --classes"
         )
-    return ClassSamples(tuple(train), tuple(test))
+    return train, test

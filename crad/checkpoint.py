@@ -1,0 +1,60 @@
+"""``crad checkpoint strip``: a checkpoint without what only training needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from crad.command_line import parse, run_command
+from crad.errors import OutputError
+from crad.training.checkpoint import checkpoint_path, strip_checkpoint
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What the command takes."""
+
+    action: Positional[Literal["strip"]]
+    """Leave out the state of the optimizer and of the random generators."""
+    source: Positional[Annotated[Path, arg(metavar="IN")]]
+    """A checkpoint, or the output folder of a training run."""
+    output: Positional[Annotated[Path, arg(metavar="OUT")]]
+    """The new file."""
+    overwrite: bool = False
+    """Replace OUT."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Strip a checkpoint as the command line says."""
+    run_command(
+        lambda: strip(
+            parse(
+                CheckpointOptions,
+                arguments,
+                command="checkpoint",
+                description="Write a checkpoint without what only training needs.",
+            )
+        )
+    )
+
+
+def strip(options: CheckpointOptions) -> None:
+    """Write a checkpoint again without what only training needs.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        OutputError: the new file would replace another one.
+        StorageError: the file cannot be written.
+    """
+    source, output = checkpoint_path(options.source), options.output
+    if output.exists() and (source.samefile(output) or not options.overwrite):
+        raise OutputError(f"output: '{output}' exists already; give the name of a new file")
+    strip_checkpoint(source, output)
+    before, after = source.stat().st_size, output.stat().st_size
+    print(f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB, written to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What every measurement ends with: the tables on the screen, results.json and sheets on disk."""
+
+import shutil
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from crad.data.samples import Sample
+from crad.report.results import Results, write_results
+from crad.report.sheets import write_sheet
+from crad.report.summary import summary
+from crad.scoring.evaluation import Evaluation
+from crad.scoring.protocols import Protocol
+from crad.training.run_folder import RunFolder
+
+
+def report(
+    results: Results,
+    evaluation: Evaluation,
+    anomaly_maps: Tensor,
+    protocol: Protocol,
+    run: RunFolder | None,
+    *,
+    show: bool = True,
+) -> None:
+    """Print the tables and what cannot be measured; replace results and sheets in a folder.
+
+    Args:
+        results: what to write and print.
+        evaluation: the test images.
+        anomaly_maps: those of the model, before any protocol.
+        protocol: the one that the sheets show.
+        run: the folder; None writes nothing.
+        show: whether to print the table.
+
+    Raises:
+        ImageError: an image for a sheet cannot be read any more.
+        StorageError: a file cannot be written.
+    """
+    if run:
+        write_results(run.results, results)
+    if show:
+        print(summary(results))
+    if missing := _not_measured(results, evaluation.samples):
+        print(missing)
+    if run:
+        note = f"{results['data']}: {results['note']}" if "note" in results else None
+        shutil.rmtree(run.sheets, ignore_errors=True)
+        for name, predictions in evaluation.predictions(anomaly_maps, protocol):
+            write_sheet(run.sheets / f"{name}.png", name, predictions, note=note)
+        print(f"written to {run.path}")
+
+
+def _not_measured(results: Results, samples: Sequence[Sample]) -> str | None:
+    if not samples:
+        return "not measured: there are no test images (expected <class>/test/{good,<defect>})"
+    if results["mean"]["image_auroc"] is None:
+        return "not measured: the metrics need normal and anomalous test images of a class"
+    if results["mean"]["pixel_auroc"] is None:
+        return (
+            "pixel metrics not measured: there are no usable masks (<class>/ground_truth/<defect>)"
+        )
+    defective = [sample for sample in samples if sample.is_anomaly]
+    if without := sum(sample.mask is None for sample in defective):
+        return (
+            f"pixel metrics are of part of the images: {without} of {len(defective)} defective "
+            "images have no mask"
+        )
+    return None

@@ -1,0 +1,100 @@
+"""The tables that a person reads after a run: metrics of each class, and decisions."""
+
+from collections.abc import Mapping, Sequence
+
+from crad.report.results import Results
+from crad.report.tables import lay_out, printable
+from crad.scoring.calibration import DECISION_PROTOCOL, Decisions
+from crad.scoring.metrics import COLUMNS, EpochMetrics, Metrics
+
+_BASELINE_COLUMNS = {"image_auroc": "image", "pixel_auroc": "pixel"}
+
+
+def summary(results: Results) -> str:
+    """Lay the metrics out for a terminal: for each protocol a line for each class, and their mean.
+
+    Each baseline adds two columns to the first protocol. What could not be measured is ``-``.
+    """
+    reported: Metrics = {"classes": results["classes"], "mean": results["mean"]}
+    lines = _metrics(results["protocol"], reported, results.get("baselines", {}))
+    for protocol, metrics in results.get("other_protocols", {}).items():
+        lines += ["", *_metrics(protocol, metrics, {})]
+    if best := results.get("best_on_test"):
+        lines.append(_best(best, results["epoch"]))
+    if decisions := results.get("decisions"):
+        lines += ["", *_decisions(decisions)]
+    if note := results.get("note"):
+        lines.append(note)
+    return "\n".join(lines)
+
+
+def _metrics(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
+    groups = [(of, metrics, columns) for of, columns in COLUMNS.items()]
+    for name, baseline in baselines.items():
+        groups.append((f"{name.replace('_', ' ')} AUROC", baseline, _BASELINE_COLUMNS))
+    rows = [["class", "train", "test", *(t for _, _, columns in groups for t in columns.values())]]
+    for name, entry in metrics["classes"].items():
+        cells = [
+            _cell(each["classes"].get(name, {}).get(metric))
+            for _, each, columns in groups
+            for metric in columns
+        ]
+        rows.append([printable(name), str(entry["n_train"]), str(entry["n_test"]), *cells])
+    means = [_cell(each["mean"].get(metric)) for _, each, columns in groups for metric in columns]
+    rows.append(["mean", "", "", *means])
+    titles = [(title, len(columns)) for title, _, columns in groups]
+    return lay_out(rows, total=True, titles=[(f"protocol {protocol}", 3), *titles])
+
+
+def _best(best: EpochMetrics, last: int) -> str:
+    """Say what the best epoch reaches, or in the separate setting the best one of each class."""
+    epoch = best["epoch"]
+    which = f"epoch {epoch}"
+    if isinstance(epoch, dict):
+        first, latest = min(epoch.values()), max(epoch.values())
+        which = f"each class after its own epoch, {first} to {latest}"
+    image, pixel = _cell(best["mean"]["image_auroc"]), _cell(best["mean"]["pixel_auroc"])
+    return (
+        f"best_on_test: {which} of {last}, mean image AUROC {image}, pixel AUROC {pixel}; chosen "
+        "on the test images"
+    )
+
+
+def _decisions(decisions: Decisions) -> list[str]:
+    """Lay out what the thresholds of the classes lead to."""
+    rate, classes = decisions["false_alarm_rate"], decisions["classes"]
+    rows = [["class", "held back", "threshold", "false alarms", "misses"]]
+    totals = [0, 0, 0, 0]
+    for name, entry in classes.items():
+        counts = (
+            entry["false_alarms"], entry["n_good"], entry["misses"], entry["n_defective"],
+        )  # fmt: skip
+        totals = [total + each for total, each in zip(totals, counts, strict=True)]
+        held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
+        rows.append([printable(name), held_back, threshold, *_parts(counts)])
+    rows.append(["all", "", "", *_parts(totals)])
+    lines = [
+        f"decisions by scores of protocol {DECISION_PROTOCOL.name} at a false alarm rate of "
+        f"{rate:.3g}: above its threshold an image is defective",
+        *lay_out(rows, total=True),
+    ]
+    numbers = [entry["n_calibration"] for entry in classes.values()]
+    if 0 in numbers:
+        lines.append("a class without images held back has the highest threshold of all classes")
+    fewest = min(filter(None, numbers), default=0)
+    if fewest and 1 / (fewest + 1) > rate + 1e-9:
+        lines.append(
+            f"a class has only {fewest} normal images held back: its threshold is the largest of "
+            f"their scores, and on average 1 of {fewest + 1} new normal images is above it"
+        )
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _parts(counts: Sequence[int]) -> list[str]:
+    """Cells of such as ``1 of 10``, of numbers that are part and whole in turn."""
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return [f"{part} of {whole}" if whole else "-" for part, whole in pairs]

@@ -1,0 +1,46 @@
+"""The record of an image once it is scored."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from crad.data.samples import Sample
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction(Sample):
+    """An image with what a detector says of it.
+
+    ``path``, ``size``, ``defect`` and ``mask`` are those of the image; ``class_name`` is the class
+    whose threshold decides, None where that is not known.
+
+    Attributes:
+        score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
+            scores of normal images from the same checkpoint.
+        scored_map: float32 (S, S), the smoothed anomaly map that the score is taken from, at the
+            resolution the detector works at.
+        threshold: the score above which an image of its class is defective; of an unknown class,
+            the highest of all. None if training held no normal images back to take one from.
+        truth: bool (S, S), True on a defect, of a test image; None where that is not known.
+    """
+
+    score: float
+    scored_map: npt.NDArray[np.float32]
+    threshold: float | None = None
+    truth: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def is_defective(self) -> bool | None:
+        """The decision; None without a threshold."""
+        return None if self.threshold is None else self.score > self.threshold
+
+    @cached_property
+    def anomaly_map(self) -> npt.NDArray[np.float32]:
+        """The map at the size of the image, float32 (H, W)."""
+        scored = torch.from_numpy(self.scored_map)[None, None]
+        resized = F.interpolate(scored, self.size, mode="bilinear")[0, 0].numpy()
+        return np.asarray(resized, dtype=np.float32)
