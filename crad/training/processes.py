@@ -66,7 +66,7 @@ def joined(device: torch.device) -> Iterator[None]:
     state.destroy_process_group()
 
 
-# Not of `PartialState`, which outside of `joined` would start a process group.
+# These do not ask accelerate's `PartialState`: outside of `joined` it would start a process group.
 
 
 def rank() -> int:
