@@ -16,9 +16,7 @@ from crad.errors import DeviceError
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 _SMALL_STEP = 1e9  # multiply-adds
-# Of glibc's malloc.h, and its defaults.
-_M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
-_M_MMAP_MAX, _MMAP_MAX = -4, 65536
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
@@ -79,21 +77,22 @@ def freed_memory_kept() -> Iterator[None]:
     """Keep memory that is freed in the block for what is allocated next, until the block ends.
 
     glibc gives a freed tensor of over 32 MiB back to the system at once. Clearing the pages of the
-    next one then takes more time than most operations on it.
-    Other C libraries are left as they are.
+    next one then takes more time than most operations on it. Other C libraries are left as they
+    are.
     """
+    # A training step takes up to three times as long without: benchmarks/test_crad.py.
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
+    mallopt = getattr(libc, "mallopt", None)
+    if libc is None or mallopt is None:
         yield
         return
-    assert libc is not None
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
     try:
         yield
-    finally:
-        libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+    finally:  # glibc's defaults
+        mallopt(_M_MMAP_MAX, 65536)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
         libc.malloc_trim(0)
 
 
@@ -101,22 +100,27 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
     """Turn the name of a device into a device that is there.
 
     Args:
-        name: such as ``"cpu"`` or ``"cuda:1"``; None or ``"auto"`` takes CUDA if there is a GPU.
+        name: ``"cpu"``, ``"cuda"``, or one GPU of several as ``"cuda:1"``; None or ``"auto"`` takes
+            CUDA if there is a GPU.
 
     Raises:
-        DeviceError: there is no such device on this machine, or PyTorch knows none by this name.
+        DeviceError: there is no such device on this machine, or the name is none of these.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device: '{name}' is none; expected auto, cpu or cuda") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device: '{name}' is none; expected auto, cpu, cuda or, say, cuda:1")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
             f"device: '{name}' asked for, but PyTorch {torch.__version__} finds no usable CUDA "
             "GPU; leave --device out, or install a driver and a PyTorch built for CUDA"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device: '{name}' asked for, but there are {torch.cuda.device_count()}")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise DeviceError(
+            f"device: '{name}' asked for, but the last GPU of this machine is cuda:{count - 1}"
+        )
     return device

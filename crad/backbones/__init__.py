@@ -1,47 +1,24 @@
-"""Backbones: frozen networks that turn images into the features CRAD works on."""
+"""Backbones: frozen networks that turn images into the features CRAD works on.
 
-from collections.abc import Iterable
+To add one, write a module with a function `create`, of the signature of that in
+`crad.backbones.timm`, and name it in `BACKBONES`.
+"""
+
+import difflib
+import importlib
 from pathlib import Path
-from typing import Any, Protocol, Self
 
-from torch import Tensor
-
+from crad.backbones.base import Backbone
 from crad.errors import BackboneError
 
+__all__ = ["BACKBONES", "SCATTERING", "Backbone", "create_backbone"]
+
 SCATTERING = "scattering"
-"""Name of the backbone that needs no weights; every other name is a timm model."""
 
-
-class Backbone(Protocol):
-    """What CRAD needs from a backbone, an ``nn.Module`` in evaluation mode without gradients.
-
-    Attributes:
-        channels: channels C of a feature.
-        stride: pixels from one position of a feature to the next.
-    """
-
-    channels: int
-    stride: int
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map images ``(B, 3, H, W)`` float32 in [0, 1] to ``(B, C, H / stride, W / stride)``."""
-        ...
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Fit what the backbone learns from the training images, if anything."""
-        ...
-
-    def to(self, device: Any) -> Self:
-        """Move to a device."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs to restore weights and fitted statistics."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Restore what `state_dict` gave."""
-        ...
+BACKBONES = {
+    SCATTERING: "crad.backbones.scattering",
+}
+"""Modules of the backbones by name; every other name is that of a timm model."""
 
 
 def create_backbone(
@@ -50,7 +27,7 @@ def create_backbone(
     """Make a backbone.
 
     Args:
-        name: ``"scattering"``, or a timm model name such as ``"tf_efficientnet_b4.aa_in1k"``.
+        name: one of `BACKBONES`, or a timm model such as ``"tf_efficientnet_b4.aa_in1k"``.
         weights: a file with the weights of a timm model, instead of a download.
         pretrained: False leaves the weights to `load_state_dict`, and downloads nothing.
         components: principal components that ``"scattering"`` keeps.
@@ -58,19 +35,14 @@ def create_backbone(
     Raises:
         BackboneError: there is no such model, its stages do not fit, or its weights cannot be had.
     """
-    if name == SCATTERING:
-        if weights is not None:
-            raise BackboneError(
-                f"weights: the backbone 'scattering' has none to load; drop --weights {weights}, "
-                "or name the timm model that they belong to with --backbone"
-            )
-        from crad.backbones.scattering import ScatteringBackbone
+    if name not in BACKBONES:
+        import timm  # takes seconds, for which the other backbones need not wait
 
-        try:
-            return ScatteringBackbone(components)
-        except ValueError as error:
-            raise BackboneError(f"--components: {error}") from error
-    # Importing timm takes seconds, which the default backbone need not wait for.
-    from crad.backbones.timm import TimmBackbone
-
-    return TimmBackbone(name, weights=weights, pretrained=pretrained)
+        if not timm.is_model(name):
+            similar = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)
+            own = ", ".join(f"'{each}'" for each in BACKBONES)
+            hint = f"; similar names: {', '.join(similar)}" if similar else ""
+            raise BackboneError(f"backbone: '{name}' is neither {own} nor a timm model{hint}")
+    module = importlib.import_module(BACKBONES.get(name, "crad.backbones.timm"))
+    backbone: Backbone = module.create(name, weights, pretrained, components)
+    return backbone

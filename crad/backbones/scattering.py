@@ -11,10 +11,13 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from crad.errors import BackboneError
 
 SCALES = 3  # J: wavelets of scale 1, 2 and 4 pixels, averages over 8
 ANGLES = 8  # L: at k * pi / 8
@@ -313,3 +316,18 @@ class ScatteringBackbone(nn.Module):
     def _logarithms(self, images: Tensor) -> Tensor:
         coefficients: Tensor = self.scattering(images)
         return torch.log(coefficients.abs() + _LOG_FLOOR)
+
+
+def create(
+    name: str, weights: Path | None, pretrained: bool, components: int
+) -> ScatteringBackbone:
+    """Make the backbone, not yet fitted, for `crad.backbones.create_backbone`."""
+    if weights is not None:
+        raise BackboneError(
+            f"weights: the backbone '{name}' has none to load; drop --weights {weights}, or name "
+            "the timm model that they belong to with --backbone"
+        )
+    try:
+        return ScatteringBackbone(components)
+    except ValueError as error:
+        raise BackboneError(f"--components: {error}") from error

@@ -1,32 +1,18 @@
 """Features from two stages of any timm model."""
 
-import argparse
-import difflib
-import re
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from crad.backbones.weights import download_weights
+from crad.backbones.weights import download_weights, read_weights, summary
 from crad.errors import BackboneError
 
 _STRIDES = range(8, 17)  # finer says little of a part, coarser cannot say where
-
-# What training scripts wrap weights in; averaged ones come first, as in timm.
-_WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model")
-
-# `nn.Module.load_state_dict` belongs to the process, so two threads must not swap it at once.
-_recording = threading.Lock()
 
 
 class TimmBackbone(nn.Module):
@@ -41,44 +27,36 @@ class TimmBackbone(nn.Module):
         pretrained: False makes random weights, to be replaced by `load_state_dict`.
 
     Raises:
-        BackboneError: timm knows no such model, it has no stage at these strides, or its weights
-            cannot be had.
+        BackboneError: the model has no stage at these strides, or its weights cannot be had.
     """
 
+    model: Any
     image_mean: Tensor
     image_std: Tensor
 
     def __init__(self, name: str, *, weights: Path | None = None, pretrained: bool = True) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            raise BackboneError(_unknown(name))
-        try:
-            blank = _create(name)
-        except Exception as error:
+        network = _load(name, weights) if pretrained else _create(name)
+        if not hasattr(network, "forward_intermediates"):
             raise BackboneError(
-                f"backbone: timm cannot take '{name}' apart into stages ({_reason(error)}); "
+                f"backbone: timm cannot take '{name}' apart into stages; choose another --backbone"
+            )
+        strides = [stage["reduction"] for stage in network.feature_info]
+        last = {stride: i for i, stride in enumerate(strides) if stride in _STRIDES}
+        if not last:
+            raise BackboneError(
+                f"backbone: '{name}' has stages at strides {strides}, and none from 8 to 16; "
                 "choose another --backbone"
-            ) from error
-        stages = {  # of each stride the last
-            stride: index
-            for index, stride in zip(
-                blank.feature_info.out_indices, blank.feature_info.reduction(), strict=True
             )
-            if stride in _STRIDES
-        }
-        if not stages:
-            raise BackboneError(
-                f"backbone: '{name}' has stages at strides {blank.feature_info.reduction()}, and "
-                "none from 8 to 16; choose another --backbone"
-            )
-        self.model = _create(name, out_indices=tuple(sorted(stages.values())))
-        if pretrained:
-            _load_weights(name, self.model, weights)
-        self.model.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.stride = min(stages)
-        self.channels = sum(self.model.feature_info.channels())
-        self.register_buffer("image_mean", torch.tensor(blank.default_cfg["mean"])[:, None, None])
-        self.register_buffer("image_std", torch.tensor(blank.default_cfg["std"])[:, None, None])
+        self.stride = min(last)
+        self.stages = sorted(last.values())
+        self.channels = sum(network.feature_info[i]["num_chs"] for i in self.stages)
+        network.prune_intermediate_layers(self.stages, prune_norm=True)
+        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.model = nn.ModuleDict({"model": network})  # as checkpoints name its weights
+        for key in ("mean", "std"):
+            value = torch.tensor(network.pretrained_cfg[key])
+            self.register_buffer(f"image_{key}", value[:, None, None])
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -99,124 +77,51 @@ class TimmBackbone(nn.Module):
             ``(B, channels, H / stride, W / stride)`` float32.
         """
         normalised = (images - self.image_mean) / self.image_std
-        maps = self.model(normalised.contiguous(memory_format=torch.channels_last))
+        maps = self.model.model.forward_intermediates(
+            normalised.contiguous(memory_format=torch.channels_last),
+            indices=self.stages,
+            intermediates_only=True,
+        )
         size = max(tuple(each.shape[2:]) for each in maps)
         return torch.cat(
             [F.interpolate(each, size, mode="bilinear", align_corners=True) for each in maps], dim=1
         )
 
 
-def _create(name: str, **options: Any) -> Any:
-    """The feature extractor, always with the same random weights; the generator is left alone."""
+def create(name: str, weights: Path | None, pretrained: bool, components: int) -> TimmBackbone:
+    """Make the backbone of a timm model, for `crad.backbones.create_backbone`."""
+    return TimmBackbone(name, weights=weights, pretrained=pretrained)
+
+
+def _create(name: str, state: dict[str, Tensor] | None = None, **classes: Any) -> Any:
+    """The whole model, with all weights from `state` or always the same random ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        # The getter runs no layer after the last stage asked for, and answers channels first.
-        return timm.create_model(name, features_only=True, feature_cls="getter", **options)
+        network: Any = timm.create_model(
+            name,
+            pretrained=state is not None,  # then timm renames, resizes and loads them, strictly
+            pretrained_cfg_overlay=classes | {"state_dict": state},
+            **classes,
+        )
+    network.pretrained_cfg.pop("state_dict", None)  # or it keeps the file in memory
+    return network
 
 
-def _load_weights(name: str, model: Any, weights: Path | None) -> None:
-    """Load the weights of a file, or of the hub, into an extractor: all of them or none."""
-    if weights is None:
-        weights = _download(name, model.default_cfg)
-    state = _read(weights)
+def _load(name: str, path: Path | None) -> Any:
+    """The whole model with the weights of a file or of the hub, of any number of classes."""
+    config: Any = timm.get_pretrained_cfg(name)
+    if path is None:
+        path = download_weights(name, config.hf_hub_id or "", config.hf_hub_filename)
+    state = read_weights(path)
     try:
-        with _recorded_loads() as loads:
-            loaded = _create(
-                name,
-                out_indices=tuple(model.feature_info.out_indices),
-                pretrained=True,  # timm renames and resizes what the file holds
-                pretrained_cfg_overlay={"state_dict": state},
-            )
-        _check_complete(loaded, loads)
+        return _create(name, dict(state))
+    except Exception:  # weights of another kind make timm raise nearly anything
+        heads = [config.classifier] if isinstance(config.classifier, str) else config.classifier
+        state = {k: v for k, v in state.items() if k.rpartition(".")[0] not in (heads or ())}
+    try:  # with other classes, or none
+        return _create(name, state, num_classes=0)
     except Exception as error:
         raise BackboneError(
-            f"weights: '{weights}' does not fit '{name}' ({_reason(error)}); "
-            "give the weights of this model"
+            f"weights: '{path}' does not fit '{name}' ({summary(error)}); give the weights of this "
+            "model"
         ) from error
-    model.load_state_dict(loaded.state_dict())  # `loaded` keeps the whole file in its settings
-
-
-@contextmanager
-def _recorded_loads() -> Iterator[dict[nn.Module, Any]]:
-    """What `load_state_dict` answers for each module; timm ignores it and tells nobody."""
-    loads: dict[nn.Module, Any] = {}
-    with _recording:
-        load = nn.Module.load_state_dict
-
-        def record(module: nn.Module, *args: Any, **options: Any) -> Any:
-            loads[module] = load(module, *args, **options)
-            return loads[module]
-
-        nn.Module.load_state_dict = record  # type: ignore[assignment,method-assign]
-        try:
-            yield loads
-        finally:
-            nn.Module.load_state_dict = load  # type: ignore[method-assign]
-
-
-def _check_complete(model: nn.Module, loads: dict[nn.Module, Any]) -> None:
-    """Refuse weights that lack a part of the model, or go on where it ends.
-
-    Names outside the stages of the model, such as the classifier's, do not matter.
-    """
-    loaded = next((module for module in model.modules() if module in loads), None)
-    if loaded is None:
-        raise ValueError("timm cannot load it")
-    used = loaded.state_dict().keys()
-    parts = {key.partition(".")[0] for key in used}
-    missing = [key for key in loads[loaded].missing_keys if key in used]
-    surplus = [key for key in loads[loaded].unexpected_keys if key.partition(".")[0] in parts]
-    for found, side in ((missing, "the file"), (surplus, "the model")):
-        if keys := [key for key in found if not key.endswith(".num_batches_tracked")]:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"{side} lacks '{keys[0]}'{more}")
-
-
-def _download(name: str, default_cfg: dict[str, Any]) -> Path:
-    repository = default_cfg.get("hf_hub_id")
-    try:
-        if not repository:
-            raise OSError("timm names no hub repository for them")
-        return download_weights(repository, default_cfg.get("hf_hub_filename"))
-    except OSError as error:
-        source = f" (https://huggingface.co/{repository})" if repository else ""
-        raise BackboneError(
-            f"weights: those of '{name}' are not on this machine and cannot be downloaded: "
-            f"{error}. Two ways out: --weights FILE with a copy of them{source}, or "
-            "--backbone scattering, which needs none"
-        ) from error
-
-
-def _read(weights: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file; nothing in it is executed."""
-    try:
-        if weights.suffix == ".safetensors":
-            return clean_state_dict(safetensors.torch.load_file(weights))
-        # Training scripts, timm's too, keep their arguments in the file.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
-        raise BackboneError(
-            f"weights: cannot read '{weights}': {_reason(error)}; expected a .safetensors file "
-            "or a PyTorch file of tensors only"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
-        raise BackboneError(f"weights: '{weights}' is not a dictionary of tensors")
-    return clean_state_dict(state)
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error, of which timm's and torch's can have hundreds of lines."""
-    text = str(error) if " " in str(error) else repr(error)
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(":\n", ": ")
-    sentence = text.partition("\n")[0].partition(". ")[0]
-    return " ".join(sentence.split()).rstrip(".:")
-
-
-def _unknown(name: str) -> str:
-    similar = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; similar names: {', '.join(similar)}" if similar else ""
-    return f"backbone: '{name}' is neither 'scattering' nor a timm model{hint}"

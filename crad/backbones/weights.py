@@ -1,58 +1,89 @@
-"""Weights from the Hugging Face hub, with an answer in seconds when it cannot be reached."""
+"""Files with the weights of a timm model: from the Hugging Face hub, and read safely."""
 
-import threading
+import argparse
+import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import safetensors.torch
+import torch
 from huggingface_hub.errors import EntryNotFoundError
+from timm.models import clean_state_dict
+from torch import Tensor
+
+from crad.errors import BackboneError
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_PROBE_SECONDS = 10.0
+_HUB_TIMEOUT = 10.0  # seconds
+
+# What training scripts wrap weights in; averaged ones come first, as in timm.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
 
-def download_weights(repository: str, file: str | None = None) -> Path:
-    """Find a weights file in the local hub cache, or download it there.
+def download_weights(name: str, repository: str, file: str | None = None) -> Path:
+    """Find the weights of a model in the local hub cache, or download them there.
 
     Args:
-        repository: hub repository, ``"owner/name"``.
+        name: name of the model, for messages.
+        repository: hub repository, ``"owner/name"``; empty if there is none.
         file: the file in it; None takes ``model.safetensors`` or else ``pytorch_model.bin``.
 
     Raises:
-        OSError: the hub does not answer within 10 seconds, has no such file, or the download fails.
+        BackboneError: there is no such file, the hub does not answer, or the download fails.
     """
-    names = (file,) if file else _FILES
-    for name in names:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
-    for name in names:
-        if _on_hub(repository, name):
-            try:
-                return Path(huggingface_hub.hf_hub_download(repository, name))
-            except Exception as error:
-                raise OSError(f"the download from {repository} failed: {error}") from error
-    raise OSError(f"{repository} on the hub has no {' or '.join(names)}")
+    files = () if not repository else (file,) if file else _FILES
+    reason = f"the hub has no {' or '.join(files) or 'files'} of this model"
+    try:
+        for each in files:
+            cached = huggingface_hub.try_to_load_from_cache(repository, each)
+            if isinstance(cached, str):
+                return Path(cached)
+        for each in files:
+            url = huggingface_hub.hf_hub_url(repository, each)
+            try:  # one request: a download retries for half a minute where there is no network
+                huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_TIMEOUT)
+            except EntryNotFoundError:
+                continue
+            return Path(huggingface_hub.hf_hub_download(repository, each))
+    except Exception as error:  # each version of the client has its own
+        reason = summary(error)
+    source = f" (https://huggingface.co/{repository})" if repository else ""
+    raise BackboneError(
+        f"weights: those of '{name}' are not on this machine and cannot be downloaded: {reason}. "
+        f"Two ways out: --weights FILE with a copy of them{source}, or --backbone scattering, "
+        "which needs none"
+    )
 
 
-def _on_hub(repository: str, file: str) -> bool:
-    """Ask the hub once. Its client retries for a minute, and a name lookup knows no timeout."""
-    url = huggingface_hub.hf_hub_url(repository, file)
-    answer: list[bool | Exception] = []
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors`` or PyTorch file; nothing in it is executed.
 
-    def ask() -> None:
-        try:
-            huggingface_hub.get_hf_file_metadata(url, timeout=_PROBE_SECONDS / 2)
-            answer.append(True)
-        except EntryNotFoundError:
-            answer.append(False)
-        except Exception as error:
-            answer.append(error)
+    Raises:
+        BackboneError: the file cannot be read, or holds something else.
+    """
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:  # training scripts, timm's too, keep their arguments in the file
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
+        raise BackboneError(
+            f"weights: cannot read '{path}': {summary(error)}; expected a .safetensors file or a "
+            "PyTorch file of tensors only"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+        raise BackboneError(f"weights: '{path}' is not a dictionary of tensors")
+    return clean_state_dict(state)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS)
-    if not answer:
-        raise OSError(f"no answer from the hub within {_PROBE_SECONDS:.0f} s")
-    if isinstance(answer[0], Exception):
-        raise OSError(f"the hub cannot be reached: {answer[0]}") from answer[0]
-    return answer[0]
+
+def summary(error: Exception) -> str:
+    """The beginning of an error in one line; those of timm and torch can have hundreds of lines."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
+    return textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")

@@ -5,6 +5,7 @@ files and prints. Outside of `joined`, there is one process.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
@@ -13,6 +14,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 
 from crad.errors import DeviceError, LaunchError, PeerError
@@ -23,9 +25,8 @@ T = TypeVar("T")
 # reason to wait: torchrun then ends all.
 _TIMEOUT = timedelta(days=7)
 
-# What torchrun sets for the processes to find each other.
-_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")
-_ADDRESS = "MASTER_ADDR"
+# What torchrun sets for the processes to find each other: numbers, but for the last.
+_ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
 
 
 @contextmanager
@@ -51,26 +52,21 @@ def joined(device: torch.device) -> Iterator[None]:
             f"device: {local_count()} processes for {torch.cuda.device_count()} GPUs; lower "
             "--nproc_per_node of torchrun, or take --device cpu"
         )
-    _check_environment()
-    state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
-    with open(os.devnull, "w") as nowhere:
-        if is_main():
-            yield
-        else:
-            with redirect_stdout(nowhere):
-                yield
-    state.destroy_process_group()
-
-
-def _check_environment() -> None:
-    wrong = [name for name in _NUMBERS if not os.environ.get(name, "").isdecimal()]
-    wrong += [_ADDRESS] * (not os.environ.get(_ADDRESS))
+    values = {name: os.environ.get(name, "") for name in _ENVIRONMENT}
+    wrong = [n for n, v in values.items() if not (v.isdecimal() or (v and n == "MASTER_ADDR"))]
     if wrong:
         raise LaunchError(
             "processes: LOCAL_RANK is set in the environment, as torchrun does for each of several "
             f"processes, but not as it does: {', '.join(wrong)}; start them with torchrun "
             "--nproc_per_node N -m crad.train, or for a single process unset LOCAL_RANK"
         )
+    state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
+        yield
+    state.destroy_process_group()
+
+
+# These do not ask accelerate's `PartialState`: outside of `joined` it would start a process group.
 
 
 def rank() -> int:
@@ -101,7 +97,8 @@ def local_count() -> int:
 def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:
     """Give the part of a process: every `count`-th batch, from that of its number on.
 
-    So each batch is what it is in one process, and so is what is computed of it.
+    So each batch is what it is in one process, and so is what is computed of it; accelerate's
+    `split_between_processes` would cut batches apart.
     """
     starts = range(rank * batch_size, len(items), count * batch_size)
     return [item for start in starts for item in items[start : start + batch_size]]
@@ -111,10 +108,8 @@ def gather(value: T) -> list[T]:
     """Give all processes what each of them has, in order of their number."""
     if count() == 1:
         return [value]
-    values: list[T | None] = [None] * count()
     with _exchange():
-        dist.all_gather_object(values, value)
-    return cast(list[T], values)
+        return cast(list[T], gather_object([value]))
 
 
 def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]:
@@ -129,19 +124,18 @@ def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]
     """
     if count() == 1:
         return list(rows), values
+    # accelerate's `gather` needs as many rows of each process.
     parts = gather((list(rows), values.cpu()))
-    numbers = torch.tensor([row for found, _ in parts for row in found])
-    order = numbers.argsort()
-    together = torch.cat([part for _, part in parts])
-    return numbers[order].tolist(), together[order].to(values.device)
+    numbers = [row for found, _ in parts for row in found]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return sorted(numbers), torch.cat([part for _, part in parts])[order].to(values.device)
 
 
 def copy_main(tensors: Iterable[Tensor]) -> None:
     """Give tensors, in place, the values that those of the main process have."""
     if count() > 1:
         with _exchange():
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+            broadcast(list(tensors))
 
 
 def on_main(function: Callable[[], T]) -> T:
@@ -150,8 +144,7 @@ def on_main(function: Callable[[], T]) -> T:
         return function()
     values = [function() if is_main() else None]
     with _exchange():
-        dist.broadcast_object_list(values, src=0)
-    return cast(T, values[0])
+        return cast(T, broadcast_object_list(values)[0])
 
 
 @contextmanager

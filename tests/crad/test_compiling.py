@@ -18,6 +18,7 @@ from crad.predict import PredictOptions, predict
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
+@pytest.mark.slow
 def test_training_and_evaluation(
     demo_root: Path, tmp_path: Path, train_command: Callable[..., int], command: Callable[..., int]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def run(trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_leaves_what_one_does(trained, run: Path) -> None:
     files = [{p.relative_to(each) for p in each.rglob("*")} for each in (run, trained.output)]
     assert files[0] == files[1]
@@ -88,6 +90,7 @@ def test_a_run_of_two_processes_leaves_what_one_does(trained, run: Path) -> None
         assert two.model[name].shape == value.shape
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
     run: Path, command: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
         assert results_of(tmp_path)["classes"][name] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_two_processes_is_that_of_one(
     trained, command: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -128,6 +132,7 @@ def test_an_evaluation_by_two_processes_is_that_of_one(
             assert actual["classes"][name] == pytest.approx(entry, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(
     trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +154,7 @@ def test_interrupted_and_resumed(
         assert results_of(output)[key] == results_of(run)[key]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_and_is_said_once(trained, tmp_path: Path) -> None:
     data = shutil.copytree(trained.data, tmp_path / "data")
     good = data / "gauge" / "test" / "good"
@@ -190,9 +196,7 @@ def test_without_torchrun_there_is_one_process() -> None:
 def test_a_process_beside_the_main_one_only_says_what_that_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slept: list[float] = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("time.sleep", slept.append)
 
     def raising(error: BaseException) -> None:
         raise error
@@ -201,19 +205,21 @@ def test_a_process_beside_the_main_one_only_says_what_that_does_not(
         run_command(lambda: raising(KeyboardInterrupt("continue with")))
     assert exit_.value.code == 130
     assert capsys.readouterr().err == ""
+    start = time.monotonic()
     with pytest.raises(SystemExit) as exit_:
         run_command(lambda: raising(OutputError("no space")))
     assert exit_.value.code == 1
     assert capsys.readouterr().err == "error: no space\n"
-    assert slept == [2.0]  # if the main process has failed too, torchrun ends this one meanwhile
+    # If the main process has failed too, torchrun ends this one meanwhile.
+    assert time.monotonic() - start > 1.9
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpus = torch.cuda.device_count()
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": gpus + 1}.items():
+        monkeypatch.setenv(name, str(value))
     with (
-        pytest.raises(DeviceError, match="2 processes for 1 GPUs; lower --nproc_per_node"),
+        pytest.raises(DeviceError, match=rf"\b{gpus + 1} processes .*\b{gpus} GPUs.*--nproc_per_"),
         processes.joined(torch.device("cuda")),
     ):
         pass
@@ -241,6 +247,6 @@ def test_half_of_what_torchrun_sets_is_one_line(
         monkeypatch.setenv(name, value)
     assert command(crad.evaluate.main, "--checkpoint", str(trained.output)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: processes: LOCAL_RANK is set")
-    assert f"not as it does: {wrong}" in line
-    assert line.endswith("or for a single process unset LOCAL_RANK")
+    assert line.startswith("error: processes: LOCAL_RANK")
+    assert wrong in line
+    assert "torchrun" in line
