@@ -109,9 +109,10 @@ def markdown(found: Sequence[Ordering]) -> Iterator[str]:
     counts = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
     yield (
         f"The paper's orderings: {counts}. A claim holds, or is reversed, if its difference has "
-        "the same sign in all of at least three seeds; otherwise it is open. Three seeds agree by "
-        "chance one time in four. A difference of 0 or less in the paper is not claimed. "
-        "Differences are between runs with the same seed, in points of AUROC."
+        "the same sign in all of at least three seeds; otherwise it is open. Without a true "
+        "difference, three seeds agree by chance one time in four. A difference of 0 or less in "
+        "the paper is not claimed. Differences are between runs with the same seed, in points of "
+        "AUROC."
     )
     yield ""
     rows = []
