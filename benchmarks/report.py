@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.saved import unpack
 from crad.files import replacing, write_atomically
 
@@ -128,11 +129,8 @@ def ms(seconds: float) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table in Markdown."""
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    """The lines of a table in Markdown, and an empty one."""
+    yield from markdown.table(head, rows)
     yield ""
 
 
@@ -405,10 +403,7 @@ def replaced(text: str, lines: Iterable[str]) -> str:
     Raises:
         ValueError: if the markers are not there, once and in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"expected the lines {BEGIN!r} and {END!r}, once and in this order")
+    before, after = markdown.around(text, BEGIN, END)
     return before + BEGIN + "\n" + "\n".join(lines).rstrip() + "\n" + END + after
 
 

@@ -1,28 +1,38 @@
 """The command ``python -m benchmarks.paper``."""
 
+import sys
 from collections.abc import Sequence
 
-from benchmarks.paper.drawing import check_drawing
+from benchmarks.paper import cost
 from benchmarks.paper.files import write_text
-from benchmarks.paper.options import ReproduceOptions, parse_options
+from benchmarks.paper.options import PaperOptions, parse_options
+from benchmarks.paper.page import check_page, put_into, section
+from benchmarks.paper.plotting import check_drawing
 from benchmarks.paper.published import is_published_data
-from benchmarks.paper.report import check_page, put_into, section
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
 from crad.command_line import check_output, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make what the command line says."""
+    """Run the command.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "cost":
+        cost.main(arguments[1:])
+        return
     options = parse_options(arguments)
-    run_command(lambda: reproduce(options), again="go on with the same command")
+    run_command(lambda: make(options), again="run the same command again")
 
 
-def reproduce(options: ReproduceOptions) -> None:
-    """Make tables and figures, training what they need.
+def make(options: PaperOptions) -> None:
+    """Make tables and figures, and train the detectors that they need.
 
     Raises:
-        CommandError: the data do not fit a table, or a folder or the page cannot be used.
+        CommandError: the data set is not that of a table, or a folder or the page cannot be used.
         Exception: what `benchmarks.paper.runs.Runs.finish` raises.
     """
     check_output(options.output)

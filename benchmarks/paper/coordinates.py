@@ -1,4 +1,4 @@
-"""Where features lie in the continuous memories of a model, for those that have a plane."""
+"""Coordinates of features in memories with two axes, which can be drawn on a plane."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.paper.opened import OpenedRun
+from benchmarks.paper.trained_run import TrainedRun
 from crad.command_line import CommandError
 from crad.data import Sample
 from crad.model.crad import CRAD
@@ -19,19 +19,18 @@ PlaneName = Literal["local", "global"]
 
 
 def plane(model: CRAD, name: PlaneName) -> ContinuousMemory:
-    """The local or the global memory of a model, whose coordinates can be drawn on a plane.
+    """The local or the global memory of a model, if it is a grid with two axes.
 
     Raises:
-        CommandError: it is no grid with two axes.
+        CommandError: it is not.
     """
     memory = model.local_representation if name == "local" else model.global_representation
     size = tuple(memory.memory.values.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
     if not isinstance(memory, ContinuousMemory) or len(size) != 2:
-        found = f"a grid of {' x '.join(map(str, size))}" if size else "another memory or none"
+        found = f"a grid of {' x '.join(map(str, size))}" if size else "none or another kind"
         raise CommandError(
-            f"figure: expected a {name} memory that is a grid with two axes, whose coordinates can "
-            f"be drawn, but the model has {found}; train one with --{name}.memory grid and two "
-            f"numbers in --{name}.resolution"
+            f"figure: expected a {name} memory that is a grid with two axes, but the model has "
+            f"{found}"
         )
     return memory
 
@@ -58,7 +57,7 @@ def global_coords(model: CRAD, feature: Tensor) -> Tensor:
     return coords
 
 
-def image_coords(run: OpenedRun, images: Images) -> npt.NDArray[np.float32]:
+def image_coords(run: TrainedRun, images: Images) -> npt.NDArray[np.float32]:
     """The coordinates of the images of a run in its global memory, ``(N, 2)``.
 
     Raises:
@@ -71,12 +70,12 @@ def image_coords(run: OpenedRun, images: Images) -> npt.NDArray[np.float32]:
 
 
 def image_records(
-    run: OpenedRun, samples: Sequence[Sample], coords: npt.NDArray[np.float32]
+    run: TrainedRun, samples: Sequence[Sample], coords: npt.NDArray[np.float32]
 ) -> Iterator[dict[str, Any]]:
     """Images and their coordinates ``(N, 2)``, as records."""
     for sample, (x, y) in zip(samples, coords.tolist(), strict=True):
         yield {
-            "image": sample.path.relative_to(run.dataset.root).as_posix(),
+            "image": run.name(sample),
             "class": sample.class_name,
             "defect": sample.defect,
             "dim1": x,
@@ -85,6 +84,6 @@ def image_records(
 
 
 def share_on_a_line(coords: npt.NDArray[np.float32]) -> float:
-    """How much of the variance of points ``(N, 2)`` is along one direction, 0.5 to 1."""
+    """The share of the variance of points ``(N, 2)`` along their first principal axis."""
     variances = np.linalg.svd(coords - coords.mean(axis=0), compute_uv=False) ** 2
     return float(variances[0] / max(variances.sum(), 1e-12))

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.paper.cost``: what each memory costs in each preset, on this machine."""
+"""``python -m benchmarks.paper cost``: what each memory costs in each preset, on this machine."""
 
 import dataclasses
 import math
@@ -30,9 +30,9 @@ BACKBONE = "tf_efficientnet_b4.aa_in1k"
 # Of a feature (C, H, W): scattering at 128 pixels, the backbone above at 224.
 FEATURE_SIZES = {"tiny": (16, 16, 16), "crad-s": (216, 28, 28), "crad": (216, 28, 28)}
 _NOTE = (
-    "A network goes from feature to anomaly map, BatchNorm folded; its two memories are of one\n"
-    "kind, and look-up is the time in both for an image. What vq compares with is not trained,\n"
-    "and so not among the parameters."
+    "A network goes from feature to anomaly map, with BatchNorm folded. Both memories are of one\n"
+    "kind; look-up is the time in both for one image. Parameters are trainable ones, which the\n"
+    "keys of vq are not."
 )
 
 
@@ -42,12 +42,12 @@ class Cost:
 
     Attributes:
         network: a preset, or a backbone.
-        memory: of both branches; None for a backbone.
-        parameters: trainable ones; for a backbone, all.
-        multiply_adds: for one image, forward.
+        memory: in both branches; None for a backbone.
+        parameters: the trainable ones; all of a backbone.
+        multiply_adds: of the forward pass of one image.
         look_up_ms: milliseconds for one image in both memories; None for a backbone.
         precision: of the fusion network, or of the backbone.
-        images_per_second: forward.
+        images_per_second: of the forward pass.
     """
 
     network: str
@@ -61,28 +61,30 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostOptions:
-    """What the command takes."""
+    """The options of the command."""
 
     presets: tuple[PresetName, ...] = ("crad", "crad-s")
     """The networks."""
     memories: tuple[MeasuredName, ...] = ("grid", "vq", "attention")
-    """Memories that both branches have."""
+    """Kinds of memory, each in both branches."""
     batch_size: int = BATCH_SIZE
-    """Images computed at once."""
+    """Images in a batch."""
+    seconds: float = 1.0
+    """Least time to measure each number for; the median of its calls counts."""
     device: DeviceName = "auto"
     """Where to compute; auto takes CUDA if there is a GPU."""
     precision: PrecisionName = "auto"
     """Precision of the fusion network, as in evaluation."""
     json: Path | None = None
-    """A file to write the numbers into."""
+    """A file for the numbers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure as the command line says."""
+    """Run the command."""
     options = tyro.cli(
         CostOptions,
         args=arguments,
-        prog="python -m benchmarks.paper.cost",
+        prog="python -m benchmarks.paper cost",
         description="Count parameters and multiply-adds, and time look-ups and images, for each "
         "memory and preset.",
     )
@@ -94,7 +96,7 @@ def cost(options: CostOptions) -> list[Cost]:
     """Measure each memory in each preset, and print the table.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device is not available.
         MissingPackageError: a memory needs a package that is not installed.
         OSError: the file cannot be written.
     """
@@ -105,7 +107,7 @@ def cost(options: CostOptions) -> list[Cost]:
         for memory in options.memories
     ]
     if any(preset != "tiny" for preset in options.presets):
-        costs.append(_cost_of_backbone(device, options.batch_size))
+        costs.append(_cost_of_backbone(device, options))
     where = environment(device)
     print(_table(costs))
     print(f"{where['cpu']}, {where['threads']} threads, {where['device']}; batch ", end="")
@@ -118,10 +120,10 @@ def cost(options: CostOptions) -> list[Cost]:
 
 
 def count_multiply_adds(module: nn.Module, tensor: Tensor) -> int:
-    """Count those of matrix products, convolutions and grid look-ups, forward, in any precision."""
+    """Count the multiply-adds of matrix products, convolutions and look-ups in a forward pass."""
     custom = {torch.ops.crad_kernels.sample: _sample_flops}
     counter = FlopCounterMode(display=False, custom_mapping=custom)
-    # Other ways to compute attention are not all known to the counter.
+    # The counter knows this implementation of attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(tensor)
     return int(counter.get_total_flops()) // 2
@@ -146,22 +148,24 @@ def _cost_of_network(
     work = batch * multiply_adds(config, size)
     precision = select_precision(options.precision, device, work)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        seconds = _seconds(lambda: model(feature), device)
+        seconds = _seconds(lambda: model(feature), device, options.seconds)
+    look_up = _seconds(lambda: model.represent(feature), device, options.seconds)
     return Cost(
         network=preset,
         memory=memory,
         parameters=parameters,
         multiply_adds=count_multiply_adds(model, feature[:1]),
-        look_up_ms=1e3 * _seconds(lambda: model.represent(feature), device) / batch,
+        look_up_ms=1e3 * look_up / batch,
         precision=precision,
         images_per_second=batch / seconds,
     )
 
 
 @torch.no_grad()
-def _cost_of_backbone(device: torch.device, batch: int) -> Cost:
+def _cost_of_backbone(device: torch.device, options: CostOptions) -> Cost:
     from crad.backbones.timm import TimmBackbone
 
+    batch = options.batch_size
     backbone = TimmBackbone(BACKBONE, pretrained=False).to(device)
     images = torch.rand(batch, 3, 224, 224, device=device)
     return Cost(
@@ -171,15 +175,15 @@ def _cost_of_backbone(device: torch.device, batch: int) -> Cost:
         multiply_adds=count_multiply_adds(backbone, images[:1]),
         look_up_ms=None,
         precision="fp32",
-        images_per_second=batch / _seconds(lambda: backbone(images), device),
+        images_per_second=batch / _seconds(lambda: backbone(images), device, options.seconds),
     )
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median time of a call, over three of them and a second at least."""
+def _seconds(call: Callable[[], object], device: torch.device, least: float) -> float:
+    """The median time of at least three calls that take ``least`` seconds together."""
     times: list[float] = []
     call()
-    while len(times) < 3 or sum(times) < 1:
+    while len(times) < 3 or sum(times) < least:
         _wait(device)
         started = time.perf_counter()
         call()
@@ -210,7 +214,3 @@ def _table(costs: Iterable[Cost]) -> str:
     widths = tables.widths(rows)
     head, *body = (tables.line(row, widths, left=2) for row in rows)
     return "\n".join([head, tables.rule(widths), *body])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""A small network that makes images of features, so that a person can see what features hold."""
+"""A small network that decodes features to images, which shows what the features hold."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.paper.opened import OpenedRun
+from benchmarks.paper.choose import evenly
+from benchmarks.paper.trained_run import TrainedRun
 from crad.command_line import CommandError
 from crad.data.batches import load_batches
 from crad.files import write_atomically
@@ -29,7 +30,7 @@ _WIDTH = 64
 
 
 class Decoder(nn.Module):
-    """Make images of features: ``(B, C, H, W)`` in, ``(B, 3, 4 H, 4 W)`` out.
+    """Decode features ``(B, C, H, W)`` to images ``(B, 3, 4 H, 4 W)``.
 
     Args:
         channels: channels C of a feature.
@@ -63,14 +64,14 @@ class Decoder(nn.Module):
 
 
 class Decoders:
-    """Decoders of the features of a run: trained on its training images, kept, and used again.
+    """The decoders of a run, trained on its training images, kept in files and reused.
 
     Args:
-        run: whose training images they are trained on; at most 512 of them, evenly chosen.
-        folder: where they are kept, each under a name that says what it was trained on.
+        run: they are trained on at most 512 of its training images.
+        folder: of the files; the name of each holds a digest of what it was trained on.
     """
 
-    def __init__(self, run: OpenedRun, folder: Path) -> None:
+    def __init__(self, run: TrainedRun, folder: Path) -> None:
         self._run = run
         self._folder = folder
         self._inputs: tuple[Tensor, Tensor] | None = None
@@ -79,14 +80,14 @@ class Decoders:
         """Decode features of a kind that `representations` names, to ``(B, 4 H, 4 W, 3)`` uint8.
 
         Raises:
-            CommandError: the decoder that is kept is damaged.
+            CommandError: the file of the decoder is damaged.
             ImageError: a training image cannot be read.
             OSError: the decoder cannot be written.
         """
         run = self._run
         decoder = Decoder(feature.shape[1]).to(run.device)
         states = [run.backbone.state_dict()]
-        if kind != "feature":  # all models of a backbone share the decoder of its own features
+        if kind != "feature":  # all models of a backbone share the decoder of its features
             states.append(run.model.state_dict())
         path = self._folder / f"{kind}-{_digest(states, repr(run.train))}.safetensors"
         if path.exists():
@@ -94,7 +95,7 @@ class Decoders:
                 decoder.load_state_dict(safetensors.torch.load_file(path))
             except (safetensors.SafetensorError, RuntimeError) as error:
                 raise CommandError(
-                    f"decoder: '{path}' is damaged ({error}); remove it, and run the command again"
+                    f"decoder: '{path}' is damaged ({error}); remove it and run the command again"
                 ) from error
         else:
             features, images = self._training_images()
@@ -109,24 +110,24 @@ class Decoders:
         return pixels
 
     def _training_images(self) -> tuple[Tensor, Tensor]:
-        """Some training images: features ``(N, C, H, W)``, images ``(N, 3, 4 H, 4 W)``."""
+        """Features ``(N, C, H, W)`` of training images, and the images ``(N, 3, 4 H, 4 W)``."""
         if self._inputs is None:
             run = self._run
-            features = run.images(run.some_of_train(_MOST)).features
+            features = run.images(evenly(run.train, _MOST)).features
             size = 4 * features.values.shape[1]
             batches = load_batches(features.paths, size=size, batch_size=16)
             images = torch.cat([batch.images for batch in batches])
-            everything = torch.arange(len(features))
-            self._inputs = features.batch(everything, run.device), images.to(run.device)
+            feature = features.channels_first().to(run.device)
+            self._inputs = feature, images.to(run.device)
         return self._inputs
 
 
 @torch.no_grad()
 def representations(model: CRAD, feature: Tensor) -> dict[str, Tensor]:
-    """What a model makes of features ``(B, C, H, W)`` on the way, each of the same shape.
+    """The intermediate features of a model, all of the shape ``(B, C, H, W)``.
 
-    ``"feature"`` is the feature itself, ``"local"`` and ``"global"`` what the memories have in its
-    place (equations 2 and 3) where there are such, and ``"normal"`` the two fused (equation 4).
+    ``"feature"`` is the input, ``"local"`` and ``"global"`` are what the memories return for it
+    (equations 2 and 3), if the model has them, and ``"normal"`` is their fusion (equation 4).
     """
     feature = feature.contiguous(memory_format=torch.channels_last)
     represented, _ = model.represent(feature)
@@ -141,14 +142,14 @@ def representations(model: CRAD, feature: Tensor) -> dict[str, Tensor]:
 def train_decoder(
     decoder: Decoder, feature: Tensor, images: Tensor, seed: int, what: str = "feature"
 ) -> None:
-    """Train a decoder, in place: the mean absolute difference of pixels, Adam, one cycle.
+    """Initialize and train a decoder: L1 loss of pixels, Adam, one-cycle learning rate.
 
     Args:
-        decoder: new; its weights are drawn here.
-        feature: ``(N, C, H, W)``, on the decoder's device.
-        images: ``(N, 3, 4 H, 4 W)`` in [0, 1], likewise.
-        seed: of the weights and of the order of the images.
-        what: it is trained on, to be shown beside the progress.
+        decoder: on any device.
+        feature: ``(N, C, H, W)``, on the same device.
+        images: ``(N, 3, 4 H, 4 W)`` in [0, 1], on the same device.
+        seed: of the weights and the order of the images.
+        what: the kind of feature, for the progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -177,7 +178,7 @@ def _convolution(channels: int, width: int) -> nn.Conv2d:
 
 
 def _digest(states: Sequence[Mapping[str, Tensor]], more: str) -> str:
-    """A short name that no other tensors and text have."""
+    """A short digest of tensors and text."""
     settings = (_MOST, _STEPS, _BATCH_SIZE, _LEARNING_RATE, _WIDTH)
     digest = hashlib.sha256(repr((settings, more)).encode())
     for state in states:

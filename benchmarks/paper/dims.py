@@ -1,13 +1,14 @@
-"""An experiment of our own: a local memory of as many entries in 1 to 6 dimensions."""
+"""An ablation of our own: local memories with equal numbers of entries in 1 to 6 dimensions."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.drawing import COLOURS, MARKERS, drawing, save
+from benchmarks import markdown
+from benchmarks.paper.entries_read import entries_read
 from benchmarks.paper.files import write_records
-from benchmarks.paper.measured import METRICS, Measured, measured, measured_record
-from benchmarks.paper.reading import entries_read
+from benchmarks.paper.metrics import METRICS, Measured, measured, measured_record
+from benchmarks.paper.plotting import COLOURS, MARKERS, drawing, save
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.variants import Variant
 
@@ -21,8 +22,8 @@ RESOLUTIONS = {
 def variant(resolution: tuple[int, ...]) -> Variant:
     """A local memory alone, without refinement.
 
-    It has jitter, other than in table 1: coordinates begin close together, and without jitter they
-    hardly spread, so that few of the entries are read, whatever the dimensions.
+    Unlike the detectors of table 1, it has jitter: without jitter, coordinates hardly spread from
+    where they start, and few entries are read whatever the number of dimensions.
     """
     return Variant(global_="none", local_resolution=resolution, refinement=False)
 
@@ -74,14 +75,14 @@ def _records(curves: dict[tuple[int, str], Curve]) -> Iterator[dict[str, Any]]:
 
 
 def _markdown(curves: dict[tuple[int, str], Curve]) -> Iterator[str]:
-    yield f"| entries | dimensions | grid | {' | '.join(_COLUMNS)} |"
-    yield "|---|---|---|" + "---|" * len(_COLUMNS)
+    rows = []
     for entries, resolutions in RESOLUTIONS.items():
         for index, resolution in enumerate(resolutions):
             values = [curves[entries, metric][index][1] for metric in _COLUMNS]
-            cells = " | ".join("-" if value is None else str(value) for value in values)
+            cells = ["-" if value is None else str(value) for value in values]
             grid = " x ".join(map(str, resolution))
-            yield f"| {entries} | {len(resolution)} | {grid} | {cells} |"
+            rows.append([str(entries), str(len(resolution)), grid, *cells])
+    yield from markdown.table(["entries", "dimensions", "grid", *_COLUMNS], rows)
 
 
 def _plot(curves: dict[tuple[int, str], Curve], path: Path) -> None:

@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.coordinates import local_coords, plane
-from benchmarks.paper.drawing import draw_plane, drawing, save_for_print
 from benchmarks.paper.files import write_arrays
-from benchmarks.paper.opened import open_run
+from benchmarks.paper.plotting import draw_plane, drawing, save_for_print
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.trained_run import load_run
 from benchmarks.paper.variants import CRAD as FULL
 from crad.detector import create_model
 from crad.model.crad import CRAD
 from crad.model.memories import Recalled
 
 VARIANTS = (FULL,)
-STEPS = 32  # that a mean is taken over
+STEPS = 32  # of the mean over steps with jitter
 
 _COLUMNS = ("no jitter, one step", "jitter, one step", f"jitter, mean of {STEPS} steps")
 _ROWS = ("one position", "one batch", "one batch, untrained model")
 
 
 class EntryGradients(NamedTuple):
-    """How much gradient the entries of a local memory receive in a training step.
+    """Norms of the gradients of the entries of a local memory in a training step.
 
     Attributes:
-        batch: Euclidean norm of each entry's gradient, of its size, before clipping.
-        position: the same of the part that comes through a single position of the batch.
+        batch: Euclidean norm of each entry's gradient before clipping, in the memory's shape.
+        position: the same for the gradient through a single position of the batch.
     """
 
     batch: Tensor
@@ -89,11 +89,11 @@ def make(runs: Runs, folder: Path) -> str:
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    run = open_run(runs, FULL)
+    run = load_run(runs, FULL)
     generator = torch.Generator().manual_seed(run.config.seed)
     chosen = torch.randperm(len(run.train), generator=generator)[: run.config.batch_size]
     features = run.images([run.train[index] for index in chosen.tolist()]).features
-    feature = features.batch(torch.arange(len(features)), run.device)
+    feature = features.channels_first().to(run.device)
     position = (0, feature.shape[2] // 2, feature.shape[3] // 2)
 
     with torch.random.fork_rng():
@@ -161,12 +161,13 @@ def _markdown(arrays: dict[str, npt.NDArray[np.float32]], n_images: int, jitter_
     (one, one_jittered, one_mean), (batch, jittered, _), (before, before_jittered, _) = counts
     return (
         "![Entries of the local memory that receive gradient](figure2b.png)\n\n"
-        f"Gradient that the {n_entries} entries of the local memory receive in a training step "
-        f"(Euclidean norm, before clipping; grey: none), on {n_images} training images. Dots: "
-        f"coordinates before jitter, whose standard deviation is {jitter_std:g}. Top: only what "
-        f"comes through one position of one image: {one} entries without jitter, {one_jittered} "
-        f"with it, as the noise has one value in a step, but {one_mean} over {STEPS} steps. "
-        f"Middle: all {n_points} positions together reach {batch} entries without jitter, "
-        f"{jittered} with it. Bottom: before training, all coordinates are close together, and "
-        f"reach {before} entries, {before_jittered} with jitter. Data: `figure2b.npz`."
+        f"Gradient of the {n_entries} entries of the local memory in a training step (Euclidean "
+        f"norm, before clipping; grey: zero), on {n_images} training images. Dots: coordinates "
+        f"before jitter, whose standard deviation is {jitter_std:g}. Top: the gradient through one "
+        f"position of one image reaches {one} entries without jitter, {one_jittered} with it, "
+        f"since a position is jittered once in a step, and {one_mean} over {STEPS} steps. Middle: "
+        f"the gradient through all {n_points} positions reaches {batch} entries without jitter, "
+        f"{jittered} with it. Bottom: before training, all coordinates are close together; the "
+        f"gradient reaches {before} entries without jitter, {before_jittered} with it. Data: "
+        "`figure2b.npz`."
     )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.paper.choose import of_class
 from benchmarks.paper.coordinates import (
     global_coords,
     image_coords,
@@ -23,7 +24,8 @@ from benchmarks.paper.coordinates import (
     share_on_a_line,
 )
 from benchmarks.paper.decoder import DECODERS, Decoders, representations
-from benchmarks.paper.drawing import (
+from benchmarks.paper.files import write_arrays, write_records
+from benchmarks.paper.plotting import (
     COLOURS,
     draw_images,
     draw_legend,
@@ -33,9 +35,8 @@ from benchmarks.paper.drawing import (
     save_for_print,
     show_image,
 )
-from benchmarks.paper.files import write_arrays, write_records
-from benchmarks.paper.opened import OpenedRun, open_run
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import CRAD
 from crad.data import Sample
 
@@ -130,14 +131,14 @@ def make(runs: Runs, folder: Path) -> str:
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    run = open_run(runs, CRAD)
+    run = load_run(runs, CRAD)
     images = run.images(run.dataset.test or run.train)
     coords = image_coords(run, images)
     shown = _look(run, choose_images(images.samples, run.train), folder / DECODERS)
     covered = _covered(shown[-1], run)
     patches = choose_patches(covered)
 
-    names = [each.sample.path.relative_to(run.dataset.root).as_posix() for each in shown]
+    names = [run.name(each.sample) for each in shown]
     write_records(folder / "figure3-local", _local_records(shown, names, patches, covered))
     write_records(folder / "figure3-global", image_records(run, images.samples, coords))
     write_arrays(
@@ -152,9 +153,9 @@ def make(runs: Runs, folder: Path) -> str:
     return _markdown(shown, names, covered, coords, images.samples)
 
 
-def _look(run: OpenedRun, samples: Sequence[Sample], folder: Path) -> list[Shown]:
+def _look(run: TrainedRun, samples: Sequence[Sample], folder: Path) -> list[Shown]:
     features = run.images(samples).features
-    feature = features.batch(torch.arange(len(features)), run.device)
+    feature = features.channels_first().to(run.device)
     decoders = Decoders(run, folder)
     decoded = {
         kind: decoders.decode(kind, each)
@@ -174,7 +175,7 @@ def _look(run: OpenedRun, samples: Sequence[Sample], folder: Path) -> list[Shown
     ]
 
 
-def _covered(shown: Shown, run: OpenedRun) -> Tensor:
+def _covered(shown: Shown, run: TrainedRun) -> Tensor:
     """The share of each patch that is defective, ``(H, W)``; 0 where that is not known."""
     truth = shown.sample.truth(run.config.image_size)
     size = shown.coords.shape[:2]
@@ -210,7 +211,7 @@ def _draw(
     patches: Sequence[tuple[int, int]],
     coords: npt.NDArray[np.float32],
     samples: Sequence[Sample],
-    run: OpenedRun,
+    run: TrainedRun,
     path: Path,
 ) -> None:
     with drawing() as pyplot:
@@ -237,7 +238,7 @@ def _draw(
 
 
 def _draw_local(
-    axis: Any, shown: Sequence[Shown], patches: Sequence[tuple[int, int]], run: OpenedRun
+    axis: Any, shown: Sequence[Shown], patches: Sequence[tuple[int, int]], run: TrainedRun
 ) -> None:
     """The local coordinates of all patches, as near as they fill the axis."""
     from matplotlib.ticker import MaxNLocator
@@ -336,16 +337,15 @@ def _markdown(
 ) -> str:
     return (
         "![Coordinates of patches and images, and decoded features](figure3.png)\n\n"
-        f"Shown: {' and '.join(f'`{name}`' for name in names)}. (a) Local coordinates of six "
-        "numbered patches, at the same places of both images (circles: normal, triangles: "
-        "anomalous; dots: all other patches, dark grey of the normal image, light grey of the "
+        f"Images: {' and '.join(f'`{name}`' for name in names)}. (a) Local coordinates of six "
+        "numbered patches, at the same places of both images (circles: normal; triangles: "
+        "anomalous; dots: all other patches, dark grey for the normal image, light grey for the "
         f"anomalous one).{_local_distances(shown, covered)} (b) Global coordinates of "
-        f"{len(samples)} images, {share_on_a_line(coords):.1%} of whose variance is along one line."
-        f"{_global_distances(shown, coords, samples)} (c) The features, "
-        "what each memory has in their place, and the two fused, made images by four decoders, "
-        "each trained on such features of normal training images. The first column is the "
-        "control: what of an image, and of a defect (outlined), can be seen after decoding at "
-        "all. Data: "
+        f"{len(samples)} images. {share_on_a_line(coords):.1%} of their variance lies along one "
+        f"line.{_global_distances(shown, coords, samples)} (c) The input feature, what each memory "
+        "returns for it, and their fusion, decoded to images by four decoders, each trained on "
+        "that kind of feature of normal training images. The first column is the control: it "
+        "shows how much of an image, and of a defect (outlined), survives decoding at all. Data: "
         "`figure3-local.csv`, `figure3-global.csv`, `figure3.npz`."
     )
 
@@ -357,9 +357,9 @@ def _local_distances(shown: Sequence[Shown], covered: Tensor) -> str:
         return ""
     distances = np.linalg.norm(shown[0].coords - shown[1].coords, axis=-1)
     return (
-        " From the normal image to the anomalous one, the coordinates of a place move by "
+        " From the normal image to the anomalous one, the coordinates of a patch move by "
         f"{distances[defective].mean():.3f} on average where more than half of the patch is "
-        f"defective, by {distances[normal].mean():.3f} where nothing is."
+        f"defective, and by {distances[normal].mean():.3f} where none of it is."
     )
 
 
@@ -368,17 +368,13 @@ def _global_distances(
 ) -> str:
     """How far the two images are apart, beside the normal images of their class."""
     name = shown[0].sample.class_name
-    members = [
-        index
-        for index, sample in enumerate(samples)
-        if sample.class_name == name and not sample.is_anomaly
-    ]
+    members = of_class(samples, name)
     if len(shown) < 2 or len(members) < 2:
         return ""
     apart = np.linalg.norm(shown[0].global_coords - shown[1].global_coords)
     pairs = np.linalg.norm(coords[members][:, None] - coords[members], axis=-1)
     mean = pairs.sum() / (len(members) * (len(members) - 1))
     return (
-        f" The two images shown are {apart:.3f} apart, two normal images of {name} {mean:.3f} on "
-        "average."
+        f" The two images shown are {apart:.3f} apart; two normal images of {name} are {mean:.3f} "
+        "apart on average."
     )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from benchmarks.paper.choose import of_class
 from benchmarks.paper.coordinates import (
     image_coords,
     image_records,
@@ -21,7 +22,8 @@ from benchmarks.paper.coordinates import (
     share_on_a_line,
 )
 from benchmarks.paper.decoder import DECODERS, Decoders
-from benchmarks.paper.drawing import (
+from benchmarks.paper.files import write_arrays, write_records
+from benchmarks.paper.plotting import (
     draw_images,
     draw_legend,
     draw_plane,
@@ -30,9 +32,8 @@ from benchmarks.paper.drawing import (
     save_for_print,
     show_image,
 )
-from benchmarks.paper.files import write_arrays, write_records
-from benchmarks.paper.opened import OpenedRun, open_run
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import GLOBAL
 from crad.data import Sample
 from crad.model.crad import CRAD
@@ -115,7 +116,7 @@ def make(runs: Runs, folder: Path) -> str:
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    run = open_run(runs, GLOBAL)
+    run = load_run(runs, GLOBAL)
     images = run.images(run.dataset.test or run.train)
     coords = image_coords(run, images)
     lines = _lines(run, images.samples, coords, Decoders(run, folder / DECODERS))
@@ -133,7 +134,7 @@ def make(runs: Runs, folder: Path) -> str:
 
 
 def _lines(
-    run: OpenedRun,
+    run: TrainedRun,
     samples: Sequence[Sample],
     coords: npt.NDArray[np.float32],
     decoders: Decoders,
@@ -163,14 +164,13 @@ def _centre(
     samples: Sequence[Sample], coords: npt.NDArray[np.float32], name: str
 ) -> npt.NDArray[np.float32]:
     """The median of the normal images of a class; of all, if none is normal."""
-    members = [index for index, sample in enumerate(samples) if sample.class_name == name]
-    normal = [index for index in members if not samples[index].is_anomaly]
-    centre: npt.NDArray[np.float32] = np.median(coords[normal or members], axis=0)
+    members = of_class(samples, name) or of_class(samples, name, anomalous=True)
+    centre: npt.NDArray[np.float32] = np.median(coords[members], axis=0)
     return centre
 
 
 def _draw(
-    run: OpenedRun,
+    run: TrainedRun,
     samples: Sequence[Sample],
     coords: npt.NDArray[np.float32],
     lines: Sequence[Line],
@@ -209,13 +209,12 @@ def _markdown(coords: npt.NDArray[np.float32], lines: Sequence[Line]) -> str:
     between = "; ".join(f"{line.letter}: {line.ends[0]} to {line.ends[1]}" for line in lines)
     return (
         "![Global coordinates, and images decoded between classes](figure4.png)\n\n"
-        f"Left: the global coordinates of {len(coords)} images in a model with a global memory "
-        "alone, as in the paper (circles: normal; triangles: anomalous; crosses: entries of the "
-        f"memory); {share_on_a_line(coords):.1%} of their variance is along one line. Black lines "
-        "join the medians of neighbouring classes: the shortest of those that join all, at most "
-        f"{_MOST_LINES}. Right: "
-        f"what the model has at five points of each, ends included ({between}): "
-        "the normal features there, made images by a decoder that was trained on those of "
-        "training images. It never saw one from between two classes. Data: "
-        "`figure4.csv`, `figure4.npz`."
+        f"Left: global coordinates of {len(coords)} images in a model with a global memory only, "
+        "as in the paper (circles: normal; triangles: anomalous; crosses: entries of the memory). "
+        f"{share_on_a_line(coords):.1%} of their variance lies along one line. Black lines join "
+        "the medians of neighbouring classes: the shortest edges of their minimum spanning tree, "
+        f"at most {_MOST_LINES}. Right: the normal features at five points of each line, ends "
+        f"included ({between}), decoded to images. The decoder was trained on normal features of "
+        "training images and has seen none from between two classes. Data: `figure4.csv`, "
+        "`figure4.npz`."
     )

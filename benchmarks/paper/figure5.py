@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from benchmarks.paper.drawing import drawing, save_for_print, show_image
+from benchmarks.paper.choose import evenly, of_class
 from benchmarks.paper.files import write_arrays, write_records
-from benchmarks.paper.opened import OpenedRun, open_run
+from benchmarks.paper.plotting import drawing, save_for_print, show_image
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import CRAD, LOCAL, LOCAL_ATTENTION_64, LOCAL_VQ_64
 from crad.data import Sample
 from crad.model.nearest_neighbour import nearest_neighbour_maps
@@ -62,9 +63,7 @@ def choose_images(samples: Sequence[Sample]) -> list[Sample]:
     firsts: dict[str, Sample] = {}
     for sample in anomalous or samples:
         firsts.setdefault(sample.class_name, sample)
-    found = list(firsts.values())
-    kept = np.linspace(0, len(found) - 1, min(_MOST_ROWS, len(found))).round().astype(int)
-    return [found[index] for index in kept.tolist()]
+    return evenly([*firsts.values()], _MOST_ROWS)
 
 
 def make(runs: Runs, folder: Path) -> str:
@@ -79,7 +78,7 @@ def make(runs: Runs, folder: Path) -> str:
         MissingPackageError: matplotlib is not installed, or what a memory needs.
         OSError: a file cannot be written.
     """
-    run = open_run(runs, CRAD)
+    run = load_run(runs, CRAD)
     samples = run.dataset.test or run.train
     chosen = choose_images(samples)
     classes = {sample.class_name for sample in chosen}
@@ -90,7 +89,7 @@ def make(runs: Runs, folder: Path) -> str:
     ]
     maps = {}
     for name, variant in _DETECTORS.items():
-        opened = open_run(runs, variant)
+        opened = load_run(runs, variant)
         images = opened.images(needed)
         maps[name] = anomaly_maps(opened.model, images.features, opened.device)
         kept = images.samples
@@ -101,7 +100,7 @@ def make(runs: Runs, folder: Path) -> str:
         folder / "figure5",
         (
             {
-                "image": row.sample.path.relative_to(run.dataset.root).as_posix(),
+                "image": run.name(row.sample),
                 "class": row.sample.class_name,
                 "defect": row.sample.defect,
                 "detector": name,
@@ -118,13 +117,13 @@ def make(runs: Runs, folder: Path) -> str:
     return _markdown(protocol)
 
 
-def _nearest(run: OpenedRun, images: Images) -> Tensor:
-    stored = run.images(run.some_of_train(_MOST_STORED)).features
+def _nearest(run: TrainedRun, images: Images) -> Tensor:
+    stored = run.images(evenly(run.train, _MOST_STORED)).features
     return nearest_neighbour_maps(stored.channels_first(), images.features.channels_first())
 
 
 def _row(
-    run: OpenedRun,
+    run: TrainedRun,
     sample: Sample,
     samples: Sequence[Sample],
     maps: dict[str, Tensor],
@@ -132,11 +131,7 @@ def _row(
 ) -> Row:
     """What is drawn of an image; the scale of a detector is that of normal images of the class."""
     index, image_size = samples.index(sample), run.config.image_size
-    normal = [
-        number
-        for number, each in enumerate(samples)
-        if each.class_name == sample.class_name and not each.is_anomaly
-    ]
+    normal = of_class(samples, sample.class_name)
     scored = {name: protocol.score(each[[index]], image_size)[0] for name, each in maps.items()}
     usual = {
         name: protocol.score(each[normal or [index]], image_size)[0] for name, each in maps.items()
@@ -182,9 +177,8 @@ def _markdown(protocol: Protocol) -> str:
         "![Images, truths and anomaly maps of several detectors](figure5.png)\n\n"
         "The first anomalous image of each class, whatever its score, with the anomaly maps of "
         "CRAD, of the local memories of table 1 with 64 entries, and of the distance to the "
-        f"nearest of at most 20,000 stored features. Maps are those that the protocol "
-        f"{protocol.name} measures. Every detector has a scale of colours of its own for its maps "
-        "of a class, by the same rule: from the median of its normal images to three times as far "
-        "above it as their 99.5 % quantile is. "
-        "Data: `figure5.csv`, and `figure5.npz` with the maps before the protocol."
+        f"nearest of at most 20,000 stored features. The protocol {protocol.name} is applied to "
+        "all maps. Each detector has its own colour scale for each class, by one rule: from the "
+        "median of its maps of normal images to three times as far above it as their 99.5 % "
+        "quantile. Data: `figure5.csv`, and `figure5.npz` with the maps before the protocol."
     )

@@ -1,4 +1,4 @@
-"""Files that a reproduction leaves beside its runs."""
+"""Writers of the data beside tables and figures: records, text and arrays."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: without a suffix.
-        records: what they hold; a list becomes numbers with spaces between in CSV.
+        records: the rows; in CSV, the items of a list are separated by spaces.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The command line of a reproduction: what to make, from which data, with which settings."""
+"""The options of tables and figures: targets, data, seeds and the settings of all runs."""
 
 import shlex
 import sys
@@ -22,8 +22,9 @@ TargetName = Literal[
 _PROGRAM = "python -m benchmarks.paper"
 _DESCRIPTION = (
     "Make tables and figures of the paper (table1 to table5, figure2b, figure3 to figure5), or an "
-    "experiment of our own (dims): train what they need, use again what is finished, and leave "
-    "each as Markdown and data in --output."
+    "ablation of our own (dims). Train the detectors that they need, reuse finished runs, resume "
+    "interrupted ones, and write Markdown and data to --output. 'cost' in place of targets "
+    "measures what each memory costs; 'cost --help' lists its options."
 )
 _SET_BY_TARGETS = (
     "seed", "local.memory", "local.resolution", "global_.memory", "global_.resolution",
@@ -34,20 +35,20 @@ _DEMO_LEARNING_RATE = 0.003
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
-    """What the command takes."""
+class PaperOptions:
+    """The options of the command."""
 
     targets: tyro.conf.Positional[tuple[TargetName, ...]]
-    """What to make."""
+    """Tables and figures to make."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Path
-    """Folder for everything, the runs among it. The default is runs/reproduce- and the name of the
+    """Folder for the runs and all that is made of them. Default: runs/paper- and the name of the
     data."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the runs of each detector."""
+    """Seeds; each detector is trained with each."""
     report: Path | None = None
-    """A Markdown file to put the results into, each between marks of its own; its data and plots go
-    to a folder of the same name beside it."""
+    """A Markdown file to put the results into, between marks; data and plots are copied to a folder
+    of the same name beside it."""
     skip_bad: bool = False
     """Leave out images that cannot be read, and name them, instead of stopping."""
     feature_memory: float | None = None
@@ -58,28 +59,28 @@ class ReproduceOptions:
     command: tyro.conf.Suppress[str] = ""
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> ReproduceOptions:
-    """Read the command line; a wrong one prints what is wrong and exits with code 2.
+def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
+    """Read the command line; an error is printed and ends the process with code 2.
 
     Args:
-        arguments: None takes those of the process.
+        arguments: None for those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = _default_config(arguments)
-    output = Path("runs") / f"reproduce-{Path(full_path(config.data)).name}"
+    output = Path("runs") / f"paper-{Path(full_path(config.data)).name}"
     options = tyro.cli(
-        ReproduceOptions,
+        PaperOptions,
         args=arguments,
-        default=ReproduceOptions((), config, output),
+        default=PaperOptions((), config, output),
         prog=_PROGRAM,
         description=_DESCRIPTION,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     options = replace(options, config=replace(options.config, data=full_path(options.config.data)))
     if not options.targets:
-        refuse("expected what to make, such as table1; --help lists what there is")
+        refuse("expected a target, such as table1; --help lists them")
     if not options.seeds or len({*options.seeds}) < len(options.seeds):
-        refuse("--seeds: expected one or more, each once")
+        refuse("--seeds: expected one or more different seeds")
     before = flatten(config)
     for name, value in flatten(options.config).items():
         if name in _SET_BY_TARGETS and value != before[name]:
@@ -94,11 +95,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> ReproduceOptions:
 
 
 def _default_config(arguments: Sequence[str]) -> Config:
-    """The settings that hold unless options say otherwise: the published protocol, on all images.
+    """The default settings: the published protocol, trained on all normal images.
 
-    On a generated set, the networks of the preset ``tiny`` are moved about as far as the paper's
-    (steps times learning rate). With its own 460 steps at 0.001, for a first look, coordinates stay
-    in the cell of the memory where they begin.
+    On a demo set, the preset ``tiny`` is trained for about as many steps times learning rate as
+    the paper's networks. With its own 460 steps at 0.001, coordinates stay in the cell of the
+    memory where they start.
     """
     config = replace(default_config(arguments), calibration_share=0.0)
     if config.data in DEMO_NAMES and config.preset == "tiny":

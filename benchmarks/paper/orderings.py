@@ -1,11 +1,12 @@
-"""Whether the orderings of the paper hold: detectors in pairs, seed by seed."""
+"""Whether the orderings of the paper's tables 1 and 5 hold, pair by pair and seed by seed."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.paper.measured import METRICS, Measured, measured
+from benchmarks.markdown import table
+from benchmarks.paper.metrics import METRICS, Measured, measured
 from benchmarks.paper.published import published
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.tables import TABLE1, TABLE5
@@ -26,10 +27,10 @@ from benchmarks.paper.variants import (
     Variant,
 )
 
-_FEWEST = 3  # seeds, of which that all agree says anything
+_FEWEST = 3  # seeds for a verdict
 
 Claim = tuple[str, Variant, Variant]
-"""In words; the detector that is better; the one that is worse."""
+"""A claim in words, the better detector, the worse one."""
 
 MEMORIES: tuple[Claim, ...] = (
     ("local: grid of 64 > VQ of 64", LOCAL, LOCAL_VQ_64),
@@ -41,7 +42,7 @@ MEMORIES: tuple[Claim, ...] = (
     ("global: grid of 16 > VQ of 64", GLOBAL, GLOBAL_VQ_64),
     ("global: VQ of 64 > attention of 64", GLOBAL_VQ_64, GLOBAL_ATTENTION_64),
 )
-"""What table 1 says."""
+"""The claims of table 1."""
 
 PARTS: tuple[Claim, ...] = (
     ("local > global", LOCAL, GLOBAL),
@@ -49,18 +50,18 @@ PARTS: tuple[Claim, ...] = (
     ("refinement helps", NO_JITTER, NO_REFINEMENT),
     ("jitter helps", CRAD, NO_JITTER),
 )
-"""What table 5 says."""
+"""The claims of table 5."""
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim that a detector is better than another, by one metric.
+    """A claim that one detector is better than another in one metric.
 
     Attributes:
         claim: in words.
-        metric: a key of `benchmarks.paper.measured.METRICS`.
-        paper: the difference of the paper's means.
-        difference: ours, of the runs with the same seed; None where nothing was measured.
+        metric: a key of `benchmarks.paper.metrics.METRICS`.
+        paper: the difference between the paper's means.
+        difference: between our runs with the same seed; None if not measured.
     """
 
     claim: str
@@ -84,7 +85,7 @@ class Ordering:
 
 
 def orderings(runs: Runs, claims: Sequence[Claim]) -> Iterator[Ordering]:
-    """Examine claims.
+    """Compare our differences with the paper's, claim by claim.
 
     Args:
         runs: finished.
@@ -103,18 +104,18 @@ def orderings(runs: Runs, claims: Sequence[Claim]) -> Iterator[Ordering]:
 
 
 def markdown(found: Sequence[Ordering]) -> Iterator[str]:
-    """The lines of a table, and of what its words mean."""
+    """The lines of a table of claims, after a paragraph that explains the verdicts."""
     verdicts = Counter(each.verdict for each in found)
-    counts = ", ".join(f"{verdict}: {count}" for verdict, count in verdicts.items())
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in verdicts.items())
     yield (
-        f"The paper's orderings: {counts}. A claim holds or is reversed if it is so in every "
-        "seed, of three or more, else it is open. Where there is no difference, three seeds agree "
-        "by chance one time in four. What the paper has at 0 or below, it does not claim. "
-        "Differences are of runs with the same seed, in points of AUROC."
+        f"The paper's orderings: {counts}. A claim holds, or is reversed, if its difference has "
+        "the same sign in all of at least three seeds; otherwise it is open. Without a true "
+        "difference, three seeds agree by chance one time in four. A difference of 0 or less in "
+        "the paper is not claimed. Differences are between runs with the same seed, in points of "
+        "AUROC."
     )
     yield ""
-    yield "| claim | metric | paper | here, over seeds | seeds in which it is so | |"
-    yield "|---|---|---|---|---|---|"
+    rows = []
     for each in found:
         here, agree = "-", "-"
         if each.difference:
@@ -123,12 +124,13 @@ def markdown(found: Sequence[Ordering]) -> Iterator[str]:
                 here += f" ± {each.difference.std:.2f}"
             values = each.difference.values
             agree = f"{sum(value > 0 for value in values)} of {len(values)}"
-        cells = (each.claim, each.metric, f"{each.paper:+.1f}", here, agree, each.verdict)
-        yield f"| {' | '.join(cells)} |"
+        rows.append((each.claim, each.metric, f"{each.paper:+.1f}", here, agree, each.verdict))
+    head = ("claim", "metric", "paper", "here, over seeds", "seeds in which it holds", "verdict")
+    yield from table(head, rows)
 
 
 def records(found: Sequence[Ordering]) -> Iterator[dict[str, Any]]:
-    """What `benchmarks.paper.files.write_records` takes."""
+    """The claims as records."""
     for each in found:
         yield {
             "claim": each.claim,

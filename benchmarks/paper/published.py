@@ -1,4 +1,4 @@
-"""The numbers of the paper: Lee et al., ECCV 2024, tables 1 to 5, AUROC in percent."""
+"""The paper's own numbers: Lee et al., ECCV 2024, tables 1 to 5, AUROC in percent."""
 
 import json
 from functools import cache
@@ -11,14 +11,14 @@ from crad.data.demo import DEMO_NAMES
 
 @cache
 def published() -> dict[str, Any]:
-    """All numbers, by table; `published.json` beside this file."""
+    """The content of `published.json`, by table."""
     file = resources.files("benchmarks.paper") / "published.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def published_classes(data: str) -> dict[str, str]:
-    """The classes of a data set as its folders are called, and as the paper calls them.
+    """The names of the classes of a data set: those of the folders, and those in the paper.
 
     Args:
         data: ``"MVTec AD"`` or ``"VisA"``.
@@ -28,16 +28,16 @@ def published_classes(data: str) -> dict[str, str]:
 
 
 def is_published_data(target: str, data: str, classes: tuple[str, ...], of: str) -> bool:
-    """Whether the classes are those that the paper has in a table.
+    """Whether all classes belong to the data set of a table.
 
     Args:
         target: the table.
-        data: a name or a path.
-        classes: those of the data.
-        of: the data set of the table.
+        data: the name or path of the data.
+        classes: of the data.
+        of: the data set of the table in the paper.
 
     Raises:
-        CommandError: they are those of the paper's other data set.
+        CommandError: the classes belong to the paper's other data set.
     """
     known = published_classes(of)
     if all(name in known for name in classes):
@@ -46,7 +46,7 @@ def is_published_data(target: str, data: str, classes: tuple[str, ...], of: str)
     if data not in DEMO_NAMES and any(name in published_classes(other) for name in classes):
         fitting = "table4" if other == "VisA" else "table2 or table3"
         raise CommandError(
-            f"{target}: the paper's is of {of}, but '{data}' has classes of {other}; "
-            f"make {fitting} of it, or give other --data"
+            f"{target}: expected classes of {of}, but '{data}' has classes of {other}; "
+            f"run {fitting}, or choose other --data"
         )
     return False

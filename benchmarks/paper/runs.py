@@ -1,4 +1,4 @@
-"""The runs that tables and figures are made from: trained once, gone on with, used again."""
+"""The training runs behind tables and figures: trained once, resumed, reused."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.paper.variants import Variant
 from crad.config import Config
-from crad.data import find_dataset
+from crad.data import Dataset, find_dataset
 from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.options import DeviceName, TrainOptions
 from crad.report.results import Results
@@ -23,12 +23,12 @@ from crad.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a reproduction, each in a folder of its name.
+    """The runs of each variant with each seed, every one in a folder of its own.
 
     Attributes:
-        base: the settings that all have in common.
-        seeds: those of the runs of each variant.
-        output: the folder that theirs lie in.
+        base: the settings that all runs share.
+        seeds: of the runs of each variant.
+        output: the folder that holds the folders of the runs.
         device: where to compute.
         skip_bad: whether to leave out images that cannot be read.
         feature_memory: gigabytes of memory for features, as in `crad.options.TrainOptions`.
@@ -46,29 +46,33 @@ class Runs:
         return self.output / f"{variant.name}-seed{seed}"
 
     def results(self, variant: Variant) -> list[Results]:
-        """What was measured of the finished runs of a variant, in the order of the seeds."""
+        """The results of the finished runs of a variant, in the order of the seeds."""
         paths = [self.folder(variant, seed) / RESULTS_NAME for seed in self.seeds]
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
-    def classes(self) -> tuple[str, ...]:
-        """The classes of the data.
+    def dataset(self) -> Dataset:
+        """The data set.
 
         Raises:
-            DataError: the data are not what they should be.
+            DataError: it is missing or damaged.
         """
         data = self.base.data
         root = demo_dataset(data) if data in DEMO_NAMES else data
-        return find_dataset(root, classes=self.base.classes).classes
+        return find_dataset(root, classes=self.base.classes)
+
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the data set; errors as for `dataset`."""
+        return self.dataset().classes
 
     def finish(self, variants: Iterable[Variant]) -> None:
-        """Train what is missing, one run after the other, and go on with what was interrupted.
+        """Train the runs that are missing, and resume those that were interrupted.
 
-        The features are computed once, and kept from one run to the next.
+        Features are computed once and shared by all runs on the same images.
 
         Raises:
             CheckpointError: the checkpoint of a run is damaged.
             CommandError: a folder holds a run with other settings, or training failed.
-            KeyboardInterrupt: the user stopped it; the message says how to go on.
+            KeyboardInterrupt: the user stopped it; the message says how to resume.
             MissingPackageError: a memory needs a package that is not installed.
             Exception: what `crad.train.train_model` raises.
         """
@@ -93,8 +97,7 @@ class Runs:
                     train_one(run)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(
-                    f"{number - 1} of {len(runs)} runs are finished, and nothing is lost; go on "
-                    "with the same command"
+                    f"{number - 1} of {len(runs)} runs are finished; the same command resumes"
                 ) from interrupt
 
     def _options(self, variant: Variant, seed: int) -> TrainOptions:
@@ -110,7 +113,7 @@ class Runs:
 
 
 class _LoadOnce:
-    """What the last run had before it trained, for the next if it is on the same images."""
+    """Load the inputs of a run, or reuse those of the run before on the same images."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -119,7 +122,7 @@ class _LoadOnce:
     def __call__(
         self, options: TrainOptions, stored: Checkpoint | None, device: torch.device
     ) -> Loaded:
-        """Load as `crad.train.load` does. A run that goes on has a backbone of its own."""
+        """Load as `crad.train.load` does; a resumed run has its own backbone."""
         if stored:
             return load(options, stored, device)
         config = options.config
@@ -129,6 +132,6 @@ class _LoadOnce:
         )  # fmt: skip
         if self._loaded and key == self._key:
             return replace(self._loaded, seconds=0.0)
-        self._loaded = None  # makes room
+        self._loaded = None  # frees memory first
         self._key, self._loaded = key, load(options, stored, device)
         return self._loaded

@@ -1,10 +1,11 @@
-"""Tables 1 to 5 of the paper: our numbers, the paper's, and how they differ."""
+"""Tables 1 to 5 of the paper with our numbers, the paper's and their differences."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.paper.measured import METRICS, Measured, measured, measured_record
+from benchmarks import markdown
+from benchmarks.paper.metrics import METRICS, Measured, measured, measured_record
 from benchmarks.paper.published import is_published_data, published, published_classes
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.variants import (
@@ -37,18 +38,18 @@ TABLE1 = (
     GLOBAL_ATTENTION_64,
     GLOBAL,
 )
-"""The detectors of table 1, in its order."""
+"""The detectors of table 1, row by row."""
 
 TABLE5 = (GLOBAL, LOCAL, NO_REFINEMENT, NO_JITTER, CRAD)
-"""Those of table 5."""
+"""The detectors of table 5, row by row."""
 
 BOTH_SETTINGS = {"unified": CRAD, "separate": CRAD_SEPARATE}
-"""Those of tables 2 to 4."""
+"""The detectors of tables 2 to 4."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of ours, and that of the paper; None where there is none."""
+    """Our number and the paper's; None if there is none."""
 
     ours: Measured | None
     paper: float | None = None
@@ -60,9 +61,9 @@ class Row:
     """A row of a table.
 
     Attributes:
-        labels: what it is about, by the name of the column.
-        cells: its numbers, by the name of the group of columns.
-        others: what the paper has of other methods, by method and then as `cells`.
+        labels: the first columns, by name.
+        cells: the numbers, by metric or setting.
+        others: the paper's numbers of other methods, by method and then as in ``cells``.
     """
 
     labels: Mapping[str, str]
@@ -75,9 +76,9 @@ class Table:
     """A table.
 
     Attributes:
-        of: the data set that the paper's numbers are of.
-        comparable: whether ours are of the same data, so that a difference means something.
-        rows: its rows, all with the same labels and cells.
+        of: the data set of the paper's numbers.
+        comparable: whether ours are of the same data set; otherwise no differences are shown.
+        rows: all with the same labels and cells.
     """
 
     of: str
@@ -85,7 +86,7 @@ class Table:
     rows: Sequence[Row]
 
     def markdown(self) -> Iterator[str]:
-        """Its lines."""
+        """The lines of the table."""
         first = self.rows[0]
         paper = "paper" if self.comparable else f"paper ({self.of})"
         head = [*first.labels]
@@ -94,8 +95,7 @@ class Table:
         methods = list(first.others)
         groups = "/".join(first.cells)
         head += [f"{method}, {paper} {groups}" for method in methods]
-        yield f"| {' | '.join(head)} |"
-        yield "|" + "---|" * len(head)
+        lines = []
         for row in self.rows:
             line = [*row.labels.values()]
             for cell in row.cells.values():
@@ -105,10 +105,11 @@ class Table:
             for method in methods:
                 numbers = row.others.get(method, {})
                 line.append("/".join(_plain(numbers.get(group)) for group in row.cells))
-            yield f"| {' | '.join(line)} |"
+            lines.append(line)
+        yield from markdown.table(head, lines)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Its numbers, one by one."""
+        """A record for each number."""
         for row in self.rows:
             for group, cell in row.cells.items():
                 yield {
@@ -194,7 +195,7 @@ def table4(runs: Runs) -> list[Table]:
 
 
 def class_records(runs: Runs, variants: Iterable[Variant]) -> Iterator[dict[str, Any]]:
-    """What each detector reaches in each class, of tables that have the mean over classes only."""
+    """The numbers of each class, for tables that show the mean over classes only."""
     for variant in variants:
         results = runs.results(variant)
         for name in runs.classes():
@@ -208,13 +209,13 @@ def class_records(runs: Runs, variants: Iterable[Variant]) -> Iterator[dict[str,
 
 
 def _by_class(target: str, runs: Runs, metric: str, numbers: Mapping[str, Any]) -> Table:
-    """A table of classes, and their mean.
+    """A table with a row for each class, and one for the mean.
 
     Args:
         target: its name.
         runs: finished.
         metric: a key of `METRICS`.
-        numbers: the paper's, by class, method and setting.
+        numbers: the paper's, by class, method and setting (unified or separate).
     """
     of = "VisA" if target == "table4" else "MVTec AD"
     classes, known = runs.classes(), published_classes(of)
@@ -224,7 +225,7 @@ def _by_class(target: str, runs: Runs, metric: str, numbers: Mapping[str, Any]) 
     for name in (*classes, None):
         line: Mapping[str, Any] = {method: {} for method in numbers["Mean"]}
         if name is None:
-            if not same or len(classes) == len(known):  # a mean over other classes is none of these
+            if not same or len(classes) == len(known):  # else the mean is over other classes
                 line = numbers["Mean"]
         elif same:
             line = numbers[known[name]]
@@ -244,7 +245,7 @@ def _by_class(target: str, runs: Runs, metric: str, numbers: Mapping[str, Any]) 
 
 
 def _all_published(target: str, runs: Runs) -> bool:
-    """Whether a mean over the classes of the data is one over those of MVTec AD."""
+    """Whether the data have all classes of MVTec AD, and no others."""
     classes = runs.classes()
     same = is_published_data(target, runs.base.data, classes, "MVTec AD")
     return same and len(classes) == len(published_classes("MVTec AD"))

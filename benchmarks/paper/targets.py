@@ -1,4 +1,4 @@
-"""What can be made: which runs it needs, and what makes it of them."""
+"""The targets of the command: tables, figures and experiments, with the runs that they need."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from benchmarks.paper import dims, figure2b, figure3, figure4, figure5, orderings, tables
+from benchmarks.paper.entries_read import entries_read, records, sentence
 from benchmarks.paper.files import write_records
 from benchmarks.paper.orderings import Claim
-from benchmarks.paper.reading import entries_read, records, sentence
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.tables import Table
 from benchmarks.paper.variants import GLOBAL, LOCAL, Variant
@@ -20,14 +20,14 @@ class Target:
     """A table, a figure or an experiment.
 
     Attributes:
-        title: its heading.
-        variants: the detectors it needs.
-        make: makes it of finished runs: writes its files into a folder, each beginning with the
-            name of the target, and gives its Markdown without a heading, in which files are named
-            relative to that folder.
-        of: the data set that the paper's is of; None where that does not matter.
+        title: the heading.
+        variants: the detectors to train.
+        make: takes finished runs and a folder, writes files into the folder whose names start
+            with the name of the target, and returns Markdown without a heading, with links
+            relative to the folder.
+        of: the data set of the paper's table; None if any will do.
         drawn: whether it needs matplotlib.
-        one_seed: whether it is of the runs with the first seed only.
+        one_seed: whether it uses the runs with the first seed only.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Target:
     one_seed: bool = False
 
     def select(self, runs: Runs) -> Runs:
-        """Those of the runs that it is made of."""
+        """The runs that the target uses."""
         return replace(runs, seeds=runs.seeds[:1]) if self.one_seed else runs
 
 
@@ -114,4 +114,4 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "dims": Target("Dimensions of the memory", dims.VARIANTS, dims.make, drawn=True),
     }
 )
-"""What can be made, by name."""
+"""All targets, by name."""

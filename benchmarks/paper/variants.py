@@ -1,4 +1,4 @@
-"""The detectors that the paper compares, as settings of one detector."""
+"""The detectors that the paper compares, as settings of one model."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ GLOBAL_RESOLUTION = (4, 4)
 
 @dataclass(frozen=True)
 class Variant:
-    """A detector: what stands for each memory, and which parts of CRAD it has.
+    """A detector: the kind of each memory, and the parts of CRAD that it has.
 
     Attributes:
         local: the local memory.
         global_: the global memory.
-        local_resolution: its entries per axis, as in `crad.CRAD`.
-        global_resolution: likewise.
+        local_resolution: entries per axis of the local memory, as in `crad.CRAD`.
+        global_resolution: the same of the global memory.
         refinement: whether the reconstruction is refined (equations 5 and 6).
         jitter: whether local coordinates are jittered in training (section 3.3).
         separate: a model for each class instead of one for all.
@@ -35,9 +35,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What a person and a folder call it: ``crad``, ``crad-no-jitter``, ``local-vq-64``.
+        """The name in tables and of folders: ``crad``, ``crad-no-jitter``, ``local-vq-64``.
 
-        Of a memory alone, the parts that it has are named, and of CRAD those that it lacks.
+        CRAD is named after the parts that it lacks, a memory alone after those that it has.
         """
         parts = ["crad"]
         if self.global_ == "none":

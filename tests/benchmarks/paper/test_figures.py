@@ -1,7 +1,9 @@
 """Figures: what is drawn, the data beside it, and the decoder of features."""
 
 import csv
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,47 +13,26 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.paper import decoder, figure2b, figure3, figure4, figure5, opened
+from benchmarks.paper import decoder, figure3, figure4, figure5
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.coordinates import global_coords, local_coords, plane
 from benchmarks.paper.decoder import Decoder, Decoders, representations, train_decoder
-from benchmarks.paper.drawing import COLOURS, class_style, drawing, save, show_image
 from benchmarks.paper.figure2b import entry_gradients
-from benchmarks.paper.opened import open_run
+from benchmarks.paper.plotting import COLOURS, class_style, drawing, save, show_image
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.targets import TARGETS
+from benchmarks.paper.trained_run import load_run
 from benchmarks.paper.variants import CRAD as FULL
 from benchmarks.paper.variants import GLOBAL
 from crad.command_line import CommandError
 from crad.config import Config
-from crad.data import Sample, find_dataset
+from crad.data import Sample
 from crad.detector import load
 from crad.errors import CheckpointError
 from crad.model.crad import CRAD
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
 pytest.importorskip("matplotlib")
-
-SMALL = (
-    "--backbone", "scattering", "--components", "4", "--image-size", "64", "--batch-size", "4",
-    "--epochs", "2", "--depth", "1", "--expansion", "8", "--device", "cpu", "--seeds", "0",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_steps() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "_STEPS", 4)
-        patch.setattr(figure2b, "STEPS", 2)
-        yield
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Path:
-    """The output folder of all figures, of two classes."""
-    output = tmp_path_factory.mktemp("figures") / "made"
-    targets = ("figure2b", "figure3", "figure4", "figure5")
-    main([*targets, "--data", str(demo_root), "--output", str(output), *SMALL])
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +64,11 @@ def check_png(path: Path) -> None:
         assert np.asarray(image.convert("L")).std() > 10  # something is drawn
 
 
-# ---- the run that is opened ----
+# ---- the trained run ----
 
 
-def test_a_run_is_opened_as_a_detector_is_but_for_its_batch_norm(made: Path, runs: Runs) -> None:
-    run, detector = open_run(runs, FULL), load(runs.folder(FULL, 0), "cpu")
+def test_a_trained_run_is_the_detector_with_batch_norm_unfolded(made: Path, runs: Runs) -> None:
+    run, detector = load_run(runs, FULL), load(runs.folder(FULL, 0), "cpu")
     feature = run.images(run.dataset.test).features.channels_first()
     with torch.no_grad():
         found, expected = run.model(feature), detector.model(feature)
@@ -101,8 +82,8 @@ def test_a_run_whose_parts_do_not_fit_is_refused(runs: Runs, tmp_path: Path) -> 
     damaged = replace(runs, output=tmp_path)
     checkpoint = read_checkpoint(runs.folder(FULL, 0), ALL_PARTS)
     replace(checkpoint, model={}).save(damaged.folder(FULL, 0))
-    with pytest.raises(CheckpointError, match=r"the parts of '.*crad-seed0.*' do not fit"):
-        open_run(damaged, FULL)
+    with pytest.raises(CheckpointError, match="crad-seed0"):
+        load_run(damaged, FULL)
 
 
 # ---- figure 2b ----
@@ -155,7 +136,7 @@ def test_jitter_reaches_more_entries(model: CRAD) -> None:
 
 def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
     check_png(made / "figure2b.png")
-    run = open_run(runs, FULL)
+    run = load_run(runs, FULL)
     with np.load(made / "figure2b.npz") as data:
         gradients, batch = data["gradients"], data["batch_coords"]
     assert gradients.shape == (3, 3, 8, 8)
@@ -166,7 +147,7 @@ def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
     expected = local_coords(run.model, feature).flatten(0, 2)
     torch.testing.assert_close(torch.from_numpy(batch), expected)
     text = (made / "figure2b.md").read_text()
-    assert f"all {len(batch)} positions together reach {(gradients[1, 0] > 0).sum()}" in text
+    assert f"all {len(batch)} positions reaches {(gradients[1, 0] > 0).sum()} entries" in text
 
 
 # ---- figure 3 ----
@@ -174,7 +155,7 @@ def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
 
 def test_figure_3_has_the_coordinates_of_the_model(made: Path, runs: Runs) -> None:
     check_png(made / "figure3.png")
-    run = open_run(runs, FULL)
+    run = load_run(runs, FULL)
     images = run.images(run.dataset.test)
     feature = images.features.channels_first()
     found = records(made / "figure3-global.csv")
@@ -233,7 +214,7 @@ def test_normal_features_at_an_image_are_those_of_the_image(absent: Any) -> None
 
 def test_figure_4_is_of_the_run(made: Path, runs: Runs) -> None:
     check_png(made / "figure4.png")
-    run = open_run(runs, GLOBAL)
+    run = load_run(runs, GLOBAL)
     feature = run.images(run.dataset.test).features.channels_first()
     found = records(made / "figure4.csv")
     coords = torch.tensor([[float(each["dim1"]), float(each["dim2"])] for each in found])
@@ -258,7 +239,7 @@ def test_figure_4_is_of_the_run(made: Path, runs: Runs) -> None:
 def test_figure_5_shows_the_first_defect_of_each_class(made: Path, runs: Runs) -> None:
     check_png(made / "figure5.png")
     found = records(made / "figure5.csv")
-    run = open_run(runs, FULL)
+    run = load_run(runs, FULL)
     chosen = figure5.choose_images(run.dataset.test)
     assert [sample.class_name for sample in chosen] == ["brick", "gauge"]
     assert all(sample.is_anomaly for sample in chosen)
@@ -308,17 +289,20 @@ def test_a_decoder_is_used_again(made: Path, runs: Runs, monkeypatch: pytest.Mon
         raise AssertionError("trained again")
 
     monkeypatch.setattr(decoder, "train_decoder", fail)
-    before = (made / "figure3.png").read_bytes()
-    figure3.make(runs, made)
-    assert (made / "figure3.png").read_bytes() == before
+    run = load_run(runs, FULL)
+    feature = run.images(run.dataset.test[:1]).features.channels_first()
+    decoders = Decoders(run, made / "decoders")
+    for kind, each in representations(run.model, feature).items():
+        height, width = each.shape[2:]
+        assert decoders.decode(kind, each).shape == (1, 4 * height, 4 * width, 3)
 
 
 def test_a_damaged_decoder_is_named(made: Path, runs: Runs, tmp_path: Path) -> None:
-    run = open_run(runs, FULL)
+    run = load_run(runs, FULL)
     feature = run.images(run.dataset.test[:1]).features.channels_first()
     path = next((made / "decoders").glob("feature-*"))
     (tmp_path / path.name).write_bytes(b"cut short")
-    with pytest.raises(CommandError, match=r"feature-.* is damaged .*; remove it"):
+    with pytest.raises(CommandError, match=r"feature-.*damaged"):
         Decoders(run, tmp_path).decode("feature", feature)
 
 
@@ -334,26 +318,35 @@ def test_the_page_has_every_figure_and_its_caption(made: Path) -> None:
         assert (made / "print" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("missing", ["masks, classes", "anomalies", "test images"])
+@pytest.mark.parametrize(
+    ("missing", "classes", "names"),
+    [
+        ("ground_truth", ("gauge",), ("figure3", "figure4", "figure5")),
+        ("test", ("brick", "gauge"), ("figure3", "figure5")),
+    ],
+    ids=["one class, no masks", "no test images"],
+)
 def test_less_data_will_do(
-    missing: str, demo_root: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    classes: tuple[str, ...],
+    names: tuple[str, ...],
+    demo_root: Path,
+    runs: Runs,
+    tmp_path: Path,
 ) -> None:
-    full, one = find_dataset(demo_root), find_dataset(demo_root, classes=("gauge",))
-    less = {
-        "anomalies": replace(full, test=tuple(e for e in full.test if not e.is_anomaly)),
-        "test images": replace(full, test=()),
-        "masks, classes": replace(one, test=tuple(replace(e, mask=None) for e in one.test)),
-    }
-    monkeypatch.setattr(opened, "find_dataset", lambda *_, **__: less[missing])
-    for name, figure in {"figure3": figure3, "figure4": figure4, "figure5": figure5}.items():
-        assert f"]({name}.png)" in figure.make(runs, tmp_path)
+    for name in classes:
+        ignored = shutil.ignore_patterns("ground_truth", missing)
+        shutil.copytree(demo_root / name, tmp_path / "data" / name, ignore=ignored)
+    runs = replace(runs, base=Config(data=str(tmp_path / "data")))
+    for name in names:
+        assert f"]({name}.png)" in TARGETS[name].make(runs, tmp_path)
         check_png(tmp_path / f"{name}.png")
 
 
 @pytest.mark.parametrize("memory", ["vq", "attention", "none", "grid"])
 def test_coordinates_need_a_plane(memory: Any) -> None:
     model = CRAD(4, 2, 2, local_memory=memory, local_resolution=(2, 2, 2), depth=0)
-    with pytest.raises(CommandError, match="expected a local memory that is a grid with two axes"):
+    with pytest.raises(CommandError, match="local memory that is a grid"):
         local_coords(model, torch.zeros(1, 4, 2, 2))
 
 
@@ -363,14 +356,18 @@ def test_classes_are_told_apart_by_colour_and_filling() -> None:
     assert class_style(3, anomalous=True)["color"] == styles[3]["color"]
 
 
-def test_classes_keep_their_colours_beside_a_picture(tmp_path: Path) -> None:
+def test_a_figure_is_reproducible_and_keeps_its_colours(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     with drawing() as pyplot:
         figure, (left, right) = pyplot.subplots(1, 2)
         show_image(left, noise)
         for number, colour in enumerate(COLOURS):
             right.plot(number, number, "o", color=colour)
-        save(figure, tmp_path / "figure.png")
+        for name in ("figure.png", "figure.pdf", "figure.svg"):
+            save(figure, tmp_path / name)
+            first = (tmp_path / name).read_bytes()
+            save(figure, tmp_path / name)
+            assert (tmp_path / name).read_bytes() == first
     with Image.open(tmp_path / "figure.png") as image:
         pixels = np.asarray(image.convert("RGB"))[:, image.width // 2 :].reshape(-1, 3).astype(int)
     for colour in COLOURS:
@@ -379,11 +376,14 @@ def test_classes_keep_their_colours_beside_a_picture(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_asked_for_before_anything_is_trained(
-    demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    demo_root: Path,
+    tmp_path: Path,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit) as exit_:
-        main(["figure3", "--data", str(demo_root), "--output", str(tmp_path / "out"), *SMALL])
-    assert exit_.value.code == 1
-    assert "matplotlib is not installed; install it with pip install" in capsys.readouterr().err
+    given = ("figure3", "--data", str(demo_root), "--output", str(tmp_path / "out"))
+    assert command(main, *given) == 1
+    assert "matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

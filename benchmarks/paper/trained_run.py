@@ -1,4 +1,4 @@
-"""A finished run, opened to be looked at: its model, and features of the images that it knows."""
+"""A finished run with its model loaded, for experiments that look inside."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from benchmarks.paper.variants import Variant
 from crad.backbones import Backbone
 from crad.command_line import BadImages
 from crad.config import Config
-from crad.data import Dataset, Sample, find_dataset
-from crad.data.demo import DEMO_NAMES, demo_dataset
+from crad.data import Dataset, Sample
 from crad.data.images import open_image, to_tensor
 from crad.detector import restore
 from crad.devices import select_device
@@ -26,15 +25,15 @@ from crad.training.inputs import Images
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class TrainedRun:
     """A finished run.
 
     Attributes:
         config: its settings.
-        model: trained, in evaluation mode, its BatchNorm not folded; on ``device``.
+        model: on ``device``, in evaluation mode, with BatchNorm not folded.
         backbone: on ``device``.
-        dataset: the images that it was trained and tested on.
-        train: those of them that it was trained on.
+        dataset: the data set of the run.
+        train: the training images.
         device: where to compute.
         bad: what to do with an image that cannot be read.
         cache: where features are kept.
@@ -49,14 +48,12 @@ class OpenedRun:
     bad: BadImages
     cache: FeatureCache
 
-    def some_of_train(self, most: int) -> list[Sample]:
-        """So many of the images that it was trained on at most, evenly chosen."""
-        count = min(most, len(self.train))
-        chosen = torch.linspace(0, len(self.train) - 1, count).round().long()
-        return [self.train[index] for index in chosen.tolist()]
+    def name(self, sample: Sample) -> str:
+        """The path of an image in the data set."""
+        return sample.path.relative_to(self.dataset.root).as_posix()
 
     def pixels(self, sample: Sample) -> npt.NDArray[np.uint8]:
-        """An image as the backbone gets it, ``(S, S, 3)``.
+        """An image at the size that the backbone gets, ``(S, S, 3)``.
 
         Raises:
             ImageError: it cannot be read.
@@ -66,10 +63,10 @@ class OpenedRun:
         return pixels
 
     def images(self, samples: Sequence[Sample]) -> Images:
-        """Compute the features of images; those that cannot be read may be left out.
+        """Compute the features of images.
 
         Raises:
-            ImageError: an image cannot be read, and none may be left out.
+            ImageError: an image cannot be read, and ``bad`` leaves none out.
             OSError: there is no space for the features.
         """
         features = extract(
@@ -84,12 +81,12 @@ class OpenedRun:
         return Images([sample for sample in samples if sample.path in kept], features)
 
 
-def open_run(runs: Runs, variant: Variant) -> OpenedRun:
-    """Open the run of a variant with the first of the seeds.
+def load_run(runs: Runs, variant: Variant) -> TrainedRun:
+    """Load the run of a variant with the first seed.
 
     Raises:
         CheckpointError: its checkpoint is missing or damaged.
-        DataError: the data are no longer there.
+        DataError: the data set is missing or damaged.
         DeviceError: the device is not there.
         MissingPackageError: a memory needs a package that is not installed.
     """
@@ -98,9 +95,8 @@ def open_run(runs: Runs, variant: Variant) -> OpenedRun:
     checkpoint = read_checkpoint(folder)
     config = checkpoint.config
     backbone, model = restore(checkpoint, folder)
-    root = demo_dataset(config.data) if config.data in DEMO_NAMES else config.data
-    dataset = find_dataset(root, classes=config.classes)
-    return OpenedRun(
+    dataset = runs.dataset()
+    return TrainedRun(
         config=config,
         model=model.to(device).eval(),
         backbone=backbone.to(device),

@@ -1,4 +1,4 @@
-"""A page of what was reproduced: a section for each target, between marks, in a text by hand."""
+"""A Markdown page with a generated section for each target, between marks, and prose by hand."""
 
 import re
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.markdown import around
 from benchmarks.paper.files import write_text
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import Target
@@ -22,19 +23,19 @@ _NAMED = (
 
 
 def section(target: Target, body: str, runs: Runs, command: str) -> str:
-    """What there is to say about a target, in Markdown.
+    """The section of a target in Markdown: title, body, settings, times and machine.
 
     Args:
-        target: what was made.
-        body: what `Target.make` gave.
+        target: a table, a figure or an experiment.
+        body: the Markdown that `Target.make` returned.
         runs: finished.
-        command: what made it, as it was typed.
+        command: the command line.
     """
     return "\n\n".join([f"## {target.title}", body, *_about(target, runs, command)]) + "\n"
 
 
 def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
-    """Paragraphs: the command and the settings; times; where and when."""
+    """Two paragraphs: command and settings; times, machine and versions."""
     settings = flatten(runs.base)
     named = []
     for name in _NAMED:
@@ -43,7 +44,7 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         named.append(f"`{option(name)} {shown}`")
     seeds = ", ".join(map(str, runs.seeds))
     deviations = (
-        " Standard deviations are those of a sample of seeds (n - 1 in the denominator)."
+        " Standard deviations are over seeds, with n - 1 in the denominator."
         if len(runs.seeds) > 1
         else ""
     )
@@ -66,37 +67,36 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
     by = f" by commit {written}" if written and [written] != trained else ""
     cores, threads = _count(where["cpu_count"], "core"), _count(where["threads"], "thread")
     yield (
-        f"{_count(len(results), 'run')}, in all {spent} (wall time; a run that has the images of "
-        f"the one before has its features too). {where['cpu']}, {cores}, {threads}, device "
-        f"{where['device']}; torch {where['torch']}, NumPy {where['numpy']}, Python "
-        f"{where['python']}, crad {where['crad']}{code}. Written on "
-        f"{datetime.now(UTC):%Y-%m-%d}{by}."
+        f"{_count(len(results), 'run')}, total wall time: {spent} (runs on the same images share "
+        f"their features). {where['cpu']}, {cores}, {threads}, device {where['device']}; torch "
+        f"{where['torch']}, NumPy {where['numpy']}, Python {where['python']}, crad "
+        f"{where['crad']}{code}. Written on {datetime.now(UTC):%Y-%m-%d}{by}."
     )
 
 
 def check_page(report: Path, names: Iterable[str]) -> None:
-    """Refuse, before any work is done for it, a page that sections cannot be put into.
+    """Check, before anything is trained, that sections can be put into a page.
 
     Args:
-        report: the page, which need not be there.
+        report: the page, which need not exist.
         names: of the targets.
 
     Raises:
-        CommandError: it is no text, or has the marks of a section, but not once and in order.
-        OSError: it cannot be read.
+        CommandError: the page is no text, or marks of a section are missing, repeated or swapped.
+        OSError: the page cannot be read.
     """
     for name in names:
         _around(report, name)
 
 
 def put_into(report: Path, name: str, text: str, folder: Path) -> None:
-    """Replace the section of a target in a page, or add it, with its files beside the page.
+    """Replace or append the section of a target in a page, and copy its files beside the page.
 
     Args:
-        report: the page; made if there is none.
+        report: the page; created if it does not exist.
         name: of the target.
-        text: its section.
-        folder: where its files are, which go to a folder of the page's name.
+        text: of the section.
+        folder: of the target's files, which are copied to a folder with the name of the page.
 
     Raises:
         CommandError: as for `check_page`.
@@ -114,24 +114,22 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
 
 
 def _around(report: Path, name: str) -> tuple[str, str]:
-    """What a page has before and after the section of a target; errors as for `check_page`."""
+    """The text before and after the section of a target; errors as for `check_page`."""
     begin, end = _marks(name)
     try:
-        page = report.read_text(encoding="utf-8") if report.exists() else "# Reproduction\n"
+        page = report.read_text(encoding="utf-8") if report.exists() else "# Ablations\n"
     except UnicodeDecodeError as error:
         raise CommandError(
-            f"report: '{report}' is no UTF-8 text ({error}); name another file with --report"
+            f"report: '{report}' is not UTF-8 text ({error}); choose another file with --report"
         ) from error
     if begin not in page and end not in page:
         return f"{page.rstrip()}\n\n", "\n"
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found or begin in rest or end in after:
+    try:
+        return around(page, begin, end)
+    except ValueError as error:
         raise CommandError(
-            f"report: '{report}' should have the lines '{begin}' and '{end}' once and in this "
-            "order; mend it, or name another file with --report"
-        )
-    return before, after
+            f"report: '{report}': {error}; mend it, or choose another file with --report"
+        ) from error
 
 
 def _marks(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Numbers over seeds, and beside them those of the paper."""
+"""The two metrics of the paper: mean, standard deviation and values over seeds."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -8,17 +8,17 @@ from typing import Any, Self
 from crad.report.results import Results
 
 METRICS = {"detection": "image_auroc", "localization": "pixel_auroc"}
-"""What the paper calls the AUROC of images and of pixels, and what `results.json` does."""
+"""The paper's names of image and pixel AUROC, and the keys in `results.json`."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A number over seeds.
+    """Statistics of a number over seeds.
 
     Attributes:
         mean: over the seeds.
-        std: standard deviation of a sample, with n - 1 in the denominator; None of one seed.
-        values: of each seed.
+        std: standard deviation with n - 1 in the denominator; None for one seed.
+        values: one for each seed.
     """
 
     mean: float
@@ -27,7 +27,7 @@ class Measured:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Take values, at least one."""
+        """The statistics of at least one value."""
         values = tuple(values)
         std = statistics.stdev(values) if len(values) > 1 else None
         return cls(statistics.fmean(values), std, values)
@@ -40,10 +40,10 @@ class Measured:
 def measured(
     runs: Sequence[Results], metric: str, class_name: str | None = None
 ) -> Measured | None:
-    """A metric of the same detector with several seeds, in percent; None if it has none.
+    """A metric of a detector over seeds, in percent; None if it was not measured.
 
     Args:
-        runs: their results.
+        runs: the results of each seed.
         metric: a key of `METRICS`.
         class_name: a class, or None for the mean over classes.
     """
@@ -58,7 +58,7 @@ def measured(
 
 
 def measured_record(value: Measured | None) -> dict[str, Any]:
-    """A number as columns of `benchmarks.paper.files.write_records`."""
+    """The statistics as columns of a record."""
     return {
         "mean": value and round(value.mean, 4),
         "std": value and value.std and round(value.std, 4),

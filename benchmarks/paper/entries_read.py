@@ -1,4 +1,4 @@
-"""How much of a memory is read: the entries that have a share in what normal images are given."""
+"""How many entries of a memory are read: those with a weight in a look-up of normal images."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.paper.measured import Measured, measured_record
-from benchmarks.paper.opened import OpenedRun, open_run
+from benchmarks.paper.choose import evenly
+from benchmarks.paper.metrics import Measured, measured_record
 from benchmarks.paper.runs import Runs
+from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import Variant
 from crad.backbones import Backbone
 from crad.model.crad import CRAD
@@ -21,54 +22,54 @@ _MOST = 64  # images
 
 
 def entries_read(runs: Runs, variants: Iterable[Variant]) -> Mapping[Variant, Measured | None]:
-    """Count the entries that at most 64 normal test images, evenly chosen, read.
+    """Count the entries that at most 64 normal test images read.
 
     Args:
         runs: finished.
-        variants: with one memory, a grid.
+        variants: with a grid as their only memory.
 
     Returns:
-        The numbers over the seeds; None where there is no normal test image.
+        The counts over the seeds; None if there is no normal test image.
 
     Raises:
-        Exception: what `benchmarks.paper.opened.open_run` and `OpenedRun.images` raise.
+        Exception: what `benchmarks.paper.trained_run.load_run` and `TrainedRun.images` raise.
     """
     found: dict[Variant, Measured | None] = {}
     backbone, images = None, None
     for variant in variants:
         counts = []
         for seed in runs.seeds:
-            run = open_run(replace(runs, seeds=(seed,)), variant)
+            run = load_run(replace(runs, seeds=(seed,)), variant)
             if images is None or backbone is None or not _same(backbone, run.backbone):
                 backbone, images = run.backbone, _normal_images(run)
             if images.samples:
-                everything = torch.arange(len(images.samples))
-                counts.append(count_read(run.model, images.features.batch(everything, run.device)))
+                feature = images.features.channels_first().to(run.device)
+                counts.append(count_read(run.model, feature))
         found[variant] = Measured.of(counts) if counts else None
     return found
 
 
 def sentence(read: Mapping[Variant, Measured | None]) -> str:
-    """Say what `entries_read` gave, in Markdown."""
+    """The result of `entries_read` as a sentence in Markdown."""
     counts = ", ".join(
-        f"{'-' if number is None else number} by `{variant.name}`"
+        f"{'-' if number is None else number} in `{variant.name}`"
         for variant, number in read.items()
     )
-    return f"Entries of the grids that normal test images (at most {_MOST}) read: {counts}."
+    return f"Entries read by normal test images (at most {_MOST}): {counts}."
 
 
 def records(read: Mapping[Variant, Measured | None]) -> Iterator[dict[str, Any]]:
-    """What `benchmarks.paper.files.write_records` takes."""
+    """The result of `entries_read` as records."""
     for variant, number in read.items():
         yield {"detector": variant.name, "metric": "entries read", **measured_record(number)}
 
 
 def count_read(model: CRAD, feature: Tensor) -> int:
-    """Count the entries that have a share in what a memory gives for features ``(B, C, H, W)``.
+    """Count the entries with a weight above 0 in any look-up.
 
     Args:
-        model: with one memory, a grid of any number of axes.
-        feature: of any images.
+        model: with a grid as its only memory.
+        feature: ``(B, C, H, W)``.
     """
     (memory,) = model.memories()
     assert isinstance(memory, ContinuousMemory)
@@ -76,18 +77,14 @@ def count_read(model: CRAD, feature: Tensor) -> int:
     query = feature.permute(0, 2, 3, 1) if is_local else feature.mean(dim=(2, 3))
     with torch.no_grad():
         coords = memory.coordinates(query)
-    # One number of each entry tells: the gradient of the sum of samples is the sum of weights.
+    # The gradient of the sum of samples with respect to an entry is the sum of its weights.
     values = torch.ones_like(memory.memory.values[..., :1], requires_grad=True)
     (weights,) = torch.autograd.grad(sample(values, coords).sum(), values)
     return int((weights > 0).sum())
 
 
-def _normal_images(run: OpenedRun) -> Images:
-    """Normal test images of a run, as many as are looked at."""
-    normal = [each for each in run.dataset.test if not each.is_anomaly]
-    count = min(_MOST, len(normal))
-    chosen = torch.linspace(0, len(normal) - 1, count).round().long().tolist()
-    return run.images([normal[index] for index in chosen])
+def _normal_images(run: TrainedRun) -> Images:
+    return run.images(evenly([each for each in run.dataset.test if not each.is_anomaly], _MOST))
 
 
 def _same(one: Backbone, other: Backbone) -> bool:

@@ -1,4 +1,4 @@
-"""How figures are drawn: one style, readable in print and for the colour-blind."""
+"""One style for all figures, readable in print and by the colour-blind."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmarks.paper.choose import of_class
 from crad.data import Sample
 from crad.errors import MissingPackageError
 from crad.files import write_atomically
@@ -31,7 +32,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def check_drawing() -> None:
-    """Check that figures can be drawn, before hours are spent on what they show.
+    """Check that matplotlib is there, before anything is trained for a figure.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -47,7 +48,7 @@ def check_drawing() -> None:
 
 @contextmanager
 def drawing() -> Iterator[Any]:
-    """Yield ``matplotlib.pyplot`` in the style of all figures, and close what was drawn.
+    """Yield ``matplotlib.pyplot`` in the common style, and close all figures at the end.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -63,9 +64,9 @@ def drawing() -> Iterator[Any]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Save a figure by the suffix of its name, atomically and always with the same bytes.
+    """Save a figure in the format of its suffix, atomically and reproducibly to the byte.
 
-    A PNG has 6 bits for each of its colours, which nobody sees, but makes it much smaller.
+    A PNG keeps 6 bits of each colour, which makes it much smaller without a visible change.
 
     Raises:
         OSError: the file cannot be written.
@@ -92,7 +93,7 @@ def save_for_print(figure: Any, path: Path) -> None:
 
 
 def draw_plane(axis: Any, size: tuple[int, ...]) -> None:
-    """Prepare an axis for the coordinates of a memory, with a faint cross at every entry.
+    """Set up an axis for the coordinates of a memory, with a faint cross at every entry.
 
     Args:
         axis: of matplotlib.
@@ -110,9 +111,9 @@ def draw_images(
     samples: Sequence[Sample],
     classes: Sequence[str],
 ) -> None:
-    """Draw where images lie on a plane: circles are normal, triangles anomalous.
+    """Draw the coordinates of images: circles are normal, triangles anomalous.
 
-    A class has the same colour and filling in every figure; there are 21 of them.
+    A class has the same colour and filling in every figure; they repeat after 21 classes.
 
     Args:
         axis: of matplotlib.
@@ -122,16 +123,12 @@ def draw_images(
     """
     for number, name in enumerate(classes):
         for anomalous in (False, True):
-            members = [
-                index
-                for index, sample in enumerate(samples)
-                if sample.class_name == name and sample.is_anomaly == anomalous
-            ]
+            members = of_class(samples, name, anomalous=anomalous)
             axis.plot(*coords[members].T, **class_style(number, anomalous=anomalous))
 
 
 def class_style(number: int, *, anomalous: bool) -> dict[str, Any]:
-    """How the images of a class are marked, for ``plot`` of matplotlib.
+    """The markers of the images of a class, as arguments of ``plot``.
 
     Args:
         number: of the class, in the order of the data set.
@@ -149,7 +146,7 @@ def class_style(number: int, *, anomalous: bool) -> dict[str, Any]:
 
 
 def draw_legend(figure: Any, classes: Sequence[str], place: str = "center") -> None:
-    """Say what the marks of `draw_images` mean, at a place of a figure that matplotlib knows."""
+    """Draw the legend of `draw_images`; ``place`` is a location that matplotlib knows."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -173,7 +170,7 @@ def show_image(
     Args:
         axis: of matplotlib.
         pixels: ``(H, W, 3)`` uint8, or an anomaly map ``(H, W)``.
-        scale: the values that get the first and the last colour of a map.
+        scale: the values of the first and the last colour of a map.
     """
     low, high = scale or (0.0, 1.0)
     axis.imshow(pixels, cmap="inferno", vmin=low, vmax=high)
