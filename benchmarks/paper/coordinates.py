@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.trained_run import TrainedRun
@@ -13,7 +14,6 @@ from crad.command_line import CommandError
 from crad.data import Sample
 from crad.model.crad import CRAD
 from crad.model.memories import ContinuousMemory
-from crad.training.inputs import Images
 
 PlaneName = Literal["local", "global"]
 

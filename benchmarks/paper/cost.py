@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import tyro
+from crad.options import DeviceName
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,6 @@ from crad.config import PRESETS, PresetName
 from crad.detector import BATCH_SIZE, create_model, multiply_adds
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.files import write_json
-from crad.options import DeviceName
 from crad.report import tables
 from crad.report.results import environment
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.choose import evenly
@@ -15,7 +16,6 @@ from benchmarks.paper.variants import Variant
 from crad.backbones import Backbone
 from crad.model.crad import CRAD
 from crad.model.memories import ContinuousMemory
-from crad.training.inputs import Images
 from crad_kernels import sample
 
 _MOST = 64  # images

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.choose import evenly, of_class
@@ -19,7 +20,6 @@ from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.report.sheets import colour_scale
 from crad.scoring.protocols import Protocol, choose_protocols
 from crad.training.features import anomaly_maps
-from crad.training.inputs import Images
 
 _DETECTORS = {
     "CRAD": CRAD,

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from crad.options import DeviceName, default_config, full_path
 
 from crad.command_line import refuse
 from crad.config import Config, flatten, option
 from crad.data.demo import DEMO_NAMES
-from crad.options import DeviceName, default_config, full_path
 
 TargetName = Literal[
     "table1", "table2", "table3", "table4", "table5",

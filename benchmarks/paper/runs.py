@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from crad.options import DeviceName, TrainOptions
+from crad.resume import checked, finished
+from crad.separate import train_separately
 
 from benchmarks.paper.variants import Variant
 from crad.config import Config
 from crad.data import Dataset, find_dataset
 from crad.data.demo import DEMO_NAMES, demo_dataset
-from crad.options import DeviceName, TrainOptions
 from crad.report.results import Results
-from crad.resume import checked, finished
 from crad.scoring.evaluation import RESULTS_NAME
-from crad.separate import train_separately
 from crad.train import Loaded, load, train_model
 from crad.training.checkpoint import Checkpoint
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from crad.training.inputs import Images
 
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.variants import Variant
@@ -21,7 +22,6 @@ from crad.scoring.calibration import hold_back
 from crad.training.checkpoint import read_checkpoint
 from crad.training.feature_cache import FeatureCache
 from crad.training.features import extract
-from crad.training.inputs import Images
 
 
 @dataclass(frozen=True)
