@@ -15,7 +15,7 @@ from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
 from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds
 from crad.scoring.prediction import Prediction
-from crad.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
+from crad.training.checkpoint import Checkpoint, checkpoint_path, fitting, read_checkpoint
 
 
 class Detector:
@@ -247,12 +247,7 @@ def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backb
                 f"checkpoint: '{name}' in '{checkpoint_path(path)}' holds NaN or infinite numbers; "
                 "use a copy of it, or train again with --overwrite"
             )
-    try:
+    with fitting():
         backbone.load_state_dict(checkpoint.backbone)
         model.load_state_dict(checkpoint.model)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"checkpoint: the parts of '{checkpoint_path(path)}' do not fit this crad and its "
-            f"timm ({error}); use those that wrote it, or train again with --overwrite"
-        ) from error
     return backbone, model

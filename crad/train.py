@@ -4,32 +4,27 @@ import argparse
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import arg
 
-from crad.backbones import SCATTERING, Backbone, create_backbone
+from crad.backbones import SCATTERING
 from crad.command_line import ComputeOptions, parse, run_command
 from crad.config import PRESETS, Config, changed_setting, without_effect
 from crad.data import find_dataset, full_source
-from crad.data.bad_images import BadImages
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
-from crad.errors import BackboneError, CheckpointError, CradError, TrainingError, UsageError
+from crad.errors import CheckpointError, TrainingError, UsageError
 from crad.model.crad import CRAD
-from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.report.environment import commit
 from crad.report.heat_maps import colour_scale
 from crad.report.report import report
@@ -38,16 +33,15 @@ from crad.report.summary import summary
 from crad.scoring.calibration import (
     DECISION_PROTOCOL,
     decision_scores,
-    hold_back,
     take_thresholds,
 )
-from crad.scoring.evaluation import Evaluation, Truths
+from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
-from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
-from crad.training.feature_cache import FeatureCache
-from crad.training.features import Features, extract, fit_backbone, map_features
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, fitting, read_checkpoint
+from crad.training.features import map_features
+from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad_kernels import backends
@@ -126,19 +120,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
 
 
 def _default_options(arguments: Sequence[str]) -> TrainOptions:
-    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("--data", "--output"):
-        early.add_argument(name, nargs="?")
-    early.add_argument("--resume", action="store_true")
-    early.add_argument("--separate", action="store_true")
-    found, _ = early.parse_known_args(arguments)
+    """The defaults that a command line asks for, which may be those of the run to resume."""
+    found = _look_ahead(arguments)
     name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
-    output = OutputOptions(Path(found.output) if found.output else Path("runs") / name)
+    run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
     config = default_config(arguments)
-    run = RunFolder(output.folder)
     if found.resume and not found.separate and run.checkpoint.exists():
         config = read_checkpoint(run.checkpoint, parts=()).config
-    return TrainOptions(config, output)
+    return TrainOptions(config, OutputOptions(run.path))
 
 
 def default_config(arguments: Sequence[str]) -> Config:
@@ -147,23 +136,28 @@ def default_config(arguments: Sequence[str]) -> Config:
     Args:
         arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
     """
-    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("--data", "--backbone", "--preset"):
-        early.add_argument(name, nargs="?")
-    found, _ = early.parse_known_args(arguments)
+    found = _look_ahead(arguments)
     source = found.data or "demo"
     backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else _DEFAULT_BACKBONE)
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
-    decisions = config.decisions
-    if source in DEMO_NAMES:
-        decisions = replace(decisions, calibration_share=DEMO_CALIBRATION_SHARE)
+    share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
     return replace(
         config,
         data=replace(config.data, source=source),
         model=replace(config.model, backbone=backbone),
-        decisions=decisions,
+        decisions=replace(config.decisions, calibration_share=share),
     )
+
+
+def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options that defaults of others depend on."""
+    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in ("--data", "--output", "--backbone", "--preset"):
+        early.add_argument(name, nargs="?")
+    for name in ("--resume", "--separate"):
+        early.add_argument(name, action="store_true")
+    return early.parse_known_args(arguments)[0]
 
 
 def train(options: TrainOptions) -> Results:
@@ -226,109 +220,7 @@ def train_separately(options: TrainOptions) -> Results:
     return results
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run has before it trains.
-
-    Attributes:
-        backbone: fitted, on the device of the run.
-        train: features of the normal images to train on.
-        held_back: features of the normal images to set thresholds with.
-        test: features of the images to test on.
-        n_train: all classes, in order, with their numbers of images to train on.
-        truths: where the defects are.
-        bad: the images and masks that were left out.
-        seconds: time that the features took.
-    """
-
-    backbone: Backbone
-    train: Features
-    held_back: Features
-    test: Features
-    n_train: dict[str, int]
-    truths: Truths
-    bad: BadImages
-    seconds: float
-
-    @property
-    def feature_size(self) -> tuple[int, int, int]:
-        """(C, H, W) of a feature."""
-        height, width, channels = self.train.values.shape[1:]
-        return channels, height, width
-
-    @cached_property
-    def nearest_neighbour(self) -> Tensor:
-        """Anomaly maps of the test images ``(M, H, W)`` by `nearest_neighbour_maps`."""
-        return nearest_neighbour_maps(self.train.channels_first(), self.test.channels_first())
-
-
-def prepare(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
-    """Make the backbone and compute the features of all images of a run.
-
-    Args:
-        options: of the run.
-        stored: the checkpoint to go on from, which has the backbone.
-        device: where to compute.
-
-    Raises:
-        CradError: what `train_model` raises.
-    """
-    config = options.config
-    backbone = create_backbone(
-        config.model.backbone,
-        weights=config.model.weights,
-        pretrained=stored is None,
-        components=config.model.components,
-    ).to(device)
-    if stored:
-        with _fitting(options.run):
-            backbone.load_state_dict(stored.backbone)
-    dataset = processes.on_main(
-        lambda: find_dataset(config.data.source, classes=config.data.classes)
-    )
-    started = time.perf_counter()
-    size = config.model.image_size
-    bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
-    truths = Truths(size, bad)
-    if processes.is_main():  # a bad mask is found before hours of training, not after
-        truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
-
-    train, held_back = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
-    cache = FeatureCache(config.data.feature_memory)
-    try:
-        if not stored:
-            fit_backbone(backbone, train, size, device=device, skip=bad)
-        features, features_held_back, features_test = (
-            extract(backbone, samples, size, device=device, skip=bad, cache=cache)
-            for samples in (train, held_back, dataset.test)
-        )
-    except CradError:
-        raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise BackboneError(
-            f"backbone: '{config.model.backbone}' cannot use these images at --image-size {size}: "
-            f"{error}"
-        ) from error
-    bad.share(processes.gather)
-    counts = Counter(sample.class_name for sample in features.samples)
-    n_train = {name: counts[name] for name in dataset.classes}
-    if missing := [name for name, count in n_train.items() if not count]:
-        raise TrainingError(
-            f"train: no image of class '{missing[0]}' in '{dataset.root}' can be read; replace "
-            "them, or remove the class"
-        )
-    if stored and stored.n_train != n_train:
-        raise TrainingError(
-            f"data: the training images in '{dataset.root}' are not those that the run in "
-            f"'{options.output.folder}' began with; put them back, or begin anew with --overwrite"
-        )
-    seconds = time.perf_counter() - started
-    return Inputs(
-        backbone, features, features_held_back, features_test, n_train, truths, bad, seconds
-    )
-
-
-Prepare = Callable[[TrainOptions, Checkpoint | None, torch.device], Inputs]
+Prepare = Callable[[Config, Checkpoint | None, torch.device], Inputs]
 
 
 def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = prepare) -> Results:
@@ -362,7 +254,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
         if idle := without_effect(config):
             print(idle, flush=True)
 
-        inputs = prepare(options, stored, device)
+        inputs = prepare(config, stored, device)
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
@@ -469,13 +361,12 @@ def finished_results(options: TrainOptions, classes: Sequence[str]) -> Results |
         options: of the run, whose checkpoint `stored_run` has read.
         classes: of the run.
     """
-    if not (options.output.resume and options.run.checkpoint.exists()):
+    results = options.run.read_results()
+    if not (results and options.output.resume and options.run.checkpoint.exists()):
         return None
-    config, results = options.config, options.run.read_results()
+    config = options.config
     protocols = [protocol.name for protocol in choose_protocols(config.decisions.protocol)]
-    expected = (config.data.source, config.training.epochs, [*classes], protocols)
     try:
-        assert results is not None
         found = (
             results["data"],
             results["epoch"],
@@ -483,8 +374,9 @@ def finished_results(options: TrainOptions, classes: Sequence[str]) -> Results |
             [results["protocol"], *results.get("other_protocols", ())],
         )
         is_of_training = "training" in results["timing"]
-    except (AssertionError, AttributeError, KeyError, TypeError):
-        return None  # there are none, or they are something else
+    except (AttributeError, KeyError, TypeError):
+        return None  # they are something else
+    expected = (config.data.source, config.training.epochs, [*classes], protocols)
     return cast(Results, results) if is_of_training and found == expected else None
 
 
@@ -499,19 +391,21 @@ def _begin(
             f"train: {processes.count()} processes cannot share a batch of {least}; lower "
             "--nproc_per_node of torchrun, or raise --batch-size"
         )
-    precision = _precision(options, inputs, stored, device)
+    precision = (
+        stored.precision
+        if stored
+        else select_precision(options.compute.precision, device, _step_size(config, inputs))
+    )
     torch.manual_seed(config.training.seed)
     model = create_model(config, inputs.feature_size)
     if options.compute.compile:
         compile_network(model.fusion, device)
     AcceleratorState._reset_state()  # of a model before, which may have another precision
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-    )
+    mixed = "no" if precision == "fp32" else precision
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
     training = Training(model, config.training, accelerator)
     if stored:
-        with _fitting(options.run):
+        with fitting():
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training
@@ -538,7 +432,7 @@ def _take_checkpoint(
         colour_scale=colour_scale(DECISION_PROTOCOL.score(shown, size)[0].cpu().numpy()),
         n_train=inputs.n_train,
         seconds=(former.seconds if former else 0.0) + spent,
-        precision=_precision(options, inputs, former, device),
+        precision=training.precision,
         model=model.state_dict(),
         backbone=inputs.backbone.state_dict(),
         optimizer=training.optimizer_state(),
@@ -548,14 +442,6 @@ def _take_checkpoint(
             inputs.held_back.samples, scores, config.decisions.false_alarm_rate
         ),
     )
-
-
-def _precision(
-    options: TrainOptions, inputs: Inputs, stored: Checkpoint | None, device: torch.device
-) -> str:
-    if stored:
-        return stored.precision
-    return select_precision(options.compute.precision, device, _step_size(options.config, inputs))
 
 
 def _step_size(config: Config, inputs: Inputs) -> float:
@@ -573,18 +459,6 @@ def _progress(training: Training, inputs: Inputs) -> Iterator["tqdm[None]"]:
     hidden = not processes.is_main()
     with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
         yield bar
-
-
-@contextmanager
-def _fitting(run: RunFolder) -> Iterator[None]:
-    """Turn the failure to restore a state into an error that names the checkpoint."""
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint: '{run.checkpoint}' does not fit this crad and its timm ({error}); use "
-            "those that wrote it, or begin anew with --overwrite"
-        ) from error
 
 
 def _first_line(config: Config, device: torch.device) -> str:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -184,6 +185,18 @@ def strip_checkpoint(source: str | os.PathLike[str], target: Path) -> None:
         StorageError: the file cannot be written.
     """
     read_checkpoint(source, INFERENCE_PARTS).write(target)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Turn the failure to restore a state in the block into an error that says what to do."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint: its parts do not fit this crad and its timm ({error}); use those that "
+            "wrote it, or train again with --overwrite"
+        ) from error
 
 
 def _check_format(file: Path, metadata: Mapping[str, str]) -> int:

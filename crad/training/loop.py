@@ -49,6 +49,12 @@ class Training:
         self._names = [names[p] for group in optimizer.param_groups for p in group["params"]]
         self._forward, self._optimizer = accelerator.prepare(model, optimizer)
 
+    @property
+    def precision(self) -> str:
+        """Of the fusion network."""
+        mixed: str = self.accelerator.mixed_precision
+        return "fp32" if mixed == "no" else mixed
+
     def run_epoch(self, features: Features, bar: "tqdm[Any]") -> float:
         """Train for one epoch, in an order drawn from PyTorch's generator.
 
