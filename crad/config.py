@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from crad.backbones import BACKBONES, SCATTERING
+from crad.data.demo import DEMO_NAMES
+from crad.data.layouts import LAYOUTS
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
@@ -18,12 +21,24 @@ from crad.scoring.protocols import ProtocolChoice, choose_protocols
 PresetName = Literal["tiny", "crad-s", "crad"]
 
 
+DEFAULT_BACKBONE = "tf_efficientnet_b4.aa_in1k"
+"""For data of one's own, as published."""
+
+_DATA_HELP = (
+    f"A folder in the layout of {' or '.join(LAYOUTS)}, or a generated set: "
+    f"{', '.join(DEMO_NAMES)}."
+)
+_BACKBONE_HELP = (
+    f"{', '.join(BACKBONES)}, or any timm model, whose weights are downloaded. Default for your "
+    f"data: {DEFAULT_BACKBONE}."
+)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to learn from."""
 
-    source: Annotated[str, arg(name="data")] = "demo"
-    """A folder in the layout of MVTec AD or VisA, or a generated set: demo, demo-hard."""
+    source: Annotated[str, arg(name="data", help=_DATA_HELP)] = "demo"
     classes: tuple[str, ...] = ()
     """Train on these classes only. Default: all."""
     skip_bad: bool = False
@@ -40,9 +55,7 @@ class ModelConfig:
     preset: PresetName = "tiny"
     """Sizes and schedule that other options override: tiny, crad-s or crad. Default: tiny for
     scattering, otherwise crad."""
-    backbone: str = "scattering"
-    """scattering, which needs no weights, or any timm model. Default for your data:
-    tf_efficientnet_b4.aa_in1k."""
+    backbone: Annotated[str, arg(help=_BACKBONE_HELP)] = SCATTERING
     weights: Path | None = None
     """File with the weights of the timm model, instead of a download."""
     components: int = 16
@@ -203,7 +216,7 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
     {
         "--components": (
             "--backbone scattering",
-            lambda config: config.model.backbone == "scattering",
+            lambda config: config.model.backbone == SCATTERING,
         ),
         "--absent": ("a memory that is none", _any_memory("none")),
         "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
 from crad.command_line import parse, run_command
-from crad.config import PRESETS, Config, DataConfig
+from crad.config import DEFAULT_BACKBONE, PRESETS, Config, DataConfig
 from crad.data import find_dataset
 from crad.errors import BackboneError
 from crad.model.crad import CRAD, Bottleneck
@@ -47,7 +47,7 @@ class ConvertOptions:
     """A checkpoint of the released implementation."""
     output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Folder to write the checkpoint into, as a training run does."""
-    backbone: str = "tf_efficientnet_b4.aa_in1k"
+    backbone: str = DEFAULT_BACKBONE
     """The timm model that the features are from, frozen at its ImageNet weights."""
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""

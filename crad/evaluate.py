@@ -33,8 +33,7 @@ class EvaluateOptions:
     checkpoint: Path
     """A checkpoint, or the output folder of a training run."""
     data: str | None = None
-    """A folder in the layout of MVTec AD or VisA, demo or demo-hard. Default: the data trained
-    on."""
+    """A folder or a generated set, as for training. Default: the data trained on."""
     classes: tuple[str, ...] = ()
     """Evaluate these classes only. Default: all; of the data trained on, those trained on."""
     protocol: tuple[ProtocolChoice, ...] = ()

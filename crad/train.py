@@ -18,7 +18,7 @@ from tyro.conf import arg
 
 from crad.backbones import SCATTERING
 from crad.command_line import ComputeOptions, parse, run_command
-from crad.config import PRESETS, Config, changed_setting, without_effect
+from crad.config import DEFAULT_BACKBONE, PRESETS, Config, changed_setting, without_effect
 from crad.data import find_dataset, full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.detector import create_model, multiply_adds
@@ -47,7 +47,6 @@ from crad.training.run_folder import RunFolder
 from crad_kernels import backends
 
 _DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
-_DEFAULT_BACKBONE = "tf_efficientnet_b4.aa_in1k"
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
@@ -138,7 +137,7 @@ def default_config(arguments: Sequence[str]) -> Config:
     """
     found = _look_ahead(arguments)
     source = found.data or "demo"
-    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else _DEFAULT_BACKBONE)
+    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else DEFAULT_BACKBONE)
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share

@@ -28,5 +28,5 @@ class Layout(Protocol):
         ...
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({"visa": visa, "mvtec": mvtec})
+LAYOUTS: Mapping[str, Layout] = MappingProxyType({"VisA": visa, "MVTec AD": mvtec})
 """By name, in the order in which they are tried; the last one says what it lacks."""
