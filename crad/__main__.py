@@ -13,7 +13,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "evaluate": ("crad.evaluate", "measure a trained detector on a data set"),
         "predict": ("crad.predict", "score images, and decide which have a defect"),
         "data": ("crad.data.__main__", "download a data set"),
-        "checkpoint": ("crad.checkpoint", "strip a checkpoint of what only training needs"),
+        "checkpoint": ("crad.checkpoint", "remove from a checkpoint what only training needs"),
         "convert": ("crad.convert", "convert a checkpoint of the authors' implementation"),
     }
 )
@@ -25,7 +25,7 @@ Find and locate defects, after training on normal images only.
 
 {commands}
 
-Type first:
+Start with:
   crad train                                          train and measure on the demo set
   crad train --data PATH                              train on your images
   crad predict --checkpoint runs/NAME --output OUT IMAGE_OR_FOLDER...
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = [f"  {command:12}{does}" for command, (_, does) in COMMANDS.items()]
         print(_HELP.format(commands="\n".join(lines)), end="")
     else:
-        print(f"error: no command '{name}'; expected {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr
+        )
         sys.exit(2)
 
 

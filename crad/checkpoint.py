@@ -49,8 +49,12 @@ def strip(options: CheckpointOptions) -> None:
         StorageError: the file cannot be written.
     """
     source, output = checkpoint_path(options.source), options.output
-    if output.exists() and (source.samefile(output) or not options.overwrite):
-        raise OutputError(f"output: '{output}' exists already; give the name of a new file")
+    if output.exists() and source.exists() and source.samefile(output):
+        raise OutputError(f"output: '{output}' is the checkpoint to strip; give another name")
+    if output.exists() and not options.overwrite:
+        raise OutputError(
+            f"output: '{output}' exists already; --overwrite replaces it, or give another name"
+        )
     strip_checkpoint(source, output)
     before, after = source.stat().st_size, output.stat().st_size
     print(f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB, written to {output}")

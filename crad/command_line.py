@@ -34,8 +34,8 @@ class ComputeOptions:
     """Precision of the fusion network; auto takes bf16 for a large one on a CPU that has matrix
     instructions for it."""
     compile: bool = False
-    """Compile the fusion network with torch.compile. A large network is faster then, after a minute
-    or so at the start."""
+    """Compile the fusion network with torch.compile: a large network becomes faster, after about a
+    minute of compiling."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class InferenceOptions(ComputeOptions):
     """What to compute on."""
 
     batch_size: int = BATCH_SIZE
-    """Images computed at once."""
+    """Images per batch."""
 
     def check(self) -> None:
         """Refuse a batch size that is not positive.

@@ -50,7 +50,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: all that is needed to make it again."""
+    """The network."""
 
     preset: PresetName = "tiny"
     """Sizes and schedule that other options override: tiny, crad-s or crad. Default: tiny for
@@ -77,7 +77,7 @@ class ModelConfig:
     global_resolution: Annotated[tuple[int, ...], arg(name="global.resolution")] = (4, 4)
     """Entries along each axis, as for the local memory."""
     absent: AbsentName = "drop"
-    """Input of the fusion in place of a memory that is none: nothing, or zeros."""
+    """What the fusion gets for a memory that is none: nothing (drop), or zeros."""
     address: Annotated[AddressName, arg(name="discrete.address")] = "feature"
     """What vq and attention compare with their entries: the feature (global: its mean), or the
     hidden layer of a coordinate network."""
@@ -90,7 +90,7 @@ class ModelConfig:
     cosine_weight: Annotated[float, arg(name="refinement.cosine-weight")] = 0.7
     """Weight of the cosine similarity (lambda 2)."""
     mse_threshold: Annotated[float, arg(name="refinement.mse-threshold")] = 10.0
-    """Mean squared error from which the indicator is 0 (k)."""
+    """The indicator is 1 below this mean squared error (k)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     clip_norm: float = 0.1
-    """Largest norm of the gradient of all parameters together."""
+    """Clip the norm of the gradient, of all parameters together, to this."""
     jitter_std: Annotated[float, arg(name="local.jitter-std")] = 0.05
     """Standard deviation of the noise on the coordinates of a local grid, in [-1, 1] units."""
     jitter_prob: Annotated[float, arg(name="local.jitter-prob")] = 0.5
@@ -123,7 +123,7 @@ class DecisionConfig:
 
     calibration_share: float = 0.1
     """Share of the normal images of each class that is held back to set its threshold. 0 trains on
-    all, as published, and decides nothing. Default for the generated sets: a third."""
+    all images, as published, and sets no thresholds. Default for the generated sets: a third."""
     false_alarm_rate: float = 0.01
     """Share of normal images that may be taken for defective."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
@@ -151,7 +151,9 @@ class Config:
         choose_protocols(self.decisions.protocol)
         memories = (self.model.local_memory, self.model.global_memory)
         if memories == ("none", "none"):
-            raise UsageError("--local.memory, --global.memory: one of them must not be none")
+            raise UsageError(
+                "--local.memory, --global.memory: both are none; choose a memory for at least one"
+            )
         if "vq" in memories:
             vector_quantize_class()
         for name, value in settings(self).items():

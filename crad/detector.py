@@ -98,7 +98,7 @@ class Detector:
         """
         if class_name is not None and class_name not in self.thresholds:
             raise UsageError(
-                f"class: there is no threshold for '{class_name}'; there is one for "
+                f"class: '{class_name}' has no threshold; classes with one: "
                 f"{', '.join(self.thresholds) or 'none'}"
             )
         if batch_size < 1:

@@ -113,7 +113,7 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device: '{name}' is none; expected auto, cpu, cuda or, say, cuda:1")
+        raise DeviceError(f"device: '{name}' is unknown; expected auto, cpu, cuda or, say, cuda:1")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
             f"device: '{name}' asked for, but PyTorch {torch.__version__} finds no usable CUDA "

@@ -33,9 +33,9 @@ class EvaluateOptions:
     checkpoint: Path
     """A checkpoint, or the output folder of a training run."""
     data: str | None = None
-    """A folder or a generated set, as for training. Default: the data trained on."""
+    """A folder or a generated set, as for training. Default: the training data."""
     classes: tuple[str, ...] = ()
-    """Evaluate these classes only. Default: all; of the data trained on, those trained on."""
+    """Evaluate these classes only. Default: all; without --data, those of the training run."""
     protocol: tuple[ProtocolChoice, ...] = ()
     """How test images are scored, with a table for each; results.json reports the first, with the
     others beside it. Default: those of the training run."""
@@ -96,8 +96,8 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
     source = options.data or trained.data.source
     if not source:
         raise DataError(
-            f"data: '{options.checkpoint}' does not say where the data it was trained on are; name "
-            "a folder with --data"
+            f"data: '{options.checkpoint}' does not record where its training data are; give a "
+            "data set with --data PATH"
         )
     classes = options.classes or (() if options.data else trained.data.classes)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))

@@ -36,16 +36,16 @@ class PredictOptions:
     checkpoint: Path
     """A checkpoint, or the output folder of a training run."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, and folders whose images are all taken, those of sub-folders too."""
+    """Image files, and folders, which are searched with their sub-folders."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """The class of all images, whose threshold decides. Default: the class that the innermost
-    folder named after one says; where there is none, the highest threshold decides."""
+    """The class of all images. Default: from the path of each image, the innermost folder named
+    like a class; without one, the highest threshold of all classes decides."""
     output: Path | None = None
     """Folder to write a heat map of each image, scores.csv and scores.json into."""
     csv: Path | None = None
-    """File to write the scores into, as CSV."""
+    """Write the scores to this CSV file."""
     json: Path | None = None
-    """File to write the scores into, as JSON."""
+    """Write the scores to this JSON file."""
     skip_bad: SkipBad = False
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
@@ -124,8 +124,7 @@ def _how_decided(
     """Say what a reader of the decisions must know."""
     if not thresholds:
         yield (
-            "no decisions: training held no normal images back to set thresholds with; train with "
-            "--calibration-share 0.1"
+            "no decisions: the checkpoint has no thresholds; train with --calibration-share above 0"
         )
     if class_name is not None or len(thresholds) < 2:
         return
@@ -133,11 +132,11 @@ def _how_decided(
     unknown = counts.pop(None, 0)
     if counts:
         told = ", ".join(f"{printable(str(name))} {count}" for name, count in counts.items())
-        yield f"class of the images, by the names of their folders: {told}; --class NAME overrides"
+        yield f"images per class, from the names of their folders: {told}; --class NAME overrides"
     if unknown:
         yield (
-            f"{unknown} of {len(done)} images are in no folder named after a class: the highest "
-            "threshold of all classes decides; --class NAME chooses that of a class"
+            f"{unknown} of {len(done)} images: class unknown (no folder named like a class); the "
+            "highest threshold of all classes decides; --class NAME sets the class"
         )
 
 

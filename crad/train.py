@@ -53,10 +53,10 @@ _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is left on disk."""
+    """Where results are written."""
 
     folder: Annotated[Path, arg(name="output")]
-    """Folder for everything the run writes. Default: runs/ and the name of the data."""
+    """Folder for everything the run writes. Default: runs/NAME, with the name of the data."""
     separate: bool = False
     """Train a model for each class, each in a folder of --output, instead of one for all."""
     resume: bool = False
@@ -106,11 +106,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
         default=_default_options(arguments),
     )
     if options.output.resume and options.output.overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
+        raise UsageError("use either --resume or --overwrite, not both")
     if not options.config.data.source:
         raise UsageError(
-            f"--data: the run in '{options.output.folder}' does not say where its data are; name "
-            "the folder"
+            f"--data: the run in '{options.output.folder}' does not record where its data are; "
+            "give the folder with --data PATH"
         )
     data = replace(options.config.data, source=full_source(options.config.data.source))
     options = replace(options, config=replace(options.config, data=data))
@@ -206,10 +206,10 @@ def train_separately(options: TrainOptions) -> Results:
             print(f"class {number} of {len(names)}: {name}{note}", flush=True)
             parts.append(done or train_model(run, show=False))
     except KeyboardInterrupt as interrupt:
-        instead = " in place of --overwrite" if output.overwrite else ""
+        instead = " instead of --overwrite" if output.overwrite else ""
         raise KeyboardInterrupt(
-            f"{len(parts)} of {len(names)} classes are finished; go on with the same command and "
-            f"--resume{instead}"
+            f"{len(parts)} of {len(names)} classes are finished; continue with the same command "
+            f"and --resume{instead}"
         ) from interrupt
 
     results = combine_results(parts)
@@ -340,13 +340,13 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
     if changed:
         name, value, former = changed
         raise UsageError(
-            f"{name}: the run in '{run.path}' has {former}, not {value}; leave {name} out, or "
-            "train anew in another --output"
+            f"{name}: the run in '{run.path}' was started with {former}, not {value}; leave {name} "
+            "out to resume it, or start a new run in another --output"
         )
     if "optimizer" in parts and not stored.optimizer:
         raise CheckpointError(
-            f"checkpoint: '{run.checkpoint}' was stripped of what training needs; train anew with "
-            "--overwrite or in another --output"
+            f"checkpoint: '{run.checkpoint}' was stripped, so training cannot be resumed; start "
+            "again with --overwrite or in another --output"
         )
     return stored
 
@@ -387,8 +387,8 @@ def _begin(
     least = min(config.training.batch_size, len(inputs.train))
     if least < processes.count():
         raise TrainingError(
-            f"train: {processes.count()} processes cannot share a batch of {least}; lower "
-            "--nproc_per_node of torchrun, or raise --batch-size"
+            f"train: a batch of {least} images is too small for {processes.count()} processes; "
+            "lower --nproc_per_node, raise --batch-size, or add training images"
         )
     precision = (
         stored.precision

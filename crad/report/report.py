@@ -63,7 +63,7 @@ def _not_measured(results: Results, samples: Sequence[Sample]) -> str | None:
     defective = [sample for sample in samples if sample.is_anomaly]
     if without := sum(sample.mask is None for sample in defective):
         return (
-            f"pixel metrics are of part of the images: {without} of {len(defective)} defective "
-            "images have no mask"
+            f"pixel metrics leave out {without} of {len(defective)} defective images, which have "
+            "no mask"
         )
     return None

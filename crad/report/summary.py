@@ -74,18 +74,19 @@ def _decisions(decisions: Decisions) -> list[str]:
         rows.append([printable(name), held_back, threshold, *_parts(counts)])
     rows.append(["all", "", "", *_parts(totals)])
     lines = [
-        f"decisions by scores of protocol {DECISION_PROTOCOL.name} at a false alarm rate of "
-        f"{rate:.3g}: above its threshold an image is defective",
+        f"decisions (protocol {DECISION_PROTOCOL.name}, false alarm rate {rate:.3g}): an image "
+        "whose score is above the threshold of its class is a defect",
         *lay_out(rows, total=True),
     ]
     numbers = [entry["n_calibration"] for entry in classes.values()]
     if 0 in numbers:
-        lines.append("a class without images held back has the highest threshold of all classes")
+        lines.append("a class without images held back uses the highest threshold of all classes")
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"a class has only {fewest} normal images held back: its threshold is the largest of "
-            f"their scores, and on average 1 of {fewest + 1} new normal images is above it"
+            f"held back are only {fewest} normal images of a class: its threshold is their largest "
+            f"score, which on average 1 of {fewest + 1} new normal images exceeds; add normal "
+            "images or raise --calibration-share"
         )
     return lines
 

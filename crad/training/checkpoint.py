@@ -36,7 +36,7 @@ VERSION = 2
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
 _SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
-_WAYS = "use the crad that wrote it, or train again with --overwrite"
+_WAYS = "install a newer crad, or train again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def read_checkpoint(
         *(AttributeError, KeyError, TypeError, ValueError),
     ) as error:
         raise CheckpointError(
-            f"checkpoint: '{file}' is none, or was damaged or cut short ({error}); use a copy of "
-            "it, or train again with --overwrite"
+            f"checkpoint: '{file}' is not a checkpoint, or is damaged or cut short ({error}); use "
+            "another copy, or train again with --overwrite"
         ) from error
 
 
@@ -194,8 +194,8 @@ def fitting() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint: its parts do not fit this crad and its timm ({error}); use those that "
-            "wrote it, or train again with --overwrite"
+            f"checkpoint: it does not match this version of crad or timm ({error}); install the "
+            "versions that wrote it, or start again with --overwrite"
         ) from error
 
 
@@ -203,8 +203,8 @@ def _check_format(file: Path, metadata: Mapping[str, str]) -> int:
     """The version of a checkpoint; errors as for `read_checkpoint`."""
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(
-            f"checkpoint: '{file}' holds tensors, but no crad checkpoint; give the output folder "
-            "of a training run (weights of a backbone go to --weights)"
+            f"checkpoint: '{file}' is not a crad checkpoint; give the output folder of a training "
+            "run (weights of a backbone go to --weights)"
         )
     version = int(metadata["version"])
     if not 1 <= version <= VERSION:

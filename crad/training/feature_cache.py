@@ -76,15 +76,14 @@ def _reserve(n_bytes: int) -> Path:
     folder = Path(os.environ.get("TMPDIR") or default)
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise StorageError(
-            f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' is "
-            "no folder that can be written into; make it one, name another with the environment "
-            "variable TMPDIR, or let more stay in memory with --feature-memory"
+            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' is not a "
+            "writable folder; set TMPDIR to another folder, or raise --feature-memory"
         )
     if (free := shutil.disk_usage(folder).free) < n_bytes:
         raise StorageError(
-            f"features: {n_bytes / 1e9:.1f} GB of them go to a temporary file, but '{folder}' has "
-            f"{free / 1e9:.1f} GB free; free some space there, name another folder with the "
-            "environment variable TMPDIR, or let more stay in memory with --feature-memory"
+            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' has "
+            f"{free / 1e9:.1f} GB free; free some space, set TMPDIR to another folder, or raise "
+            "--feature-memory"
         )
     descriptor, name = tempfile.mkstemp(prefix="crad-features-", dir=folder)
     try:

@@ -114,13 +114,13 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     n_train = {name: counts[name] for name in dataset.classes}
     if missing := [name for name, count in n_train.items() if not count]:
         raise DataError(
-            f"train: no image of class '{missing[0]}' in '{dataset.root}' can be read; replace "
-            "them, or remove the class"
+            f"train: none of the training images of class '{missing[0]}' in '{dataset.root}' can "
+            "be read; replace them, or leave the class out with --classes"
         )
     if stored and stored.n_train != n_train:
         raise DataError(
-            f"data: the training images in '{dataset.root}' are not those that the run in --output "
-            "began with; put them back, or begin anew with --overwrite"
+            f"data: the training images in '{dataset.root}' have changed since the run was "
+            "started; restore them, or start again with --overwrite"
         )
     seconds = time.perf_counter() - started
     return Inputs(

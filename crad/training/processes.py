@@ -50,15 +50,14 @@ def joined(device: torch.device) -> Iterator[None]:
     if not on_cpu and local_count() > torch.cuda.device_count():
         raise DeviceError(
             f"device: {local_count()} processes for {torch.cuda.device_count()} GPUs; lower "
-            "--nproc_per_node of torchrun, or take --device cpu"
+            "--nproc_per_node of torchrun, or use --device cpu"
         )
     values = {name: os.environ.get(name, "") for name in _ENVIRONMENT}
     wrong = [n for n, v in values.items() if not (v.isdecimal() or (v and n == "MASTER_ADDR"))]
     if wrong:
         raise LaunchError(
-            "processes: LOCAL_RANK is set in the environment, as torchrun does for each of several "
-            f"processes, but not as it does: {', '.join(wrong)}; start them with torchrun "
-            "--nproc_per_node N -m crad.train, or for a single process unset LOCAL_RANK"
+            f"processes: LOCAL_RANK is set, but {', '.join(wrong)} is missing or invalid; start several "
+            "processes with torchrun --nproc_per_node N -m crad train, or unset LOCAL_RANK for one"
         )
     state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
@@ -153,4 +152,4 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerError(f"another process has ended ({error})") from error
+        raise PeerError(f"another process failed ({error})") from error

@@ -53,7 +53,7 @@ class RunFolder:
         elif has_checkpoint and separate:
             problem = "holds one model for all classes; --overwrite replaces"
         elif not has_checkpoint and not separate:
-            problem = f"holds {name}, but no checkpoint to continue; --overwrite replaces"
+            problem = f"has {name}, but no checkpoint to resume; --overwrite replaces"
         else:
             return
         raise OutputError(
