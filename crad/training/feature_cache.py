@@ -76,8 +76,8 @@ def _reserve(n_bytes: int) -> Path:
     folder = Path(os.environ.get("TMPDIR") or default)
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise StorageError(
-            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' is not "
-            "a writable folder; set TMPDIR to another folder, or raise --feature-memory"
+            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' is "
+            "not a writable folder; set TMPDIR to another folder, or raise --feature-memory"
         )
     if (free := shutil.disk_usage(folder).free) < n_bytes:
         raise StorageError(

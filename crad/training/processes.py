@@ -57,7 +57,8 @@ def joined(device: torch.device) -> Iterator[None]:
     if wrong:
         raise LaunchError(
             f"processes: LOCAL_RANK is set, but {', '.join(wrong)} is missing or invalid; start "
-            "several processes with torchrun --nproc_per_node N -m crad train, or unset LOCAL_RANK for one"
+            "several processes with torchrun --nproc_per_node N -m crad train, or unset LOCAL_RANK "
+            "for one"
         )
     state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
