@@ -172,7 +172,7 @@ def test_finished_runs_are_reused(
     assert {path.name for path in page.with_suffix("").iterdir()} == files - {"table5.md"}
     assert "<!-- table5: written by python -m benchmarks.paper -->\n## Table 5" in page.read_text()
 
-    assert command(main, "table5", *given, "--depth", "2") == 1
+    assert command(main, "table5", *given, "--depth", "2") == 2
     assert "--depth" in capsys.readouterr().err
 
 
