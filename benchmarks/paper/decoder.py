@@ -89,7 +89,8 @@ class Decoders:
         states = [run.backbone.state_dict()]
         if kind != "feature":  # all models of a backbone share the decoder of its features
             states.append(run.model.state_dict())
-        path = self._folder / f"{kind}-{_digest(states, repr(run.train))}.safetensors"
+        trained_on = repr([str(sample.path) for sample in run.train])
+        path = self._folder / f"{kind}-{_digest(states, trained_on)}.safetensors"
         if path.exists():
             try:
                 decoder.load_state_dict(safetensors.torch.load_file(path))
