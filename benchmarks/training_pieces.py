@@ -31,14 +31,14 @@ import crad
 from benchmarks.gpu_report import Report, write_json
 from benchmarks.standin import N_CLASSES, N_IMAGES, write_standin, write_weights
 from benchmarks.training_step import FeatureSize, features, models, training_step
-from crad.config import Config
+from crad.config import Config, ModelConfig, TrainingConfig
+from crad.data import Sample
 from crad.data.demo import write_demo
 from crad.detector import create_model
 from crad.devices import freed_memory_kept
 from crad.model.crad import CRAD
-from crad.options import TrainOptions, parse_options
 from crad.report.results import Results
-from crad.train import Loaded, load, train_model
+from crad.train import Inputs, TrainOptions, parse_options, prepare, train_model
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 from crad.training.features import Features
 from crad.training.loop import Training
@@ -281,18 +281,18 @@ def train_standin(setting: Setting) -> Report:
         arguments += ["--image-size", str(setting.image_size), "--depth", "1", "--expansion", "16"]
     options = setting.options(setting.images, setting.run, *arguments)
 
-    def timed(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Loaded:
-        loaded = load(options, stored, device)
-        count = len(loaded.inputs.train.samples)
+    def timed(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
+        inputs = prepare(options, stored, device)
+        count = len(inputs.train)
         report["images"] = count
-        report["features_seconds"] = loaded.seconds
-        report["features_images_per_second"] = count / loaded.seconds
-        return loaded
+        report["features_seconds"] = inputs.seconds
+        report["features_images_per_second"] = count / inputs.seconds
+        return inputs
 
     started = time.perf_counter()
     try:
         with peak_bytes(setting, report):
-            train_model(options, show=False, load=timed)
+            train_model(options, show=False, prepare=timed)
     except KeyboardInterrupt:
         report["unfinished"] = True
     report["command_seconds"] = time.perf_counter() - started
@@ -330,16 +330,17 @@ def profile_epoch(setting: Setting) -> Report:
     steps = 16
     count = steps * setting.batch
     config = Config(
-        batch_size=setting.batch, depth=setting.depth, expansion=setting.expansion, precision="bf16"
+        model=ModelConfig(depth=setting.depth, expansion=setting.expansion),
+        training=TrainingConfig(batch_size=setting.batch),
     )
     torch.manual_seed(0)
     values = torch.rand(count, height, width, channels)
-    inputs = _RecordedFeatures(values, [Path(str(index)) for index in range(count)])
+    inputs = _RecordedFeatures(values, [Sample()] * count)
     cuda = setting.device.type == "cuda"
     accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16")
     clip = record_function("clipping")(accelerator.clip_grad_norm_)
     accelerator.clip_grad_norm_ = clip
-    loop = Training(create_model(config, setting.feature_size), config, accelerator)
+    loop = Training(create_model(config, setting.feature_size), config.training, accelerator)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with tqdm(disable=True) as bar:
         loop.run_epoch(inputs, bar)
@@ -420,7 +421,7 @@ def from_files(setting: Setting, precision: Any) -> Report:
 
 def neutrality(setting: Setting) -> Iterator[Row]:
     """AUROC on the demo set, trained in each precision with each of three seeds."""
-    kept: dict[int, Loaded] = {}
+    kept: dict[int, Inputs] = {}
     networks = {"11 bottlenecks of 216": ("--depth", "11", "--expansion", "216"), "tiny": ()}
     data: Path | str = "demo"
     seeds = range(3)
@@ -437,13 +438,13 @@ def neutrality(setting: Setting) -> Iterator[Row]:
             "--seed", str(seed), "--overwrite",
         )  # fmt: skip
 
-        def once(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Loaded:
+        def once(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
             if seed not in kept:
-                kept[seed] = load(options, stored, device)
+                kept[seed] = prepare(options, stored, device)
             return kept[seed]
 
         with multiplied(precision):
-            results: Results = train_model(options, show=False, load=once)
+            results: Results = train_model(options, show=False, prepare=once)
         mean = results["mean"]
         return {
             "image_auroc": mean["image_auroc"],

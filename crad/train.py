@@ -329,7 +329,7 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
         UsageError: the run there has another setting.
     """
     output, run = options.output, options.run
-    run.check(overwrite=output.overwrite, resume=output.resume)
+    run.check(overwrite=output.overwrite, resume=output.resume, separate=output.separate)
     if not (output.resume and run.checkpoint.exists()):
         return None
     stored = read_checkpoint(run.checkpoint, parts)

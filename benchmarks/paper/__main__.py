@@ -11,7 +11,8 @@ from benchmarks.paper.plotting import check_drawing
 from benchmarks.paper.published import is_published_data
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
-from crad.command_line import check_output, run_command
+from crad.command_line import run_command
+from crad.files import check_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,34 +25,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments and arguments[0] == "cost":
         cost.main(arguments[1:])
         return
-    options = parse_options(arguments)
-    run_command(lambda: make(options), again="run the same command again")
+    run_command(lambda: make(parse_options(arguments)), again="run the same command again")
 
 
 def make(options: PaperOptions) -> None:
     """Make tables and figures, and train the detectors that they need.
 
     Raises:
-        CommandError: the data set is not that of a table, or a folder or the page cannot be used.
+        DataError: the data set is not that of a table.
+        OutputError: a folder or the page cannot be used.
         Exception: what `benchmarks.paper.runs.Runs.finish` raises.
     """
-    check_output(options.output)
+    check_folder(options.output)
     if options.report:
         check_page(options.report, options.targets)
-    runs = Runs(
-        options.config,
-        options.seeds,
-        options.output,
-        options.device,
-        options.skip_bad,
-        options.feature_memory,
-    )
+    runs = Runs(options.config, options.seeds, options.output, options.compute)
     targets = {name: TARGETS[name] for name in dict.fromkeys(options.targets)}
     for name, target in targets.items():
         if target.drawn:
             check_drawing()
         if target.of:
-            is_published_data(name, options.config.data, runs.classes(), target.of)
+            is_published_data(name, options.config.data.source, runs.classes(), target.of)
     for one_seed in (False, True):
         some = [target for target in targets.values() if target.one_seed == one_seed]
         if some:

@@ -14,7 +14,9 @@ def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [samples[index] for index in chosen.tolist()]
 
 
-def of_class(samples: Sequence[Sample], class_name: str, *, anomalous: bool = False) -> list[int]:
+def of_class(
+    samples: Sequence[Sample], class_name: str | None, *, anomalous: bool = False
+) -> list[int]:
     """The indices of the normal, or of the anomalous, samples of a class."""
     return [
         index

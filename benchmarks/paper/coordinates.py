@@ -6,14 +6,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.trained_run import TrainedRun
-from crad.command_line import CommandError
 from crad.data import Sample
+from crad.errors import UsageError
 from crad.model.crad import CRAD
 from crad.model.memories import ContinuousMemory
+from crad.training.features import Features
 
 PlaneName = Literal["local", "global"]
 
@@ -22,13 +22,13 @@ def plane(model: CRAD, name: PlaneName) -> ContinuousMemory:
     """The local or the global memory of a model, if it is a grid with two axes.
 
     Raises:
-        CommandError: it is not.
+        UsageError: it is not.
     """
     memory = model.local_representation if name == "local" else model.global_representation
     size = tuple(memory.memory.values.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
     if not isinstance(memory, ContinuousMemory) or len(size) != 2:
         found = f"a grid of {' x '.join(map(str, size))}" if size else "none or another kind"
-        raise CommandError(
+        raise UsageError(
             f"figure: expected a {name} memory that is a grid with two axes, but the model has "
             f"{found}"
         )
@@ -44,7 +44,7 @@ def local_coords(model: CRAD, feature: Tensor) -> Tensor:
         feature: ``(B, C, H, W)`` float32.
 
     Raises:
-        CommandError: as for `plane`.
+        UsageError: as for `plane`.
     """
     coords: Tensor = plane(model, "local").coordinates(feature.permute(0, 2, 3, 1))
     return coords
@@ -57,14 +57,14 @@ def global_coords(model: CRAD, feature: Tensor) -> Tensor:
     return coords
 
 
-def image_coords(run: TrainedRun, images: Images) -> npt.NDArray[np.float32]:
-    """The coordinates of the images of a run in its global memory, ``(N, 2)``.
+def image_coords(run: TrainedRun, features: Features) -> npt.NDArray[np.float32]:
+    """The coordinates of images in the global memory of a run, ``(N, 2)``.
 
     Raises:
-        CommandError: as for `plane`.
+        UsageError: as for `plane`.
     """
-    batches = torch.arange(len(images.samples)).split(64)
-    found = [global_coords(run.model, images.features.batch(each, run.device)) for each in batches]
+    batches = torch.arange(len(features)).split(64)
+    found = [global_coords(run.model, features.batch(each, run.device)) for each in batches]
     coords: npt.NDArray[np.float32] = torch.cat(found).cpu().numpy()
     return coords
 

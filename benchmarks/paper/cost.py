@@ -11,18 +11,17 @@ from typing import Literal
 
 import torch
 import tyro
-from crad.options import DeviceName
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crad.command_line import check_batch_size, run_command
+from crad.command_line import InferenceOptions, run_command
 from crad.config import PRESETS, PresetName
-from crad.detector import BATCH_SIZE, create_model, multiply_adds
-from crad.devices import PrecisionName, select_device, select_precision
+from crad.detector import create_model, multiply_adds
+from crad.devices import select_device, select_precision
 from crad.files import write_json
-from crad.report import tables
-from crad.report.results import environment
+from crad.report.environment import environment
+from crad.report.tables import lay_out
 
 MeasuredName = Literal["grid", "vq", "attention"]
 
@@ -60,36 +59,33 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class CostOptions:
+class CostOptions(InferenceOptions):
     """The options of the command."""
 
+    compile: tyro.conf.Suppress[tyro.conf.Fixed[bool]] = False  # it would hide what is counted
     presets: tuple[PresetName, ...] = ("crad", "crad-s")
     """The networks."""
     memories: tuple[MeasuredName, ...] = ("grid", "vq", "attention")
     """Kinds of memory, each in both branches."""
-    batch_size: int = BATCH_SIZE
-    """Images in a batch."""
     seconds: float = 1.0
     """Least time to measure each number for; the median of its calls counts."""
-    device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if there is a GPU."""
-    precision: PrecisionName = "auto"
-    """Precision of the fusion network, as in evaluation."""
     json: Path | None = None
     """A file for the numbers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    options = tyro.cli(
-        CostOptions,
-        args=arguments,
-        prog="python -m benchmarks.paper cost",
-        description="Count parameters and multiply-adds, and time look-ups and images, for each "
-        "memory and preset.",
+    run_command(
+        lambda: cost(
+            tyro.cli(
+                CostOptions,
+                args=arguments,
+                prog="python -m benchmarks.paper cost",
+                description="Count parameters and multiply-adds, and time look-ups and images, for "
+                "each memory and preset.",
+            )
+        )
     )
-    check_batch_size(options.batch_size)
-    run_command(lambda: cost(options))
 
 
 def cost(options: CostOptions) -> list[Cost]:
@@ -99,7 +95,9 @@ def cost(options: CostOptions) -> list[Cost]:
         DeviceError: the device is not available.
         MissingPackageError: a memory needs a package that is not installed.
         OSError: the file cannot be written.
+        UsageError: the batch size is not positive.
     """
+    options.check()
     device = select_device(options.device)
     costs = [
         _cost_of_network(preset, memory, device, options)
@@ -134,18 +132,14 @@ def _cost_of_network(
     preset: PresetName, memory: MeasuredName, device: torch.device, options: CostOptions
 ) -> Cost:
     config, size = PRESETS[preset], FEATURE_SIZES[preset]
-    config = replace(
-        config,
-        local=replace(config.local, memory=memory),
-        global_=replace(config.global_, memory=memory),
-    )
+    config = replace(config, model=replace(config.model, local_memory=memory, global_memory=memory))
     batch = options.batch_size
     model = create_model(config, size).to(device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     feature = torch.randn(batch, *size, device=device)
     feature = feature.contiguous(memory_format=torch.channels_last)
     model.fold_batch_norm()(feature)  # vq takes its keys from the first features that it sees
-    work = batch * multiply_adds(config, size)
+    work = batch * multiply_adds(config.model, size)
     precision = select_precision(options.precision, device, work)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         seconds = _seconds(lambda: model(feature), device, options.seconds)
@@ -211,6 +205,4 @@ def _table(costs: Iterable[Cost]) -> str:
         rows.append(
             (each.network, each.memory or "-", millions, giga, look_up, each.precision, speed)
         )
-    widths = tables.widths(rows)
-    head, *body = (tables.line(row, widths, left=2) for row in rows)
-    return "\n".join([head, tables.rule(widths), *body])
+    return "\n".join(lay_out(rows, left=2))

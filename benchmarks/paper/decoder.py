@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from benchmarks.paper.choose import evenly
 from benchmarks.paper.trained_run import TrainedRun
-from crad.command_line import CommandError
 from crad.data.batches import load_batches
+from crad.errors import OutputError
 from crad.files import write_atomically
 from crad.model.crad import CRAD
 
@@ -80,27 +80,28 @@ class Decoders:
         """Decode features of a kind that `representations` names, to ``(B, 4 H, 4 W, 3)`` uint8.
 
         Raises:
-            CommandError: the file of the decoder is damaged.
             ImageError: a training image cannot be read.
             OSError: the decoder cannot be written.
+            OutputError: the file of the decoder is damaged.
         """
         run = self._run
         decoder = Decoder(feature.shape[1]).to(run.device)
         states = [run.backbone.state_dict()]
         if kind != "feature":  # all models of a backbone share the decoder of its features
             states.append(run.model.state_dict())
-        path = self._folder / f"{kind}-{_digest(states, repr(run.train))}.safetensors"
+        trained_on = repr([str(sample.path) for sample in run.train])
+        path = self._folder / f"{kind}-{_digest(states, trained_on)}.safetensors"
         if path.exists():
             try:
                 decoder.load_state_dict(safetensors.torch.load_file(path))
             except (safetensors.SafetensorError, RuntimeError) as error:
-                raise CommandError(
+                raise OutputError(
                     f"decoder: '{path}' is damaged ({error}); remove it and run the command again"
                 ) from error
         else:
             features, images = self._training_images()
             kinds = [representations(run.model, each)[kind] for each in features.split(_MOST // 8)]
-            train_decoder(decoder, torch.cat(kinds), images, run.config.seed, kind)
+            train_decoder(decoder, torch.cat(kinds), images, run.config.training.seed, kind)
             state = {name: each.cpu().contiguous() for name, each in decoder.state_dict().items()}
             data = safetensors.torch.save(state)
             write_atomically(path, lambda file: file.write(data))
@@ -113,9 +114,9 @@ class Decoders:
         """Features ``(N, C, H, W)`` of training images, and the images ``(N, 3, 4 H, 4 W)``."""
         if self._inputs is None:
             run = self._run
-            features = run.images(evenly(run.train, _MOST)).features
+            features = run.features(evenly(run.train, _MOST))
             size = 4 * features.values.shape[1]
-            batches = load_batches(features.paths, size=size, batch_size=16)
+            batches = load_batches(features.samples, size=size, batch_size=16)
             images = torch.cat([batch.images for batch in batches])
             feature = features.channels_first().to(run.device)
             self._inputs = feature, images.to(run.device)

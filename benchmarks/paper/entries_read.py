@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.choose import evenly
@@ -16,6 +15,7 @@ from benchmarks.paper.variants import Variant
 from crad.backbones import Backbone
 from crad.model.crad import CRAD
 from crad.model.memories import ContinuousMemory
+from crad.training.features import Features
 from crad_kernels import sample
 
 _MOST = 64  # images
@@ -32,18 +32,18 @@ def entries_read(runs: Runs, variants: Iterable[Variant]) -> Mapping[Variant, Me
         The counts over the seeds; None if there is no normal test image.
 
     Raises:
-        Exception: what `benchmarks.paper.trained_run.load_run` and `TrainedRun.images` raise.
+        Exception: what `benchmarks.paper.trained_run.load_run` and `TrainedRun.features` raise.
     """
     found: dict[Variant, Measured | None] = {}
-    backbone, images = None, None
+    backbone, features = None, None
     for variant in variants:
         counts = []
         for seed in runs.seeds:
             run = load_run(replace(runs, seeds=(seed,)), variant)
-            if images is None or backbone is None or not _same(backbone, run.backbone):
-                backbone, images = run.backbone, _normal_images(run)
-            if images.samples:
-                feature = images.features.channels_first().to(run.device)
+            if features is None or backbone is None or not _same(backbone, run.backbone):
+                backbone, features = run.backbone, _of_normal_images(run)
+            if len(features):
+                feature = features.channels_first().to(run.device)
                 counts.append(count_read(run.model, feature))
         found[variant] = Measured.of(counts) if counts else None
     return found
@@ -83,8 +83,8 @@ def count_read(model: CRAD, feature: Tensor) -> int:
     return int((weights > 0).sum())
 
 
-def _normal_images(run: TrainedRun) -> Images:
-    return run.images(evenly([each for each in run.dataset.test if not each.is_anomaly], _MOST))
+def _of_normal_images(run: TrainedRun) -> Features:
+    return run.features(evenly([each for each in run.dataset.test if not each.is_anomaly], _MOST))
 
 
 def _same(one: Backbone, other: Backbone) -> bool:

@@ -54,7 +54,7 @@ def entry_gradients(
             from torch's generator.
 
     Raises:
-        CommandError: as for `benchmarks.paper.coordinates.plane`.
+        UsageError: as for `benchmarks.paper.coordinates.plane`.
     """
     model = copy.deepcopy(model).train()
     memory = plane(model, "local")
@@ -84,20 +84,21 @@ def make(runs: Runs, folder: Path) -> str:
 
     Raises:
         CheckpointError: the run is missing or damaged.
-        CommandError: the model has no plane.
         ImageError: an image cannot be read.
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
+        UsageError: the model has no plane.
     """
     run = load_run(runs, FULL)
-    generator = torch.Generator().manual_seed(run.config.seed)
-    chosen = torch.randperm(len(run.train), generator=generator)[: run.config.batch_size]
-    features = run.images([run.train[index] for index in chosen.tolist()]).features
+    settings = run.config.training
+    generator = torch.Generator().manual_seed(settings.seed)
+    chosen = torch.randperm(len(run.train), generator=generator)[: settings.batch_size]
+    features = run.features([run.train[index] for index in chosen.tolist()])
     feature = features.channels_first().to(run.device)
     position = (0, feature.shape[2] // 2, feature.shape[3] // 2)
 
     with torch.random.fork_rng():
-        torch.manual_seed(run.config.seed)
+        torch.manual_seed(settings.seed)
         untrained = create_model(run.config, run.model.feature_size).to(run.device)
         trained, before = (_columns(each, feature, position) for each in (run.model, untrained))
     coords = local_coords(run.model, feature)
@@ -109,7 +110,7 @@ def make(runs: Runs, folder: Path) -> str:
     }
     write_arrays(folder / "figure2b.npz", arrays)
     _draw(arrays, folder / "figure2b.png")
-    return _markdown(arrays, len(features), run.config.local.jitter_std)
+    return _markdown(arrays, len(features), settings.jitter_std)
 
 
 def _columns(model: CRAD, feature: Tensor, position: tuple[int, int, int]) -> EntryGradients:

@@ -126,21 +126,21 @@ def make(runs: Runs, folder: Path) -> str:
 
     Raises:
         CheckpointError: the run is missing or damaged.
-        CommandError: a memory of the model has no plane.
         ImageError: an image cannot be read.
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
+        UsageError: a memory of the model has no plane.
     """
     run = load_run(runs, CRAD)
-    images = run.images(run.dataset.test or run.train)
-    coords = image_coords(run, images)
-    shown = _look(run, choose_images(images.samples, run.train), folder / DECODERS)
+    features = run.features(run.dataset.test or run.train)
+    samples, coords = features.samples, image_coords(run, features)
+    shown = _look(run, choose_images(samples, run.train), folder / DECODERS)
     covered = _covered(shown[-1], run)
     patches = choose_patches(covered)
 
     names = [run.name(each.sample) for each in shown]
     write_records(folder / "figure3-local", _local_records(shown, names, patches, covered))
-    write_records(folder / "figure3-global", image_records(run, images.samples, coords))
+    write_records(folder / "figure3-global", image_records(run, samples, coords))
     write_arrays(
         folder / "figure3.npz",
         {
@@ -149,13 +149,12 @@ def make(runs: Runs, folder: Path) -> str:
             for kind, decoded in {"image": each.pixels, **each.decoded}.items()
         },
     )
-    _draw(shown, patches, coords, images.samples, run, folder / "figure3.png")
-    return _markdown(shown, names, covered, coords, images.samples)
+    _draw(shown, patches, coords, samples, run, folder / "figure3.png")
+    return _markdown(shown, names, covered, coords, samples)
 
 
 def _look(run: TrainedRun, samples: Sequence[Sample], folder: Path) -> list[Shown]:
-    features = run.images(samples).features
-    feature = features.channels_first().to(run.device)
+    feature = run.features(samples).channels_first().to(run.device)
     decoders = Decoders(run, folder)
     decoded = {
         kind: decoders.decode(kind, each)
@@ -177,7 +176,7 @@ def _look(run: TrainedRun, samples: Sequence[Sample], folder: Path) -> list[Show
 
 def _covered(shown: Shown, run: TrainedRun) -> Tensor:
     """The share of each patch that is defective, ``(H, W)``; 0 where that is not known."""
-    truth = shown.sample.truth(run.config.image_size)
+    truth = shown.sample.read_truth(run.config.model.image_size)
     size = shown.coords.shape[:2]
     if truth is None:
         return torch.zeros(size)
@@ -224,7 +223,7 @@ def _draw(
         for each, image_axis in zip(shown, image_axes, strict=True):
             show_image(image_axis, each.pixels)
             image_axis.set_title(each.label)
-            scale = run.config.image_size / np.array(each.coords.shape[1::-1])
+            scale = run.config.model.image_size / np.array(each.coords.shape[1::-1])
             places = (np.array(patches).reshape(-1, 2)[:, ::-1] + 0.5) * scale - 0.5
             _mark(image_axis, places, each.marker, [(0.7, 0.7)] * len(patches))
         _draw_local(axis, shown, patches, run)
@@ -271,7 +270,7 @@ def _draw_decoded(figure: Any, shown: Sequence[Shown]) -> None:
     for each, row in zip(shown, grid, strict=True):
         for axis, kind in zip(row, _KINDS, strict=True):
             show_image(axis, each.decoded[kind])
-            truth = each.sample.truth(len(each.decoded[kind]))
+            truth = each.sample.read_truth(len(each.decoded[kind]))
             if truth is not None and truth.any():
                 axis.contour(truth, levels=[0.5], colors="black", linewidths=0.8)
         row[0].set_ylabel(each.label)

@@ -111,16 +111,16 @@ def make(runs: Runs, folder: Path) -> str:
 
     Raises:
         CheckpointError: the run is missing or damaged.
-        CommandError: the memory of the model has no plane.
         ImageError: an image cannot be read.
         MissingPackageError: matplotlib is not installed.
         OSError: a file cannot be written.
+        UsageError: the memory of the model has no plane.
     """
     run = load_run(runs, GLOBAL)
-    images = run.images(run.dataset.test or run.train)
-    coords = image_coords(run, images)
-    lines = _lines(run, images.samples, coords, Decoders(run, folder / DECODERS))
-    write_records(folder / "figure4", image_records(run, images.samples, coords))
+    features = run.features(run.dataset.test or run.train)
+    samples, coords = features.samples, image_coords(run, features)
+    lines = _lines(run, samples, coords, Decoders(run, folder / DECODERS))
+    write_records(folder / "figure4", image_records(run, samples, coords))
     write_arrays(
         folder / "figure4.npz",
         {
@@ -129,7 +129,7 @@ def make(runs: Runs, folder: Path) -> str:
             for name, array in (("coords", line.coords), ("decoded", line.decoded))
         },
     )
-    _draw(run, images.samples, coords, lines, folder / "figure4.png")
+    _draw(run, samples, coords, lines, folder / "figure4.png")
     return _markdown(coords, lines)
 
 
@@ -147,7 +147,7 @@ def _lines(
     if len(classes) == 1:  # between its images that are farthest apart
         distances = np.linalg.norm(coords[:, None] - coords, axis=-1)
         centres = [coords[index] for index in np.unravel_index(distances.argmax(), distances.shape)]
-        classes = [samples[0].class_name] * 2
+        classes *= 2
     found: list[Line] = []
     shares = np.array(_SHARES, dtype=np.float32)[:, None]
     for letter, (i, j) in zip(string.ascii_uppercase, neighbours(np.stack(centres)), strict=False):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from crad.training.inputs import Images
 from torch import Tensor
 
 from benchmarks.paper.choose import evenly, of_class
@@ -17,9 +16,9 @@ from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import CRAD, LOCAL, LOCAL_ATTENTION_64, LOCAL_VQ_64
 from crad.data import Sample
 from crad.model.nearest_neighbour import nearest_neighbour_maps
-from crad.report.sheets import colour_scale
+from crad.report.heat_maps import colour_scale
 from crad.scoring.protocols import Protocol, choose_protocols
-from crad.training.features import anomaly_maps
+from crad.training.features import Features, map_features
 
 _DETECTORS = {
     "CRAD": CRAD,
@@ -60,7 +59,7 @@ def choose_images(samples: Sequence[Sample]) -> list[Sample]:
     only if no class has any.
     """
     anomalous = [sample for sample in samples if sample.is_anomaly]
-    firsts: dict[str, Sample] = {}
+    firsts: dict[str | None, Sample] = {}
     for sample in anomalous or samples:
         firsts.setdefault(sample.class_name, sample)
     return evenly([*firsts.values()], _MOST_ROWS)
@@ -90,12 +89,12 @@ def make(runs: Runs, folder: Path) -> str:
     maps = {}
     for name, variant in _DETECTORS.items():
         opened = load_run(runs, variant)
-        images = opened.images(needed)
-        maps[name] = anomaly_maps(opened.model, images.features, opened.device)
-        kept = images.samples
-    maps[_NEAREST] = _nearest(opened, images)
-    protocol = choose_protocols(run.config.protocol)[0]
-    rows = [_row(run, sample, kept, maps, protocol) for sample in chosen if sample in kept]
+        features = opened.features(needed)
+        maps[name] = map_features(opened.model, features, opened.device)
+    maps[_NEAREST] = _nearest(opened, features)
+    protocol = choose_protocols(run.config.decisions.protocol)[0]
+    kept = features.samples
+    rows = [_row(run, sample, kept, maps, protocol) for sample in choose_images(kept)]
     write_records(
         folder / "figure5",
         (
@@ -113,13 +112,13 @@ def make(runs: Runs, folder: Path) -> str:
     )
     arrays = {name.replace(" ", "_"): np.stack([row.maps[name] for row in rows]) for name in maps}
     write_arrays(folder / "figure5.npz", arrays)
-    _draw(rows, run.config.image_size, folder / "figure5.png")
+    _draw(rows, run.config.model.image_size, folder / "figure5.png")
     return _markdown(protocol)
 
 
-def _nearest(run: TrainedRun, images: Images) -> Tensor:
-    stored = run.images(evenly(run.train, _MOST_STORED)).features
-    return nearest_neighbour_maps(stored.channels_first(), images.features.channels_first())
+def _nearest(run: TrainedRun, features: Features) -> Tensor:
+    stored = run.features(evenly(run.train, _MOST_STORED))
+    return nearest_neighbour_maps(stored.channels_first(), features.channels_first())
 
 
 def _row(
@@ -130,7 +129,7 @@ def _row(
     protocol: Protocol,
 ) -> Row:
     """What is drawn of an image; the scale of a detector is that of normal images of the class."""
-    index, image_size = samples.index(sample), run.config.image_size
+    index, image_size = samples.index(sample), run.config.model.image_size
     normal = of_class(samples, sample.class_name)
     scored = {name: protocol.score(each[[index]], image_size)[0] for name, each in maps.items()}
     usual = {
@@ -154,7 +153,7 @@ def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
         for row, axes in zip(rows, grid, strict=True):
             show_image(axes[0], row.pixels)
             axes[0].set_ylabel(f"{row.sample.class_name}\n{row.sample.defect}", fontsize=7)
-            truth = row.sample.truth(image_size)
+            truth = row.sample.read_truth(image_size)
             if truth is None:
                 show_image(axes[1], np.full((image_size, image_size, 3), 235, dtype=np.uint8))
                 centre = (0.5, 0.5)

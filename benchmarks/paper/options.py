@@ -3,16 +3,18 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from crad.options import DeviceName, default_config, full_path
 
-from crad.command_line import refuse
-from crad.config import Config, flatten, option
+from crad.command_line import ComputeOptions
+from crad.config import Config, settings
+from crad.data import full_source
 from crad.data.demo import DEMO_NAMES
+from crad.errors import UsageError
+from crad.train import default_config
 
 TargetName = Literal[
     "table1", "table2", "table3", "table4", "table5",
@@ -27,8 +29,8 @@ _DESCRIPTION = (
     "measures what each memory costs; 'cost --help' lists its options."
 )
 _SET_BY_TARGETS = (
-    "seed", "local.memory", "local.resolution", "global_.memory", "global_.resolution",
-    "refinement.off",
+    "--seed", "--local.memory", "--local.resolution", "--global.memory", "--global.resolution",
+    "--refinement.off",
 )  # fmt: skip
 _DEMO_EPOCHS = 40
 _DEMO_LEARNING_RATE = 0.003
@@ -49,48 +51,44 @@ class PaperOptions:
     report: Path | None = None
     """A Markdown file to put the results into, between marks; data and plots are copied to a folder
     of the same name beside it."""
-    skip_bad: bool = False
-    """Leave out images that cannot be read, and name them, instead of stopping."""
-    feature_memory: float | None = None
-    """Gigabytes of memory for the features of all images; those beyond it go to a temporary file.
-    Default: half of what is available."""
-    device: DeviceName = "auto"
-    """Where to compute; auto takes CUDA if there is a GPU."""
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     command: tyro.conf.Suppress[str] = ""
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
-    """Read the command line; an error is printed and ends the process with code 2.
+    """Read the command line; a wrong one prints what is wrong and exits with code 2.
 
     Args:
         arguments: None for those of the process.
+
+    Raises:
+        MissingPackageError: a memory needs a package that is not installed.
+        UsageError: an option is out of range, or one that the targets set.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = _default_config(arguments)
-    output = Path("runs") / f"paper-{Path(full_path(config.data)).name}"
+    output = Path("runs") / f"paper-{Path(full_source(config.data.source)).name}"
     options = tyro.cli(
         PaperOptions,
         args=arguments,
         default=PaperOptions((), config, output),
         prog=_PROGRAM,
         description=_DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
-    options = replace(options, config=replace(options.config, data=full_path(options.config.data)))
+    data = replace(options.config.data, source=full_source(options.config.data.source))
+    options = replace(options, config=replace(options.config, data=data))
     if not options.targets:
-        refuse("expected a target, such as table1; --help lists them")
+        raise UsageError("expected a target, such as table1; --help lists them")
     if not options.seeds or len({*options.seeds}) < len(options.seeds):
-        refuse("--seeds: expected one or more different seeds")
-    before = flatten(config)
-    for name, value in flatten(options.config).items():
-        if name in _SET_BY_TARGETS and value != before[name]:
-            instead = "; give --seeds" if name == "seed" else ", but each target sets it itself"
-            refuse(f"{option(name)}: got {value}{instead}")
-    try:
-        for seed in options.seeds:
-            replace(options.config, seed=seed).check()
-    except ValueError as error:
-        refuse(str(error))
+        raise UsageError("--seeds: expected one or more different seeds")
+    given, before = settings(options.config), settings(config)
+    for name in _SET_BY_TARGETS:
+        if given[name] != before[name]:
+            instead = "; give --seeds" if name == "--seed" else ", but each target sets it itself"
+            raise UsageError(f"{name}: got {given[name]}{instead}")
+    for seed in options.seeds:
+        replace(options.config, training=replace(options.config.training, seed=seed)).check()
     return replace(options, command=f"{_PROGRAM} {shlex.join(arguments)}")
 
 
@@ -101,7 +99,8 @@ def _default_config(arguments: Sequence[str]) -> Config:
     the paper's networks. With its own 460 steps at 0.001, coordinates stay in the cell of the
     memory where they start.
     """
-    config = replace(default_config(arguments), calibration_share=0.0)
-    if config.data in DEMO_NAMES and config.preset == "tiny":
-        config = replace(config, epochs=_DEMO_EPOCHS, learning_rate=_DEMO_LEARNING_RATE)
-    return config
+    config = default_config(arguments)
+    decisions, training = replace(config.decisions, calibration_share=0.0), config.training
+    if config.data.source in DEMO_NAMES and config.model.preset == "tiny":
+        training = replace(training, epochs=_DEMO_EPOCHS, learning_rate=_DEMO_LEARNING_RATE)
+    return replace(config, decisions=decisions, training=training)

@@ -11,14 +11,15 @@ from benchmarks.markdown import around
 from benchmarks.paper.files import write_text
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import Target
-from crad.command_line import CommandError
-from crad.config import flatten, option
+from crad.config import settings
+from crad.errors import OutputError
 from crad.files import replacing
-from crad.report.results import commit
+from crad.report.environment import commit
 
 _NAMED = (
-    "preset", "backbone", "components", "image_size", "epochs", "batch_size", "learning_rate",
-    "depth", "expansion", "absent", "discrete.address", "protocol", "calibration_share",
+    "--preset", "--backbone", "--components", "--image-size", "--epochs", "--batch-size",
+    "--learning-rate", "--depth", "--expansion", "--absent", "--discrete.address", "--protocol",
+    "--calibration-share",
 )  # fmt: skip
 
 
@@ -36,12 +37,12 @@ def section(target: Target, body: str, runs: Runs, command: str) -> str:
 
 def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
     """Two paragraphs: command and settings; times, machine and versions."""
-    settings = flatten(runs.base)
+    values = settings(runs.base)
     named = []
     for name in _NAMED:
-        value = settings[name]
+        value = values[name]
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        named.append(f"`{option(name)} {shown}`")
+        named.append(f"`{name} {shown}`")
     seeds = ", ".join(map(str, runs.seeds))
     deviations = (
         " Standard deviations are over seeds, with n - 1 in the denominator."
@@ -49,7 +50,7 @@ def _about(target: Target, runs: Runs, command: str) -> Iterator[str]:
         else ""
     )
     yield (
-        f"`{command}`: data {Path(runs.base.data).name}, classes "
+        f"`{command}`: data {Path(runs.base.data.source).name}, classes "
         f"{', '.join(runs.classes())}; seed{'s' * (len(runs.seeds) > 1)} {seeds}. "
         f"{', '.join(named)}.{deviations}"
     )
@@ -82,8 +83,8 @@ def check_page(report: Path, names: Iterable[str]) -> None:
         names: of the targets.
 
     Raises:
-        CommandError: the page is no text, or marks of a section are missing, repeated or swapped.
         OSError: the page cannot be read.
+        OutputError: the page is no text, or marks of a section are missing, repeated or swapped.
     """
     for name in names:
         _around(report, name)
@@ -99,8 +100,8 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
         folder: of the target's files, which are copied to a folder with the name of the page.
 
     Raises:
-        CommandError: as for `check_page`.
         OSError: a file cannot be read or written.
+        OutputError: as for `check_page`.
     """
     before, after = _around(report, name)
     files = report.with_suffix("")
@@ -119,7 +120,7 @@ def _around(report: Path, name: str) -> tuple[str, str]:
     try:
         page = report.read_text(encoding="utf-8") if report.exists() else "# Ablations\n"
     except UnicodeDecodeError as error:
-        raise CommandError(
+        raise OutputError(
             f"report: '{report}' is not UTF-8 text ({error}); choose another file with --report"
         ) from error
     if begin not in page and end not in page:
@@ -127,7 +128,7 @@ def _around(report: Path, name: str) -> tuple[str, str]:
     try:
         return around(page, begin, end)
     except ValueError as error:
-        raise CommandError(
+        raise OutputError(
             f"report: '{report}': {error}; mend it, or choose another file with --report"
         ) from error
 

@@ -5,8 +5,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from crad.command_line import CommandError
 from crad.data.demo import DEMO_NAMES
+from crad.errors import DataError
 
 
 @cache
@@ -37,7 +37,7 @@ def is_published_data(target: str, data: str, classes: tuple[str, ...], of: str)
         of: the data set of the table in the paper.
 
     Raises:
-        CommandError: the classes belong to the paper's other data set.
+        DataError: the classes belong to the paper's other data set.
     """
     known = published_classes(of)
     if all(name in known for name in classes):
@@ -45,7 +45,7 @@ def is_published_data(target: str, data: str, classes: tuple[str, ...], of: str)
     other = "VisA" if of == "MVTec AD" else "MVTec AD"
     if data not in DEMO_NAMES and any(name in published_classes(other) for name in classes):
         fitting = "table4" if other == "VisA" else "table2 or table3"
-        raise CommandError(
+        raise DataError(
             f"{target}: expected classes of {of}, but '{data}' has classes of {other}; "
             f"run {fitting}, or choose other --data"
         )

@@ -2,23 +2,28 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from crad.options import DeviceName, TrainOptions
-from crad.resume import checked, finished
-from crad.separate import train_separately
 
 from benchmarks.paper.variants import Variant
+from crad.command_line import ComputeOptions
 from crad.config import Config
 from crad.data import Dataset, find_dataset
-from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.report.results import Results
-from crad.scoring.evaluation import RESULTS_NAME
-from crad.train import Loaded, load, train_model
+from crad.train import (
+    Inputs,
+    OutputOptions,
+    TrainOptions,
+    finished_results,
+    prepare,
+    stored_run,
+    train_model,
+    train_separately,
+)
 from crad.training.checkpoint import Checkpoint
+from crad.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,13 @@ class Runs:
         base: the settings that all runs share.
         seeds: of the runs of each variant.
         output: the folder that holds the folders of the runs.
-        device: where to compute.
-        skip_bad: whether to leave out images that cannot be read.
-        feature_memory: gigabytes of memory for features, as in `crad.options.TrainOptions`.
+        compute: what to compute on.
     """
 
     base: Config
     seeds: tuple[int, ...]
     output: Path
-    device: DeviceName = "auto"
-    skip_bad: bool = False
-    feature_memory: float | None = None
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
     def folder(self, variant: Variant, seed: int) -> Path:
         """The folder of a run."""
@@ -47,7 +48,7 @@ class Runs:
 
     def results(self, variant: Variant) -> list[Results]:
         """The results of the finished runs of a variant, in the order of the seeds."""
-        paths = [self.folder(variant, seed) / RESULTS_NAME for seed in self.seeds]
+        paths = [RunFolder(self.folder(variant, seed)).results for seed in self.seeds]
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def dataset(self) -> Dataset:
@@ -56,9 +57,7 @@ class Runs:
         Raises:
             DataError: it is missing or damaged.
         """
-        data = self.base.data
-        root = demo_dataset(data) if data in DEMO_NAMES else data
-        return find_dataset(root, classes=self.base.classes)
+        return find_dataset(self.base.data.source, classes=self.base.data.classes)
 
     def classes(self) -> tuple[str, ...]:
         """The classes of the data set; errors as for `dataset`."""
@@ -70,31 +69,28 @@ class Runs:
         Features are computed once and shared by all runs on the same images.
 
         Raises:
-            CheckpointError: the checkpoint of a run is damaged.
-            CommandError: a folder holds a run with other settings, or training failed.
+            CradError: what `crad.train.train_model` raises.
             KeyboardInterrupt: the user stopped it; the message says how to resume.
-            MissingPackageError: a memory needs a package that is not installed.
-            Exception: what `crad.train.train_model` raises.
         """
         classes = self.classes()
         needed = dict.fromkeys(variants)
-        todo = [(each, seed) for seed in self.seeds for each in needed]
-        runs = [checked(self._options(each, seed)) for each, seed in todo]
-        for run in runs:
+        runs = [
+            (f"{each.name}, seed {seed}", self._options(each, seed))
+            for seed in self.seeds
+            for each in needed
+        ]
+        for _, run in runs:  # no hours are spent before a folder is found to be in use
             run.config.check()
-        train_one = partial(train_model, show=False, load=_LoadOnce())
-        for number, (run, (variant, seed)) in enumerate(zip(runs, todo, strict=True), 1):
-            done = not variant.separate and finished(run, classes)
-            print(
-                f"run {number} of {len(runs)}: {variant.name}, seed {seed}"
-                f"{' (finished)' if done else ''}",
-                flush=True,
-            )
+            stored_run(run, parts=())
+        once = _PrepareOnce()
+        for number, (name, run) in enumerate(runs, 1):
+            done = finished_results(run, classes)
+            print(f"run {number} of {len(runs)}: {name}{' (finished)' if done else ''}", flush=True)
             try:
-                if variant.separate:
-                    train_separately(run, train_one)
+                if run.output.separate:
+                    train_separately(run)
                 elif not done:
-                    train_one(run)
+                    train_model(run, show=False, prepare=once)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(
                     f"{number - 1} of {len(runs)} runs are finished; the same command resumes"
@@ -103,35 +99,33 @@ class Runs:
     def _options(self, variant: Variant, seed: int) -> TrainOptions:
         return TrainOptions(
             variant.config(self.base, seed),
-            self.folder(variant, seed),
-            separate=variant.separate,
-            resume=True,
-            skip_bad=self.skip_bad,
-            feature_memory=self.feature_memory,
-            device=self.device,
+            OutputOptions(self.folder(variant, seed), separate=variant.separate, resume=True),
+            self.compute,
         )
 
 
-class _LoadOnce:
-    """Load the inputs of a run, or reuse those of the run before on the same images."""
+class _PrepareOnce:
+    """Prepare the inputs of a run, or reuse those of the run before on the same images."""
 
     def __init__(self) -> None:
         self._key: object = None
-        self._loaded: Loaded | None = None
+        self._inputs: Inputs | None = None
 
     def __call__(
         self, options: TrainOptions, stored: Checkpoint | None, device: torch.device
-    ) -> Loaded:
-        """Load as `crad.train.load` does; a resumed run has its own backbone."""
+    ) -> Inputs:
+        """Prepare as `crad.train.prepare` does; a resumed run has its own backbone."""
         if stored:
-            return load(options, stored, device)
-        config = options.config
+            return prepare(options, stored, device)
+        config, model = options.config, options.config.model
+        share = config.decisions.calibration_share
         key = (
-            config.data, config.classes, config.backbone, config.weights, config.components,
-            config.image_size, config.calibration_share, config.calibration_share and config.seed,
+            config.data, model.backbone, model.weights, model.components, model.image_size,
+            share, share and config.training.seed,
         )  # fmt: skip
-        if self._loaded and key == self._key:
-            return replace(self._loaded, seconds=0.0)
-        self._loaded = None  # frees memory first
-        self._key, self._loaded = key, load(options, stored, device)
-        return self._loaded
+        if self._inputs and key == self._key:
+            return self._inputs
+        self._inputs = None  # frees memory first
+        inputs = prepare(options, None, device)
+        self._key, self._inputs = key, replace(inputs, seconds=0.0)
+        return inputs

@@ -219,7 +219,7 @@ def _by_class(target: str, runs: Runs, metric: str, numbers: Mapping[str, Any]) 
     """
     of = "VisA" if target == "table4" else "MVTec AD"
     classes, known = runs.classes(), published_classes(of)
-    same = is_published_data(target, runs.base.data, classes, of)
+    same = is_published_data(target, runs.base.data.source, classes, of)
     results = {setting: runs.results(variant) for setting, variant in BOTH_SETTINGS.items()}
     rows = []
     for name in (*classes, None):
@@ -247,7 +247,7 @@ def _by_class(target: str, runs: Runs, metric: str, numbers: Mapping[str, Any]) 
 def _all_published(target: str, runs: Runs) -> bool:
     """Whether the data have all classes of MVTec AD, and no others."""
     classes = runs.classes()
-    same = is_published_data(target, runs.base.data, classes, "MVTec AD")
+    same = is_published_data(target, runs.base.data.source, classes, "MVTec AD")
     return same and len(classes) == len(published_classes("MVTec AD"))
 
 

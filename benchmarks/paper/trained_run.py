@@ -6,22 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from crad.training.inputs import Images
 
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.variants import Variant
 from crad.backbones import Backbone
-from crad.command_line import BadImages
 from crad.config import Config
 from crad.data import Dataset, Sample
-from crad.data.images import open_image, to_tensor
+from crad.data.bad_images import BadImages
+from crad.data.batches import load_batches
 from crad.detector import restore
 from crad.devices import select_device
 from crad.model.crad import CRAD
 from crad.scoring.calibration import hold_back
 from crad.training.checkpoint import read_checkpoint
 from crad.training.feature_cache import FeatureCache
-from crad.training.features import extract
+from crad.training.features import Features, extract
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class TrainedRun:
 
     def name(self, sample: Sample) -> str:
         """The path of an image in the data set."""
+        assert sample.path is not None  # images of a data set are files
         return sample.path.relative_to(self.dataset.root).as_posix()
 
     def pixels(self, sample: Sample) -> npt.NDArray[np.uint8]:
@@ -58,27 +58,26 @@ class TrainedRun:
         Raises:
             ImageError: it cannot be read.
         """
-        image = to_tensor(open_image(sample.path), self.config.image_size)
-        pixels: npt.NDArray[np.uint8] = image.permute(1, 2, 0).mul(255).round().byte().numpy()
+        (batch,) = load_batches([sample], size=self.config.model.image_size, batch_size=1)
+        image = batch.images[0].permute(1, 2, 0)
+        pixels: npt.NDArray[np.uint8] = image.mul(255).round().byte().numpy()
         return pixels
 
-    def images(self, samples: Sequence[Sample]) -> Images:
+    def features(self, samples: Sequence[Sample]) -> Features:
         """Compute the features of images.
 
         Raises:
             ImageError: an image cannot be read, and ``bad`` leaves none out.
             OSError: there is no space for the features.
         """
-        features = extract(
+        return extract(
             self.backbone,
-            [sample.path for sample in samples],
-            self.config.image_size,
+            samples,
+            self.config.model.image_size,
             device=self.device,
             skip=self.bad,
             cache=self.cache,
         )
-        kept = {*features.paths}
-        return Images([sample for sample in samples if sample.path in kept], features)
 
 
 def load_run(runs: Runs, variant: Variant) -> TrainedRun:
@@ -90,19 +89,20 @@ def load_run(runs: Runs, variant: Variant) -> TrainedRun:
         DeviceError: the device is not there.
         MissingPackageError: a memory needs a package that is not installed.
     """
-    device = select_device(runs.device)
+    device = select_device(runs.compute.device)
     folder = runs.folder(variant, runs.seeds[0])
     checkpoint = read_checkpoint(folder)
     config = checkpoint.config
     backbone, model = restore(checkpoint, folder)
-    dataset = runs.dataset()
+    dataset, data = runs.dataset(), runs.base.data
+    train, _ = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
     return TrainedRun(
         config=config,
         model=model.to(device).eval(),
         backbone=backbone.to(device),
         dataset=dataset,
-        train=tuple(hold_back(dataset, config.calibration_share, config.seed)[0]),
+        train=tuple(train),
         device=device,
-        bad=BadImages(skip=runs.skip_bad),
-        cache=FeatureCache(runs.feature_memory),
+        bad=BadImages(skip=data.skip_bad),
+        cache=FeatureCache(data.feature_memory),
     )

@@ -58,19 +58,17 @@ class Variant:
             base: all other settings.
             seed: of the run.
         """
-        jitter_prob = base.local.jitter_prob if self.jitter else 0.0
-        return replace(
-            base,
-            seed=seed,
-            local=replace(
-                base.local,
-                memory=self.local,
-                resolution=self.local_resolution,
-                jitter_prob=jitter_prob,
-            ),
-            global_=replace(base.global_, memory=self.global_, resolution=self.global_resolution),
-            refinement=replace(base.refinement, off=not self.refinement),
+        model = replace(
+            base.model,
+            local_memory=self.local,
+            local_resolution=self.local_resolution,
+            global_memory=self.global_,
+            global_resolution=self.global_resolution,
+            refinement_off=not self.refinement,
         )
+        jitter_prob = base.training.jitter_prob if self.jitter else 0.0
+        training = replace(base.training, seed=seed, jitter_prob=jitter_prob)
+        return replace(base, model=model, training=training)
 
 
 CRAD = Variant()

@@ -127,12 +127,13 @@ def test_the_demo_set_has_settings_of_its_own(tmp_path: Path) -> None:
 
     for name in ("demo", "demo-hard"):
         demo = config("--data", name)
-        assert (demo.preset, demo.epochs, demo.learning_rate) == ("tiny", 40, 0.003)
-    assert demo.calibration_share == 0
-    given = config("--epochs", "7", "--learning-rate", "0.5")
+        assert demo.model.preset == "tiny"
+        assert (demo.training.epochs, demo.training.learning_rate) == (40, 0.003)
+    assert demo.decisions.calibration_share == 0
+    given = config("--epochs", "7", "--learning-rate", "0.5").training
     assert (given.epochs, given.learning_rate) == (7, 0.5)
     for published in (config("--data", str(tmp_path)), config("--preset", "crad")):
-        assert (published.epochs, published.learning_rate) == (50, 1e-3)
+        assert (published.training.epochs, published.training.learning_rate) == (50, 1e-3)
 
 
 # ---- runs ----
@@ -171,7 +172,7 @@ def test_finished_runs_are_reused(
     assert {path.name for path in page.with_suffix("").iterdir()} == files - {"table5.md"}
     assert "<!-- table5: written by python -m benchmarks.paper -->\n## Table 5" in page.read_text()
 
-    assert command(main, "table5", *given, "--depth", "2") == 1
+    assert command(main, "table5", *given, "--depth", "2") == 2
     assert "--depth" in capsys.readouterr().err
 
 

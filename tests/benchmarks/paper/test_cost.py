@@ -30,7 +30,7 @@ def test_the_size_of_features() -> None:
     backbone = TimmBackbone(BACKBONE, pretrained=False)
     assert FEATURE_SIZES["crad"] == FEATURE_SIZES["crad-s"] == (backbone.channels, 28, 28)
     assert backbone.stride == 224 // 28
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].model
     scattering = create_backbone("scattering", components=tiny.components)
     side = tiny.image_size // scattering.stride
     assert FEATURE_SIZES["tiny"] == (scattering.channels, side, side)

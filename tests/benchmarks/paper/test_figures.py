@@ -24,11 +24,11 @@ from benchmarks.paper.targets import TARGETS
 from benchmarks.paper.trained_run import load_run
 from benchmarks.paper.variants import CRAD as FULL
 from benchmarks.paper.variants import GLOBAL
-from crad.command_line import CommandError
-from crad.config import Config
+from crad.command_line import ComputeOptions
+from crad.config import Config, DataConfig
 from crad.data import Sample
 from crad.detector import load
-from crad.errors import CheckpointError
+from crad.errors import CheckpointError, OutputError, UsageError
 from crad.model.crad import CRAD
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
@@ -38,7 +38,7 @@ pytest.importorskip("matplotlib")
 @pytest.fixture(scope="module")
 def runs(made: Path, demo_root: Path) -> Runs:
     """The runs that the figures were made of."""
-    return Runs(Config(data=str(demo_root)), (0,), made, "cpu")
+    return Runs(Config(data=DataConfig(str(demo_root))), (0,), made, ComputeOptions("cpu"))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def check_png(path: Path) -> None:
 
 def test_a_trained_run_is_the_detector_with_batch_norm_unfolded(made: Path, runs: Runs) -> None:
     run, detector = load_run(runs, FULL), load(runs.folder(FULL, 0), "cpu")
-    feature = run.images(run.dataset.test).features.channels_first()
+    feature = run.features(run.dataset.test).channels_first()
     with torch.no_grad():
         found, expected = run.model(feature), detector.model(feature)
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
@@ -143,7 +143,7 @@ def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
     assert (gradients[0, 0] > 0).sum() <= 4
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(run.train), generator=generator)[:4].tolist()
-    feature = run.images([run.train[index] for index in chosen]).features.channels_first()
+    feature = run.features([run.train[index] for index in chosen]).channels_first()
     expected = local_coords(run.model, feature).flatten(0, 2)
     torch.testing.assert_close(torch.from_numpy(batch), expected)
     text = (made / "figure2b.md").read_text()
@@ -156,10 +156,10 @@ def test_figure_2b_is_of_the_run(made: Path, runs: Runs) -> None:
 def test_figure_3_has_the_coordinates_of_the_model(made: Path, runs: Runs) -> None:
     check_png(made / "figure3.png")
     run = load_run(runs, FULL)
-    images = run.images(run.dataset.test)
-    feature = images.features.channels_first()
+    features = run.features(run.dataset.test)
+    feature = features.channels_first()
     found = records(made / "figure3-global.csv")
-    names = [str(sample.path.relative_to(run.dataset.root)) for sample in images.samples]
+    names = [str(sample.path.relative_to(run.dataset.root)) for sample in features.samples]
     assert [each["image"] for each in found] == names
     coords = [[float(each["dim1"]), float(each["dim2"])] for each in found]
     torch.testing.assert_close(torch.tensor(coords), global_coords(run.model, feature))
@@ -215,7 +215,7 @@ def test_normal_features_at_an_image_are_those_of_the_image(absent: Any) -> None
 def test_figure_4_is_of_the_run(made: Path, runs: Runs) -> None:
     check_png(made / "figure4.png")
     run = load_run(runs, GLOBAL)
-    feature = run.images(run.dataset.test).features.channels_first()
+    feature = run.features(run.dataset.test).channels_first()
     found = records(made / "figure4.csv")
     coords = torch.tensor([[float(each["dim1"]), float(each["dim2"])] for each in found])
     torch.testing.assert_close(coords, global_coords(run.model, feature))
@@ -246,7 +246,7 @@ def test_figure_5_shows_the_first_defect_of_each_class(made: Path, runs: Runs) -
     names = [str(sample.path.relative_to(run.dataset.root)) for sample in chosen]
     assert [*dict.fromkeys(each["image"] for each in found)] == names
     assert len(found) == 2 * 5
-    feature = run.images(chosen).features.channels_first()
+    feature = run.features(chosen).channels_first()
     with np.load(made / "figure5.npz") as data, torch.no_grad():
         assert len(data) == 5
         torch.testing.assert_close(torch.from_numpy(data["CRAD"]), run.model(feature).anomaly_map)
@@ -290,7 +290,7 @@ def test_a_decoder_is_used_again(made: Path, runs: Runs, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(decoder, "train_decoder", fail)
     run = load_run(runs, FULL)
-    feature = run.images(run.dataset.test[:1]).features.channels_first()
+    feature = run.features(run.dataset.test[:1]).channels_first()
     decoders = Decoders(run, made / "decoders")
     for kind, each in representations(run.model, feature).items():
         height, width = each.shape[2:]
@@ -299,10 +299,10 @@ def test_a_decoder_is_used_again(made: Path, runs: Runs, monkeypatch: pytest.Mon
 
 def test_a_damaged_decoder_is_named(made: Path, runs: Runs, tmp_path: Path) -> None:
     run = load_run(runs, FULL)
-    feature = run.images(run.dataset.test[:1]).features.channels_first()
+    feature = run.features(run.dataset.test[:1]).channels_first()
     path = next((made / "decoders").glob("feature-*"))
     (tmp_path / path.name).write_bytes(b"cut short")
-    with pytest.raises(CommandError, match=r"feature-.*damaged"):
+    with pytest.raises(OutputError, match=r"feature-.*damaged"):
         Decoders(run, tmp_path).decode("feature", feature)
 
 
@@ -337,7 +337,7 @@ def test_less_data_will_do(
     for name in classes:
         ignored = shutil.ignore_patterns("ground_truth", missing)
         shutil.copytree(demo_root / name, tmp_path / "data" / name, ignore=ignored)
-    runs = replace(runs, base=Config(data=str(tmp_path / "data")))
+    runs = replace(runs, base=Config(data=DataConfig(str(tmp_path / "data"))))
     for name in names:
         assert f"]({name}.png)" in TARGETS[name].make(runs, tmp_path)
         check_png(tmp_path / f"{name}.png")
@@ -346,7 +346,7 @@ def test_less_data_will_do(
 @pytest.mark.parametrize("memory", ["vq", "attention", "none", "grid"])
 def test_coordinates_need_a_plane(memory: Any) -> None:
     model = CRAD(4, 2, 2, local_memory=memory, local_resolution=(2, 2, 2), depth=0)
-    with pytest.raises(CommandError, match="local memory that is a grid"):
+    with pytest.raises(UsageError, match="local memory that is a grid"):
         local_coords(model, torch.zeros(1, 4, 2, 2))
 
 

@@ -9,8 +9,8 @@ from benchmarks.paper.page import check_page, put_into, section
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
 from benchmarks.paper.variants import Variant
-from crad.command_line import CommandError
-from crad.config import Config
+from crad.config import Config, DataConfig
+from crad.errors import OutputError
 
 
 class TrainedAt(Runs):
@@ -36,7 +36,7 @@ class TrainedAt(Runs):
 def about(monkeypatch: pytest.MonkeyPatch, written: str | None, *commits: str | None) -> str:
     monkeypatch.setattr(page, "commit", lambda: written)
     monkeypatch.setattr(TrainedAt, "commits", commits)
-    runs = TrainedAt(Config(data="somewhere/screws"), (0, 1), Path("runs"))
+    runs = TrainedAt(Config(data=DataConfig("somewhere/screws")), (0, 1), Path("runs"))
     return section(TARGETS["figure2b"], "The body.", runs, "the command")
 
 
@@ -91,10 +91,10 @@ def test_a_page_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     check_page(file, ["table1"])  # it need not exist
     file.write_text("<!-- table5: written by python -m benchmarks.paper -->\n")
     check_page(file, ["table1"])
-    with pytest.raises(CommandError, match=r"page\.md.*'<!-- end of table5 -->'"):
+    with pytest.raises(OutputError, match=r"page\.md.*'<!-- end of table5 -->'"):
         check_page(file, ["table1", "table5"])
     file.write_bytes(b"\xff")
-    with pytest.raises(CommandError, match=r"page\.md.*UTF-8"):
+    with pytest.raises(OutputError, match=r"page\.md.*UTF-8"):
         check_page(file, ["table1"])
     with pytest.raises(IsADirectoryError):
         check_page(tmp_path, ["table1"])

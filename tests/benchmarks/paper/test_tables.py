@@ -13,8 +13,8 @@ from benchmarks.paper.published import is_published_data, published, published_c
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
 from benchmarks.paper.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT, Variant
-from crad.command_line import CommandError
 from crad.config import Config
+from crad.errors import DataError
 
 AUROC = [(0.90, 0.80), (0.92, 0.84), (0.97, 0.82)]
 """Of images and of pixels, for each seed: 93.00 ± 3.61 and 82.00 ± 2.00 percent."""
@@ -93,9 +93,9 @@ def test_classes_are_known_by_their_folders() -> None:
     assert published_classes("VisA")["pipe_fryum"] == "Pipe fryum"
     assert is_published_data("table1", "data", ("bottle", "tile"), "MVTec AD")
     assert not is_published_data("table4", "demo", ("brick",), "VisA")
-    with pytest.raises(CommandError, match=r"^table4: .*'data'.* MVTec AD.*table2"):
+    with pytest.raises(DataError, match=r"^table4: .*'data'.* MVTec AD.*table2"):
         is_published_data("table4", "data", ("bottle",), "VisA")
-    with pytest.raises(CommandError, match=r"^table1: .*'data'.* VisA.*table4"):
+    with pytest.raises(DataError, match=r"^table1: .*'data'.* VisA.*table4"):
         is_published_data("table1", "data", ("candle",), "MVTec AD")
 
 

@@ -6,7 +6,7 @@ from benchmarks.paper import dims, orderings, tables
 from benchmarks.paper.published import published
 from benchmarks.paper.targets import TARGETS
 from benchmarks.paper.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT
-from crad.config import Config
+from crad.config import Config, TrainingConfig
 
 
 def test_no_detector_is_planned_twice() -> None:
@@ -49,13 +49,13 @@ def test_the_detectors_of_table_5_are_those_of_its_rows() -> None:
 
 
 def test_the_settings_of_a_detector() -> None:
-    base = Config(epochs=7)
-    assert CRAD.config(base, 2) == Config(epochs=7, seed=2)
+    base = Config(training=TrainingConfig(epochs=7))
+    assert CRAD.config(base, 2) == Config(training=TrainingConfig(epochs=7, seed=2))
     config = orderings.MEMORIES[0][2].config(base, 0)  # VQ of 64
-    assert (config.local.memory, config.local.resolution) == ("vq", (64,))
-    assert (config.global_.memory, config.local.jitter_prob) == ("none", 0.0)
-    assert config.refinement.off
-    assert config.epochs == 7
+    assert (config.model.local_memory, config.model.local_resolution) == ("vq", (64,))
+    assert (config.model.global_memory, config.training.jitter_prob) == ("none", 0.0)
+    assert config.model.refinement_off
+    assert config.training.epochs == 7
     names = [variant.name for variant in (CRAD, NO_JITTER, NO_REFINEMENT, LOCAL, GLOBAL)]
     assert names == [
         "crad", "crad-no-jitter", "crad-no-refinement-no-jitter", "local-grid-8x8",
