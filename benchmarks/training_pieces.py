@@ -38,9 +38,10 @@ from crad.detector import create_model
 from crad.devices import freed_memory_kept
 from crad.model.crad import CRAD
 from crad.report.results import Results
-from crad.train import Inputs, TrainOptions, parse_options, prepare, train_model
+from crad.train import TrainOptions, parse_options, train_model
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 from crad.training.features import Features
+from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training
 
 BACKBONE = "tf_efficientnet_b4.aa_in1k"
@@ -281,8 +282,8 @@ def train_standin(setting: Setting) -> Report:
         arguments += ["--image-size", str(setting.image_size), "--depth", "1", "--expansion", "16"]
     options = setting.options(setting.images, setting.run, *arguments)
 
-    def timed(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
-        inputs = prepare(options, stored, device)
+    def timed(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
+        inputs = prepare(config, stored, device)
         count = len(inputs.train)
         report["images"] = count
         report["features_seconds"] = inputs.seconds
@@ -438,9 +439,9 @@ def neutrality(setting: Setting) -> Iterator[Row]:
             "--seed", str(seed), "--overwrite",
         )  # fmt: skip
 
-        def once(options: TrainOptions, stored: Checkpoint | None, device: torch.device) -> Inputs:
+        def once(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
             if seed not in kept:
-                kept[seed] = prepare(options, stored, device)
+                kept[seed] = prepare(config, stored, device)
             return kept[seed]
 
         with multiplied(precision):

@@ -13,16 +13,15 @@ from crad.config import Config
 from crad.data import Dataset, find_dataset
 from crad.report.results import Results
 from crad.train import (
-    Inputs,
     OutputOptions,
     TrainOptions,
     finished_results,
-    prepare,
     stored_run,
     train_model,
     train_separately,
 )
 from crad.training.checkpoint import Checkpoint
+from crad.training.inputs import Inputs, prepare
 from crad.training.run_folder import RunFolder
 
 
@@ -111,13 +110,11 @@ class _PrepareOnce:
         self._key: object = None
         self._inputs: Inputs | None = None
 
-    def __call__(
-        self, options: TrainOptions, stored: Checkpoint | None, device: torch.device
-    ) -> Inputs:
-        """Prepare as `crad.train.prepare` does; a resumed run has its own backbone."""
+    def __call__(self, config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
+        """Prepare as `crad.training.inputs.prepare` does; a resumed run has its own backbone."""
         if stored:
-            return prepare(options, stored, device)
-        config, model = options.config, options.config.model
+            return prepare(config, stored, device)
+        model = config.model
         share = config.decisions.calibration_share
         key = (
             config.data, model.backbone, model.weights, model.components, model.image_size,
@@ -126,6 +123,6 @@ class _PrepareOnce:
         if self._inputs and key == self._key:
             return self._inputs
         self._inputs = None  # frees memory first
-        inputs = prepare(options, None, device)
+        inputs = prepare(config, None, device)
         self._key, self._inputs = key, replace(inputs, seconds=0.0)
         return inputs
