@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -111,5 +112,6 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
         way_out = f"; free some space and {again}" if full else ""
         if beside or isinstance(error, PeerError):
             time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
-        print(f"error: {error}{way_out}", file=sys.stderr)
+        message = re.sub(r"\s*\n\s*", " ", f"{error}{way_out}")  # torch's have many lines
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,7 +1,10 @@
 """The checkpoint file: complete, replaced in one step, refused when it is not what it should be."""
 
 import dataclasses
+import errno
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,9 @@ import torch
 
 import crad
 import crad.checkpoint
+import crad.train
 from crad.config import Config, DataConfig, ModelConfig, TrainingConfig
-from crad.errors import CheckpointError
+from crad.errors import CheckpointError, StorageError
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import summarise
 from crad.training.checkpoint import (
@@ -76,18 +80,12 @@ def test_it_replaces_the_former(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert read_checkpoint(tmp_path).epoch == 5
 
 
-def test_a_full_disk_leaves_the_former_one(
-    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_former_one(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", full)
-        with pytest.raises(OSError, match=CHECKPOINT_NAME):
-            replace(checkpoint, epoch=5).save(tmp_path)
+    (tmp_path / f".{CHECKPOINT_NAME}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=CHECKPOINT_NAME) as caught:
+        replace(checkpoint, epoch=5).save(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
     assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
     assert read_checkpoint(tmp_path).epoch == 4
 
@@ -102,7 +100,7 @@ def test_cut_short(tmp_path: Path, checkpoint: Checkpoint, length: int) -> None:
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / CHECKPOINT_NAME))):
         read_checkpoint(tmp_path)
 
 
@@ -212,14 +210,29 @@ def test_stripped_for_inference(
     assert command(*strip) == 0
     assert file.stat().st_size < 0.5 * (trained.output / CHECKPOINT_NAME).stat().st_size
     image = next((trained.data / "brick" / "test" / "good").iterdir())
-    for expected, found in zip(
-        crad.load(trained.output).predict(image), crad.load(file).predict(image), strict=True
-    ):
-        assert (found.score, found.threshold) == (expected.score, expected.threshold)
+    ((expected,), (found,)) = (crad.load(each).predict(image) for each in (trained.output, file))
+    assert (found.score, found.threshold) == (expected.score, expected.threshold)
+    np.testing.assert_array_equal(found.scored_map, expected.scored_map)
+    stripped = read_checkpoint(file, ALL_PARTS)
+    assert (stripped.optimizer, stripped.random) == ({}, {})
     assert command(*strip) == 1
     assert str(file) in capsys.readouterr().err
     assert command(*strip, "--overwrite") == 0
     assert command(*strip[:3], str(trained.output / CHECKPOINT_NAME), "--overwrite") == 1
+
+
+def test_a_stripped_checkpoint_is_not_resumed(
+    trained, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run" / CHECKPOINT_NAME
+    assert command(crad.checkpoint.main, "strip", str(trained.output), str(file)) == 0
+    before = file.read_bytes()
+    resume = ["--resume", "--output", str(file.parent), "--data", str(trained.data)]
+    assert command(crad.train.main, *resume) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    for told in (f"'{file}'", "stripped", "--overwrite", "--output"):
+        assert told in line
+    assert file.read_bytes() == before
 
 
 def test_other_tensors(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The demo set: its layout, its seeds, and that it is no toy."""
 
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from crad.data.demo import DEMO_CLASSES, DEMO_NAMES, demo_dataset, write_demo
+from crad.data.demo import _VERSION, DEMO_CLASSES, DEMO_NAMES, demo_dataset, write_demo
 from crad.data.demo.photos import PHOTOS, crop_photo
 from crad.data.demo.products import PRODUCTS
+from tests.fixtures import largest_file
 
 Array = NDArray[np.float64]
 
@@ -28,13 +27,13 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default set as `crad.train` gets it; not to be changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return demo_dataset("demo")
+def full(first_run: Path) -> Path:
+    """The default set as `crad train` gets it; not to be changed."""
+    (folder,) = (first_run / "cache").iterdir()
+    return folder
 
 
+@pytest.mark.slow
 def test_layout_is_that_of_mvtec_ad(full: Path) -> None:
     assert len(PHOTOS) >= 3
     assert len(PRODUCTS) >= 3
@@ -53,6 +52,7 @@ def test_layout_is_that_of_mvtec_ad(full: Path) -> None:
         assert len(list((full / name / "ground_truth").glob("*/*.png"))) == len(bad)
 
 
+@pytest.mark.slow
 def test_masks_are_neither_specks_nor_most_of_the_picture(full: Path) -> None:
     for path in full.glob("*/ground_truth/*/*.png"):
         assert 0.0015 < read(path).mean() < 0.2, path
@@ -108,11 +108,10 @@ def test_training_and_test_crops_share_no_pixel(name: str, monkeypatch: pytest.M
 
 
 def test_photographs_need_no_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a download was tried")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr("socket.socket.connect", refuse)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     assert skimage.data.brick().shape == (512, 512)
     write_demo(tmp_path, n_train=1, n_test=0, size=64, classes=PHOTOS)
 
@@ -131,6 +130,7 @@ def brightness(train: Array, test: Array) -> Array:
     return np.abs(test.mean(1) - train.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_deviation", [False, True], ids=["mean", "mean and deviation"])
 @pytest.mark.parametrize("detector", [mahalanobis, nearest, brightness])
 def test_mean_colour_gives_no_defect_away(
@@ -150,66 +150,31 @@ def test_mean_colour_gives_no_defect_away(
     assert np.mean(aurocs) <= 0.75
 
 
-def test_cached_set_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = []
+@pytest.mark.slow
+def test_a_set_that_is_there_is_not_written_again(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRAD_CACHE", str(full.parent))
+    before = full.stat().st_mtime_ns
+    assert demo_dataset("demo") == full
+    assert full.stat().st_mtime_ns == before
+    assert list(full.parent.iterdir()) == [full]
 
-    def write(root: Path, *, contrast: float) -> None:
-        written.append(contrast)
-        (root / "brick").mkdir()
 
-    monkeypatch.setattr("crad.data.demo.write_demo", write)
+def test_every_set_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / "crad" / f"{name}-v{_VERSION}" for name in DEMO_NAMES]
+    for folder in folders:
+        folder.mkdir(parents=True)
     monkeypatch.delenv("CRAD_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    roots = [demo_dataset(name) for name in (*DEMO_NAMES, *DEMO_NAMES)]
-    assert written == [1.0, 0.25]
-    assert roots[:2] == roots[2:]
-    assert all(root.parent == tmp_path / "crad" for root in roots)
-    assert sorted((tmp_path / "crad").iterdir()) == sorted(set(roots))
+    assert [demo_dataset(name) for name in DEMO_NAMES] == folders
 
 
-def test_interrupted_writing_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(root: Path, *, contrast: float) -> None:
-        (root / "brick").mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("crad.data.demo.write_demo", write)
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
+    with largest_file(1000), pytest.raises(OSError, match="too large"):
         demo_dataset("demo")
     assert list(tmp_path.iterdir()) == []
-
-
-def write_one_class(root: Path, *, contrast: float) -> None:
-    (root / "brick").mkdir()
-
-
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
-def test_cached_set_can_be_read_as_the_umask_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int, mode: int
-) -> None:
-    monkeypatch.setattr("crad.data.demo.write_demo", write_one_class)
-    monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
-    before = os.umask(mask)
-    try:
-        root = demo_dataset("demo")
-    finally:
-        os.umask(before)
-    assert root.stat().st_mode & 0o777 == mode
-
-
-def test_what_a_killed_process_left_is_removed_after_a_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("crad.data.demo.write_demo", write_one_class)
-    monkeypatch.setenv("CRAD_CACHE", str(tmp_path))
-    for name, days in {".demo-v2-old": 2.0, ".demo-v2-new": 0.1, ".mine": 9.0}.items():
-        (tmp_path / name / "demo-v2" / "brick").mkdir(parents=True)
-        then = time.time() - days * 24 * 60 * 60
-        os.utime(tmp_path / name, (then, then))
-    demo_dataset("demo")
-    assert {path.name for path in tmp_path.iterdir()} == {".demo-v2-new", ".mine", "demo-v2"}
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
+import signal
 import tarfile
 import threading
-from collections import namedtuple
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,6 +20,7 @@ from crad.data import find_dataset
 from crad.data.__main__ import main
 from crad.data.download import ARCHIVES, get
 from crad.errors import DataError
+from tests.fixtures import largest_file
 
 NAMES = [
     "bottle/train/good/000.png",
@@ -68,6 +70,7 @@ class Server:
         ranges: whether it can send a part.
         break_after: the bytes of an answer after which it closes the connection; None for never.
         announce: whether it says how much it sends.
+        interrupt: whether it interrupts the one who asked, like a user, before it ends its answer.
         asked: the Range of every request so far.
     """
 
@@ -76,6 +79,7 @@ class Server:
     ranges: bool = True
     break_after: int | None = None
     announce: bool = True
+    interrupt: bool = False
     status: int = 200
     asked: list[str | None] = field(default_factory=list)
 
@@ -95,6 +99,8 @@ def server():
                 self.send_header("Content-Length", str(len(part)))
             self.end_headers()
             self.wfile.write(part[: state.break_after])
+            if state.interrupt:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
         def log_message(self, *_):
             pass
@@ -112,12 +118,12 @@ def server():
 def publish(server, monkeypatch):
     """Publish what the server has as MVTec AD; call it again after a change."""
 
-    def publish():
+    def publish(size=None):
         archive = replace(
             ARCHIVES["mvtec"],
             url=server.url,
             sha256=hashlib.sha256(server.content).hexdigest(),
-            size=len(server.content),
+            size=len(server.content) if size is None else size,
         )
         monkeypatch.setattr(crad.data.download, "ARCHIVES", {"mvtec": archive})
 
@@ -176,7 +182,7 @@ def test_an_empty_folder_is_filled(tmp_path, kind):
 @pytest.mark.parametrize("announce", [True, False])
 def test_a_broken_download_goes_on(server, tmp_path, announce):
     server.break_after, server.announce = 10_000, announce
-    with pytest.raises(DataError, match=r"ended after 10000 of \d+ bytes; run the command again"):
+    with pytest.raises(DataError, match=r"10000 of \d+ bytes.*again.*--url.*--archive"):
         get("mvtec", tmp_path)
     assert (tmp_path / "archive.tar.xz.part").read_bytes() == server.content[:10_000]
     server.break_after = None
@@ -201,7 +207,7 @@ def test_a_wrong_checksum(server, tmp_path):
     content = bytearray(server.content)
     content[5000] ^= 1
     server.content = bytes(content)
-    with pytest.raises(DataError, match=r"part' is damaged, .*its SHA-256 is .*it is removed"):
+    with pytest.raises(DataError, match=r"archive\.tar\.xz\.part'.*SHA-256.*removed.*--url"):
         get("mvtec", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -209,7 +215,7 @@ def test_a_wrong_checksum(server, tmp_path):
 def test_a_part_of_another_archive(server, tmp_path):
     """It cannot be told from the right one before the end; then the download begins anew."""
     (tmp_path / "archive.tar.xz.part").write_bytes(b"of a former archive")
-    with pytest.raises(DataError, match="it is removed"):
+    with pytest.raises(DataError, match="removed"):
         get("mvtec", tmp_path)
     assert files(get("mvtec", tmp_path)) == PICTURES
 
@@ -218,14 +224,14 @@ def test_a_page_instead_of_the_archive_costs_no_part(server, tmp_path):
     part = tmp_path / "archive.tar.xz.part"
     part.write_bytes(server.content[:10_000])
     server.content, server.ranges = b"<html>Log in to the network", False
-    with pytest.raises(DataError, match=r"has 27 bytes, but archive\.tar\.xz has \d+; .*--url"):
+    with pytest.raises(DataError, match=r"27 bytes.*archive\.tar\.xz.*\d+.*--url"):
         get("mvtec", tmp_path)
     assert len(part.read_bytes()) == 10_000
 
 
 def test_a_wrong_archive_that_somebody_put_there_is_kept(server, tmp_path):
     (tmp_path / "archive.tar.xz").write_bytes(b"something else")
-    with pytest.raises(DataError, match="remove it to download it again"):
+    with pytest.raises(DataError, match=r"archive\.tar\.xz'.*remove it"):
         get("mvtec", tmp_path)
     assert (tmp_path / "archive.tar.xz").read_bytes() == b"something else"
     assert server.asked == []
@@ -236,7 +242,7 @@ def test_an_archive_from_elsewhere(server, tmp_path):
     archive.write_bytes(server.content)
     assert files(get("mvtec", tmp_path / "data", archive_file=archive)) == PICTURES
     archive.write_bytes(b"")
-    with pytest.raises(DataError, match=r"elsewhere\.bin' is damaged.*give another --archive"):
+    with pytest.raises(DataError, match=r"elsewhere\.bin'.*another --archive"):
         get("mvtec", tmp_path / "other", archive_file=archive)
     assert server.asked == []
     assert archive.exists()
@@ -244,14 +250,14 @@ def test_an_archive_from_elsewhere(server, tmp_path):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "https://x.invalid/x", "x", "http://:x/"])
 def test_an_address_that_cannot_be_read(tmp_path, url):
-    with pytest.raises(DataError, match=r"cannot read '.*https://www\.mvtec\.com.*with --archive"):
+    with pytest.raises(DataError, match=r"'.*https://www\.mvtec\.com.*--archive"):
         get("mvtec", tmp_path / "data", url=url)
     assert not list((tmp_path / "data").iterdir())
 
 
 def test_an_answer_that_is_an_error(server, tmp_path):
     server.status = 404
-    with pytest.raises(DataError, match="': HTTP Error 404"):
+    with pytest.raises(DataError, match="404"):
         get("mvtec", tmp_path)
 
 
@@ -264,26 +270,24 @@ def test_a_server_that_falls_silent(tmp_path, monkeypatch):
         get("mvtec", tmp_path, url=f"http://127.0.0.1:{http.server_port}/")
 
 
-def test_too_little_space(server, tmp_path, monkeypatch):
-    disk = namedtuple("Disk", "total used free")
-    space = 2 * len(server.content) - 1
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, space))
-    with pytest.raises(DataError, match=r"space: 0\.0 GB are needed in .*free some, or give"):
+def test_too_little_space(server, publish, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    publish(free * 3 // 4)  # the archive has room, but not what is extracted of it too
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "data"))) as caught:
         get("mvtec", tmp_path / "data")
+    needed, there = map(float, re.findall(r"(\d+\.\d) GB", str(caught.value)))
+    assert needed == pytest.approx(1.5 * free / 1e9, abs=0.1)
+    assert there == pytest.approx(free / 1e9, rel=0.2)  # others write to the disk
     assert server.asked == []
     assert not list(tmp_path.iterdir())
-    space += 1
+    publish()
     get("mvtec", tmp_path / "data")
 
 
-def test_a_disk_that_fills_while_extracting(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "makefile", full)
-        with pytest.raises(OSError, match="No space left"):
-            get("mvtec", tmp_path)
+def test_a_disk_that_fills_while_extracting(server, tmp_path):
+    (tmp_path / "archive.tar.xz").write_bytes(server.content)
+    with largest_file(len(PICTURES[NAMES[0]]) - 1), pytest.raises(OSError, match="too large"):
+        get("mvtec", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.xz"]
     assert files(get("mvtec", tmp_path)) == PICTURES
 
@@ -306,7 +310,7 @@ def test_a_member_that_leads_outside(server, publish, tmp_path, bad):
     outside.write_text("untouched")
     server.content = pack(*READ_ONLY, bad)
     publish()
-    with pytest.raises(DataError, match=r"cannot extract '.*archive\.tar\.xz'"):
+    with pytest.raises(DataError, match=r"archive\.tar\.xz'"):
         get("mvtec", tmp_path / "data")
     assert outside.read_text() == "untouched"
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["archive.tar.xz"]
@@ -342,7 +346,7 @@ def test_an_archive_without_compression(server, publish, tmp_path):
 
 def test_a_python_that_cannot_extract_safely(tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(DataError, match=r"Python 3\.11\.4 or later; extract .* with: tar -xf"):
+    with pytest.raises(DataError, match=r"3\.11\.4.*tar -xf"):
         get("mvtec", tmp_path)
 
 
@@ -351,7 +355,7 @@ def test_the_command(server, command, tmp_path, capsys):
     licence, summary, train = capsys.readouterr().out.splitlines()
     assert licence.startswith("MVTec AD | licence CC BY-NC-SA 4.0")
     assert summary == f"1 classes, 1 training and 2 test images in {tmp_path / 'mvtec'}"
-    assert train.endswith(f"python -m crad.train --data {tmp_path / 'mvtec'}")
+    assert train.endswith(f"crad train --data {tmp_path / 'mvtec'}")
     assert command(main, "get", "mvtec", str(tmp_path)) == 0  # again does no harm
     assert len(server.asked) == 1
 
@@ -364,15 +368,13 @@ def test_the_licence_comes_first(server, command, tmp_path, capsys):
     assert captured.err.startswith("error: download: cannot read")
 
 
-def test_ctrl_c_says_how_to_go_on(command, tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(crad.data.download, "_check", interrupted)
-        assert command(main, "get", "mvtec", str(tmp_path)) == 130
-    assert "interrupted: the same command goes on from here" in capsys.readouterr().err
+def test_ctrl_c_says_how_to_go_on(server, command, tmp_path, capsys):
+    server.break_after, server.interrupt = 10_000, True
+    assert command(main, "get", "mvtec", str(tmp_path)) == 130
+    assert "same command" in capsys.readouterr().err.splitlines()[-1]
+    server.break_after, server.interrupt = None, False
     assert command(main, "get", "mvtec", str(tmp_path)) == 0
+    assert files(tmp_path / "mvtec") == PICTURES
 
 
 @pytest.mark.parametrize(

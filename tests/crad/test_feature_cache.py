@@ -1,11 +1,9 @@
 """Features in memory or in a file: the same values, no file left, no memory taken."""
 
-import errno
-import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +12,12 @@ from torch import Tensor
 import crad.training.feature_cache
 from crad.data.batches import load_batches
 from crad.data.samples import Sample
-from crad.errors import ImageError
+from crad.errors import ImageError, StorageError
+from crad.model.crad import CRAD
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 from crad.training.feature_cache import FeatureCache, available_memory
 from crad.training.features import extract
+from tests.fixtures import before_step, largest_file
 
 Train = Callable[..., int]
 
@@ -84,22 +84,17 @@ def test_the_default_budget_is_half_of_what_is_available(
     assert is_mapped(cache.allocate(2))
 
 
-def test_a_disk_without_space_is_an_error_with_a_way_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-        with pytest.raises(OSError, match=r"1\.2 GB .* has 1\.0 GB free; .*TMPDIR") as caught:
-            FeatureCache(gigabytes=0).allocate(300_000_000)
-        assert str(folder) in str(caught.value)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        FeatureCache(gigabytes=0).allocate(3)
+def test_a_disk_without_space_is_an_error_with_a_way_out(folder: Path) -> None:
+    with pytest.raises(StorageError, match=r"4000000\.0 GB .*TMPDIR.*--feature-memory") as caught:
+        FeatureCache(gigabytes=0).allocate(10**15)
+    assert str(folder) in str(caught.value)
+    free = re.search(r"has (\d+\.\d) GB free", str(caught.value))
+    assert free is not None
+    assert float(free[1]) == pytest.approx(shutil.disk_usage(folder).free / 1e9, rel=0.2)
+    with largest_file(4 * 1000 - 1), pytest.raises(OSError, match="too large"):
+        FeatureCache(gigabytes=0).allocate(1000)
     assert not list(folder.iterdir())
+    assert FeatureCache(gigabytes=0).allocate(1000).shape == (1000,)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -108,25 +103,23 @@ def test_a_folder_for_temporary_files_that_is_none_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TMPDIR", str(tmp_path / kind))
-    with pytest.raises(OSError, match="TMPDIR, or let more stay in memory") as caught:
+    with pytest.raises(StorageError, match=r"TMPDIR.*--feature-memory") as caught:
         FeatureCache(gigabytes=0).allocate(3)
-    assert f"'{tmp_path / kind}' is no folder that can be written into" in str(caught.value)
+    assert f"'{tmp_path / kind}'" in str(caught.value)
     assert FeatureCache(gigabytes=1).allocate(3).shape == (3,)
 
 
 def test_a_run_is_the_same_with_features_in_a_file(
-    trained, folder: Path, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
+    trained, folder: Path, tmp_path: Path, train_command: Train
 ) -> None:
-    allocated: list[Tensor] = []
-    allocate = FeatureCache.allocate
+    mapped_files: list[int] = []
 
-    def noting(self: FeatureCache, *size: int) -> Tensor:
-        allocated.append(allocate(self, *size))
-        return allocated[-1]
+    def note(_: CRAD) -> None:
+        mapped_files.append(Path("/proc/self/maps").read_text().count(f"{folder}/crad-features-"))
 
-    monkeypatch.setattr(FeatureCache, "allocate", noting)
-    assert train_command(trained.data, tmp_path / "run", "--feature-memory", "0") == 0
-    assert [is_mapped(each) for each in allocated] == [True, True, True]
+    with before_step(0, note):
+        assert train_command(trained.data, tmp_path / "run", "--feature-memory", "0") == 0
+    assert mapped_files == [3]  # of the images trained on, held back, and tested on
     assert not list(folder.iterdir())
     mapped, in_memory = (
         read_checkpoint(each, ALL_PARTS) for each in (tmp_path / "run", trained.output)

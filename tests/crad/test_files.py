@@ -168,18 +168,25 @@ def test_a_folder_that_another_process_made_first_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_replaced_is_an_error_and_not_silence(tmp_path, monkeypatch):
-    """Such as one that a disk is mounted at."""
-
-    def busy(*_):
-        raise OSError(errno.EBUSY, "Device or resource busy")
-
+def test_a_folder_that_cannot_be_replaced_is_an_error_and_not_silence(tmp_path):
+    """As it is none."""
     path = tmp_path / "folder"
-    path.mkdir()
-    monkeypatch.setattr("pathlib.Path.rename", busy)
-    with pytest.raises(OSError, match="busy"), new_folder(path) as unfinished:
+    path.write_text("a file")
+    with pytest.raises(NotADirectoryError, match="folder"), new_folder(path) as unfinished:
         (unfinished / "file").touch()
     assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "a file"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_a_new_folder_can_be_read_as_the_umask_says(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == mode
 
 
 def test_what_a_killed_process_left_of_a_folder_is_removed_a_day_later(tmp_path):

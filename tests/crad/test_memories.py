@@ -13,17 +13,42 @@ from torch import Tensor
 import crad
 from crad.errors import MissingPackageError
 from crad.model.crad import CRAD, AbsentName
-from crad.model.memories import AddressName, AttentionMemory, MemoryName, QuantizedMemory
+from crad.model.memories import (
+    AddressName,
+    AttentionMemory,
+    ContinuousMemory,
+    MemoryName,
+    QuantizedMemory,
+)
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
-from crad.training.loop import Training
+from tests.fixtures import before_step, ctrl_c
 
 Train = Callable[..., int]
 CHANNELS, VALUES = 6, 20
-EPOCH = Training.run_epoch
 
 
 def feature(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+def test_a_grid_is_looked_up_as_it_is_told(
+    mode: str, padding_mode: str, align_corners: bool
+) -> None:
+    options = {"padding_mode": padding_mode, "align_corners": align_corners}
+    torch.manual_seed(0)
+    memory = ContinuousMemory(CHANNELS, VALUES, (3, 4), mode=mode, **options)  # type: ignore[arg-type]
+    for layer in memory.coordinates.parameters():  # so that some coordinates are at the edge
+        torch.nn.init.normal_(layer, std=2)
+    x = feature(2, 5, 7)
+    torch_mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    grid = memory.memory.values.movedim(-1, 0).expand(2, -1, -1, -1)
+    expected = F.grid_sample(grid, memory.coordinates(x), torch_mode, **options)  # type: ignore[arg-type]
+    found = memory(x)
+    torch.testing.assert_close(found.entries, expected.movedim(1, -1))
+    assert found.loss == 0
 
 
 def quantized(entry_size: int = CHANNELS, address: AddressName = "feature") -> QuantizedMemory:
@@ -234,7 +259,8 @@ RUNS = {
 def test_every_memory_trains_by_the_same_command(
     demo_root: Path, tmp_path: Path, train_command: Train, name: str
 ) -> None:
-    assert train_command(demo_root, tmp_path, *RUNS[name], "--epochs", "1") == 0
+    small = ["--image-size", "32", "--classes", "brick", "--epochs", "1"]
+    assert train_command(demo_root, tmp_path, *RUNS[name], *small) == 0
     (prediction,) = crad.load(tmp_path, "cpu").predict(next(demo_root.rglob("*.png")))
     assert prediction.score > 0
 
@@ -271,26 +297,21 @@ def train_in_parallel(memory: MemoryName, rank: int) -> None:
             assert torch.equal(*both), (memory, name)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_memory(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(in_one_of_two_processes, (str(tmp_path / "store"),), nprocs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vq", "attention"])
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     demo_root: Path,
     tmp_path: Path,
     train_command: Train,
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    def interrupted(self: Training, *arguments: object) -> float:
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-        return EPOCH(self, *arguments)
-
     assert train_command(demo_root, tmp_path / "whole", *RUNS[name]) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "run_epoch", interrupted)
+    with before_step(2 * 3, ctrl_c):  # an epoch is of 3 batches
         assert train_command(demo_root, tmp_path / "part", *RUNS[name]) == 130
     assert train_command(demo_root, tmp_path / "part", *RUNS[name], "--resume") == 0
     whole, part = (read_checkpoint(tmp_path / each, ALL_PARTS) for each in ("whole", "part"))

@@ -55,20 +55,18 @@ def test_a_sheet(tmp_path, images):
     assert min(read(file).size) > 500
 
 
-def test_rows_are_limited_and_mixed(tmp_path, images, monkeypatch):
-    opened = []
-
-    def spy(path):
-        opened.append(path)
-        return Image.open(path).convert("RGB")
-
-    monkeypatch.setattr("crad.report.sheets.open_image", spy)
+def test_rows_are_limited_and_mixed(tmp_path, images):
+    shown = {f"{kind}/{i}" for kind in ("bent", "scratch") for i in range(3)} | {"good/0", "good/1"}
+    paths = {f"{image.path.parent.name}/{image.path.stem}": image.path for image in images}
+    for name in paths.keys() - shown:
+        paths[name].unlink()  # it is not opened
     write_sheet(tmp_path / "a.png", "a", images, rows=8)
-    shown = [f"{path.parent.name}/{path.stem}" for path in opened]
-    assert shown == [f"{kind}/{i}" for kind in ("bent", "scratch") for i in range(3)] + [
-        "good/0",
-        "good/1",
-    ]
+    for name in shown:
+        content = paths[name].read_bytes()
+        paths[name].unlink()
+        with pytest.raises(ImageError, match=name):
+            write_sheet(tmp_path / "a.png", "a", images, rows=8)
+        paths[name].write_bytes(content)
 
 
 def test_defects_that_are_not_shown_are_not_held(tmp_path, images):

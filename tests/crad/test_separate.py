@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import crad
 import crad.evaluate
@@ -14,10 +15,15 @@ from crad.data import find_dataset
 from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
 from crad.train import main, parse_options
-from crad.training.loop import Training
+from crad.training.checkpoint import CHECKPOINT_NAME
+from tests.fixtures import before_call, before_step, ctrl_c
 
 Train = Callable[..., int]
-EPOCH = Training.run_epoch
+
+
+def written(folder: Path) -> int:
+    """When the last epoch of a run was."""
+    return (folder / CHECKPOINT_NAME).stat().st_mtime_ns
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -81,37 +87,25 @@ def test_a_finished_class_is_not_trained_again(
     demo_root: Path,
     tmp_path: Path,
     train_command: Train,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     epoch: int,
 ) -> None:
-    """Interrupted in the second class, before and after its first epoch."""
-    trained: list[int] = []
-
-    def run_epoch(self: Training, *arguments: object) -> float:
-        if len(trained) == 3 + epoch:
-            raise KeyboardInterrupt
-        trained.append(self.epoch)
-        return EPOCH(self, *arguments)
-
+    """Interrupted in the second class, before and after its first epoch, which is one step."""
     output = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "run_epoch", run_epoch)
+    with before_step(3 + epoch, ctrl_c):
         assert train_command(demo_root, output, "--separate") == 130
     error = capsys.readouterr().err
-    assert "1 of 2 classes are finished; go on with the same command and --resume" in error
-    assert "crad.train --resume" not in error  # that would go on with the second class alone
+    assert "1 of 2 classes" in error
+    assert "--resume" in error
+    assert "--output" not in error  # a command that would go on with the second class alone
     assert not (output / "results.json").exists()
-
-    def count_epoch(self: Training, *arguments: object) -> float:
-        trained.append(self.epoch)
-        return EPOCH(self, *arguments)
-
-    monkeypatch.setattr(Training, "run_epoch", count_epoch)
+    assert (output / "gauge" / CHECKPOINT_NAME).exists() == bool(epoch)
+    finished = written(output / "brick")
     assert train_command(demo_root, output, "--separate") == 1
-    assert "--resume continues" in capsys.readouterr().err
-    assert train_command(demo_root, output, "--separate", "--resume") == 0
-    assert trained == [0, 1, 2, 0, 1, 2]
+    assert "--resume" in capsys.readouterr().err
+    with before_step(3 - epoch, ctrl_c):  # one more step than there are left
+        assert train_command(demo_root, output, "--separate", "--resume") == 0
+    assert written(output / "brick") == finished
     assert "class 1 of 2: brick (finished)" in capsys.readouterr().out
     assert results_of(output)["classes"] == results_of(separate)["classes"]
 
@@ -120,19 +114,13 @@ def test_nothing_of_what_is_replaced_is_taken_for_the_new(
     demo_root: Path,
     separate: Path,
     train_command: Train,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "run"
     shutil.copytree(separate, output)
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "run_epoch", interrupt)
+    with before_step(0, ctrl_c):
         assert train_command(demo_root, output, "--separate", "--overwrite") == 130
     assert not list(output.rglob("results.json"))
-
-
-def interrupt(*_: object) -> float:
-    raise KeyboardInterrupt
 
 
 def test_resuming_what_is_finished_trains_nothing(
@@ -140,13 +128,11 @@ def test_resuming_what_is_finished_trains_nothing(
     demo_root: Path,
     tmp_path: Path,
     train_command: Train,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
-    monkeypatch.delattr(Training, "run_epoch")
-    monkeypatch.delattr("crad.train.extract")
     (output / "results.json").unlink()
-    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    with before_call(nn.Module, ctrl_c):  # nor does it compute anything else
+        assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output) == results_of(separate)
 
 
@@ -169,15 +155,14 @@ def test_results_of_an_evaluation_are_none_of_training(
     tmp_path: Path,
     train_command: Train,
     command: Train,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They lack what only training measures: a baseline, say. The class is measured again."""
     output = shutil.copytree(separate, tmp_path / "run")
     again = ["--checkpoint", str(output / "brick"), "--output", str(output / "brick")]
     assert command(crad.evaluate.main, *again, "--overwrite") == 0
     assert "training" not in results_of(output / "brick")["timing"]
-    monkeypatch.delattr(Training, "run_epoch")
-    assert train_command(demo_root, output, "--separate", "--resume") == 0
+    with before_step(0, ctrl_c):
+        assert train_command(demo_root, output, "--separate", "--resume") == 0
     for folder in (output, output / "brick"):
         assert "training" in results_of(folder)["timing"]
     assert results_of(output)["classes"] == results_of(separate)["classes"]
@@ -201,13 +186,12 @@ def test_other_settings_are_refused_before_any_training(
     demo_root: Path,
     tmp_path: Path,
     train_command: Train,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
     shutil.rmtree(output / "brick")
-    monkeypatch.delattr("crad.train.extract")
-    assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 2
+    with before_call(nn.Module, ctrl_c):
+        assert train_command(demo_root, output, "--separate", "--resume", "--seed", "1") == 2
     error = capsys.readouterr().err
     for told in ("--seed", str(output / "gauge"), "0, not 1"):
         assert told in error
@@ -225,10 +209,14 @@ def test_one_model_and_many_are_not_mixed_up(
     for arguments in ([], ["--resume"]):
         assert train_command(trained.data, one, "--separate", *arguments) == 1
         assert train_command(trained.data, many, *arguments) == 1
-    error = capsys.readouterr().err
-    assert error.count("already holds a run") == 2
-    assert "one' holds one model for all classes; --overwrite" in error
-    assert "many' holds results.json, but no checkpoint to continue; --overwrite" in error
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 4
+    for line, folder in zip(lines, [one, many] * 2, strict=True):
+        assert f"'{folder}'" in line
+        assert "--overwrite" in line
+    assert ["--resume" in line for line in lines] == [True, True, False, False]
+    assert "one model" in lines[2]
+    assert "no checkpoint" in lines[3]
     assert results_of(one) == trained.results
     assert results_of(many) == results_of(separate)
     assert train_command(trained.data, one, "--separate", "--overwrite", "--epochs", "1") == 0
@@ -243,7 +231,9 @@ def test_some_of_the_classes(
     assert [*results_of(tmp_path / "run")["classes"]] == ["gauge"]
     assert not (tmp_path / "run" / "brick").exists()
     assert train_command(trained.data, tmp_path / "other", "--classes", "nut") == 1
-    assert "classes: no 'nut' in" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for told in ("'nut'", str(trained.data), "brick, gauge"):
+        assert told in error
     assert not (tmp_path / "other").exists()
 
 
@@ -263,7 +253,9 @@ def test_classes_are_part_of_the_settings(
     assert [*results_of(output)["classes"]] == ["gauge"]
     with pytest.raises(SystemExit):
         main(["--resume", "--output", str(output), "--classes", "brick"])
-    assert "error: --classes: the run in" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for told in ("error: --classes", str(output), "gauge", "brick"):
+        assert told in error
 
 
 def test_visa_gives_what_the_same_images_give_in_another_layout(
