@@ -13,7 +13,13 @@ from torch import Tensor
 import crad
 from crad.errors import MissingPackageError
 from crad.model.crad import CRAD, AbsentName
-from crad.model.memories import AddressName, AttentionMemory, MemoryName, QuantizedMemory
+from crad.model.memories import (
+    AddressName,
+    AttentionMemory,
+    MemoryName,
+    MemoryOptions,
+    QuantizedMemory,
+)
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 from crad.training.loop import Training
 
@@ -28,7 +34,8 @@ def feature(*shape: int, seed: int = 0) -> Tensor:
 
 def quantized(entry_size: int = CHANNELS, address: AddressName = "feature") -> QuantizedMemory:
     torch.manual_seed(0)
-    return QuantizedMemory(CHANNELS, entry_size, 8, address=address, dead_below=0.1)
+    options = MemoryOptions(address=address, dead_below=0.1)
+    return QuantizedMemory(CHANNELS, entry_size, (2, 4), options)
 
 
 @pytest.mark.parametrize("address", ["feature", "hidden"])
@@ -100,7 +107,7 @@ def test_vq_is_straight_through_and_commits_the_address() -> None:
 @pytest.mark.parametrize("entry_size", [CHANNELS, VALUES])
 def test_attention_is_its_formula(entry_size: int, shrinkage: float) -> None:
     torch.manual_seed(0)
-    memory = AttentionMemory(CHANNELS, entry_size, 8, address="feature", shrinkage=shrinkage)
+    memory = AttentionMemory(CHANNELS, entry_size, (2, 4), MemoryOptions(shrinkage=shrinkage))
     for parameter in memory.parameters():
         torch.nn.init.normal_(parameter)
     x = feature(3, 4)
@@ -114,7 +121,7 @@ def test_attention_is_its_formula(entry_size: int, shrinkage: float) -> None:
 
 
 def test_attention_without_a_weight_that_is_large_enough_gives_zeros() -> None:
-    memory = AttentionMemory(CHANNELS, CHANNELS, 8, address="feature", shrinkage=0.9)
+    memory = AttentionMemory(CHANNELS, CHANNELS, (8,), MemoryOptions(shrinkage=0.9))
     found = memory(feature(3)).entries
     found.sum().backward()
     assert not found.any()
