@@ -7,10 +7,12 @@ from typing import Any, Self
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from crad.backbones.weights import download_weights, read_weights, summary
+from crad.backbones.weights import download_weights, summary
 from crad.errors import BackboneError
+from crad.tensor_files import read_tensors
 
 _STRIDES = range(8, 17)  # finer says little of a part, coarser cannot say where
 
@@ -112,7 +114,10 @@ def _load(name: str, path: Path | None) -> Any:
     config: Any = timm.get_pretrained_cfg(name)
     if path is None:
         path = download_weights(name, config.hf_hub_id or "", config.hf_hub_filename)
-    state = read_weights(path)
+    try:
+        state = clean_state_dict(read_tensors(path))
+    except ValueError as error:
+        raise BackboneError(f"weights: {error}") from error
     try:
         return _create(name, dict(state))
     except Exception:  # weights of another kind make timm raise nearly anything

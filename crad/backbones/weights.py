@@ -1,25 +1,16 @@
-"""Files with the weights of a timm model: from the Hugging Face hub, and read safely."""
+"""Downloading the weights of a timm model from the Hugging Face hub."""
 
-import argparse
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import safetensors.torch
-import torch
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import clean_state_dict
-from torch import Tensor
 
 from crad.errors import BackboneError
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT = 10.0  # seconds
-
-# What training scripts wrap weights in; averaged ones come first, as in timm.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
 
 def download_weights(name: str, repository: str, file: str | None = None) -> Path:
@@ -55,32 +46,6 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
         f"Two ways out: --weights FILE with a copy of them{source}, or --backbone scattering, "
         "which needs none"
     )
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` or PyTorch file; nothing in it is executed.
-
-    Raises:
-        BackboneError: the file cannot be read, or holds something else.
-    """
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:  # training scripts, timm's too, keep their arguments in the file
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
-        raise BackboneError(
-            f"weights: cannot read '{path}': {summary(error)}; expected a .safetensors file or a "
-            "PyTorch file of tensors only"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
-        raise BackboneError(f"weights: '{path}' is not a dictionary of tensors")
-    return clean_state_dict(state)
 
 
 def summary(error: Exception) -> str:
