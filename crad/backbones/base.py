@@ -22,7 +22,7 @@ class Backbone(Protocol):
         ...
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Fit what the backbone learns from the training images, if anything."""
+        """Fit the statistics of the training images that the backbone uses, if any."""
         ...
 
     def to(self, device: Any) -> Self:
@@ -30,9 +30,9 @@ class Backbone(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs to restore weights and fitted statistics."""
+        """The weights and fitted statistics."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Restore what `state_dict` gave."""
+        """Restore a `state_dict`."""
         ...

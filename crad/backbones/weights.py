@@ -14,7 +14,7 @@ _HUB_TIMEOUT = 10.0  # seconds
 
 
 def download_weights(name: str, repository: str, file: str | None = None) -> Path:
-    """Find the weights of a model in the local hub cache, or download them there.
+    """Find the weights of a model in the local cache of the hub, or download them into it.
 
     Args:
         name: name of the model, for messages.
@@ -22,7 +22,7 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
         file: the file in it; None takes ``model.safetensors`` or else ``pytorch_model.bin``.
 
     Raises:
-        BackboneError: there is no such file, the hub does not answer, or the download fails.
+        BackboneError: the file does not exist, the hub does not answer, or the download fails.
     """
     files = () if not repository else (file,) if file else _FILES
     reason = f"the hub has no {' or '.join(files) or 'files'} of this model"
@@ -38,7 +38,7 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
             except EntryNotFoundError:
                 continue
             return Path(huggingface_hub.hf_hub_download(repository, each))
-    except Exception as error:  # each version of the client has its own
+    except Exception as error:  # the errors depend on the version of the client
         reason = summary(error)
     source = f" (https://huggingface.co/{repository})" if repository else ""
     raise BackboneError(
@@ -49,6 +49,6 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
 
 
 def summary(error: Exception) -> str:
-    """The beginning of an error in one line; those of timm and torch can have hundreds of lines."""
+    """The beginning of an error in one line; errors of torch can have hundreds of lines."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
     return textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")

@@ -19,14 +19,14 @@ def find_dataset(
     """Find the classes and images of a data set; no image is opened, and nothing is copied.
 
     Args:
-        source: a folder in one of the `LAYOUTS`, recognised by looking; or the name of a generated
-            set, which is written on first use.
-        classes: the names of those wanted; none given takes all. The others are not looked into.
-        need_train: False accepts classes without normal images to learn from, as evaluation does.
+        source: a folder in one of the `LAYOUTS`, which is detected; or the name of a generated set,
+            which is written on first use.
+        classes: names of the wanted classes, empty for all. Other folders are not searched.
+        need_train: False accepts classes without training images, as evaluation does.
 
     Raises:
-        DataError: no such folder, no class in it or not one that is wanted, a class without images,
-            or images or masks that lie where they would silently be left out.
+        DataError: the folder or a class is missing, a class has no images, or images or masks are
+            where they would silently be ignored.
     """
     root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
     if not root.is_dir():
@@ -45,5 +45,5 @@ def find_dataset(
 
 
 def full_source(source: str) -> str:
-    """Give the name of a generated set, or the full path of a folder."""
+    """The name of a generated set, or the full path of a folder."""
     return source if source in DEMO_NAMES else str(Path(source).expanduser().resolve())

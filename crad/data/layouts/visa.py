@@ -32,23 +32,17 @@ def matches(root: Path) -> bool:
 
 
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
-    """Read the table.
-
-    Args:
-        root: a folder with the layout.
-
-    Returns:
-        By class, what gives its samples, and checks that their files are there.
+    """Read the table; that the files of a class exist is checked when its images are asked for.
 
     Raises:
-        DataError: the table is missing, or a line of it is wrong; the message says which.
+        DataError: the table is missing, or a line of it is wrong.
     """
     table = root / _TABLE
     if not table.is_file():
         raise DataError(_without_table(root))
     train: dict[str, list[Sample]] = defaultdict(list)
     test: dict[str, list[Sample]] = defaultdict(list)
-    lines: dict[str, int] = {}  # where each image stands
+    lines: dict[str, int] = {}  # line number of each image
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -95,11 +89,7 @@ def _without_table(root: Path) -> str:
 
 
 def _sample(root: Path, cells: dict[str, str]) -> Sample:
-    """One line of the table.
-
-    Raises:
-        ValueError: it is wrong; the message says how.
-    """
+    """The image of a line of the table; a `ValueError` says what is wrong with the line."""
     for name, words in (("split", ("train", "test")), ("label", tuple(_DEFECTS))):
         if cells[name] not in words:
             raise ValueError(f"expected {name} to be {' or '.join(words)}, but got '{cells[name]}'")
