@@ -9,7 +9,7 @@ transforming it back is the convolution and its subsampling in one step, without
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crad.backbones.base import Backbone
 from crad.errors import BackboneError
 
 SCALES = 3  # J: wavelets of scale 1, 2 and 4 pixels, averages over 8
@@ -65,27 +66,6 @@ class Wavelets:
         return torch.addcmul(waves.real.square(), waves.imag, waves.imag).sqrt_()
 
 
-@dataclass(frozen=True)
-class FilterBank:
-    """The filters for images of one size.
-
-    Attributes:
-        wavelets: by scale, finest first.
-        average_rows: by scale j, the matrix (out, H / 2**j) that low-pass filters an axis that was
-            subsampled by `2**j`, and samples it at every 8th pixel of the image without padding.
-        average_columns: the same for the other axis.
-    """
-
-    wavelets: tuple[Wavelets, ...]
-    average_rows: tuple[Tensor, ...]
-    average_columns: tuple[Tensor, ...]
-
-    def average(self, signal: Tensor, scale: int) -> Tensor:
-        """Low-pass `signal` (..., H / 2**scale, W / 2**scale) to the stride of the output."""
-        filtered: Tensor = self.average_rows[scale] @ signal @ self.average_columns[scale].mT
-        return filtered
-
-
 def _frequencies(size: int) -> Tensor:
     frequencies: Tensor = 2 * math.pi * torch.fft.fftfreq(size, dtype=torch.float64)
     return frequencies
@@ -115,20 +95,16 @@ def _morlet(omega_y: Tensor, omega_x: Tensor, scale: int, angle: float) -> Tenso
 
 
 @functools.lru_cache(maxsize=8)
-def filter_bank(height: int, width: int, device: torch.device) -> FilterBank:
-    """The filters for images of `height` x `width` pixels with their padding, multiples of 8."""
+def filter_bank(height: int, width: int, device: torch.device) -> tuple[Wavelets, ...]:
+    """The wavelets, finest first, for padded images of `height` x `width`, multiples of 8."""
     wavelets = [_wavelets(height, width, scale) for scale in range(SCALES)]
     # One gain makes the sum of all squared filters at most 1: the transform expands no distance.
     low_pass = (_low_pass(_frequencies(height))[:, None] * _low_pass(_frequencies(width))) ** 2
     room, energy = 1 - low_pass, wavelet_energy(wavelets, height, width)
     gain = float((room / energy.clamp_min(1e-12))[energy > 1e-6].min().sqrt())
-    return FilterBank(
-        tuple(
-            Wavelets(w.rows.to(device), w.columns.to(device), (gain * w.values).to(device))
-            for w in wavelets
-        ),
-        tuple(_average(height, scale).to(device) for scale in range(SCALES)),
-        tuple(_average(width, scale).to(device) for scale in range(SCALES)),
+    return tuple(
+        Wavelets(w.rows.to(device), w.columns.to(device), (gain * w.values).to(device))
+        for w in wavelets
     )
 
 
@@ -157,14 +133,26 @@ def wavelet_energy(wavelets: Iterable[Wavelets], height: int, width: int) -> Ten
     return energy
 
 
-def _average(size: int, scale: int) -> Tensor:
-    """The low-pass matrix for an axis of `size` padded pixels that is subsampled by `2**scale`."""
+def _average(signal: Tensor, scale: int) -> Tensor:
+    """Low-pass filter `signal` (..., H / 2**scale, W / 2**scale) to the stride of the output."""
+    height, width = (size << scale for size in signal.shape[-2:])
+    rows = _average_matrix(height, scale, signal.device)
+    columns = _average_matrix(width, scale, signal.device)
+    return rows @ signal @ columns.mT
+
+
+@functools.lru_cache(maxsize=32)
+def _average_matrix(size: int, scale: int, device: torch.device) -> Tensor:
+    """The low-pass matrix for an axis of `size` padded pixels that is subsampled by `2**scale`.
+
+    It samples the result at every 8th pixel of the image without padding.
+    """
     length, step = size >> scale, STRIDE >> scale
     omega = _frequencies(length) / 2**scale
     # A feature describes a cell of 8 pixels, so it is sampled at the middle of the cell.
     kernel = torch.fft.ifft(_low_pass(omega) * torch.exp(-0.5j * (STRIDE - 1) * omega)).real
     first, last = _PADDING >> scale, (size - _PADDING) >> scale
-    return torch.stack([kernel.roll(i) for i in range(first, last, step)]).float()
+    return torch.stack([kernel.roll(i) for i in range(first, last, step)]).float().to(device)
 
 
 class Scattering(nn.Module):
@@ -197,27 +185,27 @@ class Scattering(nn.Module):
                 f"Scattering: expected a height and width that are multiples of {STRIDE} and at "
                 f"least {_PADDING + STRIDE}, but got {height} x {width}; choose another image size"
             )
-        bank = filter_bank(height + 2 * _PADDING, width + 2 * _PADDING, images.device)
+        wavelets = filter_bank(height + 2 * _PADDING, width + 2 * _PADDING, images.device)
         if not len(images):
             return images.new_zeros(0, CHANNELS, height // STRIDE, width // STRIDE)
         # One by one: the maps of an image fit in the cache, and no result depends on the batch.
-        return torch.stack([self._transform(image, bank) for image in images])
+        return torch.stack([self._transform(image, wavelets) for image in images])
 
-    def _transform(self, image: Tensor, bank: FilterBank) -> Tensor:
+    def _transform(self, image: Tensor, wavelets: Sequence[Wavelets]) -> Tensor:
         padded = F.pad(image, (_PADDING,) * 4, mode="reflect")
         signal = torch.einsum("oc,chw->ohw", image.new_tensor(_OPPONENT), padded)
-        outputs = [bank.average(signal, 0)[:, None]]
+        outputs = [_average(signal, 0)[:, None]]
         second: list[Tensor] = []
-        for i, wavelets in enumerate(bank.wavelets):
-            first = wavelets.moduli(signal)
-            outputs.append(bank.average(first, i))
+        for i in range(SCALES):
+            first = wavelets[i].moduli(signal)
+            outputs.append(_average(first, i))
             for j in range(i + 1, SCALES):
-                moduli = bank.wavelets[j].moduli(first.flatten(0, 1))
-                second.append(bank.average(moduli, j).reshape(3, ANGLES**2, *outputs[0].shape[2:]))
+                moduli = _average(wavelets[j].moduli(first.flatten(0, 1)), j)
+                second.append(moduli.reshape(3, ANGLES**2, *moduli.shape[2:]))
         return torch.cat(outputs + second, dim=1).flatten(0, 1)
 
 
-class ScatteringBackbone(nn.Module):
+class ScatteringBackbone(Backbone):
     """Logarithms of scattering coefficients, reduced to whitened principal components.
 
     Args:
@@ -246,16 +234,9 @@ class ScatteringBackbone(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         self.eval()
 
-    def train(self, mode: bool = True) -> "ScatteringBackbone":
-        """Stay in evaluation mode for any `mode`: the backbone is frozen."""
-        return super().train(False)
-
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Fit the principal components on training images, one batch in memory at a time.
-
-        Args:
-            batches: image batches as `forward` takes them.
 
         Raises:
             ValueError: there are too few feature vectors, or they do not differ.
@@ -296,17 +277,11 @@ class ScatteringBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Compute whitened features.
-
-        Args:
-            images: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 8, at least 24.
-
-        Returns:
-            (B, channels, H / 8, W / 8) float32; over the images of `fit` each channel has mean 0
-            and variance 1.
+        """Compute features; over the images of `fit` each channel has mean 0 and variance 1.
 
         Raises:
             RuntimeError: the components are neither fitted nor loaded.
+            ValueError: the shape is wrong, as for `Scattering`.
         """
         if not self.fitted:
             raise RuntimeError(

@@ -1,8 +1,7 @@
 """Features from two stages of any timm model."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import timm
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from crad.backbones.base import Backbone
 from crad.backbones.weights import download_weights, summary
 from crad.errors import BackboneError
 from crad.tensor_files import read_tensors
@@ -17,7 +17,7 @@ from crad.tensor_files import read_tensors
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """The stages of a timm model at strides 8 to 16, concatenated at the resolution of the finest.
 
     The last stage of each stride is used; coarser ones are upsampled bilinearly (corners aligned).
@@ -61,23 +61,9 @@ class TimmBackbone(nn.Module):
             self.register_buffer(f"image_{key}", value[:, None, None])
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode for any ``mode``: the backbone is frozen."""
-        return super().train(False)
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Do nothing: only the weights matter."""
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features.
-
-        Args:
-            images: ``(B, 3, H, W)`` float32 RGB in [0, 1].
-
-        Returns:
-            ``(B, channels, H / stride, W / stride)`` float32.
-        """
+        """Compute features."""
         normalised = (images - self.image_mean) / self.image_std
         maps = self.model.model.forward_intermediates(
             normalised.contiguous(memory_format=torch.channels_last),

@@ -14,11 +14,11 @@ _HUB_TIMEOUT = 10.0  # seconds
 
 
 def download_weights(name: str, repository: str, file: str | None = None) -> Path:
-    """Find the weights of a model in the local cache of the hub, or download them into it.
+    """Find the weights of a timm model in the local cache of the hub, or download them into it.
 
     Args:
-        name: name of the model, for messages.
-        repository: hub repository, ``"owner/name"``; empty if there is none.
+        name: of the model, for messages.
+        repository: ``"owner/name"``; empty if there is none.
         file: the file in it; None takes ``model.safetensors`` or else ``pytorch_model.bin``.
 
     Raises:

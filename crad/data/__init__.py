@@ -31,10 +31,10 @@ def find_dataset(
     root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
     if not root.is_dir():
         problem = "it is a file" if root.exists() else "there is no such folder"
-        layouts = "; or ".join(each.DESCRIPTION for each in reversed([*LAYOUTS.values()]))
+        layouts = "; or ".join(each.DESCRIPTION for each in reversed(LAYOUTS))
         raise DataError(f"data: cannot use '{root}': {problem}; give a folder of {layouts}")
-    layout = next((each for each in LAYOUTS.values() if each.matches(root)), None)
-    found = (layout or [*LAYOUTS.values()][-1]).find_classes(root)
+    layout = next((each for each in LAYOUTS if each.matches(root)), LAYOUTS[-1])
+    found = layout.find_classes(root)
     if unknown := [name for name in classes if name not in found]:
         raise DataError(f"classes: no '{unknown[0]}' in '{root}'; it has {', '.join(found)}")
     names = sorted(set(classes) or found, key=natural_key)

@@ -104,17 +104,17 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 def _decode_ahead(
     sources: Iterable[Source], size: int, ahead: int
 ) -> Iterator[Future[tuple[Tensor, Sample]]]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
-        try:
-            for position, source in enumerate(sources):
-                waiting.append(pool.submit(_decode, source, position, size))
-                if len(waiting) > ahead:
-                    yield waiting.popleft()
-            while waiting:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
+    try:
+        for position, source in enumerate(sources):
+            waiting.append(pool.submit(_decode, source, position, size))
+            if len(waiting) > ahead:
                 yield waiting.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(source: Source, position: int, size: int) -> tuple[Tensor, Sample]:

@@ -160,9 +160,8 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
         )
     if array.size == 0:
         raise ImageError(f"to_rgb(): expected at least one pixel, but got shape {array.shape}")
-    levels = _to_8_bit(array)
-    grey = levels.ndim == 2 or levels.shape[2] == 1
-    pixels = np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2) if grey else levels[..., :3]
+    levels = np.atleast_3d(_to_8_bit(array))
+    pixels = np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels[..., :3]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

@@ -194,8 +194,8 @@ class CRAD(nn.Module):
         """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
 
         Returns:
-            The global and the local representation, concatenated to ``(B, C or 2 C, H, W)``, and
-            the loss of the look-ups.
+            The global and local representations, concatenated to ``(B, C or 2 C, H, W)``, and the
+            loss of the look-ups.
         """
         channels, height, width = self.feature_size
         whole = local = [torch.zeros_like(feature)] if self.absent == "zeros" else []
@@ -226,13 +226,10 @@ class CRAD(nn.Module):
         )
 
     def fold_batch_norm(self) -> "CRAD":
-        """Fold every BatchNorm into the convolution before it, in place, for inference only.
+        """Fold every BatchNorm into the convolution before it, for inference only.
 
-        The results are equal up to float32 rounding. The model is put into evaluation mode; its
-        parameters are no longer those of a checkpoint.
-
-        Returns:
-            This model.
+        Changes the model in place, puts it into evaluation mode and returns it. The results are
+        equal up to float32 rounding; the parameters are no longer those of a checkpoint.
         """
         self.eval()
         for module in self.fusion.modules():
@@ -258,13 +255,9 @@ class CRAD(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual inverted bottleneck with squeeze and excitation.
+    """Residual inverted bottleneck ``(B, channels, H, W)`` of ``expansion`` channels inside.
 
-    ``(B, channels, H, W)`` in and out (Howard et al., "Searching for MobileNetV3", ICCV 2019).
-
-    Args:
-        channels: channels outside.
-        expansion: channels inside.
+    Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
     def __init__(self, channels: int, expansion: int) -> None:

@@ -38,10 +38,9 @@ class MemoryOptions:
     """Options of the memories; each memory reads those that it has.
 
     Attributes:
-        jitter_std: of a grid: standard deviation of the noise on the coordinates in training, in
-            [-1, 1] units (section 3.3).
-        jitter_prob: of a grid: probability that a training batch is jittered.
-        address: of a discrete memory: what it compares with its entries, as in `crad.CRAD`.
+        jitter_std: of a grid, as in `crad.CRAD`.
+        jitter_prob: of a grid, as in `crad.CRAD`.
+        address: of a discrete memory, as in `crad.CRAD`.
         shrinkage: of attention: weights up to this one become 0, and the others sum to 1 again.
             MemAE's hard shrinkage, 0.0025 there (Gong et al., ICCV 2019, equations 6 and 7).
         dead_below: of vector quantisation: an entry is replaced once fewer features than this

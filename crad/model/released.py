@@ -83,14 +83,7 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
 
 
 def translate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and lay out the tensors of the released model as `crad.CRAD` does.
-
-    Args:
-        state_dict: its tensors, or their gradients; biases and statistics may be missing.
-
-    Raises:
-        ReleasedStateError: a tensor has no place in our model, or a weight is missing.
-    """
+    """Rename and lay out tensors of the released model, or their gradients, as `crad.CRAD` does."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in state_dict.items():
         part = next((_PARTS[each] for each in name.split(".") if each in _PARTS), "unknown")

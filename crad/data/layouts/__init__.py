@@ -1,8 +1,7 @@
-"""The layouts of data sets on disk: one module for each, and the table of them."""
+"""The layouts of data sets on disk: one module for each, listed here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 from crad.data.layouts import mvtec, visa
@@ -20,16 +19,14 @@ class Layout(Protocol):
 
     def matches(self, root: Path) -> bool:
         """Whether a folder has this layout."""
-        ...
 
     def find_classes(self, root: Path) -> dict[str, Callable[[bool], Split]]:
         """Find the classes, each with a function of `need_train` that finds its images.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none, or the layout is broken.
         """
-        ...
 
 
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({"visa": visa, "mvtec": mvtec})
-"""The layouts by name, in the order of detection; the last one reports a folder without classes."""
+LAYOUTS: tuple[Layout, ...] = (visa, mvtec)
+"""The layouts in the order of detection; the last one reports a folder without classes."""

@@ -28,11 +28,7 @@ def matches(root: Path) -> bool:
 
 
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
-    """Find the classes in a folder, which may itself be one.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Find the classes in a folder, which may itself be one."""
     if _is_class(root):
         folders = {root.resolve().name: root}
     else:

@@ -32,16 +32,11 @@ def matches(root: Path) -> bool:
 
 
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
-    """Read the table; that the files of a class exist is checked when its images are asked for.
-
-    Raises:
-        DataError: the table is missing, or a line of it is wrong.
-    """
+    """Read the table; the files of a class are checked when its images are asked for."""
     table = root / _TABLE
     if not table.is_file():
         raise DataError(_without_table(root))
-    train: dict[str, list[Sample]] = defaultdict(list)
-    test: dict[str, list[Sample]] = defaultdict(list)
+    splits: dict[str, Split] = defaultdict(lambda: ([], []))
     lines: dict[str, int] = {}  # line number of each image
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -63,15 +58,15 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
                         "take it from the archive again"
                     ) from error
                 lines[cells["image"]] = reader.line_num
-                (train if cells["split"] == "train" else test)[cells["object"]].append(sample)
+                train, test = splits[cells["object"]]
+                (train if cells["split"] == "train" else test).append(sample)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"data: '{table}' is no table of text ({error}); take it from the archive again"
         ) from error
-    names = {*train, *test}
-    if not names:
+    if not splits:
         raise DataError(f"data: '{table}' has no lines; take it from the archive again")
-    return {name: partial(_checked, table, name, train[name], test[name]) for name in names}
+    return {name: partial(_checked, table, name, *split) for name, split in splits.items()}
 
 
 def _without_table(root: Path) -> str:
