@@ -26,7 +26,8 @@ def create_backbone(
 
     Args:
         name: one of `BACKBONES`, or a timm model such as ``"tf_efficientnet_b4.aa_in1k"``.
-        weights: a file with the weights of a timm model, instead of a download.
+        weights: a ``.safetensors`` or PyTorch file with the weights of a timm model, instead of a
+            download.
         pretrained: False downloads nothing and leaves the weights to `load_state_dict`.
         components: principal components that ``"scattering"`` keeps.
 
@@ -35,7 +36,7 @@ def create_backbone(
             loaded.
     """
     if name not in BACKBONES:
-        import timm  # takes seconds, which our own backbones need not wait
+        import timm  # takes seconds; our own backbones do not need it
 
         if not timm.is_model(name):
             similar = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)

@@ -1,4 +1,4 @@
-"""Features from two stages of any timm model."""
+"""Features from intermediate stages of any timm model."""
 
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,8 @@ class TimmBackbone(Backbone):
     """The stages of a timm model at strides 8 to 16, concatenated at the resolution of the finest.
 
     The last stage of each stride is used; coarser ones are upsampled bilinearly (corners aligned).
-    EfficientNet-B4 has 56 + 160 channels at stride 8, as in the paper.
-
-    Args:
-        name: timm model name, with its tag if it has several weights.
-        weights: a ``.safetensors`` or PyTorch file with the model's weights; None downloads them.
-        pretrained: False initialises at random, for `load_state_dict` to replace.
-
-    Raises:
-        BackboneError: the model has no stage at these strides, or its weights cannot be loaded.
+    EfficientNet-B4 has 56 + 160 channels at stride 8, as in the paper. For the arguments and errors
+    see `crad.backbones.create_backbone`.
     """
 
     model: Any

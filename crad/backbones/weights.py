@@ -16,13 +16,7 @@ _HUB_TIMEOUT = 10.0  # seconds
 def download_weights(name: str, repository: str, file: str | None = None) -> Path:
     """Find the weights of a timm model in the local cache of the hub, or download them into it.
 
-    Args:
-        name: of the model, for messages.
-        repository: ``"owner/name"``; empty if there is none.
-        file: the file in it; None takes ``model.safetensors`` or else ``pytorch_model.bin``.
-
-    Raises:
-        BackboneError: the file does not exist, the hub does not answer, or the download fails.
+    The repository is empty if the model has none; without a file, the usual names are tried.
     """
     files = () if not repository else (file,) if file else _FILES
     reason = f"the hub has no {' or '.join(files) or 'files'} of this model"

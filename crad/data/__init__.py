@@ -1,4 +1,4 @@
-"""Finding a data set on disk; ``crad data get`` downloads one."""
+"""Finding the classes and images of a data set on disk."""
 
 import os
 from collections.abc import Sequence

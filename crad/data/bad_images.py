@@ -1,4 +1,4 @@
-"""The images and masks that cannot be read: reported and counted once each, or an error."""
+"""Unreadable images and masks, which are each reported once or raised as an error."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +23,7 @@ class BadImages:
         self._noted: dict[str, bool] = {}  # message of an error: whether a mask has it
 
     def __call__(self, error: ImageError) -> None:
-        """Note an image or a mask that is skipped.
-
-        Raises:
-            ImageError: none may be skipped.
-        """
+        """Note an image or a mask that is skipped, or raise its error."""
         if not self._skip:
             raise type(error)(
                 f"{error}; replace or remove it, or leave it out with --skip-bad"
@@ -35,11 +31,7 @@ class BadImages:
         self._note(str(error), isinstance(error, MaskError))
 
     def share(self, gather: Callable[[dict[str, bool]], list[dict[str, bool]]]) -> None:
-        """Note what any process has skipped.
-
-        Args:
-            gather: returns the argument of every process, to each of them.
-        """
+        """Note what any process has skipped; `gather` returns the argument of each process."""
         for noted in gather(self._noted):
             for error, is_mask in noted.items():
                 self._note(error, is_mask)

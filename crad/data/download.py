@@ -26,16 +26,7 @@ _SECONDS = 60  # timeout of the server
 
 @dataclass(frozen=True)
 class Archive:
-    """The archive that a data set is published as.
-
-    Attributes:
-        title: name of the data set.
-        licence: its licence.
-        page: its home page.
-        url: address of the archive.
-        sha256: of the archive.
-        size: of the archive in bytes; the extracted images take about as much again.
-    """
+    """A data set and the archive that it is published as, of ``size`` bytes."""
 
     title: str
     licence: str
@@ -46,7 +37,7 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """The name of the archive."""
+        """Name of the archive."""
         return self.url.rpartition("/")[2]
 
 
@@ -113,7 +104,7 @@ def get(
             raise
         partial.rename(path)
     place = target.resolve()  # the empty folder may be a link to another disk
-    _check_space(place, archive.size)
+    _check_space(place, archive.size)  # the images take about as much as the archive
     with new_folder(place) as unfinished:
         _extract(path, unfinished)
     return target

@@ -36,11 +36,9 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files directly in a folder, in natural order.
+    """List the image files directly in a folder, in natural order, without hidden ones.
 
-    Args:
-        folder: an existing folder. Hidden files (a leading dot) are left out. A broken link is
-            listed, so that opening it is an error.
+    A broken link is listed, so that opening it is an error.
     """
     return _visible(
         Path(folder), lambda path: path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()

@@ -1,4 +1,4 @@
-"""The CRAD model: feature maps in, their normal reconstruction and anomaly map out.
+"""The CRAD model, which reconstructs feature maps from memories of normal ones.
 
 Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024, section 3.
 """
@@ -149,7 +149,13 @@ class CRAD(nn.Module):
             channels,
             channels,
             local_resolution,
-            MemoryOptions(jitter_std, jitter_prob, address, shrinkage, _DEAD_BELOW_LOCAL),
+            MemoryOptions(
+                jitter_std=jitter_std,
+                jitter_prob=jitter_prob,
+                address=address,
+                shrinkage=shrinkage,
+                dead_below=_DEAD_BELOW_LOCAL,
+            ),
         )
         # An entry holds a feature map in the order (H, W, C), so that it comes out channels last.
         self.global_representation = create_memory(
@@ -193,9 +199,7 @@ class CRAD(nn.Module):
     def represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
 
-        Returns:
-            The global and local representations, concatenated to ``(B, C or 2 C, H, W)``, and the
-            loss of the look-ups.
+        Returns the global and local representations, ``(B, C or 2 C, H, W)``, and the loss.
         """
         channels, height, width = self.feature_size
         whole = local = [torch.zeros_like(feature)] if self.absent == "zeros" else []

@@ -1,4 +1,4 @@
-"""Memories of normal features: a feature in, the normal feature recalled for it out.
+"""Memories of normal features, which recall a normal feature for a given one.
 
 The grid is the continuous memory of CRAD (Lee et al., ECCV 2024, section 3.1); vector quantisation
 and attention are the discrete ones that it is compared with there (table 1).

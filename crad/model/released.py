@@ -1,4 +1,4 @@
-"""The state of the authors' released CRAD, read into ours.
+"""Converting the state of the authors' released CRAD to ours.
 
 What is known of it: the architecture, that the names of its tensors contain ``query``, ``coord``,
 ``coord_``, ``layer`` (the bottlenecks) and ``recover`` (the last convolution), that grids are

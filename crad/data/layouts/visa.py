@@ -1,11 +1,11 @@
-"""The raw layout of VisA, as its archive has it.
+"""The raw layout of VisA, that of its archive.
 
 ROOT/split_csv/1cls.csv                                 object,split,label,image,mask
 ROOT/<class>/Data/Images/{Normal,Anomaly}/NNN.JPG       images
 ROOT/<class>/Data/Masks/Anomaly/NNN.png                 class ids; above 0 is a defect
 
 Each line of the table is an image: its class, ``train`` or ``test``, ``normal`` or ``anomaly``, and
-the paths of image and mask below ROOT. The table alone says what belongs to the data set.
+the paths of image and mask below ROOT. Files that are not in the table are ignored.
 """
 
 import csv
@@ -70,7 +70,7 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
 
 
 def _without_table(root: Path) -> str:
-    """Say what a folder without the table lacks."""
+    """The error message for a folder without the table."""
     if (root / _IMAGES).is_dir():
         folder = root.resolve()
         return (
@@ -110,7 +110,7 @@ def _inside(root: Path, column: str, text: str) -> Path:
 def _checked(
     table: Path, name: str, train: list[Sample], test: list[Sample], need_train: bool
 ) -> Split:
-    """The samples of a class, if all their files are there."""
+    """The samples of a class, whose files must all exist."""
     if need_train and not train:
         raise DataError(
             f"train: no line of '{table}' has a train image of class '{name}'; leave the class out "
