@@ -1,17 +1,14 @@
 """``crad convert``: turn a checkpoint of the released CRAD into one of ours."""
 
-import codecs
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
 from crad.command_line import parse, run_command
@@ -21,22 +18,11 @@ from crad.errors import BackboneError
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
 from crad.report.heat_maps import colour_scale
-from crad.report.tables import printable
 from crad.scoring.calibration import DECISION_PROTOCOL
+from crad.tensor_files import read_tensors
 from crad.training.checkpoint import Checkpoint
 from crad.training.features import extract, map_features
 from crad.training.run_folder import RunFolder
-
-# Metrics beside the weights may be NumPy's numbers, which are as harmless as Python's.
-_MAKE_NUMBER = np.float64(0).__reduce__()[0]
-_NUMPY_NUMBERS: list[Any] = [
-    codecs.encode,
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    (_MAKE_NUMBER, "numpy.core.multiarray.scalar"),  # as NumPy 1 names it
-    (_MAKE_NUMBER, "numpy._core.multiarray.scalar"),
-]
 
 
 @dataclass(frozen=True)
@@ -54,10 +40,10 @@ class ConvertOptions:
     image_size: int = 224
     """Side in pixels of the square that images are resized to."""
     data: Path | None = None
-    """The data it was trained on, in the MVTec AD layout: their normal images set the colours of
-    heat maps, and evaluation takes them if told no others."""
+    """The data it was trained on, in the MVTec AD layout: their normal images set the colour scale
+    of heat maps, and they are the default of evaluation."""
     ignore: tuple[str, ...] = ()
-    """What the names of tensors to leave out begin with, such as a backbone's in the same file."""
+    """Prefixes of tensor names to leave out, such as a backbone's in the same file."""
     overwrite: bool = False
     """Replace the run in OUT."""
 
@@ -80,10 +66,10 @@ def convert(options: ConvertOptions) -> Checkpoint:
     """Read a released checkpoint and write ours.
 
     Raises:
-        BackboneError: the backbone cannot be had, or its features are not those of the model.
-        DataError: the data are not what they should be.
+        BackboneError: the backbone cannot be made, or its features do not fit the model.
+        DataError: the layout of the data is wrong.
         ImageError: an image cannot be read.
-        OutputError: the output folder holds a run already.
+        OutputError: the output folder already holds a run.
         ReleasedStateError: the file cannot be converted.
         StorageError: a file cannot be written.
         UsageError: an option is out of range.
@@ -91,8 +77,8 @@ def convert(options: ConvertOptions) -> Checkpoint:
     run = RunFolder(options.output)
     run.check(overwrite=options.overwrite)
     try:
-        model = from_released(_read(options.source), options.ignore).eval()
-    except ReleasedStateError as error:
+        model = from_released(read_tensors(options.source), options.ignore).eval()
+    except ValueError as error:
         raise ReleasedStateError(f"'{options.source}' cannot be converted: {error}") from error
     config = _config(model, options)
     config.check()
@@ -117,42 +103,6 @@ def convert(options: ConvertOptions) -> Checkpoint:
     return checkpoint
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The state in a PyTorch file; nothing in it is executed."""
-    try:
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
-        reason = "it is damaged, of another kind, or holds other objects"
-        if names := _other_objects(path):
-            reason = f"it holds {', '.join(names)} too, which is not loaded: that could run code"
-        raise ReleasedStateError(
-            f"cannot read '{path}' as a PyTorch file of tensors and numbers: {reason}; give the "
-            "weights alone, as torch.save(model.state_dict(), FILE) writes them"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(name, str) and torch.is_tensor(each) for name, each in state.items())
-    ):
-        raise ReleasedStateError(
-            f"'{path}' holds no weights; expected tensors by name, or a 'state_dict' of them"
-        )
-    return state
-
-
-def _other_objects(path: Path) -> list[str]:
-    """Name the first few things in a PyTorch file that are neither tensors nor numbers."""
-    with suppress(Exception), torch.serialization.safe_globals(_NUMPY_NUMBERS):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        return [printable(name) for name in sorted(names)[:3]]
-    return []  # it is damaged
-
-
 def _config(model: CRAD, options: ConvertOptions) -> Config:
     """The settings of the released training, with the sizes of this model."""
     local, whole = model.memory_parameters()
@@ -167,9 +117,7 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
             weights=options.weights,
             image_size=options.image_size,
             depth=len(bottlenecks),
-            expansion=bottlenecks[0].expand.out_channels
-            if bottlenecks
-            else released.model.expansion,
+            expansion=bottlenecks[0].expand.out_channels,
             local_resolution=tuple(local.shape[:-1]),
             global_resolution=tuple(whole.shape[:-1]),
         ),
@@ -190,10 +138,10 @@ def _check_features(backbone: Backbone, model: CRAD, config: Config) -> None:
 
 
 def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[float, float]:
-    """Colours for heat maps, from normal images if there are any.
+    """The colour scale of heat maps, from normal images if there are any.
 
-    Else the last colour is the least distance, at cosine similarity 1, of a feature that the
-    refinement takes for abnormal.
+    Otherwise it ends at the smallest distance, at cosine similarity 1, of a feature whose squared
+    error reaches the threshold of the refinement.
     """
     if not config.data.source:
         distance = math.sqrt(model.feature_size[0] * model.mse_threshold)

@@ -1,7 +1,7 @@
-"""Backbones: frozen networks that turn images into the features CRAD works on.
+"""Backbones: frozen networks that turn images into features for CRAD.
 
-To add one, write a module with a function `create`, of the signature of that in
-`crad.backbones.timm`, and name it in `BACKBONES`.
+To add one, write a module with a function `create` like that of `crad.backbones.timm`, and add it
+to `BACKBONES`.
 """
 
 import difflib
@@ -15,10 +15,8 @@ __all__ = ["BACKBONES", "SCATTERING", "Backbone", "create_backbone"]
 
 SCATTERING = "scattering"
 
-BACKBONES = {
-    SCATTERING: "crad.backbones.scattering",
-}
-"""Modules of the backbones by name; every other name is that of a timm model."""
+BACKBONES = {SCATTERING: "crad.backbones.scattering"}
+"""Modules of our own backbones by name; any other name is that of a timm model."""
 
 
 def create_backbone(
@@ -28,15 +26,17 @@ def create_backbone(
 
     Args:
         name: one of `BACKBONES`, or a timm model such as ``"tf_efficientnet_b4.aa_in1k"``.
-        weights: a file with the weights of a timm model, instead of a download.
-        pretrained: False leaves the weights to `load_state_dict`, and downloads nothing.
+        weights: a ``.safetensors`` or PyTorch file with the weights of a timm model, instead of a
+            download.
+        pretrained: False downloads nothing and leaves the weights to `load_state_dict`.
         components: principal components that ``"scattering"`` keeps.
 
     Raises:
-        BackboneError: there is no such model, its stages do not fit, or its weights cannot be had.
+        BackboneError: there is no such model, it has no suitable stages, or its weights cannot be
+            loaded.
     """
     if name not in BACKBONES:
-        import timm  # takes seconds, for which the other backbones need not wait
+        import timm  # takes seconds; our own backbones do not need it
 
         if not timm.is_model(name):
             similar = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=3)

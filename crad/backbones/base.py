@@ -1,13 +1,16 @@
-"""What CRAD needs from a backbone."""
+"""The base of all backbones."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from typing import Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class Backbone(Protocol):
-    """A frozen network that turns images into features: a `torch.nn.Module` without gradients.
+class Backbone(nn.Module):
+    """A frozen network that turns images into features, without gradients.
+
+    Maps images ``(B, 3, H, W)``, float32 RGB in [0, 1], to features ``(B, C, H / stride, W /
+    stride)``, float32.
 
     Attributes:
         channels: channels C of a feature.
@@ -17,22 +20,9 @@ class Backbone(Protocol):
     channels: int
     stride: int
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map images ``(B, 3, H, W)`` float32 in [0, 1] to ``(B, C, H / stride, W / stride)``."""
-        ...
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode for any ``mode``: the backbone is frozen."""
+        return super().train(False)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Fit what the backbone learns from the training images, if anything."""
-        ...
-
-    def to(self, device: Any) -> Self:
-        """Move to a device."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs to restore weights and fitted statistics."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Restore what `state_dict` gave."""
-        ...
+        """Fit the statistics of the training images that the backbone uses; by default none."""

@@ -1,15 +1,15 @@
 """Wavelet scattering features: a frozen backbone that needs no weights and no download.
 
-Two layers of Morlet wavelets and moduli, then a Gaussian average: Mallat, "Group Invariant
-Scattering", 2012; Bruna and Mallat, "Invariant Scattering Convolution Networks", 2013.
-Convolutions are products in the Fourier domain. A wavelet of scale `2**j` is kept on the
-`size / 2**j` frequencies around its own centre only: taking these from a spectrum, multiplying and
-transforming back is the convolution and its subsampling in one, with no aliasing.
+Two layers of Morlet wavelets and moduli, then a Gaussian average (Mallat, "Group Invariant
+Scattering", 2012; Bruna and Mallat, "Invariant Scattering Convolution Networks", 2013).
+Convolutions are products in the Fourier domain. A wavelet of scale `2**j` is stored on the
+`size / 2**j` frequencies around its centre only: multiplying this window of a spectrum and
+transforming it back is the convolution and its subsampling in one step, without aliasing.
 """
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crad.backbones.base import Backbone
 from crad.errors import BackboneError
 
 SCALES = 3  # J: wavelets of scale 1, 2 and 4 pixels, averages over 8
@@ -30,9 +31,9 @@ _SLANT = 4 / ANGLES  # the envelope is this much narrower along the wave than al
 _LOW_PASS_SIGMA = _SIGMA * 2 ** (SCALES - 1)
 _PADDING = 2 * STRIDE  # five standard deviations of the low-pass filter
 _LOG_FLOOR = 1e-3  # pixels are in [0, 1]
-_NO_VARIANCE = 1e-9  # flat images stay below by rounding, one grey level of difference does not
+_NO_VARIANCE = 1e-9  # above the rounding errors of flat images, below one grey level
 
-# Lightness, red against green, blue against yellow: orthonormal, so that distances do not grow.
+# Lightness, red-green, yellow-blue: orthonormal, so that distances do not grow.
 _OPPONENT = (
     (3**-0.5, 3**-0.5, 3**-0.5),
     (2**-0.5, -(2**-0.5), 0.0),
@@ -44,8 +45,10 @@ _OPPONENT = (
 class Wavelets:
     """The wavelets of one scale, each on the window of frequencies around its centre.
 
-    `rows` (L, h) and `columns` (L, w) are frequencies of the full image, in the order of an inverse
-    transform of size (h, w); `values` (L, h, w) complex64, with no imaginary part, are the filters.
+    Attributes:
+        rows: (L, h) frequencies of the full image, in the order of an FFT of size (h, w).
+        columns: (L, w), the same.
+        values: (L, h, w) complex64 without imaginary part, the filters.
     """
 
     rows: Tensor
@@ -53,35 +56,14 @@ class Wavelets:
     values: Tensor
 
     def moduli(self, signal: Tensor) -> Tensor:
-        """Moduli (N, L, h, w) of the convolutions with `signal` (N, H, W), real.
-
-        The signal may be subsampled itself, as long as it is no smaller than (h, w).
-        """
+        """Moduli (N, L, h, w) of the convolutions with a real `signal` (N, H >= h, W >= w)."""
         height, width = signal.shape[-2:]
         spectrum = torch.fft.fft2(signal, norm="forward").flatten(1)
         index = (self.rows % height)[:, :, None] * width + (self.columns % width)[:, None, :]
         windows = spectrum.index_select(1, index.flatten()).view(-1, *index.shape)
         waves = torch.fft.ifft2(windows.mul_(self.values), norm="forward")
-        # Five times as fast as abs(), on the CPU.
+        # Five times as fast as abs() on a CPU.
         return torch.addcmul(waves.real.square(), waves.imag, waves.imag).sqrt_()
-
-
-@dataclass(frozen=True)
-class FilterBank:
-    """Wavelets of all scales, finest first, and the low-pass filter as a matrix per scale and axis.
-
-    `average_rows[j]` (out, H / 2**j) filters an axis that was subsampled by `2**j` and reads it at
-    every 8th pixel of the image without its padding.
-    """
-
-    wavelets: tuple[Wavelets, ...]
-    average_rows: tuple[Tensor, ...]
-    average_columns: tuple[Tensor, ...]
-
-    def average(self, signal: Tensor, scale: int) -> Tensor:
-        """Low-pass `signal` (..., H / 2**scale, W / 2**scale) to the stride of the output."""
-        filtered: Tensor = self.average_rows[scale] @ signal @ self.average_columns[scale].mT
-        return filtered
 
 
 def _frequencies(size: int) -> Tensor:
@@ -113,38 +95,34 @@ def _morlet(omega_y: Tensor, omega_x: Tensor, scale: int, angle: float) -> Tenso
 
 
 @functools.lru_cache(maxsize=8)
-def filter_bank(height: int, width: int, device: torch.device) -> FilterBank:
-    """The filters for images of `height` x `width` pixels with their padding, multiples of 8."""
-    wavelets: list[Wavelets] = []
-    for scale in range(SCALES):
-        shape = (height >> scale, width >> scale)
-        rows, columns, values = [], [], []
-        for k in range(ANGLES):
-            angle, centre = k * math.pi / ANGLES, _CENTRE / 2**scale
-            rows.append(_window(height, shape[0], math.sin(angle) * centre))
-            columns.append(_window(width, shape[1], math.cos(angle) * centre))
-            omega_y = 2 * math.pi * rows[-1].double() / height
-            omega_x = 2 * math.pi * columns[-1].double() / width
-            values.append(_morlet(omega_y[:, None], omega_x, scale, angle))
-        stacked = torch.stack(values).to(torch.complex64)
-        wavelets.append(Wavelets(torch.stack(rows), torch.stack(columns), stacked))
-
-    # One factor makes the sum of all squared filters at most 1: the transform expands no distance.
+def filter_bank(height: int, width: int, device: torch.device) -> tuple[Wavelets, ...]:
+    """The wavelets, finest first, for padded images of `height` x `width`, multiples of 8."""
+    wavelets = [_wavelets(height, width, scale) for scale in range(SCALES)]
+    # One gain makes the sum of all squared filters at most 1: the transform expands no distance.
     low_pass = (_low_pass(_frequencies(height))[:, None] * _low_pass(_frequencies(width))) ** 2
     room, energy = 1 - low_pass, wavelet_energy(wavelets, height, width)
     gain = float((room / energy.clamp_min(1e-12))[energy > 1e-6].min().sqrt())
-    return FilterBank(
-        tuple(
-            Wavelets(w.rows.to(device), w.columns.to(device), (gain * w.values).to(device))
-            for w in wavelets
-        ),
-        tuple(_average(height, scale).to(device) for scale in range(SCALES)),
-        tuple(_average(width, scale).to(device) for scale in range(SCALES)),
+    return tuple(
+        Wavelets(w.rows.to(device), w.columns.to(device), (gain * w.values).to(device))
+        for w in wavelets
     )
 
 
+def _wavelets(height: int, width: int, scale: int) -> Wavelets:
+    rows, columns, values = [], [], []
+    for k in range(ANGLES):
+        angle, centre = k * math.pi / ANGLES, _CENTRE / 2**scale
+        rows.append(_window(height, height >> scale, math.sin(angle) * centre))
+        columns.append(_window(width, width >> scale, math.cos(angle) * centre))
+        omega_y = 2 * math.pi * rows[-1].double() / height
+        omega_x = 2 * math.pi * columns[-1].double() / width
+        values.append(_morlet(omega_y[:, None], omega_x, scale, angle))
+    stacked = torch.stack(values).to(torch.complex64)
+    return Wavelets(torch.stack(rows), torch.stack(columns), stacked)
+
+
 def wavelet_energy(wavelets: Iterable[Wavelets], height: int, width: int) -> Tensor:
-    """The Littlewood-Paley sum (H, W): half the wavelets' squares, over both signs of frequency."""
+    """The Littlewood-Paley sum (H, W): half the squared wavelets, at both signs of frequency."""
     energy = torch.zeros(height, width, dtype=torch.float64)
     for bank in wavelets:
         for rows, columns, values in zip(bank.rows, bank.columns, bank.values, strict=True):
@@ -155,20 +133,32 @@ def wavelet_energy(wavelets: Iterable[Wavelets], height: int, width: int) -> Ten
     return energy
 
 
-def _average(size: int, scale: int) -> Tensor:
-    """The low-pass filter for one axis of `size` padded pixels that is subsampled by `2**scale`."""
+def _average(signal: Tensor, scale: int) -> Tensor:
+    """Low-pass filter `signal` (..., H / 2**scale, W / 2**scale) to the stride of the output."""
+    height, width = (size << scale for size in signal.shape[-2:])
+    rows = _average_matrix(height, scale, signal.device)
+    columns = _average_matrix(width, scale, signal.device)
+    return rows @ signal @ columns.mT
+
+
+@functools.lru_cache(maxsize=32)
+def _average_matrix(size: int, scale: int, device: torch.device) -> Tensor:
+    """The low-pass matrix for an axis of `size` padded pixels that is subsampled by `2**scale`.
+
+    It samples the result at every 8th pixel of the image without padding.
+    """
     length, step = size >> scale, STRIDE >> scale
     omega = _frequencies(length) / 2**scale
-    # A feature describes the 8 pixels of its cell, so it is read at the middle of the cell.
+    # A feature describes a cell of 8 pixels, so it is sampled at the middle of the cell.
     kernel = torch.fft.ifft(_low_pass(omega) * torch.exp(-0.5j * (STRIDE - 1) * omega)).real
     first, last = _PADDING >> scale, (size - _PADDING) >> scale
-    return torch.stack([kernel.roll(i) for i in range(first, last, step)]).float()
+    return torch.stack([kernel.roll(i) for i in range(first, last, step)]).float().to(device)
 
 
 class Scattering(nn.Module):
     """First and second order scattering coefficients of an image, in opponent colours, at stride 8.
 
-    The channels are, for each of 3 colours, the average, 3 x 8 first moduli (scale, angle) and
+    For each of 3 colours, the channels are the average, 3 x 8 first moduli (scale, angle) and
     3 x 64 second moduli (scales (0, 1), (0, 2), (1, 2); angle, angle): 651 in all. Source: Bruna
     and Mallat, "Invariant Scattering Convolution Networks", IEEE TPAMI 2013, with J = 3, L = 8.
     """
@@ -183,7 +173,7 @@ class Scattering(nn.Module):
             (B, 651, H / 8, W / 8) float32; all but the averages are non-negative.
 
         Raises:
-            ValueError: the shape is another one.
+            ValueError: the shape is wrong.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -195,32 +185,32 @@ class Scattering(nn.Module):
                 f"Scattering: expected a height and width that are multiples of {STRIDE} and at "
                 f"least {_PADDING + STRIDE}, but got {height} x {width}; choose another image size"
             )
-        bank = filter_bank(height + 2 * _PADDING, width + 2 * _PADDING, images.device)
+        wavelets = filter_bank(height + 2 * _PADDING, width + 2 * _PADDING, images.device)
         if not len(images):
             return images.new_zeros(0, CHANNELS, height // STRIDE, width // STRIDE)
-        # One by one: the maps of an image stay in the cache, and no result depends on the others.
-        return torch.stack([self._transform(image, bank) for image in images])
+        # One by one: the maps of an image fit in the cache, and no result depends on the batch.
+        return torch.stack([self._transform(image, wavelets) for image in images])
 
-    def _transform(self, image: Tensor, bank: FilterBank) -> Tensor:
+    def _transform(self, image: Tensor, wavelets: Sequence[Wavelets]) -> Tensor:
         padded = F.pad(image, (_PADDING,) * 4, mode="reflect")
         signal = torch.einsum("oc,chw->ohw", image.new_tensor(_OPPONENT), padded)
-        outputs = [bank.average(signal, 0)[:, None]]
+        outputs = [_average(signal, 0)[:, None]]
         second: list[Tensor] = []
-        for i, wavelets in enumerate(bank.wavelets):
-            first = wavelets.moduli(signal)
-            outputs.append(bank.average(first, i))
+        for i in range(SCALES):
+            first = wavelets[i].moduli(signal)
+            outputs.append(_average(first, i))
             for j in range(i + 1, SCALES):
-                moduli = bank.wavelets[j].moduli(first.flatten(0, 1))
-                second.append(bank.average(moduli, j).reshape(3, ANGLES**2, *outputs[0].shape[2:]))
+                moduli = _average(wavelets[j].moduli(first.flatten(0, 1)), j)
+                second.append(moduli.reshape(3, ANGLES**2, *moduli.shape[2:]))
         return torch.cat(outputs + second, dim=1).flatten(0, 1)
 
 
-class ScatteringBackbone(nn.Module):
+class ScatteringBackbone(Backbone):
     """Logarithms of scattering coefficients, reduced to whitened principal components.
 
     Args:
-        channels: number of principal components kept, 1 to 651. Whitening makes all of them equally
-            loud; those after the first few dozen are noise in which defects drown.
+        channels: number of principal components kept, 1 to 651. Whitening gives all of them the
+            same variance; those after the first few dozen are mostly noise.
 
     Raises:
         ValueError: `channels` is out of range.
@@ -244,22 +234,15 @@ class ScatteringBackbone(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         self.eval()
 
-    def train(self, mode: bool = True) -> "ScatteringBackbone":
-        """Stay in evaluation mode, whatever `mode` is: the backbone is frozen."""
-        return super().train(False)
-
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Fit the principal components on training images, one batch in memory at a time.
 
-        Args:
-            batches: image batches as `forward` takes them.
-
         Raises:
-            ValueError: there are fewer feature vectors than channels, or all are the same.
+            ValueError: there are too few feature vectors, or they do not differ.
         """
         count = 0
-        origin: Tensor | None = None  # close to the mean, so that the sums lose no digits
+        origin: Tensor | None = None  # close to the mean, against cancellation in the sums
         for images in batches:
             vectors = self._logarithms(images).movedim(1, -1).flatten(0, -2).double()
             if origin is None:
@@ -284,9 +267,9 @@ class ScatteringBackbone(nn.Module):
                 "one colour, so that there is nothing to learn; give photographs"
             )
         components = components.T.flip(0)[: self.channels]
-        # The sign of an eigenvector is free: make its largest entry positive.
+        # The sign of an eigenvector is arbitrary: make its largest entry positive.
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-        # Directions in which nothing varies are not blown up (greyscale images have no colour).
+        # Directions without variance are not amplified (greyscale images have no colour).
         scale = variances.clamp_min(1e-6 * float(variances[0])).rsqrt()
         self.projection.copy_(components * largest.sign() * scale[:, None])
         self.mean.copy_(origin + total / count)
@@ -294,17 +277,11 @@ class ScatteringBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Compute whitened features.
-
-        Args:
-            images: (B, 3, H, W) float32 RGB in [0, 1]; H and W multiples of 8, at least 24.
-
-        Returns:
-            (B, channels, H / 8, W / 8) float32; over the images of `fit` each channel has mean 0
-            and variance 1.
+        """Compute features; over the images of `fit` each channel has mean 0 and variance 1.
 
         Raises:
-            RuntimeError: the components were neither fitted nor loaded.
+            RuntimeError: the components are neither fitted nor loaded.
+            ValueError: the shape is wrong, as for `Scattering`.
         """
         if not self.fitted:
             raise RuntimeError(

@@ -1,33 +1,28 @@
-"""Features from two stages of any timm model."""
+"""Features from intermediate stages of any timm model."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from crad.backbones.weights import download_weights, read_weights, summary
+from crad.backbones.base import Backbone
+from crad.backbones.weights import download_weights, summary
 from crad.errors import BackboneError
+from crad.tensor_files import read_tensors
 
-_STRIDES = range(8, 17)  # finer says little of a part, coarser cannot say where
+_STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
 
-class TimmBackbone(nn.Module):
-    """The stages of a timm model at stride 8 to 16, at the resolution of the finest.
+class TimmBackbone(Backbone):
+    """The stages of a timm model at strides 8 to 16, concatenated at the resolution of the finest.
 
-    The last stage of each stride is taken; coarser ones are upsampled bilinearly (corners aligned)
-    and all are concatenated. EfficientNet-B4 gives 56 + 160 channels at stride 8, as in the paper.
-
-    Args:
-        name: timm model name, with its tag if it has several weights.
-        weights: a ``.safetensors`` or PyTorch file with the model's weights; None downloads them.
-        pretrained: False makes random weights, to be replaced by `load_state_dict`.
-
-    Raises:
-        BackboneError: the model has no stage at these strides, or its weights cannot be had.
+    The last stage of each stride is used; coarser ones are upsampled bilinearly (corners aligned).
+    EfficientNet-B4 has 56 + 160 channels at stride 8, as in the paper. For the arguments and errors
+    see `crad.backbones.create_backbone`.
     """
 
     model: Any
@@ -59,23 +54,9 @@ class TimmBackbone(nn.Module):
             self.register_buffer(f"image_{key}", value[:, None, None])
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever ``mode`` is: the backbone is frozen."""
-        return super().train(False)
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Do nothing: all is in the weights."""
-
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features.
-
-        Args:
-            images: ``(B, 3, H, W)`` float32 RGB in [0, 1].
-
-        Returns:
-            ``(B, channels, H / stride, W / stride)`` float32.
-        """
+        """Compute features."""
         normalised = (images - self.image_mean) / self.image_std
         maps = self.model.model.forward_intermediates(
             normalised.contiguous(memory_format=torch.channels_last),
@@ -94,28 +75,31 @@ def create(name: str, weights: Path | None, pretrained: bool, components: int) -
 
 
 def _create(name: str, state: dict[str, Tensor] | None = None, **classes: Any) -> Any:
-    """The whole model, with all weights from `state` or always the same random ones."""
+    """The whole model, with the weights of `state` or the same random ones in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: Any = timm.create_model(
             name,
-            pretrained=state is not None,  # then timm renames, resizes and loads them, strictly
+            pretrained=state is not None,  # timm renames and resizes weights, and loads strictly
             pretrained_cfg_overlay=classes | {"state_dict": state},
             **classes,
         )
-    network.pretrained_cfg.pop("state_dict", None)  # or it keeps the file in memory
+    network.pretrained_cfg.pop("state_dict", None)  # frees the memory
     return network
 
 
 def _load(name: str, path: Path | None) -> Any:
-    """The whole model with the weights of a file or of the hub, of any number of classes."""
+    """The whole model with the weights of a file or the hub, of any number of classes."""
     config: Any = timm.get_pretrained_cfg(name)
     if path is None:
         path = download_weights(name, config.hf_hub_id or "", config.hf_hub_filename)
-    state = read_weights(path)
+    try:
+        state = clean_state_dict(read_tensors(path))
+    except ValueError as error:
+        raise BackboneError(f"weights: {error}") from error
     try:
         return _create(name, dict(state))
-    except Exception:  # weights of another kind make timm raise nearly anything
+    except Exception:  # timm raises nearly anything for weights that do not fit
         heads = [config.classifier] if isinstance(config.classifier, str) else config.classifier
         state = {k: v for k, v in state.items() if k.rpartition(".")[0] not in (heads or ())}
     try:  # with other classes, or none

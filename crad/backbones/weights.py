@@ -1,37 +1,22 @@
-"""Files with the weights of a timm model: from the Hugging Face hub, and read safely."""
+"""Downloading the weights of a timm model from the Hugging Face hub."""
 
-import argparse
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import safetensors.torch
-import torch
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import clean_state_dict
-from torch import Tensor
 
 from crad.errors import BackboneError
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT = 10.0  # seconds
 
-# What training scripts wrap weights in; averaged ones come first, as in timm.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-
 
 def download_weights(name: str, repository: str, file: str | None = None) -> Path:
-    """Find the weights of a model in the local hub cache, or download them there.
+    """Find the weights of a timm model in the local cache of the hub, or download them into it.
 
-    Args:
-        name: name of the model, for messages.
-        repository: hub repository, ``"owner/name"``; empty if there is none.
-        file: the file in it; None takes ``model.safetensors`` or else ``pytorch_model.bin``.
-
-    Raises:
-        BackboneError: there is no such file, the hub does not answer, or the download fails.
+    The repository is empty if the model has none; without a file, the usual names are tried.
     """
     files = () if not repository else (file,) if file else _FILES
     reason = f"the hub has no {' or '.join(files) or 'files'} of this model"
@@ -47,7 +32,7 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
             except EntryNotFoundError:
                 continue
             return Path(huggingface_hub.hf_hub_download(repository, each))
-    except Exception as error:  # each version of the client has its own
+    except Exception as error:  # the errors depend on the version of the client
         reason = summary(error)
     source = f" (https://huggingface.co/{repository})" if repository else ""
     raise BackboneError(
@@ -57,33 +42,7 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` or PyTorch file; nothing in it is executed.
-
-    Raises:
-        BackboneError: the file cannot be read, or holds something else.
-    """
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:  # training scripts, timm's too, keep their arguments in the file
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes unpicklers raise nearly anything
-        raise BackboneError(
-            f"weights: cannot read '{path}': {summary(error)}; expected a .safetensors file or a "
-            "PyTorch file of tensors only"
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
-        raise BackboneError(f"weights: '{path}' is not a dictionary of tensors")
-    return clean_state_dict(state)
-
-
 def summary(error: Exception) -> str:
-    """The beginning of an error in one line; those of timm and torch can have hundreds of lines."""
+    """The beginning of an error in one line; errors of torch can have hundreds of lines."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
     return textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")

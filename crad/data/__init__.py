@@ -1,4 +1,4 @@
-"""Finding a data set on disk; ``crad data get`` downloads one."""
+"""Finding the classes and images of a data set on disk."""
 
 import os
 from collections.abc import Sequence
@@ -19,22 +19,23 @@ def find_dataset(
     """Find the classes and images of a data set; no image is opened, and nothing is copied.
 
     Args:
-        source: a folder in one of the `LAYOUTS`, recognised by looking; or the name of a generated
-            set, which is written on first use.
-        classes: the names of those wanted; none given takes all. The others are not looked into.
-        need_train: False accepts classes without normal images to learn from, as evaluation does.
+        source: a folder in one of the `LAYOUTS`, which is detected; or the name of a generated set,
+            which is written on first use.
+        classes: names of the wanted classes, empty for all. Other folders are not searched.
+        need_train: False accepts classes without training images, as evaluation does.
 
     Raises:
-        DataError: no such folder, no class in it or not one that is wanted, a class without images,
-            or images or masks that lie where they would silently be left out.
+        DataError: the folder or a class is missing, a class has no images, or images or masks are
+            where they would silently be ignored.
     """
     root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
     if not root.is_dir():
         problem = "it is a file" if root.exists() else "there is no such folder"
         layouts = "; or ".join(each.DESCRIPTION for each in reversed([*LAYOUTS.values()]))
         raise DataError(f"data: cannot use '{root}': {problem}; give a folder of {layouts}")
-    layout = next((each for each in LAYOUTS.values() if each.matches(root)), None)
-    found = (layout or [*LAYOUTS.values()][-1]).find_classes(root)
+    *_, last = LAYOUTS.values()
+    layout = next((each for each in LAYOUTS.values() if each.matches(root)), last)
+    found = layout.find_classes(root)
     if unknown := [name for name in classes if name not in found]:
         raise DataError(f"classes: no '{unknown[0]}' in '{root}'; it has {', '.join(found)}")
     names = sorted(set(classes) or found, key=natural_key)
@@ -45,5 +46,5 @@ def find_dataset(
 
 
 def full_source(source: str) -> str:
-    """Give the name of a generated set, or the full path of a folder."""
+    """The name of a generated set, or the full path of a folder."""
     return source if source in DEMO_NAMES else str(Path(source).expanduser().resolve())

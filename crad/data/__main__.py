@@ -15,18 +15,18 @@ from crad.errors import UsageError
 
 @dataclass(frozen=True)
 class GetOptions:
-    """What the command takes."""
+    """Options of the command."""
 
     action: Positional[Literal["get"]]
     """Download, check and extract."""
     name: Positional[ArchiveName]
     """The data set: MVTec AD (5.3 GB) or VisA (1.9 GB); extracted, it takes as much again."""
     folder: Positional[Path]
-    """Where to put it; it gets a folder of its name in there."""
+    """Parent folder of the data set."""
     url: str | None = None
     """Another address of the archive."""
     archive: Path | None = None
-    """The archive, downloaded already."""
+    """The archive, if it is downloaded already."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

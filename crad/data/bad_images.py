@@ -1,66 +1,53 @@
-"""The images and masks that cannot be read: named and counted, each once, or an error."""
+"""Unreadable images and masks, which are each reported once or raised as an error."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 from tqdm import tqdm
 
 from crad.errors import ImageError, MaskError
 
-_Noted: TypeAlias = tuple[set[str], set[str]]
-
 
 class BadImages:
-    """Leave out the images and masks that cannot be read, or raise their errors.
+    """Skip the images and masks that cannot be read, or raise their errors.
 
     Args:
         skip: whether to go on without them (``--skip-bad``).
-        quiet: whether to print nothing, as all but one of several processes do.
+        quiet: whether to print nothing, as in all but one of several processes.
     """
 
     def __init__(self, *, skip: bool, quiet: bool = False) -> None:
         self._skip = skip
         self._quiet = quiet
-        self._images: set[str] = set()
-        self._masks: set[str] = set()
+        self._noted: dict[str, bool] = {}  # message of an error: whether a mask has it
 
     def __call__(self, error: ImageError) -> None:
-        """Note an image or a mask that is left out.
-
-        Raises:
-            ImageError: if none may be left out.
-        """
+        """Note an image or a mask that is skipped, or raise its error."""
         if not self._skip:
             raise type(error)(
                 f"{error}; replace or remove it, or leave it out with --skip-bad"
             ) from error
-        self._note(str(error), self._masks if isinstance(error, MaskError) else self._images)
+        self._note(str(error), isinstance(error, MaskError))
 
-    def share(self, gather: Callable[[_Noted], list[_Noted]]) -> None:
-        """Note what any process has left out.
-
-        Args:
-            gather: gives all processes what each of them has.
-        """
-        for images, masks in gather((self._images, self._masks)):
-            for error in sorted(images):
-                self._note(error, self._images)
-            for error in sorted(masks):
-                self._note(error, self._masks)
+    def share(self, gather: Callable[[dict[str, bool]], list[dict[str, bool]]]) -> None:
+        """Note what any process has skipped; `gather` returns the argument of each process."""
+        for noted in gather(self._noted):
+            for error, is_mask in noted.items():
+                self._note(error, is_mask)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Leave out the image or mask whose reading fails in the block, or raise the error."""
+        """Skip the image or mask whose reading fails in the block, or raise the error."""
         try:
             yield
         except ImageError as error:
             self(error)
 
     def note(self) -> str | None:
-        """Say how many were left out; None if none was."""
-        images, masks = len(self._images), len(self._masks)
+        """Say how many were skipped; None if none was."""
+        masks = sum(self._noted.values())
+        images = len(self._noted) - masks
         notes = []
         if images:
             notes.append(f"{images} image{'s' * (images > 1)} could not be read and left out")
@@ -68,8 +55,8 @@ class BadImages:
             notes.append(f"{masks} mask{'s' * (masks > 1)} could not be read")
         return "; ".join(notes) or None
 
-    def _note(self, error: str, noted: set[str]) -> None:
-        if error not in noted:
-            noted.add(error)
+    def _note(self, error: str, is_mask: bool) -> None:
+        if error not in self._noted:
+            self._noted[error] = is_mask
             if not self._quiet:
                 tqdm.write(f"skipped: {error}", file=sys.stderr)

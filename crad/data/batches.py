@@ -1,4 +1,4 @@
-"""Images from anywhere, as batches for a backbone: decoded ahead in threads, never all at once."""
+"""Batches of images for a backbone, decoded ahead in threads."""
 
 import os
 from collections import deque
@@ -19,7 +19,7 @@ from crad.data.samples import Sample
 from crad.errors import ImageError
 
 BATCH_SIZE = 16
-"""Images computed at once, unless a command is told otherwise."""
+"""Default number of images in a batch."""
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor | Sample
 """An image: a file, a Pillow image, an array (H, W) or (H, W, C), a tensor (C, H, W), or a `Sample`
@@ -31,11 +31,11 @@ OnBad = Callable[[ImageError], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images, ready for a backbone.
+    """A batch of images for a backbone.
 
     Attributes:
         images: ``(B, 3, S, S)`` float32 RGB in [0, 1].
-        samples: what is known of each, its size included.
+        samples: their records, with `Sample.size`.
     """
 
     images: Tensor
@@ -47,17 +47,16 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Decode and resize images, a few batches ahead of their use.
 
-    An image that cannot be read raises its error once those before it are out.
-
     Args:
-        sources: the images; taken one by one, so that they may be made on the way.
+        sources: the images; read one by one, so that it may be a generator.
         size: side S in pixels.
-        batch_size: images in a batch; the last batch may have fewer.
-        skip: what to do with an image that cannot be read; None raises its error.
+        batch_size: images in a batch; the last batch, and one before a bad image, may have fewer.
+        skip: called with the error of an image that cannot be read; None raises the error, after
+            the images before it.
 
     Raises:
-        ImageError: an image cannot be read; the message names its file, or its position: images[2]
-            is the third.
+        ImageError: an image cannot be read; the message has its file name, or its index
+            (``images[2]``).
     """
     ready: list[tuple[Tensor, Sample]] = []
 
@@ -83,16 +82,13 @@ def load_batches(
 
 
 def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
-    """Give the images of a single one, a batch array or tensor, or any collection, one by one.
+    """Yield the images of an image, a 4-D array or tensor, or a nested collection.
 
     Raises:
-        TypeError: there is something else.
+        TypeError: an item is none of these.
     """
     if isinstance(images, np.ndarray | Tensor):
-        if images.ndim == 4:
-            yield from images
-        else:
-            yield images
+        yield from images if images.ndim == 4 else [images]
     elif isinstance(images, str | os.PathLike | Image.Image | Sample):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray):
@@ -108,21 +104,21 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 def _decode_ahead(
     sources: Iterable[Source], size: int, ahead: int
 ) -> Iterator[Future[tuple[Tensor, Sample]]]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
-        try:
-            for position, source in enumerate(sources):
-                waiting.append(pool.submit(_decode, source, position, size))
-                if len(waiting) > ahead:
-                    yield waiting.popleft()
-            while waiting:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
+    try:
+        for position, source in enumerate(sources):
+            waiting.append(pool.submit(_decode, source, position, size))
+            if len(waiting) > ahead:
                 yield waiting.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(source: Source, position: int, size: int) -> tuple[Tensor, Sample]:
-    """The resized image, and its record."""
+    """The resized image and its record."""
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
     if isinstance(source, Sample) and source.path is not None:

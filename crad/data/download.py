@@ -1,17 +1,17 @@
-"""Getting MVTec AD and VisA: download, check, extract."""
+"""Downloading MVTec AD and VisA."""
 
 import hashlib
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from lzma import LZMAError
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
@@ -21,21 +21,12 @@ from crad.errors import DataError
 from crad.files import new_folder
 
 _CHUNK = 1 << 20
-_SECONDS = 60  # that a server may keep silent
+_SECONDS = 60  # timeout of the server
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What a data set is published as.
-
-    Attributes:
-        title: its name.
-        licence: what its use is subject to.
-        page: where its authors describe it.
-        url: where the archive is.
-        sha256: of the archive.
-        size: of the archive in bytes; its images take about as much again.
-    """
+    """A data set and the archive that it is published as, of ``size`` bytes."""
 
     title: str
     licence: str
@@ -46,11 +37,13 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """The name of the archive."""
+        """Name of the archive."""
         return self.url.rpartition("/")[2]
 
 
-ARCHIVES = MappingProxyType(
+ArchiveName = Literal["mvtec", "visa"]
+
+ARCHIVES: Mapping[ArchiveName, Archive] = MappingProxyType(
     {
         "mvtec": Archive(
             title="MVTec AD",
@@ -71,36 +64,31 @@ ARCHIVES = MappingProxyType(
         ),
     }
 )
-"""What `get` can get."""
-
-if TYPE_CHECKING:
-    ArchiveName = str
-else:
-    ArchiveName = Literal[tuple(ARCHIVES)]
+"""The archives by name."""
 
 
 def get(
-    name: str, folder: Path, *, url: str | None = None, archive_file: Path | None = None
+    name: ArchiveName, folder: Path, *, url: str | None = None, archive_file: Path | None = None
 ) -> Path:
     """Download a data set, check its SHA-256 and extract it into a folder of its name.
 
-    What is there already is not done again: the data set, its archive, part of its archive.
+    An extracted data set and a complete or partial archive of an earlier call are used.
 
     Args:
-        name: one of `ARCHIVES`.
+        name: of the data set.
         folder: for the archive and the data set.
-        url: another place that has the archive.
-        archive_file: the archive, downloaded already.
+        url: another address of the archive.
+        archive_file: the archive, if it is downloaded already.
 
     Returns:
-        ``folder/name``; there is no such folder, or an empty one, until all is extracted.
+        ``folder/name``, which is missing or empty until everything is extracted.
 
     Raises:
-        DataError: the archive cannot be had or is another one, or there is too little space.
+        DataError: the archive cannot be downloaded or is wrong, or there is too little space.
         OSError: a file cannot be read or written.
     """
     archive, target = ARCHIVES[name], folder / name
-    if target.exists() and not _is_empty(target):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         return target
     path = archive_file or folder / archive.file_name
     if archive_file or path.exists():
@@ -115,22 +103,19 @@ def get(
             partial.unlink()
             raise
         partial.rename(path)
-    place = target.resolve()  # an empty one may be a link to another disk
-    _check_space(place, archive.size)
+    place = target.resolve()  # the empty folder may be a link to another disk
+    _check_space(place, archive.size)  # the images take about as much as the archive
     with new_folder(place) as unfinished:
         _extract(path, unfinished)
     return target
 
 
 def _download(archive: Archive, url: str, path: Path) -> None:
-    """Write what is at an address to a file; a file that is there already is the beginning of it.
-
-    A server that cannot send a part sends the whole anew.
-    """
+    """Download a file, or the rest of it if the file is there; not all servers can send a part."""
     begun = path.stat().st_size if path.exists() else 0
     if begun >= archive.size:
         return
-    _check_space(path.parent, archive.size - begun + archive.size)
+    _check_space(path.parent, 2 * archive.size - begun)
     path.parent.mkdir(parents=True, exist_ok=True)
     way_out = (
         f"run the command again to go on, give another address with --url, or get "
@@ -143,7 +128,7 @@ def _download(archive: Archive, url: str, path: Path) -> None:
             yield
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError):
-                error.close()  # it is an answer too, with an open connection
+                error.close()  # it is also a response, with an open connection
             reason = error.reason if type(error) is URLError else error
             raise DataError(f"download: cannot read '{url}': {reason}; {way_out}") from error
 
@@ -208,12 +193,8 @@ def _extract(path: Path, folder: Path) -> None:
         raise DataError(f"archive: cannot extract '{path}': {error}") from error
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def _check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what cannot be finished."""
+    """Refuse a folder whose disk has too little free space."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise DataError(f"data: '{there}' is a file; give a folder")

@@ -1,10 +1,10 @@
-"""Reading pictures and masks of any kind: file, Pillow image, array or tensor to RGB."""
+"""Images and masks of any origin (file, Pillow image, array, tensor), converted to RGB."""
 
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,28 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from crad.errors import ImageError
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MaskResize",
-    "find_images",
-    "natural_key",
-    "open_image",
-    "open_mask",
-    "subfolders",
-    "to_rgb",
-    "to_tensor",
-]
-
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""File name endings taken for images, in lower case; upper case in a file name is the same."""
+"""Suffixes of image files, in lower case; the case of a suffix does not matter."""
 
 MaskResize = Literal["nearest", "bilinear"]
 """How a mask is resized, as `open_mask` says."""
 
-# Slack for floats that a resampling filter pushed out of [0, 1]; they are clipped.
+# Floats this far out of [0, 1], as from the overshoot of a resampling filter, are clipped.
 _OVERSHOOT = 1e-3
 
-# Python's warning filters belong to the process, so two threads must not swap them at once.
+# Warning filters are global to the process: only one thread may replace them at a time.
 _warning_filters = threading.Lock()
 
 
@@ -48,43 +36,36 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files directly in a folder, in natural order.
+    """List the image files directly in a folder, in natural order, without hidden ones.
 
-    Args:
-        folder: an existing folder. Hidden files (a leading dot) are left out. A link that leads
-            nowhere is listed, so that opening it gives an error rather than silence.
+    A broken link is listed, so that opening it is an error.
     """
-    return sorted(
-        (
-            path
-            for path in Path(folder).iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-            and not path.is_dir()
-        ),
-        key=lambda path: natural_key(path.name),
+    return _visible(
+        Path(folder), lambda path: path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
     )
 
 
 def subfolders(folder: Path) -> list[Path]:
     """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return _visible(folder, Path.is_dir) if folder.is_dir() else []
+
+
+def _visible(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
-    EXIF orientation is applied; the first picture of a file of several is taken; `to_rgb` says how
-    the modes are converted.
+    EXIF orientation is applied, only the first image of a file is read, and modes are converted as
+    by `to_rgb`.
 
     Args:
-        path: an image file of any format Pillow reads, whatever its name ends in.
+        path: an image file of any format that Pillow reads, with any suffix.
 
     Returns:
-        A loaded Pillow image of mode RGB, whose file is closed.
+        A loaded Pillow image of mode RGB; its file is closed.
 
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or too large to be genuine.
@@ -96,23 +77,22 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def open_mask(
     path: str | os.PathLike[str], size: int | None = None, resize: MaskResize = "nearest"
 ) -> npt.NDArray[np.bool_]:
-    """Read a ground-truth mask: True where a pixel is above zero in any colour.
+    """Read a ground-truth mask: True where a pixel is above zero in any channel.
 
-    So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions all mean the same. JPEG
-    smears a mask's edges over their neighbourhood; there, a pixel counts from half white on.
+    So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions are all read alike. JPEG
+    blurs the edges of a mask, so its threshold is half white.
 
     Args:
         path: an image file; alpha is ignored.
-        size: side of the square to resize to, as `to_tensor` resizes its image; None keeps the
-            mask's own height and width.
+        size: side in pixels of the square to resize to; None keeps the height and width.
         resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as `to_tensor` does,
-            bilinear and antialiased, and then takes what is above one half.
+            bilinear and antialiased, with a threshold of one half.
 
     Returns:
         Bool array (size, size), or (height, width).
 
     Raises:
-        ImageError: as for `open_image`.
+        ImageError: the file cannot be read, as for `open_image`.
     """
     with _reading(path):
         image = _load(path)
@@ -137,9 +117,9 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     """Convert an image in memory to 8-bit RGB.
 
     Greyscale is repeated over the three channels and alpha is dropped. 16-bit values are scaled
-    from [0, 65535], not clipped. Pillow holds many 16-bit files in its 32-bit integer mode ``I``,
-    so that has the same range; floats have the range [0, 1]. A value outside its range is an error,
-    because a scale guessed for each image would make the scores of two images incomparable.
+    from [0, 65535]; so are those of Pillow's 32-bit integer mode ``I``, in which it opens many
+    16-bit files. Floats have the range [0, 1]. A value out of range is an error, because a scale
+    guessed for each image would make the scores of two images incomparable.
 
     Args:
         image: a Pillow image of any mode (EXIF orientation is applied); an array (H, W) or
@@ -150,7 +130,7 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
         A Pillow image of mode RGB.
 
     Raises:
-        ImageError: the shape, type or range is another.
+        ImageError: the shape, type or range is wrong.
         TypeError: `image` is none of the three.
     """
     if isinstance(image, Image.Image):
@@ -178,9 +158,8 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
         )
     if array.size == 0:
         raise ImageError(f"to_rgb(): expected at least one pixel, but got shape {array.shape}")
-    levels = _to_8_bit(array)
-    grey = levels.ndim == 2 or levels.shape[2] == 1
-    pixels = np.repeat(levels.reshape(*levels.shape[:2], 1), 3, axis=2) if grey else levels[..., :3]
+    levels = np.atleast_3d(_to_8_bit(array))
+    pixels = np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels[..., :3]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
@@ -203,21 +182,16 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn whatever goes wrong in the block into an `ImageError` that names the image."""
     try:
         yield
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise ImageError(
-            f"cannot read image '{os.fspath(path)}': it has more than {limit} million pixels; cut "
-            "it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS if the file is to be trusted"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, UnidentifiedImageError):
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+            reason = (
+                f"it has more than {limit} million pixels; cut it into tiles, or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS if the file is to be trusted"
+            )
+        elif isinstance(error, UnidentifiedImageError):
             reason = "not an image, or of a format Pillow does not know"
-        raise ImageError(f"cannot read image '{os.fspath(path)}': {reason}") from error
-    except Exception as error:
-        # A damaged file makes Pillow's decoders raise nearly anything: SyntaxError, struct.error,
-        # EOFError, KeyError, zlib.error and others.
-        reason = str(error) or type(error).__name__
         raise ImageError(f"cannot read image '{os.fspath(path)}': {reason}") from error
 
 

@@ -1,4 +1,4 @@
-"""The record of an image on its way from disk to score, and the data set it belongs to."""
+"""The records of images and data sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. What is not known of it is None.
+    """An image; None stands for what is not known.
 
     Attributes:
         path: the image file; None for an image in memory.
-        class_name: the product it shows.
+        class_name: the class (product) of the image.
         defect: the kind of defect, ``"good"`` for a normal image.
         mask: the ground-truth mask file.
         size: height and width in pixels, once the image has been decoded.
@@ -37,11 +37,11 @@ class Sample:
         return self.defect not in (GOOD, None)
 
     def read_truth(self, size: int, resize: MaskResize = "nearest") -> npt.NDArray[np.bool_] | None:
-        """Read which pixels are defective: bool (size, size); None where that is not known.
+        """Read the ground truth: bool (size, size), True for defective pixels; None if not known.
 
         Args:
             size: side of the square in pixels.
-            resize: how the mask comes to it, as for `crad.data.images.open_mask`.
+            resize: how the mask is resized, as for `crad.data.images.open_mask`.
 
         Raises:
             MaskError: the mask cannot be read.
@@ -61,8 +61,8 @@ class Dataset:
     Attributes:
         root: the folder.
         classes: class names in natural order.
-        train: normal images to learn from, grouped by class.
-        test: images to test on, grouped by class; may be empty.
+        train: normal training images, grouped by class.
+        test: test images, grouped by class; may be empty.
     """
 
     root: Path
@@ -72,4 +72,4 @@ class Dataset:
 
 
 Split = tuple[list[Sample], list[Sample]]
-"""The images of a class: normal ones to learn from, and those to test on."""
+"""The training and the test images of a class."""

@@ -1,1 +1,1 @@
-"""The network: memories of normal features, and what fuses them."""
+"""The CRAD network."""

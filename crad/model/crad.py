@@ -1,11 +1,10 @@
-"""The CRAD model: feature maps in, their normal reconstruction and anomaly map out.
+"""The CRAD model, which reconstructs feature maps from memories of normal ones.
 
 Lee et al., "Continuous Memory Representation for Anomaly Detection", ECCV 2024, section 3.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -24,22 +23,22 @@ from crad.model.memories import (
 
 AbsentName = Literal["drop", "zeros"]
 
-# Features in a batch that an entry of vector quantisation is kept for. A batch has hundreds of
-# features for each local entry, but about one for each global entry.
+# An entry of vector quantisation is replaced if fewer features of a batch choose it. A batch has
+# hundreds of features for each local entry, but about one for each global entry.
 _DEAD_BELOW_LOCAL, _DEAD_BELOW_GLOBAL = 2.0, 0.1
 
 
 class Reconstruction(NamedTuple):
-    """What `CRAD` makes of a batch of features.
+    """What `CRAD` returns for a batch of features.
 
     Attributes:
-        reconstruction: the refined normal feature, ``(B, C, H, W)``, equation 5.
-        anomaly_map: distance of the feature from its reconstruction, ``(B, H, W)``, at least 0,
-            equation 8.
-        loss: what training minimises, 0-d: the mean squared error of the reconstruction,
-            equation 7, and the commitment losses of vector quantisation.
-        normal_feature: the feature before refinement, ``(B, C, H, W)``, equation 4.
-        similarity: of the feature and the normal feature, ``(B, H, W)``, equation 6.
+        reconstruction: the refined normal feature, ``(B, C, H, W)`` (equation 5).
+        anomaly_map: Euclidean distance of the feature from its reconstruction, ``(B, H, W)``, at
+            least 0 (equation 8).
+        loss: the training loss, 0-d: the mean squared error of the reconstruction (equation 7) plus
+            the commitment losses of vector quantisation.
+        normal_feature: the feature before refinement, ``(B, C, H, W)`` (equation 4).
+        similarity: of the feature and the normal feature, ``(B, H, W)`` (equation 6).
     """
 
     reconstruction: Tensor
@@ -52,43 +51,42 @@ class Reconstruction(NamedTuple):
 class CRAD(nn.Module):
     """Reconstruct features from memories of normal features.
 
-    A local memory has a normal feature for each position, from the feature there (equation 2); a
-    global one has a whole normal feature map, from the mean of the features (equation 3). A network
-    fuses the two (equation 4).
+    The local memory recalls a normal feature for each position, from the feature there (equation
+    2). The global memory recalls a whole normal feature map, from the mean of the features over
+    positions (equation 3). A network fuses the two (equation 4).
 
-    Works in ``torch.channels_last`` memory format: a feature in that format is never copied, and
-    the results come in it.
+    Features are processed in ``torch.channels_last`` memory format: an input in that format is not
+    copied, and the results are in it.
 
     Args:
         channels: channels C of a feature.
-        height: height H of a feature.
-        width: width W of a feature.
+        height: height H of a feature map.
+        width: width W of a feature map.
         local_memory: ``"grid"``, the continuous memory of the paper; ``"vq"`` or ``"attention"``,
             the discrete ones of its table 1; or ``"none"``, which leaves the branch out.
         global_memory: the same for the global memory.
-        local_resolution: entries per axis of the local memory; a grid has as many coordinates as
-            axes, a discrete memory as many entries as the product says.
+        local_resolution: entries per axis of the local memory. A grid has one coordinate for each
+            axis; a discrete memory has as many entries as the product.
         global_resolution: the same for the global memory.
-        address: what a discrete memory compares with its entries, which the paper leaves open:
+        address: what a discrete memory compares with its entries (the paper does not say):
             ``"feature"``, the feature itself (global: its mean over positions), or ``"hidden"``,
-            what the first layer of a coordinate network makes of it.
-        shrinkage: of the weights of ``"attention"``, as in `crad.model.memories.AttentionMemory`.
-        absent: what the fusion has for a branch that is left out, which the paper leaves open too:
-            ``"drop"``, nothing, so that it is C channels wide instead of 2 C; or ``"zeros"``.
+            the output of the first layer of a coordinate network.
+        shrinkage: of the weights of ``"attention"``, as in `crad.model.memories.MemoryOptions`.
+        absent: input of the fusion for a branch that is left out (the paper does not say):
+            ``"drop"``, nothing, so that it has C channels instead of 2 C; or ``"zeros"``.
         depth: number of bottlenecks that fuse the two representations.
         expansion: channels inside a bottleneck.
         jitter_std: standard deviation of the noise on the coordinates of a local grid in training,
             in [-1, 1] units (section 3.3).
-        jitter_prob: probability that a training batch is jittered at all; the paper's text has 1.
+        jitter_prob: probability that a training batch is jittered; the paper's text has 1.
         mse_weight: lambda_1 of equation 6; with both weights 0 there is no refinement.
         cosine_weight: lambda_2 of equation 6.
         mse_threshold: k of equation 6.
 
     Raises:
-        MissingPackageError: if ``"vq"`` needs a package that is not installed.
-        TypeError: if a resolution is no sequence.
-        ValueError: if a size is not positive, an option of the jitter or the shrinkage is out of
-            range, a choice is unknown, or both memories are left out.
+        MissingPackageError: ``"vq"`` needs a package that is not installed.
+        TypeError: a resolution is not a sequence.
+        ValueError: an argument is out of range, or both memories are left out.
     """
 
     def __init__(
@@ -113,14 +111,29 @@ class CRAD(nn.Module):
         mse_threshold: float = 10.0,
     ) -> None:
         super().__init__()
-        sizes = {"channels": channels, "height": height, "width": width, "expansion": expansion}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"CRAD(): expected {name} to be positive, but got {size}")
-        if depth < 0:
-            raise ValueError(f"CRAD(): expected depth to be at least 0, but got {depth}")
-        resolutions = {"local": local_resolution, "global": global_resolution}
-        for name, resolution in resolutions.items():
+        for name, value, expected, holds in (
+            ("channels", channels, "positive", channels >= 1),
+            ("height", height, "positive", height >= 1),
+            ("width", width, "positive", width >= 1),
+            ("shrinkage", shrinkage, "at least 0 and less than 1", 0 <= shrinkage < 1),
+            ("depth", depth, "at least 0", depth >= 0),
+            ("expansion", expansion, "positive", expansion >= 1),
+            ("jitter_std", jitter_std, "at least 0 and finite", 0 <= jitter_std < math.inf),
+            ("jitter_prob", jitter_prob, "0 to 1", 0 <= jitter_prob <= 1),
+        ):
+            if not holds:
+                raise ValueError(f"CRAD(): expected {name} to be {expected}, but got {value}")
+        for name, choice, choices in (
+            ("local_memory", local_memory, (*MEMORIES, "none")),
+            ("global_memory", global_memory, (*MEMORIES, "none")),
+            ("address", address, get_args(AddressName)),
+            ("absent", absent, get_args(AbsentName)),
+        ):
+            if choice not in choices:
+                raise ValueError(
+                    f"CRAD(): expected {name} to be one of {', '.join(choices)}, but got {choice!r}"
+                )
+        for name, resolution in (("local", local_resolution), ("global", global_resolution)):
             if not isinstance(resolution, Sequence):
                 raise TypeError(
                     f"CRAD(): expected {name}_resolution to be a size for each coordinate, such as "
@@ -131,36 +144,24 @@ class CRAD(nn.Module):
                     f"CRAD(): expected {name}_resolution to be one or more positive sizes, "
                     f"but got {resolution!r}"
                 )
-        _check_choice("local_memory", local_memory, (*MEMORIES, "none"))
-        _check_choice("global_memory", global_memory, (*MEMORIES, "none"))
-        _check_choice("address", address, get_args(AddressName))
-        _check_choice("absent", absent, get_args(AbsentName))
         if local_memory == global_memory == "none":
             raise ValueError("CRAD(): expected a local or a global memory, but got none for both")
-        if not 0 <= shrinkage < 1:
-            raise ValueError(f"CRAD(): expected shrinkage to be 0 to 1, but got {shrinkage}")
-        if not 0 <= jitter_std < math.inf:
-            raise ValueError(
-                f"CRAD(): expected jitter_std to be at least 0 and finite, but got {jitter_std}"
-            )
-        if not 0 <= jitter_prob <= 1:
-            raise ValueError(f"CRAD(): expected jitter_prob to be 0 to 1, but got {jitter_prob}")
         self.feature_size = (channels, height, width)
         self.mse_weight = mse_weight
         self.cosine_weight = cosine_weight
         self.mse_threshold = mse_threshold
         self.absent = absent
-        discrete = MemoryOptions(address=address, shrinkage=shrinkage)
         self.local_representation = create_memory(
             local_memory,
             channels,
             channels,
             local_resolution,
-            replace(
-                discrete,
-                dead_below=_DEAD_BELOW_LOCAL,
+            MemoryOptions(
                 jitter_std=jitter_std,
                 jitter_prob=jitter_prob,
+                address=address,
+                shrinkage=shrinkage,
+                dead_below=_DEAD_BELOW_LOCAL,
             ),
         )
         # An entry holds a feature map in the order (H, W, C), so that it comes out channels last.
@@ -169,7 +170,7 @@ class CRAD(nn.Module):
             channels,
             height * width * channels,
             global_resolution,
-            replace(discrete, dead_below=_DEAD_BELOW_GLOBAL),
+            MemoryOptions(address=address, shrinkage=shrinkage, dead_below=_DEAD_BELOW_GLOBAL),
         )
         branches = 2 if absent == "zeros" else len(self.memories())
         self.fusion = nn.Sequential(
@@ -183,11 +184,11 @@ class CRAD(nn.Module):
         """Reconstruct ``feature``.
 
         Args:
-            feature: ``(B, C, H, W)``, floating point; computed in float32 but for the fusion, which
-                follows autocast.
+            feature: ``(B, C, H, W)``, floating point; all but the fusion, which follows autocast,
+                is computed in float32.
 
         Raises:
-            ValueError: if the shape of ``feature`` is another than the model was made for.
+            ValueError: the shape of ``feature`` is not that of the model.
         """
         if feature.shape[1:] != self.feature_size:
             expected = ", ".join(map(str, self.feature_size))
@@ -205,30 +206,24 @@ class CRAD(nn.Module):
     def represent(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Look up a feature ``(B, C, H, W)``, float32 and channels last, in the memories.
 
-        Returns:
-            The global and the local representation side by side, ``(B, C or 2 C, H, W)``, and what
-            the look-ups add to the loss.
+        Returns the global and local representations, ``(B, C or 2 C, H, W)``, and the loss.
         """
         channels, height, width = self.feature_size
-        parts = []
+        whole = local = [torch.zeros_like(feature)] if self.absent == "zeros" else []
         loss = feature.new_zeros(())
         if self.global_representation:
             recalled = self.global_representation(feature.mean(dim=(2, 3)))
-            parts.append(recalled.entries.view(-1, height, width, channels).permute(0, 3, 1, 2))
+            whole = [recalled.entries.view(-1, height, width, channels).permute(0, 3, 1, 2)]
             loss = loss + recalled.loss
-        elif self.absent == "zeros":
-            parts.append(torch.zeros_like(feature))
         if self.local_representation:
             recalled = self.local_representation(feature.permute(0, 2, 3, 1))
-            parts.append(recalled.entries.permute(0, 3, 1, 2))
+            local = [recalled.entries.permute(0, 3, 1, 2)]
             loss = loss + recalled.loss
-        elif self.absent == "zeros":
-            parts.append(torch.zeros_like(feature))
-        return torch.cat(parts, dim=1), loss
+        return torch.cat(whole + local, dim=1), loss
 
     def _refine(self, feature: Tensor, normal_feature: Tensor, loss: Tensor) -> Reconstruction:
         # x - x_hat = (1 - S) (x - f_n), so the loss and the map need only sums over channels, and
-        # training never runs backward through the reconstruction itself.
+        # the backward pass does not run through the reconstruction.
         mse = (feature - normal_feature).square().mean(dim=1)
         similarity = self.mse_weight * (mse < self.mse_threshold).to(mse.dtype)
         similarity = similarity + self.cosine_weight * F.cosine_similarity(feature, normal_feature)
@@ -242,13 +237,10 @@ class CRAD(nn.Module):
         )
 
     def fold_batch_norm(self) -> "CRAD":
-        """Fold every BatchNorm into the convolution before it, in place, to infer only.
+        """Fold every BatchNorm into the convolution before it, for inference only.
 
-        The results are the same to float32 rounding. The model is put into evaluation mode; its
-        parameters are no longer those of a checkpoint.
-
-        Returns:
-            This model.
+        Changes the model in place, puts it into evaluation mode and returns it. The results are
+        equal up to float32 rounding; the parameters are no longer those of a checkpoint.
         """
         self.eval()
         for module in self.fusion.modules():
@@ -263,7 +255,7 @@ class CRAD(nn.Module):
             yield from memory.entries()
 
     def memories(self) -> list[Memory]:
-        """The memories that there are: local, global."""
+        """The memories of the model: local, global."""
         both = (self.local_representation, self.global_representation)
         return [memory for memory in both if memory]
 
@@ -274,13 +266,9 @@ class CRAD(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual inverted bottleneck with squeeze and excitation.
+    """Residual inverted bottleneck ``(B, channels, H, W)`` of ``expansion`` channels inside.
 
-    ``(B, channels, H, W)`` in and out (Howard et al., "Searching for MobileNetV3", ICCV 2019).
-
-    Args:
-        channels: channels outside.
-        expansion: channels inside.
+    Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
     def __init__(self, channels: int, expansion: int) -> None:
@@ -294,7 +282,7 @@ class Bottleneck(nn.Module):
         self.project_norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Expand, mix neighbours, weigh channels, project, add."""
+        """Expand, filter depthwise, weight channels, project, add."""
         inner = F.hardswish(self.expand_norm(self.expand(x)))
         inner = F.hardswish(self.excitation(self.depthwise_norm(self.depthwise(inner))))
         change: Tensor = self.project_norm(self.project(inner))
@@ -310,36 +298,25 @@ class Bottleneck(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weigh channels by a function of their means (Hu et al., CVPR 2018).
+    """Weight the channels of ``(B, channels, H, W)`` by a function of their means.
 
-    ``(B, C, H, W)`` in and out.
-
-    Args:
-        channels: channels C.
-        reduction: how many times fewer channels there are in between.
+    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
     """
 
-    def __init__(self, channels: int, reduction: int = 4) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        squeezed = max(1, channels // reduction)
+        squeezed = max(1, channels // 4)
         self.squeeze = nn.Linear(channels, squeezed, bias=False)
         self.excite = nn.Linear(squeezed, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Weigh the channels of ``x``."""
+        """Weight the channels of ``x``."""
         weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
         return x * weights[:, :, None, None]
 
 
-def _check_choice(name: str, choice: str, known: Sequence[str]) -> None:
-    if choice not in known:
-        raise ValueError(
-            f"CRAD(): expected {name} to be one of {', '.join(known)}, but got {choice!r}"
-        )
-
-
 def _initialise(module: nn.Module) -> None:
-    # Small weights: training starts with every coordinate near the centre of its memory.
+    # Small weights: at the start of training every coordinate is near the centre of its grid.
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.normal_(module.weight, std=0.01)
         if module.bias is not None:

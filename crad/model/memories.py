@@ -1,11 +1,11 @@
-"""Memories of normal features: a feature in, what a memory has in its place out.
+"""Memories of normal features, which recall a normal feature for a given one.
 
 The grid is the continuous memory of CRAD (Lee et al., ECCV 2024, section 3.1); vector quantisation
 and attention are the discrete ones that it is compared with there (table 1).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,50 +21,57 @@ AddressName = Literal["feature", "hidden"]
 
 
 class Recalled(NamedTuple):
-    """What a memory gives for features ``(..., C)``.
+    """What a memory returns for features ``(..., C)``.
 
     Attributes:
         entries: ``(..., V)``, of the memory.
-        loss: what the look-up adds to the loss in training, 0-d.
+        loss: the term that the look-up adds to the training loss, 0-d.
     """
 
     entries: Tensor
     loss: Tensor
 
 
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Options of the memories; each memory reads those that it has.
+
+    Attributes:
+        jitter_std: of a grid, as in `crad.CRAD`.
+        jitter_prob: of a grid, as in `crad.CRAD`.
+        mode: of the interpolation of a grid, as in `crad_kernels.GridMemory`.
+        padding_mode: as ``mode``.
+        align_corners: as ``mode``.
+        backend: as ``mode``.
+        address: of a discrete memory, as in `crad.CRAD`.
+        shrinkage: of attention: weights up to this one become 0, and the others sum to 1 again.
+            MemAE's hard shrinkage, 0.0025 there (Gong et al., ICCV 2019, equations 6 and 7).
+        dead_below: of vector quantisation: an entry is replaced once fewer features than this
+            choose it in a batch, in the running mean.
+    """
+
+    jitter_std: float = 0.0
+    jitter_prob: float = 0.0
+    mode: str = "linear"
+    padding_mode: str = "zeros"
+    align_corners: bool = False
+    backend: str | None = None
+    address: AddressName = "feature"
+    shrinkage: float = 0.0
+    dead_below: float = 0.0
+
+
 class ContinuousMemory(nn.Module):
-    """A grid of entries, interpolated at coordinates that a network makes of the feature.
+    """A grid of entries, interpolated at coordinates that a network computes from the feature.
 
-    ``(..., C)`` in, ``(..., V)`` out (equations 2 and 3).
-
-    Args:
-        channels: channels C of a feature.
-        entry_size: numbers V in an entry.
-        resolution: entries per axis; as many axes as there are coordinates.
-        jitter_std: standard deviation of the noise on the coordinates in training, in [-1, 1]
-            units (section 3.3).
-        jitter_prob: probability that a training batch is jittered.
-        mode: of the interpolation, as in `crad_kernels.GridMemory`, and so are the next three.
-        padding_mode: see ``mode``.
-        align_corners: see ``mode``.
-        backend: see ``mode``.
+    ``(..., C)`` in, ``(..., V)`` out (equations 2 and 3). For the arguments see `create_memory`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        entry_size: int,
-        resolution: Sequence[int],
-        *,
-        jitter_std: float = 0.0,
-        jitter_prob: float = 0.0,
-        mode: str = "linear",
-        padding_mode: str = "zeros",
-        align_corners: bool = False,
-        backend: str | None = None,
+        self, channels: int, entry_size: int, resolution: Sequence[int], options: MemoryOptions
     ) -> None:
         super().__init__()
-        self.jitter_prob = jitter_prob
+        self.jitter_prob = options.jitter_prob
         self.coordinates = nn.Sequential(
             nn.Linear(channels, channels),
             nn.Tanh(),
@@ -74,11 +81,11 @@ class ContinuousMemory(nn.Module):
         self.memory = GridMemory(
             entry_size,
             resolution,
-            jitter_std=jitter_std,
-            mode=mode,
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-            backend=backend,
+            jitter_std=options.jitter_std,
+            mode=options.mode,
+            padding_mode=options.padding_mode,
+            align_corners=options.align_corners,
+            backend=options.backend,
         )
 
     def forward(self, feature: Tensor) -> Recalled:
@@ -97,46 +104,30 @@ class ContinuousMemory(nn.Module):
 class QuantizedMemory(nn.Module):
     """The entry nearest to the feature: vector quantisation (van den Oord et al., NeurIPS 2017).
 
-    ``(..., C)`` in, ``(..., V)`` out. The C numbers of an entry that features are compared with are
-    running means of the features that chose it, decay 0.99, from k-means of the first batch on; an
-    entry that hardly any feature chooses is replaced by a feature. They are buffers, not trained.
-    Where V is C, they are what is given, with a straight-through gradient; else each entry has V
-    trained numbers beside them. The commitment loss, weight 0.25, moves the address only: where
-    that is the feature itself, which is not trained, it is a constant.
-
-    Args:
-        channels: channels C of a feature.
-        entry_size: numbers V in an entry.
-        n_entries: number of entries.
-        address: what is compared, as in `crad.CRAD`.
-        dead_below: an entry is replaced once fewer features than this choose it in a batch, in the
-            running mean.
-
-    Raises:
-        MissingPackageError: if vector-quantize-pytorch is not installed.
+    ``(..., C)`` in, ``(..., V)`` out. Features are compared with keys of C numbers, one key for
+    each entry. A key is the running mean of the features that chose it (decay 0.99), starting from
+    k-means of the first batch; a key that hardly any feature chooses is replaced by a feature. Keys
+    are buffers, not trained. If V is C, the key itself is returned, with a straight-through
+    gradient; otherwise each entry has V trained numbers as well. The commitment loss, weight 0.25,
+    has a gradient with respect to the address only, so it is a constant for the address
+    ``"feature"``. For the arguments see `create_memory`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        entry_size: int,
-        n_entries: int,
-        *,
-        address: AddressName,
-        dead_below: float,
+        self, channels: int, entry_size: int, resolution: Sequence[int], options: MemoryOptions
     ) -> None:
         super().__init__()
-        self.address = _address_network(channels, address)
+        self.address = _address_network(channels, options.address)
         self.codebook = vector_quantize_class()(
             channels,
-            n_entries,
+            math.prod(resolution),
             decay=0.99,
             commitment_weight=0.25,
             kmeans_init=True,
-            threshold_ema_dead_code=dead_below,
+            threshold_ema_dead_code=options.dead_below,
             rotation_trick=False,
         )
-        self.values = None if entry_size == channels else _new_entries(n_entries, entry_size)
+        self.values = None if entry_size == channels else _new_entries(resolution, entry_size)
 
     def forward(self, feature: Tensor) -> Recalled:
         """Look up features."""
@@ -153,35 +144,21 @@ class QuantizedMemory(nn.Module):
 
 
 class AttentionMemory(nn.Module):
-    """All entries, weighted by their similarity to the feature: attention.
+    """All entries, weighted by their similarity to the feature: scaled dot-product attention.
 
-    ``(..., C)`` in, ``(..., V)`` out: scaled dot products of the feature with C numbers of each
-    entry, their softmax, and the entries weighted by it. An entry has V numbers besides, unless V
-    is C: then it is key and value at once.
-
-    Args:
-        channels: channels C of a feature.
-        entry_size: numbers V in an entry.
-        n_entries: number of entries.
-        address: what is compared, as in `crad.CRAD`.
-        shrinkage: weights up to this one become 0, and the others sum to 1 again: MemAE's hard
-            shrinkage, 0.0025 there (Gong et al., ICCV 2019, equations 6 and 7); 0 for none.
+    ``(..., C)`` in, ``(..., V)`` out. The feature is the query; each entry has a key of C numbers
+    and a value of V numbers, which is the key itself if V is C. For the arguments see
+    `create_memory`.
     """
 
     def __init__(
-        self,
-        channels: int,
-        entry_size: int,
-        n_entries: int,
-        *,
-        address: AddressName,
-        shrinkage: float = 0.0,
+        self, channels: int, entry_size: int, resolution: Sequence[int], options: MemoryOptions
     ) -> None:
         super().__init__()
-        self.shrinkage = shrinkage
-        self.address = _address_network(channels, address)
-        self.keys = _new_entries(n_entries, channels)
-        self.values = None if entry_size == channels else _new_entries(n_entries, entry_size)
+        self.shrinkage = options.shrinkage
+        self.address = _address_network(channels, options.address)
+        self.keys = _new_entries(resolution, channels)
+        self.values = None if entry_size == channels else _new_entries(resolution, entry_size)
 
     def forward(self, feature: Tensor) -> Recalled:
         """Look up features."""
@@ -205,64 +182,10 @@ class AttentionMemory(nn.Module):
 
 Memory = ContinuousMemory | QuantizedMemory | AttentionMemory
 
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """What some of the memories can be told; each takes what it knows.
-
-    Attributes:
-        jitter_std: as for `ContinuousMemory`.
-        jitter_prob: as for `ContinuousMemory`.
-        address: as for `crad.CRAD`.
-        shrinkage: as for `AttentionMemory`.
-        dead_below: as for `QuantizedMemory`.
-    """
-
-    jitter_std: float = 0.0
-    jitter_prob: float = 0.0
-    address: AddressName = "feature"
-    shrinkage: float = 0.0
-    dead_below: float = 0.0
-
-
-def _grid(channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions) -> Memory:
-    return ContinuousMemory(
-        channels,
-        entry_size,
-        size,
-        jitter_std=options.jitter_std,
-        jitter_prob=options.jitter_prob,
-    )
-
-
-def _quantized(
-    channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions
-) -> Memory:
-    return QuantizedMemory(
-        channels,
-        entry_size,
-        math.prod(size),
-        address=options.address,
-        dead_below=options.dead_below,
-    )
-
-
-def _attention(
-    channels: int, entry_size: int, size: Sequence[int], options: MemoryOptions
-) -> Memory:
-    return AttentionMemory(
-        channels,
-        entry_size,
-        math.prod(size),
-        address=options.address,
-        shrinkage=options.shrinkage,
-    )
-
-
-MEMORIES: Mapping[str, Callable[[int, int, Sequence[int], MemoryOptions], Memory]] = (
-    MappingProxyType({"grid": _grid, "vq": _quantized, "attention": _attention})
+MEMORIES: Mapping[str, type[Memory]] = MappingProxyType(
+    {"grid": ContinuousMemory, "vq": QuantizedMemory, "attention": AttentionMemory}
 )
-"""What makes each memory, by name. A discrete memory has as many entries as a grid of its size."""
+"""The memories by name."""
 
 if TYPE_CHECKING:
     MemoryName = str
@@ -277,21 +200,20 @@ def create_memory(
     resolution: Sequence[int],
     options: MemoryOptions,
 ) -> Memory | None:
-    """Make a memory by its name in `MEMORIES`; None for ``"none"``.
+    """Make the memory of a name; None for ``"none"``.
 
     Args:
         name: of the memory.
         channels: channels C of a feature.
         entry_size: numbers V in an entry.
-        resolution: entries per axis.
+        resolution: entries per axis. A grid has one coordinate for each axis; a discrete memory has
+            as many entries as the product.
         options: of the memory.
 
     Raises:
-        MissingPackageError: the memory needs a package that is not installed.
+        MissingPackageError: ``"vq"`` needs a package that is not installed.
     """
-    if name == "none":
-        return None
-    return MEMORIES[name](channels, entry_size, resolution, options)
+    return None if name == "none" else MEMORIES[name](channels, entry_size, resolution, options)
 
 
 def vector_quantize_class() -> Any:
@@ -316,9 +238,9 @@ def _address_network(channels: int, address: AddressName) -> nn.Module:
     return nn.Sequential(nn.Linear(channels, channels), nn.Tanh())
 
 
-def _new_entries(n_entries: int, size: int) -> nn.Parameter:
-    """``(n_entries, size)``, drawn as those of a grid are."""
-    drawn = nn.init.xavier_normal_(torch.empty(1, size, n_entries))
+def _new_entries(resolution: Sequence[int], size: int) -> nn.Parameter:
+    """Entries ``(n, size)``, drawn as those of a grid of this resolution are."""
+    drawn = nn.init.xavier_normal_(torch.empty(1, size, math.prod(resolution)))
     return nn.Parameter(drawn[0].T.contiguous())
 
 

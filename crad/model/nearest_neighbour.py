@@ -1,4 +1,4 @@
-"""A memory of stored features, the baseline that CRAD's continuous memories are compared with."""
+"""A memory bank of features with nearest-neighbour search, a baseline of CRAD."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,22 @@ _QUERIES = 4096  # rows of the distance matrix held at once
 def nearest_neighbour_maps(
     train: Tensor, test: Tensor, *, max_entries: int = 20_000, seed: int = 0
 ) -> Tensor:
-    """Anomaly maps: how far each test feature is from the nearest feature of the training images.
+    """Anomaly maps: distance of each test feature from the nearest training feature.
 
-    One memory serves all classes and places. The memory bank of Roth et al., "Towards Total Recall
-    in Industrial Anomaly Detection", CVPR 2022, with a random subset in place of the coreset.
+    One memory bank serves all classes and positions. It is that of Roth et al., "Towards Total
+    Recall in Industrial Anomaly Detection", CVPR 2022, with a random subset instead of the coreset.
 
     Args:
         train: (N, C, H, W) floating point, the features of normal images.
         test: (M, C, H', W') floating point, on the same device.
-        max_entries: features kept, chosen at random when there are more.
-        seed: of the choice.
+        max_entries: size of the memory bank; more features are subsampled at random.
+        seed: of the subsampling.
 
     Returns:
-        (M, H', W') Euclidean distances, at least 0, in the type of `test`.
+        (M, H', W') Euclidean distances, at least 0, in the dtype of `test`.
 
     Raises:
-        ValueError: there is nothing to remember, or the numbers of channels differ.
+        ValueError: the memory bank would be empty, or the numbers of channels differ.
     """
     if train.ndim != 4 or test.ndim != 4 or train.shape[1] != test.shape[1]:
         raise ValueError(

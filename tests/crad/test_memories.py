@@ -18,6 +18,7 @@ from crad.model.memories import (
     AttentionMemory,
     ContinuousMemory,
     MemoryName,
+    MemoryOptions,
     QuantizedMemory,
 )
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
@@ -37,15 +38,16 @@ def feature(*shape: int, seed: int = 0) -> Tensor:
 def test_a_grid_is_looked_up_as_it_is_told(
     mode: str, padding_mode: str, align_corners: bool
 ) -> None:
-    options = {"padding_mode": padding_mode, "align_corners": align_corners}
     torch.manual_seed(0)
-    memory = ContinuousMemory(CHANNELS, VALUES, (3, 4), mode=mode, **options)  # type: ignore[arg-type]
+    options = MemoryOptions(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+    memory = ContinuousMemory(CHANNELS, VALUES, (3, 4), options)
     for layer in memory.coordinates.parameters():  # so that some coordinates are at the edge
         torch.nn.init.normal_(layer, std=2)
     x = feature(2, 5, 7)
     torch_mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     grid = memory.memory.values.movedim(-1, 0).expand(2, -1, -1, -1)
-    expected = F.grid_sample(grid, memory.coordinates(x), torch_mode, **options)  # type: ignore[arg-type]
+    coords = memory.coordinates(x)
+    expected = F.grid_sample(grid, coords, torch_mode, padding_mode, align_corners)
     found = memory(x)
     torch.testing.assert_close(found.entries, expected.movedim(1, -1))
     assert found.loss == 0
@@ -53,7 +55,8 @@ def test_a_grid_is_looked_up_as_it_is_told(
 
 def quantized(entry_size: int = CHANNELS, address: AddressName = "feature") -> QuantizedMemory:
     torch.manual_seed(0)
-    return QuantizedMemory(CHANNELS, entry_size, 8, address=address, dead_below=0.1)
+    options = MemoryOptions(address=address, dead_below=0.1)
+    return QuantizedMemory(CHANNELS, entry_size, (2, 4), options)
 
 
 @pytest.mark.parametrize("address", ["feature", "hidden"])
@@ -125,7 +128,7 @@ def test_vq_is_straight_through_and_commits_the_address() -> None:
 @pytest.mark.parametrize("entry_size", [CHANNELS, VALUES])
 def test_attention_is_its_formula(entry_size: int, shrinkage: float) -> None:
     torch.manual_seed(0)
-    memory = AttentionMemory(CHANNELS, entry_size, 8, address="feature", shrinkage=shrinkage)
+    memory = AttentionMemory(CHANNELS, entry_size, (2, 4), MemoryOptions(shrinkage=shrinkage))
     for parameter in memory.parameters():
         torch.nn.init.normal_(parameter)
     x = feature(3, 4)
@@ -139,7 +142,7 @@ def test_attention_is_its_formula(entry_size: int, shrinkage: float) -> None:
 
 
 def test_attention_without_a_weight_that_is_large_enough_gives_zeros() -> None:
-    memory = AttentionMemory(CHANNELS, CHANNELS, 8, address="feature", shrinkage=0.9)
+    memory = AttentionMemory(CHANNELS, CHANNELS, (8,), MemoryOptions(shrinkage=0.9))
     found = memory(feature(3)).entries
     found.sum().backward()
     assert not found.any()

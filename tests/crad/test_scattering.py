@@ -74,12 +74,12 @@ def test_constant_image_has_its_colour_and_no_moduli() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_filters_cover_the_spectrum_and_do_not_amplify(size: tuple[int, int]) -> None:
     height, width = size
-    bank = filter_bank(height, width, CPU)
+    wavelets = filter_bank(height, width, CPU)
     omega_y = 2 * math.pi * torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
     omega_x = 2 * math.pi * torch.fft.fftfreq(width, dtype=torch.float64)
     radius = torch.hypot(omega_y, omega_x)
     low_pass = torch.exp(-((radius * 0.8 * 4) ** 2))  # of standard deviation 0.8 * 2^(J - 1) pixels
-    energy = wavelet_energy(bank.wavelets, height, width) + low_pass
+    energy = wavelet_energy(wavelets, height, width) + low_pass
     assert energy.max() <= 1 + 1e-6
     covered = energy[radius <= 3 * math.pi / 4]
     assert covered.min() > 0.5

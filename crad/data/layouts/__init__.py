@@ -1,9 +1,4 @@
-"""The layouts of data sets on disk: one module for each, and the table of them.
-
-A module has ``DESCRIPTION``, what the layout looks like; ``matches(root)``, whether a folder has
-it; and ``find_classes(root)``, which gives by class a function that finds its images. Its argument
-is the `need_train` of `crad.data.find_dataset`.
-"""
+"""The layouts of data sets on disk: one module for each, listed here."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,18 +10,24 @@ from crad.data.samples import Split
 
 
 class Layout(Protocol):
-    """What a module of a layout has."""
+    """What the module of a layout has.
+
+    Attributes:
+        DESCRIPTION: what the layout looks like, for messages.
+    """
 
     DESCRIPTION: str
 
     def matches(self, root: Path) -> bool:
-        """Tell whether a folder has this layout."""
-        ...
+        """Whether a folder has this layout."""
 
     def find_classes(self, root: Path) -> dict[str, Callable[[bool], Split]]:
-        """Find the classes in a folder, and what finds the images of each."""
-        ...
+        """Find the classes, each with a function of `need_train` that finds its images.
+
+        Raises:
+            DataError: there is none, or the layout is broken.
+        """
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType({"VisA": visa, "MVTec AD": mvtec})
-"""By name, in the order in which they are tried; the last one says what it lacks."""
+"""By name, in the order of detection; the last one reports a folder without classes."""

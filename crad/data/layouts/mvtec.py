@@ -5,8 +5,8 @@ ROOT/<class>/test/good/*.png                            normal images to test on
 ROOT/<class>/test/<defect>/NNN.png                      images with a defect
 ROOT/<class>/ground_truth/<defect>/NNN_mask.png         where the defect is (optional)
 
-A class is a folder that holds ``train`` or ``test``. Other folders and hidden files are passed
-over. The mask of ``test/<defect>/NNN.png`` is ``ground_truth/<defect>/NNN_mask.png`` or
+A class is a folder that holds ``train`` or ``test``. Other folders and hidden files are ignored.
+The mask of ``test/<defect>/NNN.png`` is ``ground_truth/<defect>/NNN_mask.png`` or
 ``NNN.png``, with any image suffix.
 """
 
@@ -28,11 +28,7 @@ def matches(root: Path) -> bool:
 
 
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
-    """Find the classes in a folder, which may itself be one.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Find the classes in a folder, which may itself be one."""
     if _is_class(root):
         folders = {root.resolve().name: root}
     else:
@@ -43,10 +39,10 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
 
 
 def _read_class(folder: Path, name: str, need_train: bool) -> Split:
-    train = _train_samples(folder, name)
+    good = folder / "train" / GOOD
+    train = [Sample(path, name, GOOD) for path in find_images(good)] if good.is_dir() else []
     test = _test_samples(folder, name)
     if need_train and not train:
-        good = folder / "train" / GOOD
         missing = "no images in" if good.is_dir() else "no folder"
         raise DataError(
             f"train: {missing} '{good}' (expected {', '.join(IMAGE_SUFFIXES)}); "
@@ -61,22 +57,16 @@ def _is_class(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / "test").is_dir()
 
 
-def _train_samples(folder: Path, class_name: str) -> list[Sample]:
-    good = folder / "train" / GOOD
-    if not good.is_dir():
-        return []
-    return [Sample(path, class_name, GOOD) for path in find_images(good)]
-
-
 def _test_samples(folder: Path, class_name: str) -> list[Sample]:
     test = folder / "test"
-    if test.is_dir() and (loose := find_images(test)):
+    if not test.is_dir():
+        return []
+    if loose := find_images(test):
         raise DataError(
             f"test: '{loose[0]}' lies in no sub-folder; move normal images to '{test / GOOD}' and "
             f"others to '{test / '<defect>'}'"
         )
-    if test.is_dir():
-        _check_masks(folder)
+    _check_masks(folder)
     samples: list[Sample] = []
     for defect in subfolders(test):
         if defect.name != GOOD and defect.name.casefold() == GOOD:
@@ -88,7 +78,7 @@ def _test_samples(folder: Path, class_name: str) -> list[Sample]:
 
 
 def _check_masks(folder: Path) -> None:
-    """Refuse masks of a class that would silently be left out."""
+    """Refuse masks of a class that would silently be ignored."""
     for other in subfolders(folder):
         plain = "".join(filter(str.isalnum, other.name.casefold()))
         if plain == "groundtruth" and other.name != MASKS:
@@ -107,11 +97,11 @@ def _check_masks(folder: Path) -> None:
 def _masks(folder: Path, images: list[Path]) -> dict[Path, Path]:
     """Match the masks in a folder to images by name."""
     by_stem = {path.stem: path for path in find_images(folder)} if folder.is_dir() else {}
-    masks = {}
-    for image in images:
-        mask = by_stem.get(f"{image.stem}_mask") or by_stem.get(image.stem)
-        if mask is not None:
-            masks[image] = mask
+    masks = {
+        image: mask
+        for image in images
+        if (mask := by_stem.get(f"{image.stem}_mask") or by_stem.get(image.stem))
+    }
     if by_stem and images and not masks:
         raise DataError(
             f"test: no mask in '{folder}' is named after an image: expected "

@@ -1,11 +1,11 @@
-"""The raw layout of VisA, as its archive has it.
+"""The raw layout of VisA, that of its archive.
 
 ROOT/split_csv/1cls.csv                                 object,split,label,image,mask
 ROOT/<class>/Data/Images/{Normal,Anomaly}/NNN.JPG       images
 ROOT/<class>/Data/Masks/Anomaly/NNN.png                 class ids; above 0 is a defect
 
 Each line of the table is an image: its class, ``train`` or ``test``, ``normal`` or ``anomaly``, and
-the paths of image and mask below ROOT. The table alone says what belongs to the data set.
+the paths of image and mask below ROOT. Files that are not in the table are ignored.
 """
 
 import csv
@@ -32,23 +32,12 @@ def matches(root: Path) -> bool:
 
 
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
-    """Read the table.
-
-    Args:
-        root: a folder with the layout.
-
-    Returns:
-        By class, what gives its samples, and checks that their files are there.
-
-    Raises:
-        DataError: the table is missing, or a line of it is wrong; the message says which.
-    """
+    """Read the table; the files of a class are checked when its images are asked for."""
     table = root / _TABLE
     if not table.is_file():
         raise DataError(_without_table(root))
-    train: dict[str, list[Sample]] = defaultdict(list)
-    test: dict[str, list[Sample]] = defaultdict(list)
-    lines: dict[str, int] = {}  # where each image stands
+    splits: dict[str, Split] = defaultdict(lambda: ([], []))
+    lines: dict[str, int] = {}  # line number of each image
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -69,19 +58,19 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
                         "take it from the archive again"
                     ) from error
                 lines[cells["image"]] = reader.line_num
-                (train if cells["split"] == "train" else test)[cells["object"]].append(sample)
+                train, test = splits[cells["object"]]
+                (train if cells["split"] == "train" else test).append(sample)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"data: '{table}' is no table of text ({error}); take it from the archive again"
         ) from error
-    names = {*train, *test}
-    if not names:
+    if not splits:
         raise DataError(f"data: '{table}' has no lines; take it from the archive again")
-    return {name: partial(_checked, table, name, train[name], test[name]) for name in names}
+    return {name: partial(_checked, table, name, *split) for name, split in splits.items()}
 
 
 def _without_table(root: Path) -> str:
-    """Say what a folder without the table lacks."""
+    """The error message for a folder without the table."""
     if (root / _IMAGES).is_dir():
         folder = root.resolve()
         return (
@@ -95,11 +84,7 @@ def _without_table(root: Path) -> str:
 
 
 def _sample(root: Path, cells: dict[str, str]) -> Sample:
-    """One line of the table.
-
-    Raises:
-        ValueError: it is wrong; the message says how.
-    """
+    """The image of a line of the table; a `ValueError` says what is wrong with the line."""
     for name, words in (("split", ("train", "test")), ("label", tuple(_DEFECTS))):
         if cells[name] not in words:
             raise ValueError(f"expected {name} to be {' or '.join(words)}, but got '{cells[name]}'")
@@ -125,7 +110,7 @@ def _inside(root: Path, column: str, text: str) -> Path:
 def _checked(
     table: Path, name: str, train: list[Sample], test: list[Sample], need_train: bool
 ) -> Split:
-    """The samples of a class, if all their files are there."""
+    """The samples of a class, whose files must all exist."""
     if need_train and not train:
         raise DataError(
             f"train: no line of '{table}' has a train image of class '{name}'; leave the class out "

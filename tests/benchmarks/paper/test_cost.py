@@ -14,7 +14,12 @@ from crad.backbones import create_backbone
 from crad.backbones.timm import TimmBackbone
 from crad.config import PRESETS, PresetName
 from crad.detector import create_model
-from crad.model.memories import AttentionMemory, ContinuousMemory, QuantizedMemory
+from crad.model.memories import (
+    AttentionMemory,
+    ContinuousMemory,
+    MemoryOptions,
+    QuantizedMemory,
+)
 
 Command = Callable[..., int]
 
@@ -40,10 +45,13 @@ def test_the_size_of_features() -> None:
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        (ContinuousMemory(6, 20, (2, 3, 4)), 5 * (6 * 6 + 6 * 3 + 8 * 20)),
-        (AttentionMemory(6, 20, 9, address="feature"), 5 * (6 * 9 + 9 * 20)),
-        (AttentionMemory(6, 6, 9, address="hidden", shrinkage=0.1), 5 * (6 * 6 + 6 * 9 + 9 * 6)),
-        (QuantizedMemory(6, 20, 4, address="feature", dead_below=0.1), 5 * 6 * 4),
+        (ContinuousMemory(6, 20, (2, 3, 4), MemoryOptions()), 5 * (6 * 6 + 6 * 3 + 8 * 20)),
+        (AttentionMemory(6, 20, (9,), MemoryOptions()), 5 * (6 * 9 + 9 * 20)),
+        (
+            AttentionMemory(6, 6, (9,), MemoryOptions(address="hidden", shrinkage=0.1)),
+            5 * (6 * 6 + 6 * 9 + 9 * 6),
+        ),
+        (QuantizedMemory(6, 20, (4,), MemoryOptions(dead_below=0.1)), 5 * 6 * 4),
     ],
 )
 def test_counts_of_memories_by_hand(memory: nn.Module, expected: int) -> None:
