@@ -96,7 +96,7 @@ NOWHERE = covering(
     list(product(every_option(Case((1, 3))), [NAN, INF, -INF, 1e30, 2.0**31])),
     itemgetter(0),
     lambda each: (each[0].padding_mode, each[0].align_corners, each[1]),
-    lambda each: (each[0].mode, each[1]),
+    lambda each: (each[0].mode, each[0].padding_mode, each[1]),
 )
 
 
