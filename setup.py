@@ -17,7 +17,10 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 # assembler that spills registers.
 STRICT = bool(os.environ.get("CRAD_KERNELS_WERROR"))
 
-COMMON_ARGS = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+# For sanitizers: see .ci/sanitize.
+OPTIMIZATION = os.environ.get("CRAD_KERNELS_OPTIMIZATION", "-O3")
+
+COMMON_ARGS = ["-std=c++17", OPTIMIZATION, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 CXX_ARGS = [
     *COMMON_ARGS,
     "-g0",

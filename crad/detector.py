@@ -15,7 +15,7 @@ from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
 from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds
 from crad.scoring.prediction import Prediction
-from crad.training.checkpoint import Checkpoint, checkpoint_path, fitting, read_checkpoint
+from crad.training.checkpoint import Checkpoint, read_checkpoint
 
 
 class Detector:
@@ -201,23 +201,19 @@ def load(
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
     """
-    selected = select_device(device)
-    return from_checkpoint(read_checkpoint(path), selected, path, precision)
+    return from_checkpoint(read_checkpoint(path), select_device(device), precision)
 
 
 def from_checkpoint(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    path: str | os.PathLike[str],
-    precision: PrecisionName = "auto",
+    checkpoint: Checkpoint, device: torch.device, precision: PrecisionName = "auto"
 ) -> Detector:
-    """Put a detector together from what `read_checkpoint` read from ``path``.
+    """Put a detector together from what `read_checkpoint` read.
 
     Raises:
         CheckpointError: as for `restore`.
         MissingPackageError: as for `load`.
     """
-    backbone, model = restore(checkpoint, path)
+    backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
     work = BATCH_SIZE * multiply_adds(settings, checkpoint.feature_size)
     return Detector(
@@ -231,8 +227,8 @@ def from_checkpoint(
     )
 
 
-def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backbone, CRAD]:
-    """Make the backbone and the model of what `read_checkpoint` read from ``path``, on the CPU.
+def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:
+    """Make the backbone and the model of what `read_checkpoint` read, on the CPU.
 
     Raises:
         CheckpointError: its parts do not fit each other.
@@ -244,10 +240,10 @@ def restore(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> tuple[Backb
     for name, tensor in checkpoint.model.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(
-                f"checkpoint: '{name}' in '{checkpoint_path(path)}' holds NaN or infinite numbers; "
-                "use a copy of it, or train again with --overwrite"
+                f"checkpoint: '{name}' in '{checkpoint.file}' holds NaN or infinite numbers; use a "
+                "copy of it, or train again with --overwrite"
             )
-    with fitting():
+    with checkpoint.fitting():
         backbone.load_state_dict(checkpoint.backbone)
         model.load_state_dict(checkpoint.model)
     return backbone, model

@@ -90,7 +90,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
     checkpoint = read_checkpoint(options.checkpoint)
     trained = checkpoint.config
     protocols = choose_protocols(options.protocol or trained.decisions.protocol)
-    detector = from_checkpoint(checkpoint, device, options.checkpoint, options.compute.precision)
+    detector = from_checkpoint(checkpoint, device, options.compute.precision)
     if options.compute.compile:
         compile_network(detector.model.fusion, device)
     source = options.data or trained.data.source

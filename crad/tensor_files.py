@@ -11,8 +11,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from crad.report.tables import printable
-
 # What training scripts wrap weights in; averaged weights come first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
@@ -68,5 +66,5 @@ def _other_objects(path: Path) -> list[str]:
     """Name the first few objects in a PyTorch file that are neither tensors nor harmless."""
     with suppress(Exception), torch.serialization.safe_globals(_HARMLESS):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        return [printable(name) for name in sorted(names)[:3]]
+        return [name.encode("unicode_escape").decode() for name in sorted(names)[:3]]
     return []  # it is damaged

@@ -39,7 +39,7 @@ from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
-from crad.training.checkpoint import ALL_PARTS, Checkpoint, fitting, read_checkpoint
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
@@ -404,7 +404,7 @@ def _begin(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
     training = Training(model, config.training, accelerator)
     if stored:
-        with fitting():
+        with stored.fitting():
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training

@@ -2,10 +2,11 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from itertools import combinations, product
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from crad_kernels import backends
 from crad_kernels._schema import MODES, PADDING_MODES
 from crad_kernels.functional import _TORCH_MODES
+
+T = TypeVar("T")
 
 # The backend that judges the others: the specification, which takes everything and so comes last.
 JUDGE = list(backends())[-1]
@@ -160,6 +163,38 @@ def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
 def cases(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
     """All options for each number of dimensions; `changes` as the fields of `Case`."""
     return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes), modes)]
+
+
+def in_dtypes(
+    cases: Sequence[Case], dtypes: Sequence[tuple[torch.dtype, torch.dtype]]
+) -> list[Case]:
+    """All cases with all dtypes of values and coords."""
+    return [
+        replace(case, dtype=dtype, coords_dtype=coords_dtype)
+        for case, (dtype, coords_dtype) in product(cases, dtypes)
+    ]
+
+
+def covering(candidates: Sequence[T], *features: Callable[[T], Hashable]) -> list[T]:
+    """Few of the candidates, in which every value of every feature occurs that occurs in all.
+
+    With a feature of two parameters of a test, every two of their values meet.
+    """
+    shown = [{(i, of(each)) for i, of in enumerate(features)} for each in candidates]
+    missing = set().union(*shown)
+    chosen: list[int] = []
+    while missing:
+        best = max(range(len(shown)), key=lambda i: len(shown[i] & missing))
+        missing -= shown[best]
+        chosen.append(best)
+    return [candidates[i] for i in sorted(chosen)]
+
+
+OPTIONS = ("ndim", "mode", "padding_mode", "align_corners", "dtype", "coords_dtype")
+# Features of a case: every two of its options.
+EVERY_TWO_OPTIONS = [attrgetter(*two) for two in combinations(OPTIONS, 2)]
+# What tells the cases of SHAPES apart.
+SHAPE = ("size", "channels", "points", "mode")
 
 
 # Shapes that take every way through a vectorised, tiled and chunked implementation.

@@ -18,10 +18,22 @@ class Placed:
     device: str
 
 
+# Stands for a backend where a fixture has none that can be used here.
+NONE = Placed("none", "")
+
+
 def _devices(name: str) -> list[str]:
     """The CPU first; a backend that takes every device is tested on those that are here."""
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return list(backends()[name].devices) or there
+
+
+def _missing(placed: Placed) -> str:
+    """Why a backend cannot be tested on a type of device; empty if it can."""
+    reason = backends()[placed.name].reason
+    if not reason and placed.device == "cuda" and not torch.cuda.is_available():
+        reason = "there is no GPU"
+    return reason and f"backend {placed.name}: {reason}"
 
 
 def _params(wanted: Callable[[Placed], bool]) -> list[object]:
@@ -36,13 +48,13 @@ def _params(wanted: Callable[[Placed], bool]) -> list[object]:
     return params
 
 
+def _usable(wanted: Callable[[Placed], bool]) -> list[object]:
+    """Those that can be tested here; `NONE`, whose tests are left out, if there are none."""
+    return _params(lambda placed: wanted(placed) and not _missing(placed)) or [NONE]
+
+
 def _place(placed: Placed) -> Iterator[str]:
     """The name of the backend, while tensors are made on its device unless told otherwise."""
-    record = backends()[placed.name]
-    if not record.usable:
-        pytest.skip(f"backend {placed.name}: {record.reason}")
-    if placed.device == "cuda" and not torch.cuda.is_available():
-        pytest.skip(f"backend {placed.name}: there is no GPU")
     if placed.device == "cpu":  # torch's own default: a mode would hide the shortest way to call
         yield placed.name
         return
@@ -50,30 +62,35 @@ def _place(placed: Placed) -> Iterator[str]:
         yield placed.name
 
 
-@pytest.fixture(params=_params(lambda placed: True))
+@pytest.fixture(params=_usable(lambda placed: True))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a backend; those that cannot be used here are skipped with their reason."""
+    """The name of a backend that can be used here."""
     yield from _place(request.param)
 
 
-@pytest.fixture(params=_params(lambda placed: placed.name != JUDGE))
+@pytest.fixture(params=_usable(lambda placed: placed.name != JUDGE))
 def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that stands on the operators, and is judged by the reference."""
     yield from _place(request.param)
 
 
-@pytest.fixture(
-    params=_params(lambda placed: placed.name != JUDGE and placed.device == "cuda")
-    or [pytest.param(None, marks=pytest.mark.skip("no backend here has kernels for a GPU"))]
-)
+@pytest.fixture(params=_usable(lambda placed: placed.name != JUDGE and placed.device == "cuda"))
 def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend with kernels for a GPU."""
     yield from _place(request.param)
 
 
-@pytest.fixture(params=_params(lambda placed: placed.name == "triton"))
+@pytest.fixture(params=_usable(lambda placed: placed.name == "triton"))
 def triton_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the Triton backend."""
+    yield from _place(request.param)
+
+
+@pytest.fixture(params=_params(lambda placed: True))
+def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of any backend; one that cannot be used here is skipped with its reason."""
+    if missing := _missing(request.param):
+        pytest.skip(missing)
     yield from _place(request.param)
 
 
@@ -86,9 +103,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of other backends, and those of none; and of other parts."""
+    """Leave out the tests of backends that are not here, or not asked for; and of other parts."""
     names, part = config.getoption("--backend"), config.getoption("--part")
-    chosen = items[:]
+    chosen = [item for item in items if NONE.name not in _placed(item)]
     if names:
         chosen = [item for item in chosen if _placed(item) & set(names)]
     if part:
@@ -100,6 +117,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _placed(item: pytest.Item) -> set[str]:
-    """The backends that a test is of."""
+    """The backends that a test is of, by name."""
     params = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return {param.name for param in params if isinstance(param, Placed)}

@@ -93,7 +93,7 @@ def load_run(runs: Runs, variant: Variant) -> TrainedRun:
     folder = runs.folder(variant, runs.seeds[0])
     checkpoint = read_checkpoint(folder)
     config = checkpoint.config
-    backbone, model = restore(checkpoint, folder)
+    backbone, model = restore(checkpoint)
     dataset, data = runs.dataset(), runs.base.data
     train, _ = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
     return TrainedRun(

@@ -57,6 +57,7 @@ class Checkpoint:
         random: state of the random generators by device; empty if not read.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes, as far as normal images were held back for them.
+        file: that it was read from, if it was.
     """
 
     config: Config
@@ -72,6 +73,19 @@ class Checkpoint:
     random: dict[str, Tensor] = field(default_factory=dict)
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    file: Path | None = field(default=None, compare=False)
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Turn the failure to restore a state in the block into an error that says what to do."""
+        try:
+            yield
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint: '{self.file}' does not match this version of crad or timm "
+                f"({' '.join(str(error).split())}); install the versions that wrote it, or start "
+                "again with --overwrite"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of a run, replacing the former one, and the paths of the run.
@@ -159,6 +173,7 @@ def read_checkpoint(
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}
             ),
+            file=file,
             **states,
         )
     except CheckpointError:
@@ -185,18 +200,6 @@ def strip_checkpoint(source: str | os.PathLike[str], target: Path) -> None:
         StorageError: the file cannot be written.
     """
     read_checkpoint(source, INFERENCE_PARTS).write(target)
-
-
-@contextmanager
-def fitting() -> Iterator[None]:
-    """Turn the failure to restore a state in the block into an error that says what to do."""
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint: it does not match this version of crad or timm ({error}); install the "
-            "versions that wrote it, or start again with --overwrite"
-        ) from error
 
 
 def _check_format(file: Path, metadata: Mapping[str, str]) -> int:

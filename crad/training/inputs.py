@@ -18,7 +18,7 @@ from crad.scoring.calibration import hold_back
 from crad.scoring.evaluation import Truths
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
-from crad.training.checkpoint import Checkpoint, fitting
+from crad.training.checkpoint import Checkpoint
 from crad.training.feature_cache import FeatureCache
 from crad.training.features import Features, extract, fit_backbone
 
@@ -81,7 +81,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         components=config.model.components,
     ).to(device)
     if stored:
-        with fitting():
+        with stored.fitting():
             backbone.load_state_dict(stored.backbone)
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
@@ -119,8 +119,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         )
     if stored and stored.n_train != n_train:
         raise DataError(
-            f"data: the training images in '{dataset.root}' have changed since the run was "
-            "started; restore them, or start again with --overwrite"
+            f"data: the training images in '{dataset.root}' have changed since the run of "
+            f"'{stored.file}' was started; restore them, or start again with --overwrite"
         )
     seconds = time.perf_counter() - started
     return Inputs(

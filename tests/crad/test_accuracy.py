@@ -273,9 +273,9 @@ FAULTS: Mapping[str, Mapping[str, Fault]] = {
         "corners": Fault("corners: bool = False", "corners: bool = True", "memories.py"),
     },
     "fusion": {
-        "no local": Fault("torch.cat(parts, dim=1)", "torch.cat([parts[0], 0 * parts[1]], dim=1)"),
-        "no global": Fault("torch.cat(parts, dim=1)", "torch.cat([0 * parts[0], parts[1]], dim=1)"),
-        "exchanged": Fault("torch.cat(parts, dim=1)", "torch.cat(parts[::-1], dim=1)"),
+        "no local": Fault("cat(whole + local, dim=1)", "cat([*whole, 0 * local[0]], dim=1)"),
+        "no global": Fault("cat(whole + local, dim=1)", "cat([0 * whole[0], *local], dim=1)"),
+        "exchanged": Fault("cat(whole + local, dim=1)", "cat(local + whole, dim=1)"),
         "no bottleneck": Fault("return x + change", "return x"),
         "no residual": Fault("return x + change", "return change"),
         "no excitation": Fault("self.excitation(self.depthwise_norm", "(self.depthwise_norm"),

@@ -237,7 +237,7 @@ def test_a_stripped_checkpoint_is_not_resumed(
 
 def test_other_tensors(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / CHECKPOINT_NAME)
-    with pytest.raises(CheckpointError, match="no crad checkpoint"):
+    with pytest.raises(CheckpointError, match="not a crad checkpoint"):
         read_checkpoint(tmp_path)
 
 

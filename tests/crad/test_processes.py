@@ -224,14 +224,14 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("environment", "wrong"),
     [
-        ({"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR;"),
+        ({"LOCAL_RANK": "0"}, "RANK, WORLD_SIZE, MASTER_PORT, MASTER_ADDR "),
         (
             {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "x"},
-            " MASTER_PORT, MASTER_ADDR;",
+            " MASTER_PORT, MASTER_ADDR ",
         ),
         (
             {"LOCAL_RANK": "", "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"},
-            " LOCAL_RANK, MASTER_ADDR;",
+            " LOCAL_RANK, MASTER_ADDR ",
         ),
     ],
 )

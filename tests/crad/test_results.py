@@ -201,8 +201,8 @@ def test_decisions_have_a_table(results):
     assert summary(results).splitlines() == [
         *alone.splitlines(),
         "",
-        "decisions by scores of protocol crad at a false alarm rate of 0.01: above its threshold "
-        "an image is defective",
+        "decisions (protocol crad, false alarm rate 0.01): an image whose score is above the "
+        "threshold of its class is a defect",
         "class              held back  threshold  false alarms   misses",
         "--------------------------------------------------------------",
         "brick                     99     0.5123       2 of 10  1 of 10",

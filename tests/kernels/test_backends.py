@@ -62,6 +62,12 @@ def test_one_that_is_taken_by_name_only_is_not_the_default(monkeypatch: pytest.M
     assert choose(first, COORDS.device, 2).name == first
 
 
+def test_can_be_used_here(any_backend: str) -> None:
+    """Or is skipped with the reason: the other tests of such a backend are not collected."""
+    values, coords = torch.zeros(4, 3, 2), torch.zeros(5, 2)
+    assert torch.equal(sample(values, coords, backend=any_backend), torch.zeros(5, 2))
+
+
 def test_a_name_takes_that_backend(backend: str) -> None:
     assert choose(backend, torch.get_default_device(), 2).name == backend
 
@@ -107,6 +113,7 @@ def test_a_library_that_does_not_load_is_named(
     assert "pip install" in load("_cpu", "a compiler")
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_triton() -> None:
     """Beyond what torch imports of it."""
     code = """

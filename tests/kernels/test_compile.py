@@ -1,7 +1,9 @@
 """The operators as the compiler sees them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from crad_kernels import sample
 from crad_kernels._op import OPERATORS
 from crad_kernels._schema import pack
-from tests.cases import DTYPES, SAME_INDEX, Case, assert_near
+from tests.cases import DTYPES, SAME_INDEX, Case, assert_near, covering
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated"),
@@ -31,6 +33,12 @@ CASES = [
     Case((5,), points=(0,), mode="nearest", padding_mode="border"),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
 ]
+
+
+def every_two(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few combinations, in which every two values of different axes meet."""
+    pairs = (itemgetter(*two) for two in combinations(range(len(axes)), 2))
+    return covering(list(product(*axes)), *pairs)
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +59,9 @@ def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
     return values.requires_grad_(), coords.requires_grad_(), *options
 
 
-@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-@pytest.mark.parametrize("jitter", [False, True])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "jitter", "dtypes"), every_two(CASES, (False, True), DTYPES), ids=str
+)
 def test_sample_is_a_proper_operator(
     compiled_backend: str, case: Case, jitter: bool, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
@@ -173,11 +181,11 @@ def test_a_tensor_of_jitter_does_not_compile_again(backend: str) -> None:
     assert frames == frames[:1] * 4
 
 
-def test_compiled_autograd(backend: str) -> None:
+def test_compiled_autograd(compiled_backend: str) -> None:
     """Which compiles the backward pass of what ran without the compiler."""
     leaves = [tensor.requires_grad_() for tensor in CASES[0].tensors()[:2]]
-    expected = torch.autograd.grad(sample(*leaves, backend=backend).square().sum(), leaves)
-    loss = sample(*leaves, backend=backend).square().sum()
+    expected = torch.autograd.grad(sample(*leaves, backend=compiled_backend).square().sum(), leaves)
+    loss = sample(*leaves, backend=compiled_backend).square().sum()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
         loss.backward()
     for leaf, wanted in zip(leaves, expected, strict=True):
@@ -206,6 +214,7 @@ def test_number_of_points_compiles_once_more(backend: str) -> None:
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 def test_the_code_generator_agrees(compiled_backend: str) -> None:
     """Through all of the compiler, forward and backward, with work around the operator."""
     case = Case((4, 3), points=(6, 5), dtype=torch.float32, coords_dtype=torch.float32)
@@ -273,9 +282,9 @@ class Module(torch.nn.Module):
         return out
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("jitter_std", [0.0, 0.1])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "jitter_std", "strict"), every_two(CASES, (0.0, 0.1), (False, True)), ids=str
+)
 def test_exports(backend: str, case: Case, jitter_std: float, strict: bool) -> None:
     values, coords, _ = case.tensors()
     module = Module(
@@ -297,9 +306,11 @@ def test_exports_one_operator(compiled_backend: str) -> None:
     assert torch.equal(program.module()(values, more), module(values, more))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("jitter_std", [0.0, 0.1])
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("transform", "jitter_std", "strict"),
+    every_two(tuple(TRANSFORMS), (0.0, 0.1), (False, True)),
+    ids=str,
+)
 def test_an_exported_program_has_all_derivatives(
     compiled_backend: str, transform: str, jitter_std: float, strict: bool
 ) -> None:
@@ -344,6 +355,7 @@ def test_exports_with_a_transform(compiled_backend: str, transform: str) -> None
     assert_near(program.module()(values, coords), module(values, coords), SAME_INDEX[torch.float64])
 
 
+@pytest.mark.slow
 def test_survives_ahead_of_time_compilation(compiled_backend: str, tmp_path: Path) -> None:
     """Into a package that runs without Python: two samples, one of them jittered and batched."""
     values, coords, _ = CASES[3].tensors()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations, product
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.cases import (
     assert_near,
     assert_rounded_once,
     cases,
+    covering,
     sums_vary,
 )
 
@@ -283,15 +286,29 @@ TRANSFORMED = [
     small(2, mode="cubic", padding_mode="reflection"),
     small(1, padding_mode="border"),
 ]
+# Every composition for both arguments; of the rest, every two.
+COMPOSED = covering(
+    list(
+        product(
+            [torch.func.jacrev, torch.func.jacfwd],
+            [None, torch.func.jacrev, torch.func.jacfwd],
+            [0, 1],
+            TRANSFORMED,
+            [0.0, 0.2],
+        )
+    ),
+    itemgetter(0, 1, 2),
+    *(itemgetter(*two) for two in combinations(range(5), 2)),
+)
 
 
-@pytest.mark.parametrize("jitter_std", [0.0, 0.2])
-@pytest.mark.parametrize("case", TRANSFORMED, ids=str)
-@pytest.mark.parametrize("inner", [torch.func.jacrev, torch.func.jacfwd])
-@pytest.mark.parametrize("outer", [None, torch.func.jacrev, torch.func.jacfwd])
-@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize(
+    ("inner", "outer", "argument", "case", "jitter_std"),
+    COMPOSED,
+    ids=lambda each: getattr(each, "__name__", str(each)),
+)
 def test_function_transforms_agree_with_autograd(
-    backend: str, case: Case, inner: Any, outer: Any, argument: int, jitter_std: float
+    backend: str, inner: Any, outer: Any, argument: int, case: Case, jitter_std: float
 ) -> None:
     tensors = case.tensors()[:2]
 
@@ -360,11 +377,13 @@ VMAPPED = [
     Case((3, 4), channels=2, points=(2, 3), mode="cubic", padding_mode="reflection"),
     Case((5,), channels=3, points=(4,), batch=2, mode="nearest"),
 ]
+LOOPED = covering(
+    list(product(VMAPPED, IN_DIMS, [0.0, 0.2])),
+    *(itemgetter(*two) for two in combinations(range(3), 2)),
+)
 
 
-@pytest.mark.parametrize("jitter_std", [0.0, 0.2])
-@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
-@pytest.mark.parametrize("case", VMAPPED, ids=str)
+@pytest.mark.parametrize(("case", "in_dims", "jitter_std"), LOOPED, ids=str)
 def test_vmap_is_a_loop(
     backend: str, case: Case, in_dims: tuple[int | None, int | None], jitter_std: float
 ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from crad_kernels import sample
 from tests.cases import (
     DTYPES,
+    EVERY_TWO_OPTIONS,
     JUDGE,
     SAME_INDEX,
     SHAPES,
@@ -17,6 +18,7 @@ from tests.cases import (
     assert_near,
     assert_same,
     cases,
+    covering,
     sums_vary,
 )
 
@@ -87,7 +89,9 @@ def _told_to_be_deterministic() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_told_to_be_deterministic")
-@pytest.mark.parametrize("case", [*cases(1, 2, 3, points=(40,)), *SHAPES], ids=str)
+@pytest.mark.parametrize(
+    "case", [*covering(cases(1, 2, 3, points=(40,)), *EVERY_TWO_OPTIONS), *SHAPES], ids=str
+)
 def test_torch_may_ask_for_determinism(backend: str, case: Case) -> None:
     """It then fills new memory with NaN, of which nothing must be left."""
     assert torch.utils.deterministic.fill_uninitialized_memory

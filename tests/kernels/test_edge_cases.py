@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations, product
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import pytest
@@ -10,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad_kernels import sample
-from tests.cases import MODES, SIZES, Case, assert_near, assert_same, coords_of, every_option
+from tests.cases import (
+    MODES,
+    SIZES,
+    Case,
+    assert_near,
+    assert_same,
+    coords_of,
+    covering,
+    every_option,
+)
 
 INF, NAN = math.inf, math.nan
 
@@ -55,9 +66,16 @@ def test_empty_tensors(backend: str, case: Case) -> None:
 # ---- tiny ----
 
 
-@pytest.mark.parametrize(
-    "case", [case for ndim in SIZES for case in every_option(Case((1,) * ndim))], ids=str
+ONE_ENTRY = covering(
+    [case for ndim in SIZES for case in every_option(Case((1,) * ndim))],
+    attrgetter("mode", "padding_mode", "align_corners"),
+    attrgetter("ndim", "mode"),
+    attrgetter("ndim", "padding_mode"),
+    attrgetter("ndim", "align_corners"),
 )
+
+
+@pytest.mark.parametrize("case", ONE_ENTRY, ids=str)
 def test_axes_of_one_entry(backend: str, case: Case) -> None:
     """Inside, and everywhere with border or reflection, the one entry is all there is."""
     values, _, _ = case.tensors()
@@ -74,8 +92,15 @@ def test_axes_of_one_entry(backend: str, case: Case) -> None:
         assert_near(grad_coords, torch.zeros_like(grad_coords), 4 * tolerance * cubic(case))
 
 
-@pytest.mark.parametrize("case", every_option(Case((1, 3))), ids=str)
-@pytest.mark.parametrize("coordinate", [NAN, INF, -INF, 1e30, 2.0**31])
+NOWHERE = covering(
+    list(product(every_option(Case((1, 3))), [NAN, INF, -INF, 1e30, 2.0**31])),
+    itemgetter(0),
+    lambda each: (each[0].padding_mode, each[0].align_corners, each[1]),
+    lambda each: (each[0].mode, each[0].padding_mode, each[1]),
+)
+
+
+@pytest.mark.parametrize(("case", "coordinate"), NOWHERE, ids=str)
 def test_no_place_along_an_axis_of_one_entry(backend: str, case: Case, coordinate: float) -> None:
     """Is that entry's, unless padded with zeros."""
     values, coords, grad_output = Case((1, 3), points=(6,)).tensors()
@@ -227,37 +252,41 @@ def test_zeros_padding_is_zero_far_away(
 FIRST, LAST = 0, -1
 
 
-@pytest.mark.parametrize("component", [0, 1])
-@pytest.mark.parametrize(
-    ("padding_mode", "coordinate", "entry"),
-    [
-        ("border", NAN, FIRST),
-        ("border", -INF, FIRST),
-        ("border", -1e30, FIRST),
-        ("border", 1e30, LAST),
-        ("border", INF, LAST),
-        ("reflection", NAN, FIRST),
-        ("reflection", INF, FIRST),
-        ("reflection", -INF, FIRST),
-        ("reflection", 1e30, FIRST),
-        ("reflection", -1e30, FIRST),
-        ("reflection", 2.0**31, FIRST),  # times at least 3 / 2: the index is beyond 2^31
-    ],
+# Which entry a coordinate is at that is far outside, or no number.
+OUTER = [
+    ("border", NAN, FIRST),
+    ("border", -INF, FIRST),
+    ("border", -1e30, FIRST),
+    ("border", 1e30, LAST),
+    ("border", INF, LAST),
+    ("reflection", NAN, FIRST),
+    ("reflection", INF, FIRST),
+    ("reflection", -INF, FIRST),
+    ("reflection", 1e30, FIRST),
+    ("reflection", -1e30, FIRST),
+    ("reflection", 2.0**31, FIRST),  # times at least 3 / 2: the index is beyond 2^31
+]
+# Every coordinate in every mode; of the rest every two, and every option in both dtypes.
+OUTSIDE = covering(
+    list(product(MODES, OUTER, [False, True], [torch.float32, torch.float64], [0, 1])),
+    *(itemgetter(*two) for two in combinations(range(5), 2)),
+    lambda each: (each[0], each[1][0], *each[2:4]),
 )
-@pytest.mark.parametrize("coords_dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("mode", MODES)
+
+
+@pytest.mark.parametrize(
+    ("mode", "place", "align_corners", "coords_dtype", "component"), OUTSIDE, ids=str
+)
 def test_border_and_reflection_padding_give_an_entry(
     backend: str,
     mode: str,
+    place: tuple[str, float, int],
     align_corners: bool,
     coords_dtype: torch.dtype,
-    padding_mode: str,
-    coordinate: float,
-    entry: int,
     component: int,
 ) -> None:
     """The outer entry along that component, as if it had been asked for, with no slope along it."""
+    padding_mode, coordinate, entry = place
     case = replace(
         SQUARE,
         mode=mode,

@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations, product
+from operator import itemgetter
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from crad_kernels import grid_sample, sample
 from crad_kernels._op import OPERATORS
 from crad_kernels._schema import pack
-from tests.cases import Case
+from tests.cases import Case, covering
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 # Around the widths of vectors, and of what is transposed with the channels as a constant.
@@ -22,6 +24,11 @@ CASES = [
     Case((300, 200), points=(40, 30)),
     Case((5, 4, 3), points=(7, 3), batch=2),
 ]
+# All channels with every case, and with every dtype.
+LAID_OUT = covering(
+    list(product(CASES, CHANNELS, DTYPES)),
+    *(itemgetter(*two) for two in combinations(range(3), 2)),
+)
 
 
 def planes(tensor: Tensor, axis: int) -> Tensor:
@@ -29,9 +36,7 @@ def planes(tensor: Tensor, axis: int) -> Tensor:
     return tensor.detach().movedim(-1, axis).contiguous().movedim(axis, -1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "channels", "dtype"), LAID_OUT, ids=str)
 def test_the_order_of_values_changes_no_bit(
     compiled_backend: str, case: Case, channels: int, dtype: torch.dtype
 ) -> None:
@@ -102,6 +107,7 @@ def test_no_points_and_no_channels(backend: str) -> None:
         assert not gradient.any()
 
 
+@pytest.mark.slow
 def test_the_compiler_knows(compiled_backend: str) -> None:
     """Which likes the layout of a convolution, of those around it, to be another."""
     convolution = torch.nn.Conv2d(3, 8, 3, padding=1)

@@ -36,6 +36,7 @@ run(size, channels, points)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of peaks")
 @pytest.mark.parametrize(
     ("size", "channels", "points"),

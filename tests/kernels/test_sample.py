@@ -1,6 +1,7 @@
 """Values and gradients of the sample, against oracles that nobody here wrote."""
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch import Tensor
 from crad_kernels import sample
 from tests.cases import (
     DTYPES,
+    EVERY_TWO_OPTIONS,
     JUDGE,
     MODES,
     OTHER_INDEX,
     PADDING_MODES,
     SAME_INDEX,
+    SHAPE,
     SHAPES,
     SIZES,
     TORCH_MODES,
@@ -30,6 +33,8 @@ from tests.cases import (
     assert_same,
     cases,
     coords_of,
+    covering,
+    in_dtypes,
 )
 
 
@@ -334,17 +339,24 @@ def test_matches_the_reference_in_any_case(compiled_backend: str, case: Case) ->
 # ---- half precision ----
 
 
-@pytest.mark.parametrize("dtypes", DTYPES[4:], ids=str)
-@pytest.mark.parametrize("case", cases(1, 2, 3, points=(500,)) + SHAPES, ids=str)
-def test_half_precision_is_rounded_once(
-    backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
-) -> None:
+HALVES = [
+    *covering(in_dtypes(cases(1, 2, 3, points=(500,)), DTYPES[4:]), *EVERY_TWO_OPTIONS),
+    *covering(
+        in_dtypes(SHAPES, DTYPES[4:]),
+        attrgetter(*SHAPE, "dtype"),
+        attrgetter(*SHAPE, "coords_dtype"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", HALVES, ids=str)
+def test_half_precision_is_rounded_once(backend: str, case: Case) -> None:
     """Sums are in float32 whatever the storage: only the result is rounded, gradients included."""
-    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
     values, coords, grad_output = case.tensors()
     call = lambda v, x: sample(v, x, **case.options, backend=backend)  # noqa: E731
     out, grad_values, grad_coords = with_gradients(call, values, coords, grad_output)
-    assert (out.dtype, grad_values.dtype, grad_coords.dtype) == (dtypes[0], dtypes[0], dtypes[1])
+    dtypes = out.dtype, grad_values.dtype, grad_coords.dtype
+    assert dtypes == (case.dtype, case.dtype, case.coords_dtype)
     exact = with_gradients(call, values.float(), coords, grad_output.float())
     assert_rounded_once(out, exact[0], SAME_INDEX[torch.float32])
     assert_rounded_once(grad_values, exact[1], SAME_INDEX[torch.float32])
