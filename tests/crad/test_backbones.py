@@ -237,7 +237,7 @@ def test_weights_that_cannot_be_read(tmp_path: Path, weights: Path, name: str) -
     (tmp_path / "cut.pth").write_bytes(b"\x80\x02")
     (tmp_path / "text.pth").write_text("hello world\n")
     torch.save({"weight": Runs()}, tmp_path / "code.pth")
-    with pytest.raises(BackboneError, match=f"cannot read '.*{name}'") as caught:
+    with pytest.raises(BackboneError, match=f"'.*{name}'") as caught:
         create_backbone("resnet18", weights=tmp_path / name)
     assert str(caught.value).isprintable()  # no terminal codes
 
@@ -350,5 +350,5 @@ def test_no_hub_is_an_error_with_two_ways_out(
 ) -> None:
     use_hub(monkeypatch, "http://127.0.0.1" + suffix.format(port=hub.server_port))
     monkeypatch.setattr(weight_files, "_HUB_TIMEOUT", 0.2)
-    with pytest.raises(BackboneError, match=f"({reason}).* --weights FILE .* --backbone scatt"):
+    with pytest.raises(BackboneError, match=f"({reason}).*--weights.*--backbone scattering"):
         create_backbone("resnet18")

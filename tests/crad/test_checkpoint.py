@@ -95,7 +95,7 @@ def test_cut_short(tmp_path: Path, checkpoint: Checkpoint, length: int) -> None:
     checkpoint.save(tmp_path)
     file = tmp_path / CHECKPOINT_NAME
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.*cut short"):
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.*--overwrite"):
         read_checkpoint(tmp_path)
 
 
@@ -119,7 +119,7 @@ def stored(file: Path) -> dict[str, Any]:
 def test_another_version(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     rewrite(tmp_path / CHECKPOINT_NAME, version="99")
-    with pytest.raises(CheckpointError, match=r"version 99.*versions 1 to 2"):
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.* 99.* 1 to 2.*--overwrite"):
         read_checkpoint(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_a_stripped_checkpoint_is_not_resumed(
 
 def test_other_tensors(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / CHECKPOINT_NAME)
-    with pytest.raises(CheckpointError, match="not a crad checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.*--weights"):
         read_checkpoint(tmp_path)
 
 

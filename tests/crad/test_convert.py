@@ -170,7 +170,8 @@ def test_features_of_another_size_are_refused(
 ) -> None:
     assert command(main, *arguments, "--image-size", "96") == 1
     error = capsys.readouterr().err
-    assert "gives features of (384, 12, 12), the model takes (384, 8, 8)" in error
+    for told in ("(384, 12, 12)", "(384, 8, 8)"):
+        assert told in error
 
 
 def test_a_size_out_of_range_is_refused(

@@ -114,47 +114,47 @@ def test_test_images_and_masks_are_optional(tmp_path):
 
 def test_evaluation_needs_no_training_images(tmp_path):
     put(tmp_path, "nut/test/good/0.png", "nut/test/bent/0.png")
-    with pytest.raises(DataError, match=r"no folder '.*nut/train/good'"):
+    with pytest.raises(DataError, match=r"'.*nut/train/good'"):
         find_dataset(tmp_path)
     dataset = find_dataset(tmp_path, need_train=False)
     assert (len(dataset.train), len(dataset.test)) == (0, 2)
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(DataError, match=r"gone.*no such folder.*<class>/train/good.*VisA"):
+    with pytest.raises(DataError, match=r"gone.*<class>/train/good.*VisA"):
         find_dataset(tmp_path / "gone")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file': it is a file"):
+    with pytest.raises(DataError, match=r"file'.* file"):
         find_dataset(tmp_path / "file")
 
 
 def test_a_folder_without_classes(tmp_path):
     put(tmp_path, "0.png", "images/0.png")
-    with pytest.raises(DataError, match=r"no classes in .*expected <class>/train/good"):
+    with pytest.raises(DataError, match="<class>/train/good"):
         find_dataset(tmp_path)
 
 
 def test_an_empty_class(root):
     (root / "nut/train/good").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"no images in '.*nut/train/good' \(expected .*\.png.*add"):
+    with pytest.raises(DataError, match=r"'.*nut/train/good'.*\.png"):
         find_dataset(root)
-    with pytest.raises(DataError, match=r"no images in '.*nut/test'"):
+    with pytest.raises(DataError, match=r"'.*nut/test'"):
         find_dataset(root, need_train=False)
 
 
 def test_training_images_that_are_not_in_good(root):
     put(root, "nut/train/0.png")
-    with pytest.raises(DataError, match=r"no folder '.*nut/train/good'"):
+    with pytest.raises(DataError, match=r"'.*nut/train/good'"):
         find_dataset(root)
 
 
 def test_images_that_would_silently_be_left_out_or_mislabelled(root):
     put(root, "bottle/test/loose.png")
-    with pytest.raises(DataError, match=r"loose\.png' lies in no sub-folder"):
+    with pytest.raises(DataError, match=r"loose\.png'"):
         find_dataset(root)
     (root / "bottle/test/loose.png").unlink()
     put(root, "bottle/test/Good/0.png")
-    with pytest.raises(DataError, match="Good' would count as a defect; rename it to 'good'"):
+    with pytest.raises(DataError, match=r"Good'.*'good'"):
         find_dataset(root)
 
 
@@ -162,15 +162,13 @@ def test_masks_that_belong_to_no_image(root):
     (root / "bottle/ground_truth/crack/000_mask.png").rename(
         root / "bottle/ground_truth/crack/000_gt.png"
     )
-    with pytest.raises(DataError, match=r"no mask in '.*crack' .*expected '000_mask\.png'"):
+    with pytest.raises(DataError, match=r"'.*crack'.*'000_mask\.png'"):
         find_dataset(root)
 
 
 def test_masks_of_a_kind_of_defect_that_is_not_there(root):
     put(root, "bottle/ground_truth/Crack/000_mask.png", image=MASK)
-    with pytest.raises(
-        DataError, match=r"masks in '.*truth/Crack', but .*no folder '.*test/Crack'"
-    ):
+    with pytest.raises(DataError, match=r"'.*truth/Crack'.*'.*test/Crack'"):
         find_dataset(root)
     (root / "bottle/ground_truth/Crack/000_mask.png").unlink()
     (root / "bottle/ground_truth/.hidden").mkdir()
@@ -180,7 +178,7 @@ def test_masks_of_a_kind_of_defect_that_is_not_there(root):
 @pytest.mark.parametrize("name", ["GroundTruth", "groundtruth", "ground-truth", "Ground_Truth"])
 def test_masks_in_a_folder_of_nearly_the_right_name(root, name):
     (root / "bottle/ground_truth").rename(root / "bottle" / name)
-    with pytest.raises(DataError, match=rf"expected in '.*bottle/ground_truth', not in '.*{name}'"):
+    with pytest.raises(DataError, match=rf"'.*bottle/ground_truth'.*'.*{name}'"):
         find_dataset(root)
 
 
@@ -194,7 +192,7 @@ def test_some_of_the_classes(root):
     dataset = find_dataset(root, classes=["Größe 10", "bottle", "bottle"])
     assert dataset.classes == ("bottle", "Größe 10")
     assert {sample.class_name for sample in (*dataset.train, *dataset.test)} == {*dataset.classes}
-    with pytest.raises(DataError, match=r"classes: no 'Bottle' in .*it has bottle, broken, Größe"):
+    with pytest.raises(DataError, match=r"'Bottle'.*bottle, broken, Größe"):
         find_dataset(root, classes=["Bottle"])
     assert find_dataset(root / "bottle", classes=["bottle"]).classes == ("bottle",)
 

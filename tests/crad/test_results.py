@@ -51,7 +51,7 @@ def test_results_survive_the_file(tmp_path, results):
 
 def test_a_number_that_is_not_finite_is_named_and_nothing_written(tmp_path, results):
     results["timing"]["train"] = float("inf")
-    with pytest.raises(ValueError, match=r"timing\.train is not a finite number; use None"):
+    with pytest.raises(ValueError, match=r"timing\.train"):
         write_results(tmp_path / "results.json", results)
     assert list(tmp_path.iterdir()) == []
 

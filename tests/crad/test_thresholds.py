@@ -224,7 +224,7 @@ def test_the_prediction_command_decides(
     assert (known["class_name"], unknown["class_name"]) == ("brick", None)
     out = capsys.readouterr().out
     assert "brick 1; --class NAME" in out
-    assert "1 of 2 images: class unknown" in out
+    assert "1 of 2 images" in out
     assert {line.split()[1] for line in out.splitlines()[1:3]} <= {"good", "defect"}
     for entry in decided(inside, outside, "--class", "gauge"):
         assert entry["threshold"] == thresholds["gauge"].score

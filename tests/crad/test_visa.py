@@ -83,7 +83,7 @@ def test_nothing_is_written(root):
 def test_some_of_the_classes(root):
     shutil.rmtree(root / "candle")  # not wanted, so not missed
     assert find_dataset(root, classes=["pcb1", "pipe_fryum"]).classes == ("pcb1", "pipe_fryum")
-    with pytest.raises(DataError, match=r"classes: no 'pcb9' in .*it has "):
+    with pytest.raises(DataError, match=r"'pcb9'.*pcb1"):
         find_dataset(root, classes=["pcb9"])
 
 
@@ -110,30 +110,30 @@ def test_files_that_are_missing(root, folder):
 
 def test_the_table_is_missing(root):
     shutil.rmtree(root / "split_csv")
-    with pytest.raises(DataError, match=r"no file 'split_csv/1cls\.csv', which says what to train"):
+    with pytest.raises(DataError, match=r"'split_csv/1cls\.csv'"):
         find_dataset(root)
 
 
 def test_one_class_alone(root):
-    with pytest.raises(DataError, match=rf"one class of VisA.*--data {root} --classes pcb1"):
+    with pytest.raises(DataError, match=rf"--data {root} --classes pcb1"):
         find_dataset(root / "pcb1")
 
 
 @pytest.mark.parametrize(
     ("former", "line", "message"),
     [
-        (2, "pcb1,val,normal,a.JPG,", "split to be train or test, but got 'val'"),
-        (2, "pcb1,test,good,a.JPG,", "label to be normal or anomaly, but got 'good'"),
-        (2, "pcb1,test", "label to be normal or anomaly, but got ''"),
-        (2, ",test,normal,a.JPG,", "name of a class, but got ''"),
-        (2, "../pcb1,test,normal,a.JPG,", r"name of a class, but got '\.\./pcb1'"),
-        (2, "pcb1,test,normal,/etc/a.JPG,", "image to be a path below .*, but got '/etc/a.JPG'"),
-        (2, "pcb1,test,normal,pcb1/../../a.JPG,", r"image to be a path below .*'pcb1/\.\./\.\./a"),
-        (2, "pcb1,test,normal,,", "image to be a path below .*, but got ''"),
-        (2, "pcb1,test,anomaly,a.JPG,../a.png", r"mask to be a path below .*'\.\./a\.png'"),
-        (2, "pcb1,train,anomaly,a.JPG,", "an anomaly to train on"),
-        (2, "pcb1,test,normal,a.JPG,a.png", "a normal image with a mask"),
-        (2, lines("pcb1")[0], r"'pcb1/Data/Images/Normal/0836\.JPG' is in line 2 already"),
+        (2, "pcb1,val,normal,a.JPG,", "train.*test.*'val'"),
+        (2, "pcb1,test,good,a.JPG,", "normal.*anomaly.*'good'"),
+        (2, "pcb1,test", "normal.*anomaly.*''"),
+        (2, ",test,normal,a.JPG,", "class.*''"),
+        (2, "../pcb1,test,normal,a.JPG,", r"class.*'\.\./pcb1'"),
+        (2, "pcb1,test,normal,/etc/a.JPG,", "image.*'/etc/a.JPG'"),
+        (2, "pcb1,test,normal,pcb1/../../a.JPG,", r"image.*'pcb1/\.\./\.\./a"),
+        (2, "pcb1,test,normal,,", "image.*''"),
+        (2, "pcb1,test,anomaly,a.JPG,../a.png", r"mask.*'\.\./a\.png'"),
+        (2, "pcb1,train,anomaly,a.JPG,", "anomaly.*train"),
+        (2, "pcb1,test,normal,a.JPG,a.png", "normal.*mask"),
+        (2, lines("pcb1")[0], r"'pcb1/Data/Images/Normal/0836\.JPG'.* 2 "),
     ],
 )
 def test_a_wrong_line_is_named(root, former, line, message):
@@ -147,8 +147,8 @@ def test_a_wrong_line_is_named(root, former, line, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no column object, split, label, image, mask"),
-        (b"object,split,image,mask\n", "no column label; its first line should be object,split"),
+        (b"", "object, split, label, image, mask"),
+        (b"object,split,image,mask\n", "label.*object,split"),
         (HEADER.encode() + b"\n", "no lines"),
         (HEADER.encode() + b"\n\xff\xfe\n", "no table of text"),
         (HEADER.encode() + b"\n" + b"x" * 200_000 + b"\n", "no table of text"),
@@ -162,6 +162,6 @@ def test_a_table_that_is_none(root, content, message):
 
 def test_a_class_without_training_images(root):
     write_table(root, lines("pcb1")[2:])
-    with pytest.raises(DataError, match=r"no line of .* has a train image of class 'pcb1'"):
+    with pytest.raises(DataError, match=r"train.*'pcb1'"):
         find_dataset(root)
     assert len(find_dataset(root, need_train=False).test) == 3
