@@ -201,7 +201,8 @@ def load(
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
     """
-    return from_checkpoint(read_checkpoint(path), select_device(device), precision)
+    selected = select_device(device)
+    return from_checkpoint(read_checkpoint(path), selected, precision)
 
 
 def from_checkpoint(
