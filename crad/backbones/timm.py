@@ -14,6 +14,7 @@ from crad.backbones.weights import download_weights, summary
 from crad.errors import BackboneError
 from crad.tensor_files import read_tensors
 
+_SEED = 20240924  # of random weights, which no file holds
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
 
@@ -77,7 +78,7 @@ def create(name: str, weights: Path | None, pretrained: bool, components: int) -
 def _create(name: str, state: dict[str, Tensor] | None = None, **classes: Any) -> Any:
     """The whole model, with the weights of `state` or the same random ones in every call."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(_SEED)
         network: Any = timm.create_model(
             name,
             pretrained=state is not None,  # timm renames and resizes weights, and loads strictly
@@ -85,6 +86,20 @@ def _create(name: str, state: dict[str, Tensor] | None = None, **classes: Any) -
             **classes,
         )
     network.pretrained_cfg.pop("state_dict", None)  # frees the memory
+    return network
+
+
+def _create_loaded(name: str, state: dict[str, Tensor], **classes: Any) -> Any:
+    """The whole model with all weights of `state`; timm itself lets some models lack a few.
+
+    Raises:
+        Exception: a weight is missing or too many; timm raises nearly anything.
+    """
+    network, blank = _create(name, state, **classes), _create(name, **classes)
+    random = dict(blank.named_parameters())
+    for key, weight in network.named_parameters():
+        if weight.ndim > 1 and weight.std() > 0 and torch.equal(weight, random[key]):
+            raise ValueError(f"the file lacks '{key}'")
     return network
 
 
@@ -98,12 +113,12 @@ def _load(name: str, path: Path | None) -> Any:
     except ValueError as error:
         raise BackboneError(f"weights: {error}") from error
     try:
-        return _create(name, dict(state))
+        return _create_loaded(name, dict(state))
     except Exception:  # timm raises nearly anything for weights that do not fit
         heads = [config.classifier] if isinstance(config.classifier, str) else config.classifier
         state = {k: v for k, v in state.items() if k.rpartition(".")[0] not in (heads or ())}
     try:  # with other classes, or none
-        return _create(name, state, num_classes=0)
+        return _create_loaded(name, state, num_classes=0)
     except Exception as error:
         raise BackboneError(
             f"weights: '{path}' does not fit '{name}' ({summary(error)}); give the weights of this "

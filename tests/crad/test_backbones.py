@@ -155,6 +155,20 @@ def test_incomplete_weights_are_refused(
         create_backbone("resnet18", weights=tmp_path / "w.pth")
 
 
+@pytest.mark.slow
+def test_incomplete_weights_that_timm_takes_are_refused(tmp_path: Path) -> None:
+    """Of some models, as of DLA, timm itself lets weights be missing."""
+    torch.manual_seed(1)
+    state = timm.create_model("dla34").state_dict()
+    file = tmp_path / "dla34.pth"
+    torch.save(state, file)
+    TimmBackbone("dla34", weights=file)
+    del state["level2.tree1.conv2.weight"]
+    torch.save(state, file)
+    with pytest.raises(BackboneError, match=r"dla34\.pth.*level2\.tree1\.conv2\.weight"):
+        TimmBackbone("dla34", weights=file)
+
+
 def test_weights_of_a_deeper_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "resnet34.safetensors"
     safetensors.torch.save_file(timm.create_model("resnet34").state_dict(), path)
