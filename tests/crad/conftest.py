@@ -16,7 +16,7 @@ from tests.fixtures import command, demo_root, one_thread, run
 
 __all__ = ["Run", "command", "demo_root", "one_thread"]
 
-SMALL = ("--backbone", "scattering", "--image-size", "64", "--batch-size", "4", "--epochs", "3")
+SMALL = ("--backbone", "scattering", "--image-size", "32", "--batch-size", "4", "--epochs", "3")
 
 
 @dataclass(frozen=True)

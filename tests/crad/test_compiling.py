@@ -33,6 +33,7 @@ def test_training_and_evaluation(
     assert command(crad.evaluate.main, *evaluate, "--compile") == 0
 
 
+@pytest.mark.slow
 def test_prediction(trained) -> None:
     images = (trained.data / "brick" / "test" / "good",)
     eager = predict(PredictOptions(trained.output, images))

@@ -181,7 +181,7 @@ def test_help_fits_and_shows_the_defaults_that_hold(
 
 def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> None:
     options = parse_options(["--resume", "--output", str(trained.output)])
-    assert (options.config.training.epochs, options.config.model.image_size) == (3, 64)
+    assert (options.config.training.epochs, options.config.model.image_size) == (3, 32)
     assert options.config.data.source == str(demo_root)
     same = ["--resume", "--output", str(trained.output), "--data", str(demo_root), "--epochs", "3"]
     assert parse_options(same) == options

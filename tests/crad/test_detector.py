@@ -55,7 +55,7 @@ def test_maps_have_the_size_of_their_image(detector: Detector) -> None:
     for picture, prediction in zip((wide, high), detector.predict([wide, high]), strict=True):
         assert prediction.anomaly_map.shape == (picture.height, picture.width)
         assert prediction.anomaly_map.dtype == np.float32
-        assert prediction.scored_map.shape == (64, 64)
+        assert prediction.scored_map.shape == (32, 32)
         assert prediction.anomaly_map.min() >= 0
         assert prediction.anomaly_map.max() <= prediction.scored_map.max()
 

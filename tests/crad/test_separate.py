@@ -14,7 +14,7 @@ import crad.evaluate
 from crad.data import find_dataset
 from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
-from crad.train import main, parse_options
+from crad.train import finished_results, main, parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME
 from tests.fixtures import before_call, before_step, ctrl_c
 
@@ -40,6 +40,7 @@ def separate(
     return output
 
 
+@pytest.mark.slow
 def test_the_run_of_a_class_is_an_ordinary_one(
     separate: Path, demo_root: Path, train_command: Train, tmp_path: Path
 ) -> None:
@@ -140,11 +141,20 @@ def test_resuming_what_is_finished_trains_nothing(
     "content",
     [b"", b"{}", b"[1]", b"null", b'{"epoch": 3, "classes": {"brick": {}}}', b'{"classes": 3}'],
 )
+def test_results_of_something_else_are_none(separate: Path, tmp_path: Path, content: bytes) -> None:
+    output = shutil.copytree(separate / "brick", tmp_path / "brick")
+    options = parse_options(["--resume", "--output", str(output)])
+    assert finished_results(options, ["brick"]) == results_of(output)
+    assert finished_results(options, ["gauge"]) is None
+    (output / "results.json").write_bytes(content)
+    assert finished_results(options, ["brick"]) is None
+
+
 def test_results_of_something_else_are_measured_again(
-    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train, content: bytes
+    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
-    (output / "brick" / "results.json").write_bytes(content)
+    (output / "brick" / "results.json").write_bytes(b"[1]")
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output)["classes"] == results_of(separate)["classes"]
 
@@ -168,6 +178,7 @@ def test_results_of_an_evaluation_are_none_of_training(
     assert results_of(output)["classes"] == results_of(separate)["classes"]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_of_each_class_is_joined(
     demo_root: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +269,7 @@ def test_classes_are_part_of_the_settings(
         assert told in error
 
 
+@pytest.mark.slow
 def test_visa_gives_what_the_same_images_give_in_another_layout(
     separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
 ) -> None:

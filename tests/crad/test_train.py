@@ -72,6 +72,7 @@ def test_the_first_lines_and_the_table(
     assert any(line.startswith("mean") for line in rest)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> None:
     torch.rand(3)
     assert train_command(trained.data, tmp_path / "same", "--seed", "0") == 0
@@ -85,6 +86,7 @@ def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> 
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_stands_beside_the_last(
     trained, train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +130,7 @@ def test_several_protocols(trained, train_command: Train, tmp_path: Path) -> Non
     assert others["uniad"]["classes"]["brick"].keys() == trained.results["classes"]["brick"].keys()
 
 
+@pytest.mark.slow
 def test_runs_of_one_process_may_differ_in_precision(
     trained, tmp_path: Path, train_command: Train
 ) -> None:
