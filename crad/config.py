@@ -281,7 +281,7 @@ def _option(setting: "dataclasses.Field[Any]") -> str:
     return "--" + (named[0] if named else setting.name.replace("_", "-"))
 
 
-_FREE = ("--weights", "--skip-bad", "--feature-memory")  # of no consequence to a run that goes on
+_FREE = ("--weights", "--skip-bad", "--feature-memory")  # may differ when a run is resumed
 
 
 def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | None:

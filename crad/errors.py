@@ -46,7 +46,7 @@ class StorageError(CradError, OSError):
 
 
 class TrainingError(CradError, RuntimeError):
-    """Training that cannot begin, or cannot go on."""
+    """Training that cannot start or continue."""
 
 
 class LaunchError(CradError):

@@ -177,7 +177,7 @@ def train_separately(options: TrainOptions) -> Results:
 
     Raises:
         CradError: what `train_model` raises.
-        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        KeyboardInterrupt: the user stopped it; the message says how to resume.
     """
     output = options.output
     options.run.check(overwrite=output.overwrite, resume=output.resume, separate=True)
@@ -191,10 +191,10 @@ def train_separately(options: TrainOptions) -> Results:
         )
         for name in names
     ]
-    for run in runs:  # no hours are spent before a folder is found to be in use
+    for run in runs:  # a folder in use is found before hours of training
         stored_run(run, parts=())
     if output.overwrite and processes.is_main():
-        # All of them now: none is to be taken for one of this run when it is gone on with.
+        # Now, so that --resume takes no model of the former run for one of this run.
         for run in (options, *runs):
             run.run.clear()
 
@@ -223,12 +223,12 @@ Prepare = Callable[[Config, Checkpoint | None, torch.device], Inputs]
 
 
 def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = prepare) -> Results:
-    """Train a model, or go on training it, measure it, and leave everything in the output folder.
+    """Train a model or resume its training, measure it, and write all results to a folder.
 
     Args:
         options: all that determines it.
         show: whether to print the table.
-        prepare: makes what the run has before it trains; another may keep that for the next run.
+        prepare: makes the inputs; another function may keep them for the next run.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -236,7 +236,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
         DataError: the data are not what they should be.
         DeviceError: the device is not there.
         ImageError: an image cannot be read.
-        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        KeyboardInterrupt: the user stopped it; the message says how to resume.
         OutputError: the output folder holds a run already.
         StorageError: a file cannot be written.
         TrainingError: training cannot begin, or failed.
@@ -317,7 +317,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
 
 
 def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None:
-    """Read the checkpoint that a run goes on from; None if it begins.
+    """Read the checkpoint that a run resumes from; None for a new run.
 
     Args:
         options: of the run.
@@ -352,9 +352,9 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
 
 
 def finished_results(options: TrainOptions, classes: Sequence[str]) -> Results | None:
-    """The results of a run that is to be resumed, if nothing of it is left to do.
+    """The results of a run to resume, if it is complete.
 
-    Those that an evaluation has put in their place lack some of what a training run says.
+    An evaluation may have replaced them; its results lack some entries of a training run.
 
     Args:
         options: of the run, whose checkpoint `stored_run` has read.
@@ -418,7 +418,7 @@ def _take_checkpoint(
     device: torch.device,
     started: float,
 ) -> Checkpoint:
-    """The run after an epoch that began at a time, with thresholds and the colours of heat maps."""
+    """The run after an epoch, with thresholds and the colour scale of heat maps."""
     config, model = options.config, training.model
     size = config.model.image_size
     shown = map_features(model, inputs.train.some(_SCALE_IMAGES), device)
@@ -475,7 +475,7 @@ def _first_line(config: Config, device: torch.device) -> str:
 
 @contextmanager
 def _saying_how_to_resume(options: TrainOptions) -> Iterator[None]:
-    """Give Ctrl-C in the block a message that says what is on disk, and how to go on."""
+    """Give Ctrl-C in the block a message that says what is on disk and how to resume."""
     former = None if options.output.resume else options.run.written()
     try:
         yield

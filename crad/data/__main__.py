@@ -51,7 +51,7 @@ def _get(options: GetOptions) -> None:
     try:
         folder = get(options.name, options.folder, url=options.url, archive_file=options.archive)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from interrupt
+        raise KeyboardInterrupt("run the same command to resume") from interrupt
     found = find_dataset(folder)
     print(
         f"{len(found.classes)} classes, {len(found.train)} training and {len(found.test)} test "

@@ -118,7 +118,7 @@ def _download(archive: Archive, url: str, path: Path) -> None:
     _check_space(path.parent, 2 * archive.size - begun)
     path.parent.mkdir(parents=True, exist_ok=True)
     way_out = (
-        f"run the command again to go on, give another address with --url, or get "
+        f"run the command again to resume, give another address with --url, or get "
         f"{archive.file_name} from {archive.page} and give it with --archive"
     )
 

@@ -35,8 +35,8 @@ def write_sheet(
 ) -> None:
     """Write the sheet of a class: image, truth, anomaly map and overlay of some test images.
 
-    About a quarter of the rows are normal images, the others go round the kinds of defect; within a
-    kind the first images are taken, so that no score decides what is shown. All maps of a sheet
+    About a quarter of the rows are normal images; the others cycle through the kinds of defect. The
+    first images of a kind are shown, so no score decides which. All maps of a sheet
     share one colour scale, stated at its foot: `colour_scale` of all normal test images of the
     class or, if there are none, of the first ``rows`` images of each kind. Without images, there is
     no sheet.

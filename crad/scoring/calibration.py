@@ -19,7 +19,7 @@ DECISION_PROTOCOL = PROTOCOLS["crad"]
 
 @dataclass(frozen=True)
 class Threshold:
-    """Above it, a score is that of a defect.
+    """The score above which an image is a defect.
 
     Attributes:
         score: the threshold.
@@ -154,7 +154,7 @@ def measure_decisions(
     Args:
         samples: the test images.
         scores: their scores.
-        thresholds: of at least one class; a class without one has that of `Thresholds.score_of`.
+        thresholds: of at least one class; a class without one gets that of `Thresholds.score_of`.
         classes: all classes, in order.
     """
     found: dict[str, ClassDecisions] = {}

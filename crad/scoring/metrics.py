@@ -152,7 +152,7 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
         n_test: number of `images`.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape is not that of its truth or of the
+        ValueError: a score or map is not finite, or its shape differs from its truth or from the
             other maps; the message names the image.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}

@@ -20,7 +20,7 @@ class Protocol:
     """Smooth maps, then score an image by the largest of its means over windows.
 
     Size and windows are in pixels, for images of 224 x 224, and are scaled with the images; a
-    window of 1 is none, and stays so.
+    window of 1 means no filter and is not scaled.
 
     Attributes:
         name: what `results.json` calls it.

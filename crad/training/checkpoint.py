@@ -1,4 +1,4 @@
-"""The checkpoint: one safetensors file with the model, all it needs, and all to go on training."""
+"""The checkpoint: one safetensors file with everything that inference and resuming need."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ class Checkpoint:
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
-        thresholds: of the classes, as far as normal images were held back for them.
+        thresholds: of the classes for which normal images were held back.
         file: that it was read from, if it was.
     """
 
@@ -137,11 +137,10 @@ def read_checkpoint(
 
     Args:
         path: the file, or the folder it lies in.
-        parts: which states to read; those left out are empty. `ALL_PARTS` is all, to go on
-            training.
+        parts: which states to read; the others are empty. Resuming needs `ALL_PARTS`.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or a newer version wrote it.
+        CheckpointError: it is missing or damaged, or a newer version wrote it.
     """
     file = checkpoint_path(path)
     if not file.is_file():
@@ -257,7 +256,7 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
 
 
 def _source_of(checkpoint: Path) -> str:
-    """The data of a run, as the file beside its checkpoint has it; empty if there is none."""
+    """The data of a run, from the file beside its checkpoint; empty if that is missing."""
     try:
         paths = json.loads((checkpoint.parent / PATHS_NAME).read_text(encoding="utf-8"))
         return str(paths["data"])

@@ -52,7 +52,7 @@ class FeatureCache:
             path = _reserve(n_bytes)
         try:
             path = processes.gather(path)[processes.rank() - processes.local_rank()]
-            assert path is not None  # that of the first process on this machine
+            assert path is not None  # the file of the first process on this machine
             tensor = torch.from_file(str(path), shared=True, size=math.prod(size))
             processes.gather(None)  # all have opened it
         finally:

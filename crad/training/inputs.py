@@ -64,7 +64,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
 
     Args:
         config: the settings of the run.
-        stored: the checkpoint to go on from, which has the backbone.
+        stored: the checkpoint to resume from, which has the backbone.
         device: where to compute.
 
     Raises:

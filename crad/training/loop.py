@@ -1,4 +1,4 @@
-"""The training loop: epochs over features, to be stopped and gone on with after any."""
+"""The training loop: epochs over features; it can be stopped and resumed after any of them."""
 
 import math
 from typing import Any
@@ -78,7 +78,7 @@ class Training:
         total = torch.zeros((), device=self.accelerator.device)
         order = processes.on_main(lambda: torch.randperm(len(features)))
         rank, count = processes.rank(), processes.count()
-        if rank:  # noise of its own; that of the main process goes on as the checkpoint says
+        if rank:  # its own noise; that of the main process is what a checkpoint restores
             torch.manual_seed(_seed(self.config.seed, self.epoch, rank))
         for batch in split_epoch(order, self.config.batch_size, count):
             indices = batch[rank::count]
@@ -94,7 +94,7 @@ class Training:
         processes.copy_main(self.model.buffers())  # statistics of BatchNorm are each process's own
         mean = float(self.accelerator.reduce(total, "sum")) / len(features)
         if not math.isfinite(mean):
-            kept = "the checkpoint is that of the epoch before; " if self.epoch else ""
+            kept = "the checkpoint of the epoch before is kept; " if self.epoch else ""
             raise TrainingError(
                 f"training: the loss of epoch {self.epoch + 1} is {mean}; {kept}"
                 "lower --learning-rate and --memory-learning-rate"
@@ -119,7 +119,7 @@ class Training:
         return states
 
     def restore(self, epoch: int, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
-        """Go on after ``epoch`` epochs as if there had been no interruption.
+        """Continue after ``epoch`` epochs as if there had been no interruption.
 
         Args:
             epoch: epochs done.
@@ -127,7 +127,7 @@ class Training:
             random: what `random_state` gave.
 
         Raises:
-            ValueError: the optimizer's state is not that of this model.
+            ValueError: the optimizer's state belongs to another model.
         """
         state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(self._names))}
         indices = {name: index for index, name in enumerate(self._names)}

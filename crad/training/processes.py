@@ -95,7 +95,7 @@ def local_count() -> int:
 
 
 def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:
-    """Give the part of a process: every `count`-th batch, from that of its number on.
+    """Give the part of a process: every `count`-th batch, starting with batch number `rank`.
 
     So each batch is what it is in one process, and so is what is computed of it; accelerate's
     `split_between_processes` would cut batches apart.

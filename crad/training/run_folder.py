@@ -37,7 +37,7 @@ class RunFolder:
 
         Args:
             overwrite: whether a former run may be replaced.
-            resume: whether it may be gone on with.
+            resume: whether it may be resumed.
             separate: whether the run is one of several models.
 
         Raises:
