@@ -1,13 +1,12 @@
 """``crad checkpoint strip``: a checkpoint without what only training needs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from crad.command_line import parse, run_command
+from crad.command_line import make_command
 from crad.errors import OutputError
 from crad.training.checkpoint import checkpoint_path, strip_checkpoint
 
@@ -24,20 +23,6 @@ class CheckpointOptions:
     """The new file."""
     overwrite: bool = False
     """Replace OUT."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Strip a checkpoint as the command line says."""
-    run_command(
-        lambda: strip(
-            parse(
-                CheckpointOptions,
-                arguments,
-                command="checkpoint",
-                description="Write a checkpoint without what only training needs.",
-            )
-        )
-    )
 
 
 def strip(options: CheckpointOptions) -> None:
@@ -59,6 +44,10 @@ def strip(options: CheckpointOptions) -> None:
     before, after = source.stat().st_size, output.stat().st_size
     print(f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB, written to {output}")
 
+
+main = make_command(
+    CheckpointOptions, strip, "checkpoint", "Write a checkpoint without what only training needs."
+)
 
 if __name__ == "__main__":
     main()

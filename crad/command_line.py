@@ -83,6 +83,17 @@ def parse(
     )
 
 
+def make_command(
+    options: type[T], run: Callable[[T], object], name: str, description: str
+) -> Callable[..., None]:
+    """Make the ``main`` of a command from its options and what it does with them."""
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        run_command(lambda: run(parse(options, arguments, command=name, description=description)))
+
+    return main
+
+
 def run_command(command: Callable[[], object], *, again: str = "run it again") -> None:
     """Run a command; an error that a user can cause is one line on stderr.
 

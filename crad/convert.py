@@ -1,7 +1,6 @@
 """``crad convert``: turn a checkpoint of the released CRAD into one of ours."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import torch
 import tyro
 
 from crad.backbones import Backbone, create_backbone
-from crad.command_line import parse, run_command
+from crad.command_line import make_command
 from crad.config import DEFAULT_BACKBONE, PRESETS, Config, DataConfig
 from crad.data import find_dataset
 from crad.errors import BackboneError
@@ -46,20 +45,6 @@ class ConvertOptions:
     """Prefixes of tensor names to leave out, such as a backbone's in the same file."""
     overwrite: bool = False
     """Replace the run in OUT."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert as the command line says."""
-    run_command(
-        lambda: convert(
-            parse(
-                ConvertOptions,
-                arguments,
-                command="convert",
-                description="Turn a checkpoint of the authors' implementation into one of ours.",
-            )
-        )
-    )
 
 
 def convert(options: ConvertOptions) -> Checkpoint:
@@ -154,6 +139,13 @@ def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[floa
     maps, _ = DECISION_PROTOCOL.score(map_features(model, features, cpu), size)
     return colour_scale(maps.numpy())
 
+
+main = make_command(
+    ConvertOptions,
+    convert,
+    "convert",
+    "Turn a checkpoint of the authors' implementation into one of ours.",
+)
 
 if __name__ == "__main__":
     main()

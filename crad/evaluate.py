@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from crad.command_line import InferenceOptions, SkipBad, parse, run_command
+from crad.command_line import InferenceOptions, SkipBad, make_command
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.samples import Sample
@@ -45,20 +45,6 @@ class EvaluateOptions:
     """Replace the results and picture sheets in --output."""
     skip_bad: SkipBad = False
     compute: InferenceOptions = field(default_factory=InferenceOptions)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate as the command line says."""
-    run_command(
-        lambda: evaluate(
-            parse(
-                EvaluateOptions,
-                arguments,
-                command="evaluate",
-                description="Measure a trained detector on the test images of a data set.",
-            )
-        )
-    )
 
 
 def evaluate(options: EvaluateOptions) -> Results:
@@ -150,6 +136,13 @@ def _map_test_images(
     kept, together = processes.gather_rows(found, torch.cat(maps))
     return [samples[number] for number in kept], together
 
+
+main = make_command(
+    EvaluateOptions,
+    evaluate,
+    "evaluate",
+    "Measure a trained detector on the test images of a data set.",
+)
 
 if __name__ == "__main__":
     main()

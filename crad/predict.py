@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from crad.command_line import InferenceOptions, SkipBad, parse, run_command
+from crad.command_line import InferenceOptions, SkipBad, make_command
 from crad.data.bad_images import BadImages
 from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.detector import load
@@ -48,20 +48,6 @@ class PredictOptions:
     """Write the scores to this JSON file."""
     skip_bad: SkipBad = False
     compute: InferenceOptions = field(default_factory=InferenceOptions)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Predict as the command line says."""
-    run_command(
-        lambda: predict(
-            parse(
-                PredictOptions,
-                arguments,
-                command="predict",
-                description="Score images with a trained detector, and decide which have a defect.",
-            )
-        )
-    )
 
 
 def predict(options: PredictOptions) -> list[Prediction]:
@@ -223,6 +209,13 @@ def _write_csv(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
     data = text.getvalue().encode("utf-8", errors="backslashreplace")
     write_atomically(file, lambda opened: opened.write(data))
 
+
+main = make_command(
+    PredictOptions,
+    predict,
+    "predict",
+    "Score images with a trained detector, and decide which have a defect.",
+)
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,12 @@
 """``crad data get``: download a data set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from crad.command_line import parse, run_command
+from crad.command_line import make_command
 from crad.data import find_dataset
 from crad.data.download import ARCHIVES, ArchiveName, get
 from crad.errors import UsageError
@@ -29,20 +28,6 @@ class GetOptions:
     """The archive, if it is downloaded already."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Get a data set as the command line says."""
-    run_command(
-        lambda: _get(
-            parse(
-                GetOptions,
-                arguments,
-                command="data",
-                description="Download a data set. What is there already is not downloaded again.",
-            )
-        )
-    )
-
-
 def _get(options: GetOptions) -> None:
     if options.url and options.archive:
         raise UsageError("--url and --archive exclude each other")
@@ -58,6 +43,10 @@ def _get(options: GetOptions) -> None:
         f"images in {folder}\ntrain on them: crad train --data {folder}"
     )
 
+
+main = make_command(
+    GetOptions, _get, "data", "Download a data set. What is there already is not downloaded again."
+)
 
 if __name__ == "__main__":
     main()
