@@ -34,12 +34,11 @@ def test_the_version(command: Command, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.slow
 def test_the_package_is_the_command() -> None:
-    for arguments, code in ((["--version"], 0), (["fly"], 2)):
-        ended = subprocess.run(
-            [sys.executable, "-m", "crad", *arguments], capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == code
-        assert (crad.__version__ in ended.stdout) == (code == 0)
+    ended = subprocess.run(
+        [sys.executable, "-m", "crad", "fly"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "'fly'" in ended.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

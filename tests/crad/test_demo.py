@@ -59,8 +59,8 @@ def test_masks_are_neither_specks_nor_most_of_the_picture(full: Path) -> None:
 
 
 def test_every_defect_changes_its_mask_and_little_else(tmp_path: Path) -> None:
-    write_demo(tmp_path / "seen", n_train=0, size=64)
-    write_demo(tmp_path / "unseen", n_train=0, size=64, contrast=0.0)
+    write_demo(tmp_path / "seen", n_train=0, n_test=10, size=64)  # every kind of defect
+    write_demo(tmp_path / "unseen", n_train=0, n_test=10, size=64, contrast=0.0)
     for path in (tmp_path / "seen").glob("*/ground_truth/*/*.png"):
         name, defect, number = path.parts[-4], path.parts[-2], path.name[:3]
         place = Path(name, "test", defect, f"{number}.png")
