@@ -30,14 +30,14 @@ _OPACITY = [round(255 * 0.75 * min(1.0, max(0.0, (level - 50) / 100))) for level
 
 
 def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
-    """Choose a colour scale from the anomaly maps of normal images.
+    """Choose a colour scale that keeps normal images to the lower third of the colours.
 
     Args:
         maps: float maps of normal images, at least one, of any shape.
 
     Returns:
         (low, high): the median of all pixels, and three times as far above it as their 99.5 %
-        quantile is. So normal images keep to the lower third of the colours.
+        quantile is.
     """
     pixels = np.concatenate([np.ravel(anomaly_map) for anomaly_map in maps])
     low, usual = np.quantile(pixels, [0.5, 0.995], overwrite_input=True).tolist()
