@@ -1,7 +1,7 @@
-"""The processes of a run: one, or those that torchrun starts to share its work.
+"""The processes of a run: one, or in `joined` those that torchrun starts to share its work.
 
-Each takes some batches of the images, and all get the results of all. The main process alone writes
-files and prints. Outside of `joined`, there is one process.
+Each takes some batches of the images, and all get all results. Only the main process writes files
+and prints.
 """
 
 import os
@@ -21,9 +21,7 @@ from crad.errors import DeviceError, LaunchError, PeerError
 
 T = TypeVar("T")
 
-# A process may wait long for another one, which reads all images or measures. One that fails is no
-# reason to wait: torchrun then ends all.
-_TIMEOUT = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)  # one process may read all images, or measure, while others wait
 
 # What torchrun sets for the processes to find each other: numbers, but for the last.
 _ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
@@ -31,9 +29,9 @@ _ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes of this run for the block; there, all but the main one print nothing.
+    """Join the processes of this run for the block, in which only the main one prints.
 
-    Models that exchange anything in training are to be made in the block.
+    A model that exchanges anything in training is to be made in the block.
 
     Args:
         device: where each computes; of several GPUs on a machine each process gets its own.
@@ -95,10 +93,10 @@ def local_count() -> int:
 
 
 def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:
-    """Give the part of a process: every `count`-th batch, starting with batch number `rank`.
+    """Give the part of a process: every ``count``-th batch, starting with batch number ``rank``.
 
-    So each batch is what it is in one process, and so is what is computed of it; accelerate's
-    `split_between_processes` would cut batches apart.
+    Batches, and what is computed of them, are those of one process; accelerate's
+    `split_between_processes` would cut them apart.
     """
     starts = range(rank * batch_size, len(items), count * batch_size)
     return [item for start in starts for item in items[start : start + batch_size]]
