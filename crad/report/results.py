@@ -4,13 +4,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, cast
 
 from crad.data.demo import is_demo
 from crad.files import write_json
 from crad.report.environment import environment
 from crad.scoring.calibration import Decisions
-from crad.scoring.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics, summarise
+from crad.scoring.metrics import EpochMetrics, Metrics, summarise
 from crad.training.checkpoint import Checkpoint
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
@@ -20,7 +20,7 @@ SEPARATE_NOTE = "one model for each class"
 """The beginning of the `note` of every result in the separate setting."""
 
 
-class Results(TypedDict):
+class Results(Metrics):
     """The content of ``results.json``; what cannot be measured is None.
 
     Attributes:
@@ -37,8 +37,6 @@ class Results(TypedDict):
     protocol: str
     seed: int
     epoch: int
-    classes: dict[str, ClassMetrics]
-    mean: MeanMetrics
     timing: dict[str, float]
     environment: dict[str, Any]
     data: NotRequired[str]
@@ -68,9 +66,9 @@ def make_results(
         checkpoint: what was measured.
         data: where the test images are from.
         left_out: how many images and masks could not be read, as a sentence.
-        timing: as in `Results`, which rounds it.
+        timing: seconds by phase.
         device: what computed.
-        decisions: as in `Results`, None or empty leaves it out; so for what follows.
+        decisions: None leaves them out; so for what follows.
         baselines: by the first protocol.
         best_on_test: by the first protocol.
     """
@@ -135,7 +133,7 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
     write_json(path, results)
 
 
-def _join(parts: Sequence[Metrics | Results]) -> Metrics:
+def _join(parts: Sequence[Metrics]) -> Metrics:
     return summarise({name: entry for part in parts for name, entry in part["classes"].items()})
 
 

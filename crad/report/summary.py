@@ -15,8 +15,7 @@ def summary(results: Results) -> str:
 
     Each baseline adds two columns to the first protocol. What could not be measured is ``-``.
     """
-    reported: Metrics = {"classes": results["classes"], "mean": results["mean"]}
-    lines = _metrics(results["protocol"], reported, results.get("baselines", {}))
+    lines = _metrics(results["protocol"], results, results.get("baselines", {}))
     for protocol, metrics in results.get("other_protocols", {}).items():
         lines += ["", *_metrics(protocol, metrics, {})]
     if best := results.get("best_on_test"):

@@ -29,18 +29,15 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 METRIC_NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
 """The names of all metrics."""
 
-MeanMetrics: TypeAlias = dict[str, float | None]
-"""Metrics in [0, 1] by name: the mean over the classes that have one; None if none has."""
-
 ClassMetrics: TypeAlias = dict[str, float | None]
 """The metrics of one class, None where they cannot be measured, with ``n_train`` and ``n_test``."""
 
 
 class Metrics(TypedDict):
-    """The parts ``classes`` and ``mean`` of ``results.json``."""
+    """The metrics of each class, and their means over the classes that have them."""
 
     classes: dict[str, ClassMetrics]
-    mean: MeanMetrics
+    mean: dict[str, float | None]
 
 
 class EpochMetrics(Metrics):
@@ -200,7 +197,7 @@ class _Pixels:
 
 def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:
     """Put the mean over classes beside the metrics of each class, given by name."""
-    mean: MeanMetrics = {}
+    mean: dict[str, float | None] = {}
     for name in METRIC_NAMES:
         measured = [value for entry in classes.values() if (value := entry[name]) is not None]
         mean[name] = float(np.mean(measured)) if measured else None
