@@ -78,7 +78,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Raises:
         ValueError: it holds NaN or an infinity, for which JSON has no form.
-        StorageError: as for `replacing`.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates; a backslash makes of each a JSON escape.

@@ -8,20 +8,10 @@ from PIL import Image
 
 # Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
-_ANCHORS = [
-    (13, 12, 46),
-    (58, 21, 104),
-    (116, 30, 117),
-    (173, 45, 103),
-    (222, 73, 72),
-    (246, 124, 38),
-    (252, 183, 60),
-    (255, 240, 96),
-]
+_ANCHORS = ["0d0c2e", "3a1568", "741e75", "ad2d67", "de4948", "f67c26", "fcb73c", "fff060"]
 _AT = np.linspace(0, 255, len(_ANCHORS))
-_COLOURS = np.stack(
-    [np.interp(np.arange(256), _AT, channel) for channel in zip(*_ANCHORS, strict=True)], axis=1
-)
+_CHANNELS = zip(*map(bytes.fromhex, _ANCHORS), strict=True)
+_COLOURS = np.stack([np.interp(np.arange(256), _AT, each) for each in _CHANNELS], axis=1)
 _PALETTE = np.rint(_COLOURS).astype(np.uint8).tobytes()
 
 # How opaque a colour lies on its image: not at all in the lowest fifth, where nearly all of a

@@ -16,9 +16,6 @@ from crad.training.checkpoint import Checkpoint
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on a generated set."""
 
-SEPARATE_NOTE = "one model for each class"
-"""The beginning of the `note` of every result in the separate setting."""
-
 
 class Results(Metrics):
     """The content of ``results.json``; what cannot be measured is None.
@@ -126,7 +123,6 @@ def write_results(path: str | os.PathLike[str], results: Results) -> None:
 
     Raises:
         ValueError: a number is NaN or infinite; the message says where.
-        StorageError: the file cannot be written; the former one is untouched.
     """
     if where := _not_finite(results, "results"):
         raise ValueError(f"{where} is not a finite number; use None for what is unknown")
@@ -140,9 +136,10 @@ def _join(parts: Sequence[Metrics]) -> Metrics:
 def _separate_note(parts: Sequence[Results]) -> str:
     """Say what the classes' notes say, once if that is the same."""
     notes = {name: part["note"] for part in parts for name in part["classes"] if "note" in part}
+    told = [f"{name}: {note}" for name, note in notes.items()]
     if len(notes) == len(parts) and len({*notes.values()}) == 1:
-        return f"{SEPARATE_NOTE}; {parts[0]['note']}"
-    return "; ".join([SEPARATE_NOTE, *(f"{name}: {note}" for name, note in notes.items())])
+        told = [parts[0]["note"]]
+    return "; ".join(["one model for each class", *told])
 
 
 def _not_finite(value: object, where: str) -> str | None:

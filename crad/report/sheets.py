@@ -37,22 +37,10 @@ def write_sheet(
     rows: int = 8,
     note: str | None = None,
 ) -> None:
-    """Write the sheet of a class: image, truth, anomaly map and overlay of some test images.
+    """Write image, truth, anomaly map and overlay of the first test images of each kind as a PNG.
 
-    About a quarter of the rows are normal images; the others cycle through the kinds of defect. The
-    first images of a kind are shown, whatever their scores. All maps share the `colour_scale` of
-    all normal test images or, if there are none, of the first ``rows`` images of each kind.
-
-    Args:
-        file: the PNG to write; without images, there is none.
-        class_name: for its head.
-        predictions: of test images of the class; those that are not needed are not held.
-        rows: the most images on the sheet.
-        note: a line for its foot.
-
-    Raises:
-        ImageError: an image cannot be read any more.
-        StorageError: the sheet cannot be written.
+    All maps share the `colour_scale` of all normal test images or, if there are none, of the first
+    ``rows`` images of each kind. Without images, there is no sheet.
     """
     kinds: Counter[str | None] = Counter()
     kept = []
@@ -67,7 +55,7 @@ def write_sheet(
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
-    """Pick rows: defects in turn by kind and normal images, shown in their order, normal last."""
+    """Pick rows, a quarter of them normal: defects in turn by kind, shown in order, normal last."""
     normal = [image for image in images if not image.is_anomaly]
     kinds: dict[str | None, list[Prediction]] = {}
     for image in images:

@@ -84,11 +84,11 @@ def decision_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
 def take_thresholds(
     samples: Iterable[Sample], scores: Iterable[float], false_alarm_rate: float
 ) -> Thresholds:
-    """Take the threshold of each class from the scores of images held back.
+    """Take the threshold of each class from `decision_scores` of images held back.
 
     Args:
         samples: the images.
-        scores: their scores, by `DECISION_PROTOCOL`.
+        scores: one for each.
         false_alarm_rate: as for `Threshold.from_scores`.
     """
     by_class: dict[str, list[float]] = defaultdict(list)
@@ -147,21 +147,14 @@ def measure_decisions(
     thresholds: Thresholds,
     classes: Iterable[str],
 ) -> dict[str, ClassDecisions]:
-    """Count false alarms and misses among test images, class by class.
-
-    Args:
-        samples: the test images.
-        scores: their scores, by `DECISION_PROTOCOL`.
-        thresholds: of at least one class; a class without one gets that of `Thresholds.score_of`.
-        classes: all classes, in order.
-    """
+    """Count false alarms and misses among test images, class by class, in the order of these."""
     by_kind: dict[tuple[str | None, bool], list[float]] = defaultdict(list)
     for sample, score in zip(samples, scores, strict=True):
         by_kind[sample.class_name, sample.is_anomaly].append(score)
     found: dict[str, ClassDecisions] = {}
     for name in classes:
         threshold = thresholds.score_of(name)
-        assert threshold is not None
+        assert threshold is not None  # there is one of some class
         good, defective = by_kind[name, False], by_kind[name, True]
         found[name] = {
             "threshold": threshold,

@@ -91,12 +91,12 @@ class Evaluation:
     def decide(
         self, anomaly_maps: Tensor, thresholds: Thresholds, false_alarm_rate: float
     ) -> Decisions | None:
-        """Count what the thresholds of a model do to the test images; None if it has none.
+        """Count what the thresholds of a model, taken for a rate of false alarms, lead to.
 
         Args:
             anomaly_maps: as for `measure`.
-            thresholds: of the model.
-            false_alarm_rate: of normal images, that they were taken for.
+            thresholds: None is returned if there are none.
+            false_alarm_rate: among normal images, in (0, 1).
         """
         if not thresholds:
             return None

@@ -72,15 +72,10 @@ def measure_ranking(
     normal: npt.NDArray[np.floating],
     region_sizes: npt.NDArray[np.integer] | None = None,
 ) -> Ranking | None:
-    """Measure how well scores tell anomalous from normal; higher is more anomalous.
+    """Measure how well scores, sorted in place, rank (P,) anomalous above (N,) normal ones.
 
-    Args:
-        anomalous: (P,) finite scores of what is anomalous; sorted in place.
-        normal: (N,) finite scores of what is normal, of the same type; sorted in place.
-        region_sizes: (P,) pixels in the region of each anomalous pixel; None for images.
-
-    Returns:
-        The metrics; None if there are no anomalous or no normal scores.
+    ``region_sizes`` (P,) are the pixels in the region of each anomalous pixel. None if there are
+    scores of one kind only.
     """
     # All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
     # threshold only adds false positives, which lowers F1 and gains neither recall nor overlap.
@@ -125,19 +120,11 @@ def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.N
 
 
 def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) -> ClassMetrics:
-    """Measure the test images of one class.
-
-    Its pixels are those of the images whose truth is known. A region of AUPRO is a connected part
-    of a mask; pixels that touch at a corner are connected.
-
-    Args:
-        images: taken one by one; 4 bytes of a normal pixel are kept, 16 of an anomalous one.
-        n_train: number of training images of the class.
-        n_test: number of `images`.
+    """Measure the ``n_test`` test images of a class; pixels are those whose truth is known.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape differs from its truth or from the
-            other maps; the message names the image.
+        ValueError: a score or map is not finite, or its shape differs from that of its truth or of
+            the other maps.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}
     pixels: _Pixels | None = None
@@ -181,7 +168,7 @@ class _Pixels:
         self._scores[self._normal : self._normal + len(normal)] = normal
         self._normal += len(normal)
         if len(normal) < truth.size:
-            regions = label(truth, connectivity=2)[truth]
+            regions = label(truth, connectivity=2)[truth]  # pixels at a corner are connected
             begin = self._anomalous - len(regions)
             self._scores[begin : self._anomalous] = image.scored_map[truth]
             self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]

@@ -65,17 +65,7 @@ class Protocol:
 
     @torch.no_grad()
     def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Smooth and score anomaly maps.
-
-        Args:
-            maps: float ``(B, S, S)``, at the size that is measured.
-
-        Returns:
-            As for `score`.
-
-        Raises:
-            ValueError: `maps` has another shape.
-        """
+        """Smooth and score maps ``(B, S, S)``, at the size that is measured, for `score`."""
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
             raise ValueError(
                 f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"

@@ -33,13 +33,7 @@ class FeatureCache:
         self._left = _SHARE * available_memory() if gigabytes is None else 1e9 * gigabytes
 
     def allocate(self, *size: int) -> Tensor:
-        """Make a float32 tensor to be filled, on the CPU.
-
-        Several processes have to call this together; their tensors are one.
-
-        Raises:
-            StorageError: there is no space for the file; the message says the way out.
-        """
+        """Make a float32 tensor on the CPU, one for all processes, which call this together."""
         n_bytes = 4 * math.prod(size)
         if not n_bytes or (processes.count() == 1 and n_bytes <= self._left):
             self._left -= n_bytes

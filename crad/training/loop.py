@@ -114,12 +114,7 @@ class Training:
         return states
 
     def restore(self, epoch: int, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
-        """Continue after ``epoch`` epochs as if there had been no interruption.
-
-        Args:
-            epoch: epochs done.
-            optimizer: what `optimizer_state` gave.
-            random: what `random_state` gave.
+        """Continue after ``epoch`` epochs, with what the two functions above gave.
 
         Raises:
             ValueError: the optimizer's state belongs to another model.

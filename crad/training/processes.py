@@ -64,11 +64,9 @@ def joined(device: torch.device) -> Iterator[None]:
     state.destroy_process_group()
 
 
-# These do not ask accelerate's `PartialState`: outside of `joined` it would start a process group.
-
-
 def rank() -> int:
     """Number of this process, from 0."""
+    # accelerate's `PartialState` would start a process group outside of `joined`.
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -111,10 +109,10 @@ def gather(value: T) -> list[T]:
 
 
 def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]:
-    """Put together, in order of their number, the rows that each process has.
+    """Put together the rows that each process has.
 
     Args:
-        rows: R different numbers, of no other process.
+        rows: their numbers, in no other process.
         values: ``(R, ...)``.
 
     Returns:
