@@ -62,19 +62,13 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 def write_atomically(
     path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, durable: bool = True
 ) -> None:
-    """Write a file as `replacing` does, which has the same errors.
-
-    Args:
-        path: the file to write.
-        writer: called once with the open binary file.
-        durable: as for `replacing`.
-    """
+    """Write a file by calling ``writer`` with it, open and binary; otherwise as `replacing`."""
     with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
         writer(file)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented UTF-8 JSON, as `replacing` does.
+    """Write a value as indented UTF-8 JSON; otherwise as `replacing`.
 
     Raises:
         ValueError: it holds NaN or an infinity, for which JSON has no form.

@@ -89,19 +89,14 @@ def open_mask(
         image = _load(path)
         threshold = 127 if image.format == "JPEG" else 0
         image = ImageOps.exif_transpose(image)
-        if image.mode == "LA":
-            image = image.getchannel(0)
-        elif image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
+        if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
             image = _rgb(image)
         levels = np.asarray(image).astype(np.float32)
         mask = (levels if levels.ndim == 2 else levels.max(axis=2)) > threshold
         if size is None:
             return mask
-        if resize == "nearest":
-            resized = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
-            return np.asarray(resized, dtype=np.bool_)
-        grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
+        white = Image.fromarray(_to_8_bit(mask))
+        return np.asarray(white.resize((size, size), Image.Resampling[resize.upper()])) > 127
 
 
 def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:

@@ -65,7 +65,7 @@ def make_results(
         left_out: how many images and masks could not be read, as a sentence.
         timing: seconds by phase.
         device: what computed.
-        decisions: None leaves them out; so for what follows.
+        decisions: left out if None, as are the next two.
         baselines: by the first protocol.
         best_on_test: by the first protocol.
     """
@@ -136,9 +136,8 @@ def _join(parts: Sequence[Metrics]) -> Metrics:
 def _separate_note(parts: Sequence[Results]) -> str:
     """Say what the classes' notes say, once if that is the same."""
     notes = {name: part["note"] for part in parts for name in part["classes"] if "note" in part}
-    told = [f"{name}: {note}" for name, note in notes.items()]
-    if len(notes) == len(parts) and len({*notes.values()}) == 1:
-        told = [parts[0]["note"]]
+    same = len(notes) == len(parts) and len({*notes.values()}) == 1
+    told = [parts[0]["note"]] if same else [f"{name}: {note}" for name, note in notes.items()]
     return "; ".join(["one model for each class", *told])
 
 

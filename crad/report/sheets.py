@@ -55,7 +55,7 @@ def write_sheet(
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
-    """Pick rows, a quarter of them normal: defects in turn by kind, shown in order, normal last."""
+    """Pick rows: defects in turn by kind, shown in their order, then about a quarter normal."""
     normal = [image for image in images if not image.is_anomaly]
     kinds: dict[str | None, list[Prediction]] = {}
     for image in images:

@@ -32,15 +32,11 @@ def _metrics(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) 
     for name, baseline in baselines.items():
         groups.append((f"{name.replace('_', ' ')} AUROC", baseline, _BASELINE_COLUMNS))
     rows = [["class", "train", "test", *(t for _, _, columns in groups for t in columns.values())]]
+    measured = [(each, metric) for _, each, columns in groups for metric in columns]
     for name, entry in metrics["classes"].items():
-        cells = [
-            _cell(each["classes"].get(name, {}).get(metric))
-            for _, each, columns in groups
-            for metric in columns
-        ]
+        cells = [_cell(each["classes"].get(name, {}).get(metric)) for each, metric in measured]
         rows.append([printable(name), str(entry["n_train"]), str(entry["n_test"]), *cells])
-    means = [_cell(each["mean"].get(metric)) for _, each, columns in groups for metric in columns]
-    rows.append(["mean", "", "", *means])
+    rows.append(["mean", "", "", *(_cell(each["mean"].get(metric)) for each, metric in measured)])
     titles = [(title, len(columns)) for title, _, columns in groups]
     return lay_out(rows, total=True, titles=[(f"protocol {protocol}", 3), *titles])
 

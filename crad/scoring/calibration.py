@@ -147,7 +147,7 @@ def measure_decisions(
     thresholds: Thresholds,
     classes: Iterable[str],
 ) -> dict[str, ClassDecisions]:
-    """Count false alarms and misses among test images, class by class, in the order of these."""
+    """Count the false alarms and the misses among test images, for each of ``classes``."""
     by_kind: dict[tuple[str | None, bool], list[float]] = defaultdict(list)
     for sample, score in zip(samples, scores, strict=True):
         by_kind[sample.class_name, sample.is_anomaly].append(score)

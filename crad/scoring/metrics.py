@@ -27,7 +27,6 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 """The metrics, each named after a field of `Ranking`, with the titles of their columns."""
 
 METRIC_NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
-"""The names of all metrics."""
 
 ClassMetrics: TypeAlias = dict[str, float | None]
 """The metrics of one class, None where they cannot be measured, with ``n_train`` and ``n_test``."""
@@ -41,7 +40,7 @@ class Metrics(TypedDict):
 
 
 class EpochMetrics(Metrics):
-    """The metrics after an epoch, counted from 1; in the separate setting, after one by class."""
+    """The metrics after an epoch, counted from 1; in the separate setting, one of each class."""
 
     epoch: int | dict[str, int]
 
@@ -74,8 +73,8 @@ def measure_ranking(
 ) -> Ranking | None:
     """Measure how well scores, sorted in place, rank (P,) anomalous above (N,) normal ones.
 
-    ``region_sizes`` (P,) are the pixels in the region of each anomalous pixel. None if there are
-    scores of one kind only.
+    ``region_sizes`` (P,) are numbers of pixels, of the region that each anomalous pixel is in. The
+    result is None if all scores are of one kind.
     """
     # All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
     # threshold only adds false positives, which lowers F1 and gains neither recall nor overlap.

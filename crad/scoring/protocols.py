@@ -65,7 +65,7 @@ class Protocol:
 
     @torch.no_grad()
     def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Smooth and score maps ``(B, S, S)``, at the size that is measured, for `score`."""
+        """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
             raise ValueError(
                 f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"

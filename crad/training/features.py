@@ -99,8 +99,7 @@ def extract(
     values = (cache or FeatureCache()).allocate(len(samples), height, width, channels)
     rows = {sample.path: row for row, sample in enumerate(samples)}
     # Each machine has the features of all images.
-    machine = processes.local_rank(), processes.local_count()
-    mine = processes.share(samples, BATCH_SIZE, *machine)
+    mine = processes.share(samples, BATCH_SIZE, processes.local_rank(), processes.local_count())
     filled: dict[int, Sample] = {}
     with closing(_load(mine, image_size, skip, "features")) as batches:
         for batch in batches:
@@ -140,8 +139,7 @@ def _load(
 ) -> Generator[Batch]:
     """Load images behind a progress bar, which is gone once the generator is closed."""
     hidden = not processes.is_main()
-    bar = tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden)
-    with bar:
+    with tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden) as bar:
         for batch in load_batches(samples, size=image_size, batch_size=BATCH_SIZE, skip=skip):
             yield batch
             bar.update(len(batch.samples))

@@ -114,7 +114,7 @@ class Training:
         return states
 
     def restore(self, epoch: int, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
-        """Continue after ``epoch`` epochs, with what the two functions above gave.
+        """Continue after ``epoch`` epochs, from `optimizer_state` and `random_state`.
 
         Raises:
             ValueError: the optimizer's state belongs to another model.
