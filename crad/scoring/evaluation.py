@@ -95,7 +95,7 @@ class Evaluation:
 
         Args:
             anomaly_maps: as for `measure`.
-            thresholds: None is returned if there are none.
+            thresholds: of the model; without any, the result is None.
             false_alarm_rate: among normal images, in (0, 1).
         """
         if not thresholds:

@@ -21,7 +21,7 @@ from crad.errors import DeviceError, LaunchError, PeerError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(days=7)  # one process may read all images, or measure, while others wait
+_TIMEOUT = timedelta(days=7)  # one may measure while the others wait; if it fails, all are ended
 
 # What torchrun sets for the processes to find each other: numbers, but for the last.
 _ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
