@@ -20,9 +20,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
-    """Let ``torch.compile`` compile a network, in place, when it is first called.
-
-    Results are the same to rounding, and so are the names of the parameters.
+    """Let ``torch.compile`` compile a network in place, when it is first called.
 
     Raises:
         DeviceError: the device is a CPU, and there is no C++ compiler.
@@ -38,13 +36,10 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def threads_for(multiply_adds: float) -> Iterator[None]:
-    """Use one CPU thread in the block if its steps are so small that more would not pay.
+    """Use one CPU thread in the block if its steps, of so many multiply-adds, are small.
 
-    Threads meet after every operation. On a machine that others use too, waiting for the slowest
-    then makes a small step many times slower, where two threads would save it a third.
-
-    Args:
-        multiply_adds: of a step.
+    Threads meet after every operation, and on a shared machine waiting for the slowest costs a
+    small step far more than a second thread would save.
     """
     threads = torch.get_num_threads()
     if multiply_adds < _SMALL_STEP:
@@ -76,11 +71,10 @@ def select_precision(
 def freed_memory_kept() -> Iterator[None]:
     """Keep memory that is freed in the block for what is allocated next, until the block ends.
 
-    glibc gives a freed tensor of over 32 MiB back to the system at once. Clearing the pages of the
-    next one then takes more time than most operations on it. Other C libraries are left as they
-    are.
+    glibc gives a freed tensor of over 32 MiB back to the system at once, and clearing the pages of
+    the next one makes a training step up to three times as long (benchmarks/test_crad.py). Other C
+    libraries are left as they are.
     """
-    # A training step takes up to three times as long without: benchmarks/test_crad.py.
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     mallopt = getattr(libc, "mallopt", None)
     if libc is None or mallopt is None:

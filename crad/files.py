@@ -18,11 +18,10 @@ _STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing ta
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place once the block succeeds.
+    """Yield a temporary path beside ``path`` that takes its place once the block succeeds.
 
-    The temporary file is hidden and ends in ``.tmp``, so nothing takes it for a finished file; its
-    name holds the process, so that two processes never rename each other's half-written file. A
-    symbolic link is followed, missing folders are made.
+    The temporary file is hidden, ends in ``.tmp`` and has the number of the process in its name.
+    A symbolic link is followed, missing folders are made.
 
     Args:
         path: the file to write; a regular file, or nothing yet.
@@ -30,8 +29,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
             before the former file is replaced.
 
     Raises:
-        StorageError: `path` is a folder or a device, or writing failed (disk full, no permission).
-            It names `path`; the temporary file is gone, and the former file is untouched.
+        StorageError: writing failed, or ``path`` is no regular file; a former file is untouched.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -46,8 +44,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
-        with suppress(OSError):  # what went wrong already is what matters
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             reason = error.strerror or str(error)
             raise StorageError(error.errno, reason, str(path)) from error
@@ -64,30 +62,16 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 def write_atomically(
     path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, durable: bool = True
 ) -> None:
-    """Write a file under a temporary name and rename it when it is complete.
-
-    Args:
-        path: the file to write.
-        writer: called once with the open binary file.
-        durable: as for `replacing`.
-
-    Raises:
-        StorageError: as for `replacing`.
-    """
+    """Write a file by calling ``writer`` with it, open and binary; otherwise as `replacing`."""
     with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
         writer(file)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented UTF-8 JSON, atomically.
-
-    Args:
-        path: the file to write.
-        value: anything `json` accepts, without NaN or infinities.
+    """Write a value as indented UTF-8 JSON; otherwise as `replacing`.
 
     Raises:
-        ValueError: `value` holds NaN or an infinity, for which JSON has no form.
-        StorageError: as for `replacing`.
+        ValueError: it holds NaN or an infinity, for which JSON has no form.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is not UTF-8 holds lone surrogates; a backslash makes of each a JSON escape.
@@ -97,13 +81,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder that becomes `path` once the block succeeds.
+    """Yield an empty temporary folder that becomes ``path`` once the block succeeds.
 
-    If another process made `path` meanwhile, its folder stays. What a killed process left is
-    removed by a later call, a day after.
-
-    Args:
-        path: the folder to make; missing folders above it are made.
+    If another process made it meanwhile, that folder stays. What a killed process left is removed
+    by a call a day later.
 
     Raises:
         OSError: writing failed; the temporary folder is gone.
@@ -130,7 +111,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, before any work is done for it, an output folder that cannot be written into.
+    """Refuse an output folder that cannot be written into, before any work is done for it.
 
     Raises:
         OutputError: it is a file or lies in one, or writing there is not permitted.

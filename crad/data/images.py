@@ -22,11 +22,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tif
 MaskResize = Literal["nearest", "bilinear"]
 """How a mask is resized, as `open_mask` says."""
 
-# Floats this far out of [0, 1], as from the overshoot of a resampling filter, are clipped.
-_OVERSHOOT = 1e-3
-
-# Warning filters are global to the process: only one thread may replace them at a time.
-_warning_filters = threading.Lock()
+_OVERSHOOT = 1e-3  # floats this far out of [0, 1], as of a resampling filter, are clipped
+_warning_filters = threading.Lock()  # these are global to the process, not to a thread
 
 
 def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
@@ -56,16 +53,10 @@ def _visible(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as 8-bit RGB.
-
-    EXIF orientation is applied, only the first image of a file is read, and modes are converted as
-    by `to_rgb`.
+    """Read the first image of a file as 8-bit RGB, converted as by `to_rgb`.
 
     Args:
         path: an image file of any format that Pillow reads, with any suffix.
-
-    Returns:
-        A loaded Pillow image of mode RGB; its file is closed.
 
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or too large to be genuine.
@@ -77,57 +68,48 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 def open_mask(
     path: str | os.PathLike[str], size: int | None = None, resize: MaskResize = "nearest"
 ) -> npt.NDArray[np.bool_]:
-    """Read a ground-truth mask: True where a pixel is above zero in any channel.
+    """Read a ground-truth mask: True where a pixel is above zero in any channel but alpha.
 
-    So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions are all read alike. JPEG
+    So masks of 0 and 1, of 0 and 255, of class ids and of coloured regions are read alike. JPEG
     blurs the edges of a mask, so its threshold is half white.
 
     Args:
-        path: an image file; alpha is ignored.
+        path: an image file.
         size: side in pixels of the square to resize to; None keeps the height and width.
         resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as `to_tensor` does,
-            bilinear and antialiased, with a threshold of one half.
+            with a threshold of one half.
 
     Returns:
         Bool array (size, size), or (height, width).
 
     Raises:
-        ImageError: the file cannot be read, as for `open_image`.
+        ImageError: as for `open_image`.
     """
     with _reading(path):
         image = _load(path)
         threshold = 127 if image.format == "JPEG" else 0
         image = ImageOps.exif_transpose(image)
-        if image.mode == "LA":
-            image = image.getchannel(0)
-        elif image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
+        if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
             image = _rgb(image)
         levels = np.asarray(image).astype(np.float32)
         mask = (levels if levels.ndim == 2 else levels.max(axis=2)) > threshold
         if size is None:
             return mask
-        if resize == "nearest":
-            resized = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
-            return np.asarray(resized, dtype=np.bool_)
-        grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-        return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
+        white = Image.fromarray(_to_8_bit(mask))
+        return np.asarray(white.resize((size, size), Image.Resampling[resize.upper()])) > 127
 
 
 def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     """Convert an image in memory to 8-bit RGB.
 
-    Greyscale is repeated over the three channels and alpha is dropped. 16-bit values are scaled
-    from [0, 65535]; so are those of Pillow's 32-bit integer mode ``I``, in which it opens many
-    16-bit files. Floats have the range [0, 1]. A value out of range is an error, because a scale
-    guessed for each image would make the scores of two images incomparable.
+    Greyscale is repeated over the three channels, alpha is dropped, and 16-bit values are scaled
+    from [0, 65535], also in Pillow's 32-bit mode ``I``, in which it opens many 16-bit files. A
+    scale guessed from the values of an image would make the scores of two images incomparable.
 
     Args:
         image: a Pillow image of any mode (EXIF orientation is applied); an array (H, W) or
             (H, W, 1, 3 or 4) of bool, uint8, uint16 or float in [0, 1]; or a tensor
             (1, 3 or 4, H, W) of the same types.
-
-    Returns:
-        A Pillow image of mode RGB.
 
     Raises:
         ImageError: the shape, type or range is wrong.
@@ -136,39 +118,30 @@ def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:
     if isinstance(image, Image.Image):
         with _reading(getattr(image, "filename", None) or "(in memory)"):
             return _rgb(image)
-    if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
-            raise ImageError(
-                "to_rgb(): expected a tensor of shape (1, 3 or 4, height, width), "
-                f"but got shape {tuple(image.shape)}"
-            )
-        image = image.detach().cpu().movedim(0, -1)
-        array = (image.float() if image.is_floating_point() else image).numpy()
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
+    if not isinstance(image, np.ndarray | torch.Tensor):
         raise TypeError(
             "to_rgb(): expected a Pillow image, a NumPy array or a tensor, "
             f"but got {type(image).__name__}"
         )
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            "to_rgb(): expected an array of shape (height, width) or (height, width, 1, 3 or 4), "
-            f"but got shape {array.shape}"
-        )
-    if array.size == 0:
-        raise ImageError(f"to_rgb(): expected at least one pixel, but got shape {array.shape}")
-    levels = np.atleast_3d(_to_8_bit(array))
+    shape = tuple(image.shape)
+    if isinstance(image, torch.Tensor):
+        expected = "a tensor of shape (1, 3 or 4, height, width)"
+        fits = len(shape) == 3 and shape[0] in (1, 3, 4)
+    else:
+        expected = "an array of shape (height, width) or (height, width, 1, 3 or 4)"
+        fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+    if not fits or 0 in shape:
+        raise ImageError(f"to_rgb(): expected {expected}, at least one pixel, but got {shape}")
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().movedim(0, -1)
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    levels = np.atleast_3d(_to_8_bit(image))
     pixels = np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels[..., :3]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def to_tensor(image: Image.Image, size: int) -> torch.Tensor:
-    """Resize an image to a square (bilinear, antialiased, not cropped) and make it a tensor.
-
-    Args:
-        image: a Pillow image of mode RGB, as from `open_image` or `to_rgb`.
-        size: side of the square in pixels.
+    """Resize an RGB image to a square (bilinear, antialiased, not cropped) and make it a tensor.
 
     Returns:
         Float32 tensor (3, size, size) in [0, 1], contiguous.

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -13,11 +14,7 @@ _PACKAGES = ("crad", "torch", "numpy", "pillow", "scikit-image", "timm")
 
 
 def environment(device: torch.device | str) -> dict[str, str | int]:
-    """Describe what a run ran on; in a working copy of git, with the commit of the code.
-
-    Args:
-        device: the device that computed.
-    """
+    """Describe what a run on a device ran on; in a working copy of git, with the code's commit."""
     device = torch.device(device)
     found: dict[str, str | int] = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -38,7 +35,7 @@ def environment(device: torch.device | str) -> dict[str, str | int]:
 
 @cache
 def commit() -> str | None:
-    """The commit of this code when it is first asked for; None if it is in no working copy of git.
+    """The commit of this code when first asked for; None if it is in no working copy of git.
 
     Code that was changed since is ``"0123456789 with changes"``.
     """
@@ -66,10 +63,6 @@ def commit() -> str | None:
 
 def _cpu_name() -> str:
     """Name the processor as Linux does; elsewhere as Python does."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:(.*)", cpus.read_text() if cpus.exists() else "", re.M)
+    return found[1].strip() if found else platform.processor() or platform.machine()

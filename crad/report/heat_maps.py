@@ -8,20 +8,10 @@ from PIL import Image
 
 # Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
-_ANCHORS = [
-    (13, 12, 46),
-    (58, 21, 104),
-    (116, 30, 117),
-    (173, 45, 103),
-    (222, 73, 72),
-    (246, 124, 38),
-    (252, 183, 60),
-    (255, 240, 96),
-]
+_ANCHORS = ["0d0c2e", "3a1568", "741e75", "ad2d67", "de4948", "f67c26", "fcb73c", "fff060"]
 _AT = np.linspace(0, 255, len(_ANCHORS))
-_COLOURS = np.stack(
-    [np.interp(np.arange(256), _AT, channel) for channel in zip(*_ANCHORS, strict=True)], axis=1
-)
+_CHANNELS = zip(*map(bytes.fromhex, _ANCHORS), strict=True)
+_COLOURS = np.stack([np.interp(np.arange(256), _AT, each) for each in _CHANNELS], axis=1)
 _PALETTE = np.rint(_COLOURS).astype(np.uint8).tobytes()
 
 # How opaque a colour lies on its image: not at all in the lowest fifth, where nearly all of a
@@ -30,14 +20,14 @@ _OPACITY = [round(255 * 0.75 * min(1.0, max(0.0, (level - 50) / 100))) for level
 
 
 def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
-    """Choose a colour scale from the anomaly maps of normal images.
+    """Choose a colour scale that keeps normal images to the lower third of the colours.
 
     Args:
         maps: float maps of normal images, at least one, of any shape.
 
     Returns:
         (low, high): the median of all pixels, and three times as far above it as their 99.5 %
-        quantile is. So normal images keep to the lower third of the colours.
+        quantile is.
     """
     pixels = np.concatenate([np.ravel(anomaly_map) for anomaly_map in maps])
     low, usual = np.quantile(pixels, [0.5, 0.995], overwrite_input=True).tolist()

@@ -28,7 +28,7 @@ def report(
     Args:
         results: what to write and print.
         evaluation: the test images.
-        anomaly_maps: those of the model, before any protocol.
+        anomaly_maps: as for `Evaluation.measure`.
         protocol: the one that the sheets show.
         run: the folder; None writes nothing.
         show: whether to print the table.

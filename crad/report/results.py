@@ -3,51 +3,37 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NotRequired, cast
 
 from crad.data.demo import is_demo
 from crad.files import write_json
 from crad.report.environment import environment
 from crad.scoring.calibration import Decisions
-from crad.scoring.metrics import ClassMetrics, EpochMetrics, MeanMetrics, Metrics, summarise
+from crad.scoring.metrics import EpochMetrics, Metrics, summarise
 from crad.training.checkpoint import Checkpoint
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on a generated set."""
 
-SEPARATE_NOTE = "one model for each class"
-"""The beginning of the `note` of every result in the separate setting."""
 
-
-class Results(TypedDict):
+class Results(Metrics):
     """The content of ``results.json``; what cannot be measured is None.
 
     Attributes:
-        protocol: the name of the protocol in `crad.scoring.protocols.PROTOCOLS`.
-        seed: the seed of the run.
         epoch: the number of epochs trained.
-        classes: the metrics of each class.
-        mean: the mean over the classes.
-        timing: seconds by name of the phase.
-        environment: what `crad.report.environment.environment` returns, or more.
+        timing: seconds by phase.
         data: the data set, a name or a path.
         note: what a reader of the numbers must know, such as `DEMO_NOTE`.
-        baselines: other detectors measured on the same images, by name and the same protocol.
-        other_protocols: the metrics of the same maps by further protocols, by name.
-        best_on_test: the epoch with the best mean image AUROC, chosen on the test images, so not to
-            be taken for what the run reaches; with the metrics of that epoch. In the separate
-            setting, an epoch for each class.
-        decisions: the threshold of each class, the number of normal images it is from, and the
-            false alarms and misses it leads to on the test images.
+        baselines: other detectors on the same images, by the same protocol.
+        other_protocols: the metrics of the same maps by further protocols.
+        best_on_test: the epoch with the best mean image AUROC. It is chosen on the test images, so
+            it is not what the run reaches. In the separate setting, an epoch for each class.
     """
 
     protocol: str
     seed: int
     epoch: int
-    classes: dict[str, ClassMetrics]
-    mean: MeanMetrics
     timing: dict[str, float]
     environment: dict[str, Any]
     data: NotRequired[str]
@@ -79,9 +65,9 @@ def make_results(
         left_out: how many images and masks could not be read, as a sentence.
         timing: seconds by phase.
         device: what computed.
-        decisions: what thresholds do to these images, if there are any.
-        baselines: what other detectors reach on the same images, by the first protocol.
-        best_on_test: the best epoch on these images, by the first protocol, if that was tracked.
+        decisions: left out if None, as are the next two.
+        baselines: by the first protocol.
+        best_on_test: by the first protocol.
     """
     (protocol, reported), *others = metrics.items()
     results: Results = {
@@ -105,30 +91,21 @@ def make_results(
 
 
 def combine_results(parts: Sequence[Results]) -> Results:
-    """Join the results of classes that were trained alone, in the order given.
-
-    Timing is the sum; the mean is over the classes in which a metric can be measured. The best
-    epoch on the test images is each class's own.
-    """
+    """Join the results of classes that were trained alone, in their order; timing is the sum."""
     timing: Counter[str] = Counter()
     for part in parts:
         timing.update(part["timing"])
-    last, joined = parts[-1], _join(parts)
+    last = parts[-1]
     results: Results = {
-        "protocol": last["protocol"],
-        "seed": last["seed"],
-        "epoch": last["epoch"],
-        "classes": joined["classes"],
-        "mean": joined["mean"],
+        **last,
+        **_join(parts),
         "timing": {phase: round(seconds, 2) for phase, seconds in timing.items()},
-        "environment": last["environment"],
-        "data": last["data"],
         "note": _separate_note(parts),
     }
-    if "baselines" in last:
-        results["baselines"] = _join_by_name(part["baselines"] for part in parts)
-    if "other_protocols" in last:
-        results["other_protocols"] = _join_by_name(part["other_protocols"] for part in parts)
+    key: Literal["baselines", "other_protocols"]
+    for key in ("baselines", "other_protocols"):
+        if key in last:
+            results[key] = {name: _join([part[key][name] for part in parts]) for name in last[key]}
     if "best_on_test" in last:
         best = [part["best_on_test"] for part in parts]
         epochs = {name: cast(int, each["epoch"]) for each in best for name in each["classes"]}
@@ -144,44 +121,29 @@ def combine_results(parts: Sequence[Results]) -> Results:
 def write_results(path: str | os.PathLike[str], results: Results) -> None:
     """Write ``results.json``, atomically.
 
-    Args:
-        path: the file to write.
-        results: the content.
-
     Raises:
         ValueError: a number is NaN or infinite; the message says where.
-        StorageError: the file cannot be written; the former one is untouched.
     """
-    if where := _not_finite(results):
-        raise ValueError(f"results: {where} is not a finite number; use None for what is unknown")
-    write_json(Path(path), results)
+    if where := _not_finite(results, "results"):
+        raise ValueError(f"{where} is not a finite number; use None for what is unknown")
+    write_json(path, results)
 
 
-def _join_by_name(parts: Iterable[Mapping[str, Metrics]]) -> dict[str, Metrics]:
-    parts = list(parts)
-    return {name: _join([each[name] for each in parts]) for name in parts[0]}
-
-
-def _join(parts: Sequence[Metrics | Results]) -> Metrics:
+def _join(parts: Sequence[Metrics]) -> Metrics:
     return summarise({name: entry for part in parts for name, entry in part["classes"].items()})
 
 
 def _separate_note(parts: Sequence[Results]) -> str:
     """Say what the classes' notes say, once if that is the same."""
     notes = {name: part["note"] for part in parts for name in part["classes"] if "note" in part}
-    if len(notes) == len(parts) and len({*notes.values()}) == 1:
-        return f"{SEPARATE_NOTE}; {parts[0]['note']}"
-    return "; ".join([SEPARATE_NOTE, *(f"{name}: {note}" for name, note in notes.items())])
+    same = len(notes) == len(parts) and len({*notes.values()}) == 1
+    told = [parts[0]["note"]] if same else [f"{name}: {note}" for name, note in notes.items()]
+    return "; ".join(["one model for each class", *told])
 
 
-def _not_finite(value: object, where: str = "") -> str | None:
-    """Name the first number in nested mappings and lists that is NaN or infinite."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else where
-    entries: Iterable[tuple[object, object]] = ()
+def _not_finite(value: object, where: str) -> str | None:
+    """Name the first number in nested mappings that is NaN or infinite."""
     if isinstance(value, Mapping):
-        entries = value.items()
-    elif isinstance(value, list | tuple):
-        entries = enumerate(value)
-    found = (_not_finite(inner, f"{where}.{key}" if where else str(key)) for key, inner in entries)
-    return next(filter(None, found), None)
+        found = (_not_finite(inner, f"{where}.{key}") for key, inner in value.items())
+        return next(filter(None, found), None)
+    return where if isinstance(value, float) and not math.isfinite(value) else None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,6 +25,9 @@ _INK = (32, 33, 36)
 _FAINT = (110, 113, 120)
 _EMPTY = (236, 237, 239)
 
+_Corner: TypeAlias = tuple[int, int]
+_Ink: TypeAlias = tuple[int, int, int]
+
 
 def write_sheet(
     file: Path,
@@ -33,24 +37,10 @@ def write_sheet(
     rows: int = 8,
     note: str | None = None,
 ) -> None:
-    """Write the sheet of a class: image, truth, anomaly map and overlay of some test images.
+    """Write image, truth, anomaly map and overlay of the first test images of each kind as a PNG.
 
-    About a quarter of the rows are normal images; the others cycle through the kinds of defect. The
-    first images of a kind are shown, so no score decides which. All maps of a sheet
-    share one colour scale, stated at its foot: `colour_scale` of all normal test images of the
-    class or, if there are none, of the first ``rows`` images of each kind. Without images, there is
-    no sheet.
-
-    Args:
-        file: the PNG to write.
-        class_name: for its head.
-        predictions: of test images of the class; those that are not needed are not held.
-        rows: the most images on the sheet.
-        note: a line for its foot.
-
-    Raises:
-        ImageError: an image cannot be read any more.
-        StorageError: the sheet cannot be written.
+    All maps share the `colour_scale` of all normal test images or, if there are none, of the first
+    ``rows`` images of each kind. Without images, there is no sheet.
     """
     kinds: Counter[str | None] = Counter()
     kept = []
@@ -65,7 +55,7 @@ def write_sheet(
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
-    """Pick rows: defects in turn by kind and normal images, shown in their order, normal last."""
+    """Pick rows: defects in turn by kind, shown in their order, then about a quarter normal."""
     normal = [image for image in images if not image.is_anomaly]
     kinds: dict[str | None, list[Prediction]] = {}
     for image in images:
@@ -92,7 +82,6 @@ def _sheet(
     foot = top + sum(heights) + _GAP * len(heights) + 10
     sheet = Image.new("RGB", (width, foot + (82 if note else 60)), "white")
     draw = ImageDraw.Draw(sheet)
-
     _text(draw, (_MARGIN, _MARGIN - 4), class_name, 24, _INK, width - 2 * _MARGIN)
     for x, title in zip(columns, _COLUMNS, strict=True):
         _text(draw, (x, top - 22), title, 14, _FAINT, _CELL)
@@ -126,7 +115,7 @@ def _row(image: Prediction, low: float, high: float) -> list[Image.Image]:
     return [original, truth, colour(levels), heat_map(original, image.scored_map, low, high)]
 
 
-def _row_label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], image: Prediction) -> None:
+def _row_label(draw: ImageDraw.ImageDraw, corner: _Corner, image: Prediction) -> None:
     x, y = corner
     width = _LABEL - 14
     _text(draw, (x, y), image.defect or "", 17, _INK, width)
@@ -134,45 +123,27 @@ def _row_label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], image: Predic
     _text(draw, (x, y + 45), image.path.name if image.path else "", 12, _FAINT, width)
 
 
-def _foot(
-    sheet: Image.Image, corner: tuple[int, int], low: float, high: float, source: str
-) -> None:
+def _foot(sheet: Image.Image, corner: _Corner, low: float, high: float, source: str) -> None:
     """Draw the colour scale, its ends, and where it comes from."""
     x, y = corner
     draw = ImageDraw.Draw(sheet)
-    start = f"{low:.4g}"
-    _text(draw, (x, y), start, 13, _INK, _CELL)
-    x += round(draw.textlength(start, _font(13))) + 8
+    ramp_x = x + _text(draw, (x, y), f"{low:.4g}", 13, _INK, _CELL) + 8
     ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (14, 1)))
-    sheet.paste(colour(ramp), (x, y + 1))
-    _text(draw, (x + 264, y), f"{high:.4g} and above", 13, _INK, _CELL)
-    _text(
-        draw,
-        (corner[0], y + 24),
-        f"one colour scale for all rows, from the pixels of {source}",
-        13,
-        _FAINT,
-        sheet.width - corner[0] - _MARGIN,
-    )
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    sheet.paste(colour(ramp), (ramp_x, y + 1))
+    _text(draw, (ramp_x + 264, y), f"{high:.4g} and above", 13, _INK, _CELL)
+    origin = f"one colour scale for all rows, from the pixels of {source}"
+    _text(draw, (x, y + 24), origin, 13, _FAINT, sheet.width - x - _MARGIN)
 
 
 def _text(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    size: int,
-    colour: tuple[int, int, int],
-    width: int,
-) -> None:
-    """Write one line, cut short where it would be wider than `width`."""
-    font = _font(size)
+    draw: ImageDraw.ImageDraw, corner: _Corner, text: str, size: int, ink: _Ink, width: int
+) -> int:
+    """Write one line, cut short where it would be wider than ``width``; return its width."""
+    font = ImageFont.load_default(size)
     # A file name may hold line breaks, and bytes that are no character.
     shown = text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
     while draw.textlength(shown, font) > width and len(text) > 1:
         text = text[:-1]
         shown = text + "..."
-    draw.text(corner, shown, colour, font)
+    draw.text(corner, shown, ink, font)
+    return round(draw.textlength(shown, font))

@@ -1,10 +1,10 @@
 """The tables that a person reads after a run: metrics of each class, and decisions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from crad.report.results import Results
 from crad.report.tables import lay_out, printable
-from crad.scoring.calibration import DECISION_PROTOCOL, Decisions
+from crad.scoring.calibration import DECISION_PROTOCOL, ClassDecisions, Decisions
 from crad.scoring.metrics import COLUMNS, EpochMetrics, Metrics
 
 _BASELINE_COLUMNS = {"image_auroc": "image", "pixel_auroc": "pixel"}
@@ -15,8 +15,7 @@ def summary(results: Results) -> str:
 
     Each baseline adds two columns to the first protocol. What could not be measured is ``-``.
     """
-    reported: Metrics = {"classes": results["classes"], "mean": results["mean"]}
-    lines = _metrics(results["protocol"], reported, results.get("baselines", {}))
+    lines = _metrics(results["protocol"], results, results.get("baselines", {}))
     for protocol, metrics in results.get("other_protocols", {}).items():
         lines += ["", *_metrics(protocol, metrics, {})]
     if best := results.get("best_on_test"):
@@ -33,26 +32,21 @@ def _metrics(protocol: str, metrics: Metrics, baselines: Mapping[str, Metrics]) 
     for name, baseline in baselines.items():
         groups.append((f"{name.replace('_', ' ')} AUROC", baseline, _BASELINE_COLUMNS))
     rows = [["class", "train", "test", *(t for _, _, columns in groups for t in columns.values())]]
+    measured = [(each, metric) for _, each, columns in groups for metric in columns]
     for name, entry in metrics["classes"].items():
-        cells = [
-            _cell(each["classes"].get(name, {}).get(metric))
-            for _, each, columns in groups
-            for metric in columns
-        ]
+        cells = [_cell(each["classes"].get(name, {}).get(metric)) for each, metric in measured]
         rows.append([printable(name), str(entry["n_train"]), str(entry["n_test"]), *cells])
-    means = [_cell(each["mean"].get(metric)) for _, each, columns in groups for metric in columns]
-    rows.append(["mean", "", "", *means])
+    rows.append(["mean", "", "", *(_cell(each["mean"].get(metric)) for each, metric in measured)])
     titles = [(title, len(columns)) for title, _, columns in groups]
     return lay_out(rows, total=True, titles=[(f"protocol {protocol}", 3), *titles])
 
 
 def _best(best: EpochMetrics, last: int) -> str:
     """Say what the best epoch reaches, or in the separate setting the best one of each class."""
-    epoch = best["epoch"]
-    which = f"epoch {epoch}"
+    epoch, which = best["epoch"], f"epoch {best['epoch']}"
     if isinstance(epoch, dict):
-        first, latest = min(epoch.values()), max(epoch.values())
-        which = f"each class after its own epoch, {first} to {latest}"
+        epochs = epoch.values()
+        which = f"each class after its own epoch, {min(epochs)} to {max(epochs)}"
     image, pixel = _cell(best["mean"]["image_auroc"]), _cell(best["mean"]["pixel_auroc"])
     return (
         f"best_on_test: {which} of {last}, mean image AUROC {image}, pixel AUROC {pixel}; chosen "
@@ -64,15 +58,10 @@ def _decisions(decisions: Decisions) -> list[str]:
     """Lay out what the thresholds of the classes lead to."""
     rate, classes = decisions["false_alarm_rate"], decisions["classes"]
     rows = [["class", "held back", "threshold", "false alarms", "misses"]]
-    totals = [0, 0, 0, 0]
     for name, entry in classes.items():
-        counts = (
-            entry["false_alarms"], entry["n_good"], entry["misses"], entry["n_defective"],
-        )  # fmt: skip
-        totals = [total + each for total, each in zip(totals, counts, strict=True)]
         held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
-        rows.append([printable(name), held_back, threshold, *_parts(counts)])
-    rows.append(["all", "", "", *_parts(totals)])
+        rows.append([printable(name), held_back, threshold, *_counts([entry])])
+    rows.append(["all", "", "", *_counts(classes.values())])
     lines = [
         f"decisions (protocol {DECISION_PROTOCOL.name}, false alarm rate {rate:.3g}): an image "
         "whose score is above the threshold of its class is a defect",
@@ -95,7 +84,11 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _parts(counts: Sequence[int]) -> list[str]:
-    """Cells of such as ``1 of 10``, of numbers that are part and whole in turn."""
-    pairs = zip(counts[::2], counts[1::2], strict=True)
+def _counts(entries: Collection[ClassDecisions]) -> list[str]:
+    """Cells for the false alarms and the misses of classes together, such as ``1 of 10``."""
+    false_alarms = sum(entry["false_alarms"] for entry in entries)
+    misses = sum(entry["misses"] for entry in entries)
+    n_good = sum(entry["n_good"] for entry in entries)
+    n_defective = sum(entry["n_defective"] for entry in entries)
+    pairs = ((false_alarms, n_good), (misses, n_defective))
     return [f"{part} of {whole}" if whole else "-" for part, whole in pairs]

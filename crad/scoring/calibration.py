@@ -1,6 +1,7 @@
 """Decisions: the score from which an image counts as defective, from scores of normal images."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +20,23 @@ DECISION_PROTOCOL = PROTOCOLS["crad"]
 
 @dataclass(frozen=True)
 class Threshold:
-    """The score above which an image is a defect.
-
-    Attributes:
-        score: the threshold.
-        n_images: normal images that it is taken from, which were not trained on.
-    """
+    """The score above which an image is a defect, taken from ``n_images`` normal images."""
 
     score: float
     n_images: int
 
     @classmethod
     def from_scores(cls, scores: Sequence[float], false_alarm_rate: float) -> "Threshold":
-        """Take a quantile of the scores of n normal images that were not trained on.
+        """Take the ceil((n + 1) (1 - rate))-th smallest of the scores of n normal images.
 
-        It is the ceil((n + 1) (1 - rate))-th smallest score: a new normal image is above it with a
-        probability of at most the rate, on average over calibration sets of n images. With fewer
-        than 1 / rate - 1 images there is no such score; the largest one is taken, and the
+        A new normal image exceeds it with a probability of at most the rate, on average over
+        calibration sets of n images. Below n = 1 / rate - 1 the largest score is taken, and the
         probability is at most 1 / (n + 1). Split conformal prediction: Angelopoulos and Bates, "A
         Gentle Introduction to Conformal Prediction", 2021, section 1; for outliers, Bates et al.,
         "Testing for outliers with conformal p-values", Annals of Statistics 2023, section 2.
 
         Args:
-            scores: at least one.
+            scores: of images that were not trained on, at least one.
             false_alarm_rate: false alarms among normal images, in (0, 1).
         """
         count = len(scores)
@@ -64,8 +59,8 @@ class Thresholds(dict[str, Threshold]):
     def score_of(self, class_name: str | None) -> float | None:
         """The score above which an image of a class is defective; None without thresholds.
 
-        For a class that is not known, it is the highest of all: no class then has more false alarms
-        than with its own.
+        For an unknown class it is the highest of all, so that no class has more false alarms than
+        with its own.
         """
         if class_name is not None and class_name in self:
             return self[class_name].score
@@ -73,28 +68,32 @@ class Thresholds(dict[str, Threshold]):
 
 
 def decision_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
-    """Score images by the protocol of decisions, from the maps of a model ``(N, H, W)``."""
-    batches = anomaly_maps.split(BATCH_SIZE) if len(anomaly_maps) else ()
-    return [
-        score
-        for batch in batches
-        for score in DECISION_PROTOCOL.score(batch, image_size)[1].tolist()
-    ]
+    """Score images by `DECISION_PROTOCOL`.
+
+    Args:
+        anomaly_maps: ``(N, H, W)``, of a model.
+        image_size: side of the images in pixels.
+    """
+    scores: list[float] = []
+    for start in range(0, len(anomaly_maps), BATCH_SIZE):
+        batch = anomaly_maps[start : start + BATCH_SIZE]
+        scores += DECISION_PROTOCOL.score(batch, image_size)[1].tolist()
+    return scores
 
 
 def take_thresholds(
     samples: Iterable[Sample], scores: Iterable[float], false_alarm_rate: float
 ) -> Thresholds:
-    """Take the threshold of each class from the scores of images held back.
+    """Take the threshold of each class from `decision_scores` of images held back.
 
     Args:
         samples: the images.
-        scores: their scores, by `DECISION_PROTOCOL`.
+        scores: one for each.
         false_alarm_rate: as for `Threshold.from_scores`.
     """
-    by_class: dict[str, list[float]] = {}
+    by_class: dict[str, list[float]] = defaultdict(list)
     for sample, score in zip(samples, scores, strict=True):
-        by_class.setdefault(str(sample.class_name), []).append(score)
+        by_class[str(sample.class_name)].append(score)
     return Thresholds(
         {name: Threshold.from_scores(each, false_alarm_rate) for name, each in by_class.items()}
     )
@@ -121,11 +120,10 @@ class Decisions(TypedDict):
 def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split the normal images of each class into those to train on and those for its threshold.
 
-    At least one image stays in each part where there are two and any share is held back.
-
     Args:
         dataset: the images.
-        share: in [0, 1).
+        share: to hold back, in [0, 1). Unless it is 0, each part gets an image of every class that
+            has two.
         seed: of the choice.
 
     Returns:
@@ -149,33 +147,21 @@ def measure_decisions(
     thresholds: Thresholds,
     classes: Iterable[str],
 ) -> dict[str, ClassDecisions]:
-    """Count false alarms and misses among test images, class by class.
-
-    Args:
-        samples: the test images.
-        scores: their scores.
-        thresholds: of at least one class; a class without one gets that of `Thresholds.score_of`.
-        classes: all classes, in order.
-    """
+    """Count the false alarms and the misses among test images, for each of ``classes``."""
+    by_kind: dict[tuple[str | None, bool], list[float]] = defaultdict(list)
+    for sample, score in zip(samples, scores, strict=True):
+        by_kind[sample.class_name, sample.is_anomaly].append(score)
     found: dict[str, ClassDecisions] = {}
     for name in classes:
         threshold = thresholds.score_of(name)
-        assert threshold is not None
+        assert threshold is not None  # there is one of some class
+        good, defective = by_kind[name, False], by_kind[name, True]
         found[name] = {
             "threshold": threshold,
             "n_calibration": thresholds[name].n_images if name in thresholds else 0,
-            "n_good": 0,
-            "false_alarms": 0,
-            "n_defective": 0,
-            "misses": 0,
+            "n_good": len(good),
+            "false_alarms": sum(score > threshold for score in good),
+            "n_defective": len(defective),
+            "misses": sum(score <= threshold for score in defective),
         }
-    for sample, score in zip(samples, scores, strict=True):
-        decisions = found[str(sample.class_name)]
-        is_defect = score > decisions["threshold"]
-        if sample.is_anomaly:
-            decisions["n_defective"] += 1
-            decisions["misses"] += not is_defect
-        else:
-            decisions["n_good"] += 1
-            decisions["false_alarms"] += is_defect
     return found

@@ -18,9 +18,7 @@ from crad.scoring.protocols import Protocol
 
 
 class Truths:
-    """Where the defects of test images are, at the size and by the rule of any protocol.
-
-    A mask is read once for each of these, and kept.
+    """Where the defects of test images are; a mask is read once for each size and rule, and kept.
 
     Args:
         image_size: side in pixels of the images that the backbone gets.
@@ -33,7 +31,7 @@ class Truths:
         self._read: dict[tuple[Path, int, MaskResize], npt.NDArray[np.bool_] | None] = {}
 
     def __call__(self, sample: Sample, protocol: Protocol) -> npt.NDArray[np.bool_] | None:
-        """Give the truth of an image, bool (S, S); None where it is not known.
+        """Give the truth of an image as a protocol needs it, bool (S, S); None if not known.
 
         Raises:
             ImageError: its mask cannot be read, and none may be left out.
@@ -49,16 +47,13 @@ class Truths:
         return self._read[key]
 
     def read(self, samples: Iterable[Sample], protocol: Protocol) -> None:
-        """Read all masks now; errors as for a call."""
+        """Read all masks now, so that a bad one is found before hours of work."""
         for sample in samples:
             self(sample, protocol)
 
 
 class Evaluation:
     """Measure models on test images, by any protocol.
-
-    A model's maps are kept as it gives them. Those that a protocol measures, which are larger by
-    far, are made from them when they are needed, and only those of one class are held.
 
     Args:
         samples: the test images.
@@ -87,25 +82,21 @@ class Evaluation:
             ImageError: a mask cannot be read.
             ValueError: a map is not finite.
         """
-        classes = {
-            name: measure_class(
-                predictions,
-                n_train=self._n_train[name],
-                n_test=len(self._by_class[name]),
-            )
-            for name, predictions in self.predictions(anomaly_maps, protocol)
-        }
+        classes = {}
+        for name, images in self.predictions(anomaly_maps, protocol):
+            n_test = len(self._by_class[name])
+            classes[name] = measure_class(images, n_train=self._n_train[name], n_test=n_test)
         return summarise(classes)
 
     def decide(
         self, anomaly_maps: Tensor, thresholds: Thresholds, false_alarm_rate: float
     ) -> Decisions | None:
-        """Count what the thresholds of a model do to the test images; None if it has none.
+        """Count what the thresholds of a model, taken for a rate of false alarms, lead to.
 
         Args:
             anomaly_maps: as for `measure`.
-            thresholds: of the model.
-            false_alarm_rate: that they were taken for.
+            thresholds: of the model; without any, the result is None.
+            false_alarm_rate: among normal images, in (0, 1).
         """
         if not thresholds:
             return None
@@ -118,9 +109,10 @@ class Evaluation:
     def predictions(
         self, anomaly_maps: Tensor, protocol: Protocol
     ) -> Iterator[tuple[str, Iterator[Prediction]]]:
-        """Score the test images of each class, one by one; arguments and errors as for `measure`.
+        """Score the test images of each class without deciding; arguments as for `measure`.
 
-        They have no threshold.
+        The maps that a protocol measures are larger by far than those of the model, so they are
+        made as they are needed.
         """
         for name, members in self._by_class.items():
             yield name, self._score(members, anomaly_maps, protocol)
@@ -131,9 +123,8 @@ class Evaluation:
         for start in range(0, len(members), BATCH_SIZE):
             chosen = members[start : start + BATCH_SIZE]
             maps, scores = protocol.score(anomaly_maps[chosen], self._truths.image_size)
-            for index, scored, score in zip(
-                chosen, maps.cpu().numpy(), scores.tolist(), strict=True
-            ):
+            scored = zip(chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
+            for index, scored_map, score in scored:
                 sample = self.samples[index]
                 truth = self._truths(sample, protocol)
-                yield Prediction(**vars(sample), score=score, scored_map=scored, truth=truth)
+                yield Prediction(**vars(sample), score=score, scored_map=scored_map, truth=truth)

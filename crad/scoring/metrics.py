@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -16,42 +15,32 @@ FPR_LIMIT = 0.3
 
 _CHUNK = 2**18  # anomalous pixels looked up at once
 
-
-_RANKING_COLUMNS = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1max"}
-COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "image": {f"image_{name}": title for name, title in _RANKING_COLUMNS.items()},
-        "pixel": {
-            f"pixel_{name}": title for name, title in {**_RANKING_COLUMNS, "aupro": "AUPRO"}.items()
-        },
-    }
-)
-"""The metrics of images and of pixels, by name, with the titles of their columns. A metric is a
-line here, and the field of `Ranking` that it is named after."""
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "image": {"image_auroc": "AUROC", "image_ap": "AP", "image_f1_max": "F1max"},
+    "pixel": {
+        "pixel_auroc": "AUROC",
+        "pixel_ap": "AP",
+        "pixel_f1_max": "F1max",
+        "pixel_aupro": "AUPRO",
+    },
+}
+"""The metrics, each named after a field of `Ranking`, with the titles of their columns."""
 
 METRIC_NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
-"""The names of all metrics."""
-
-MeanMetrics: TypeAlias = dict[str, float | None]
-"""Metrics in [0, 1] by name: the mean over the classes that have one; None if none has."""
 
 ClassMetrics: TypeAlias = dict[str, float | None]
 """The metrics of one class, None where they cannot be measured, with ``n_train`` and ``n_test``."""
 
 
 class Metrics(TypedDict):
-    """The parts ``classes`` and ``mean`` of ``results.json``."""
+    """The metrics of each class, and their means over the classes that have them."""
 
     classes: dict[str, ClassMetrics]
-    mean: MeanMetrics
+    mean: dict[str, float | None]
 
 
 class EpochMetrics(Metrics):
-    """The metrics after an epoch, counted from 1; of models of one class each, after one of each.
-
-    Attributes:
-        epoch: its number, or that of each class.
-    """
+    """The metrics after an epoch, counted from 1; in the separate setting, one of each class."""
 
     epoch: int | dict[str, int]
 
@@ -82,21 +71,13 @@ def measure_ranking(
     normal: npt.NDArray[np.floating],
     region_sizes: npt.NDArray[np.integer] | None = None,
 ) -> Ranking | None:
-    """Measure how well scores tell anomalous from normal; higher is more anomalous.
+    """Measure how well scores, sorted in place, rank (P,) anomalous above (N,) normal ones.
 
-    All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
-    threshold only adds false positives, which makes F1 lower and gains neither recall nor overlap.
-    So both kinds are sorted where they are, and looked up some at a time.
-
-    Args:
-        anomalous: (P,) finite scores of what is anomalous; sorted in place.
-        normal: (N,) finite scores of what is normal, of the same type; sorted in place.
-        region_sizes: (P,) for pixels, the number of pixels of the region that each anomalous one
-            is of.
-
-    Returns:
-        The metrics; None if there are no anomalous or no normal scores.
+    ``region_sizes`` (P,) are numbers of pixels, of the region that each anomalous pixel is in. The
+    result is None if all scores are of one kind.
     """
+    # All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
+    # threshold only adds false positives, which lowers F1 and gains neither recall nor overlap.
     n_anomalous, n_normal = len(anomalous), len(normal)
     if not n_anomalous or not n_normal:
         return None
@@ -127,10 +108,9 @@ def measure_ranking(
 
 
 def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Area up to `FPR_LIMIT` under a curve that rises from 0 at ``begin`` to 1 at ``end``.
+    """Area up to `FPR_LIMIT` under what an anomalous pixel adds to the overlap of its region.
 
-    The curve is what one anomalous pixel adds to the overlap of its region: it rises over the false
-    positive rates of the normal pixels with the same score, and at once if there are none.
+    That rises from 0 to 1 between the false positive rates before and after its score.
     """
     rise = np.minimum(end, FPR_LIMIT) - np.minimum(begin, FPR_LIMIT)
     slope = rise / np.maximum(end - begin, np.finfo(np.float64).tiny)
@@ -139,21 +119,11 @@ def _area(begin: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> npt.N
 
 
 def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) -> ClassMetrics:
-    """Measure the test images of one class.
-
-    Its pixels are those of the images whose truth is known: normal images, and defects with a
-    mask. A region of AUPRO is a connected part of the mask of one image; pixels that touch at a
-    corner are connected.
-
-    Args:
-        images: taken one by one, and not kept: of a normal pixel 4 bytes are held, of an anomalous
-            one 16.
-        n_train: number of training images of the class.
-        n_test: number of `images`.
+    """Measure the ``n_test`` test images of a class; pixels are those whose truth is known.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape differs from its truth or from the
-            other maps; the message names the image.
+        ValueError: a score or map is not finite, or its shape differs from that of its truth or of
+            the other maps.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}
     pixels: _Pixels | None = None
@@ -178,7 +148,7 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
 class _Pixels:
     """The pixels of a class: scores of normal ones from the front, of anomalous ones from the back.
 
-    Memory is only taken as it is filled.
+    An empty array only takes memory as it is filled.
     """
 
     def __init__(self, n_images: int, shape: tuple[int, ...]) -> None:
@@ -197,7 +167,7 @@ class _Pixels:
         self._scores[self._normal : self._normal + len(normal)] = normal
         self._normal += len(normal)
         if len(normal) < truth.size:
-            regions = label(truth, connectivity=2)[truth]
+            regions = label(truth, connectivity=2)[truth]  # pixels at a corner are connected
             begin = self._anomalous - len(regions)
             self._scores[begin : self._anomalous] = image.scored_map[truth]
             self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]
@@ -213,7 +183,10 @@ class _Pixels:
 
 def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:
     """Put the mean over classes beside the metrics of each class, given by name."""
-    mean = {name: _mean(entry[name] for entry in classes.values()) for name in METRIC_NAMES}
+    mean: dict[str, float | None] = {}
+    for name in METRIC_NAMES:
+        measured = [value for entry in classes.values() if (value := entry[name]) is not None]
+        mean[name] = float(np.mean(measured)) if measured else None
     return {"classes": dict(classes), "mean": mean}
 
 
@@ -222,13 +195,11 @@ def better(best: EpochMetrics | None, other: EpochMetrics) -> EpochMetrics:
 
     What cannot be measured counts as 0.
     """
-    if best is None:
-        return other
-    known, new = (
-        (epoch["mean"]["image_auroc"] or 0, epoch["mean"]["pixel_auroc"] or 0)
-        for epoch in (best, other)
-    )
-    return other if new > known else best
+
+    def quality(epoch: EpochMetrics) -> tuple[float, float]:
+        return epoch["mean"]["image_auroc"] or 0, epoch["mean"]["pixel_auroc"] or 0
+
+    return max([best, other], key=quality) if best else other
 
 
 def _check(image: Prediction) -> None:
@@ -242,8 +213,3 @@ def _check(image: Prediction) -> None:
             f"the anomaly map of '{path}' has shape {image.scored_map.shape}, "
             f"but its truth {image.truth.shape}"
         )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    measured = [value for value in values if value is not None]
-    return float(np.mean(measured)) if measured else None

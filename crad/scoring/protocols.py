@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,8 +18,8 @@ _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
 class Protocol:
     """Smooth maps, then score an image by the largest of its means over windows.
 
-    Size and windows are in pixels, for images of 224 x 224, and are scaled with the images; a
-    window of 1 means no filter and is not scaled.
+    Lengths are in pixels, for images of 224 x 224, and are scaled with the images; a window of 1
+    means no filter and is not scaled.
 
     Attributes:
         name: what `results.json` calls it.
@@ -28,8 +27,8 @@ class Protocol:
         mean_window: side of the mean filter that smooths a map; scaled to the nearest odd number.
         gaussian_window: side of the Gaussian filter that smooths a map; scaled likewise.
         gaussian_sigma: its standard deviation.
-        score_window: side of the windows whose largest mean is the score of the image.
-        top_share: the share of these means of which the score is the mean, at least one.
+        score_window: side of the windows whose means are ranked for the score of the image.
+        top_share: the share of the largest means of which the score is the mean, at least one.
         mask_resize: how masks come to the size of the maps, as `crad.data.images.open_mask` says.
     """
 
@@ -66,17 +65,7 @@ class Protocol:
 
     @torch.no_grad()
     def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Smooth and score anomaly maps.
-
-        Args:
-            maps: float (B, S, S), at the size that is measured.
-
-        Returns:
-            The smoothed maps (B, S, S), on which pixels are measured, and the scores (B,).
-
-        Raises:
-            ValueError: `maps` has another shape.
-        """
+        """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
         if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
             raise ValueError(
                 f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"
@@ -96,24 +85,22 @@ class Protocol:
         return smooth, means.flatten(1).topk(count).values.mean(dim=1)
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            # What the paper's published code computes: a 21-pixel mean filter before both scores.
-            Protocol("crad", mean_window=21, score_window=32),
-            # What its text says.
-            Protocol("paper", score_window=32),
-            # You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022.
-            Protocol("uniad", score_window=16),
-            # Zhang et al., "ADer: A Comprehensive Benchmark for Multi-class Visual Anomaly
-            # Detection", 2024.
-            Protocol("ader", size=256, mask_resize="bilinear"),
-            # Guo et al., "Dinomaly", CVPR 2025.
-            Protocol("dinomaly", size=256, gaussian_window=5, gaussian_sigma=4.0, top_share=0.01),
-        )
-    }
-)
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        # What the paper's published code computes: a 21-pixel mean filter before both scores.
+        Protocol("crad", mean_window=21, score_window=32),
+        # What its text says.
+        Protocol("paper", score_window=32),
+        # You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022.
+        Protocol("uniad", score_window=16),
+        # Zhang et al., "ADer: A Comprehensive Benchmark for Multi-class Visual Anomaly Detection",
+        # 2024.
+        Protocol("ader", size=256, mask_resize="bilinear"),
+        # Guo et al., "Dinomaly", CVPR 2025.
+        Protocol("dinomaly", size=256, gaussian_window=5, gaussian_sigma=4.0, top_share=0.01),
+    )
+}
 """The protocols by name."""
 
 if TYPE_CHECKING:

@@ -21,12 +21,9 @@ _SHARE = 0.5  # of the memory that is available
 class FeatureCache:
     """Make the tensors that features are kept in, within a budget of memory.
 
-    What is beyond the budget lies in a file that is mapped into memory: the system holds as much of
-    it as there is room for. Several processes of a machine share such a file, whatever the budget.
-
-    The file lies in the folder that the environment variable TMPDIR names, else in ``/var/tmp``,
-    which unlike ``/tmp`` is on a disk. Its name is removed as soon as it is open, so that it is
-    gone once the process is, however that ends.
+    What is beyond the budget, or shared by several processes, lies in a file that is mapped into
+    memory, in the folder TMPDIR of the environment, else in ``/var/tmp``, which unlike ``/tmp`` is
+    on a disk. Its name is removed once it is open, so that it is gone however the process ends.
 
     Args:
         gigabytes: the budget, in 1e9 bytes; None takes half of the memory that is available.
@@ -36,20 +33,12 @@ class FeatureCache:
         self._left = _SHARE * available_memory() if gigabytes is None else 1e9 * gigabytes
 
     def allocate(self, *size: int) -> Tensor:
-        """Make a float32 tensor to be filled, on the CPU.
-
-        Several processes have to call this together; their tensors are one.
-
-        Raises:
-            StorageError: there is no space for the file; the message says the way out.
-        """
+        """Make a float32 tensor on the CPU, one for all processes, which call this together."""
         n_bytes = 4 * math.prod(size)
         if not n_bytes or (processes.count() == 1 and n_bytes <= self._left):
             self._left -= n_bytes
             return torch.empty(size)
-        path = None
-        if processes.local_rank() == 0:
-            path = _reserve(n_bytes)
+        path = _reserve(n_bytes) if processes.local_rank() == 0 else None
         try:
             path = processes.gather(path)[processes.rank() - processes.local_rank()]
             assert path is not None  # the file of the first process on this machine
@@ -74,23 +63,20 @@ def _reserve(n_bytes: int) -> Path:
     """Make a file of a size, with its space on the disk: a full one must not end the process."""
     default = "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
     folder = Path(os.environ.get("TMPDIR") or default)
+    problem = None
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        problem = "is not a writable folder"
+    elif (free := shutil.disk_usage(folder).free) < n_bytes:
+        problem = f"has {free / 1e9:.1f} GB free"
+    if problem:
         raise StorageError(
-            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' is "
-            "not a writable folder; set TMPDIR to another folder, or raise --feature-memory"
+            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' "
+            f"{problem}; set TMPDIR to another folder, or raise --feature-memory"
         )
-    if (free := shutil.disk_usage(folder).free) < n_bytes:
-        raise StorageError(
-            f"features: a temporary file of {n_bytes / 1e9:.1f} GB is needed, but '{folder}' has "
-            f"{free / 1e9:.1f} GB free; free some space, set TMPDIR to another folder, or raise "
-            "--feature-memory"
-        )
-    descriptor, name = tempfile.mkstemp(prefix="crad-features-", dir=folder)
-    try:
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    return Path(name)
+    with tempfile.NamedTemporaryFile(prefix="crad-features-", dir=folder, delete=False) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return Path(file.name)

@@ -1,6 +1,6 @@
 """Features of many images, computed once and kept."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -56,14 +56,10 @@ def fit_backbone(
     device: torch.device,
     skip: OnBad | None,
 ) -> None:
-    """Fit the backbone's statistics on the images of some files; arguments as in `extract`.
-
-    The main process does, and gives the backbone to all.
-    """
+    """Fit the backbone's statistics in the main process, for all; arguments as for `extract`."""
 
     def fitted() -> dict[str, Tensor]:
-        loaded = load_batches(samples, size=image_size, batch_size=BATCH_SIZE, skip=skip)
-        with closing(_progress(loaded, len(samples), "statistics")) as batches:
+        with closing(_load(samples, image_size, skip, "statistics")) as batches:
             backbone.fit(batch.images.to(device) for batch in batches)
         return {name: value.cpu() for name, value in backbone.state_dict().items()}
 
@@ -82,7 +78,7 @@ def extract(
     skip: OnBad | None,
     cache: FeatureCache | None = None,
 ) -> Features:
-    """Compute the features of the images of some files; each process those of some batches.
+    """Compute the features of images; each process those of some batches.
 
     Args:
         backbone: fitted, on ``device``.
@@ -102,11 +98,10 @@ def extract(
     channels, height, width = backbone(blank).shape[1:]
     values = (cache or FeatureCache()).allocate(len(samples), height, width, channels)
     rows = {sample.path: row for row, sample in enumerate(samples)}
-    machine = processes.local_rank(), processes.local_count()
-    mine = processes.share(samples, BATCH_SIZE, *machine)
+    # Each machine has the features of all images.
+    mine = processes.share(samples, BATCH_SIZE, processes.local_rank(), processes.local_count())
     filled: dict[int, Sample] = {}
-    loaded = load_batches(mine, size=image_size, batch_size=BATCH_SIZE, skip=skip)
-    with closing(_progress(loaded, len(mine), "features")) as batches:
+    with closing(_load(mine, image_size, skip, "features")) as batches:
         for batch in batches:
             chosen = [rows[sample.path] for sample in batch.samples]
             values[chosen] = backbone(batch.images.to(device)).permute(0, 2, 3, 1).cpu()
@@ -114,8 +109,8 @@ def extract(
     everywhere = {row: sample for part in processes.gather(filled) for row, sample in part.items()}
     kept = sorted(everywhere)
     if processes.local_rank() == 0:
-        for row, source in enumerate(kept):
-            if row != source:  # an image before it was left out
+        for row, source in enumerate(kept):  # close the gaps of images left out
+            if row != source:
                 values[row] = values[source]
     processes.gather(None)  # the others wait for that
     return Features(values[: len(kept)], [everywhere[row] for row in kept])
@@ -139,11 +134,12 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
     return processes.gather_rows(rows, torch.cat(maps))[1]
 
 
-def _progress(batches: Iterable[Batch], total: int, what: str) -> Generator[Batch]:
+def _load(
+    samples: Sequence[Sample], image_size: int, skip: OnBad | None, what: str
+) -> Generator[Batch]:
+    """Load images behind a progress bar, which is gone once the generator is closed."""
     hidden = not processes.is_main()
-    with tqdm(
-        total=total, desc=what, unit="image", leave=False, mininterval=0.5, disable=hidden
-    ) as bar:
-        for batch in batches:
+    with tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden) as bar:
+        for batch in load_batches(samples, size=image_size, batch_size=BATCH_SIZE, skip=skip):
             yield batch
             bar.update(len(batch.samples))

@@ -22,15 +22,12 @@ class Training:
     """A model in training: AdamW with a learning rate for the networks and one for the memories.
 
     Lee et al., section 4.1 and supplement: joint clipping of the gradient, and a tenth of the
-    learning rate for the last fifth of the epochs.
+    learning rate for the last fifth of the epochs. ``epoch`` counts those done.
 
     Args:
         model: to be trained in place; it is moved to the accelerator's device.
         config: the settings of the optimisation.
         accelerator: the device, and the precision of the fusion network.
-
-    Attributes:
-        epoch: epochs done.
     """
 
     def __init__(self, model: CRAD, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -56,7 +53,7 @@ class Training:
         return "fp32" if mixed == "no" else mixed
 
     def run_epoch(self, features: Features, bar: "tqdm[Any]") -> float:
-        """Train for one epoch, in an order drawn from PyTorch's generator.
+        """Train for an epoch, in an order drawn from PyTorch's generator; return the mean loss.
 
         Each process takes its share of every batch. BatchNorm then has the statistics of that
         share, as in the paper's published code.
@@ -65,11 +62,8 @@ class Training:
             features: of the normal images, at least one for each process.
             bar: advanced by 1 for every step.
 
-        Returns:
-            The mean loss.
-
         Raises:
-            TrainingError: the loss is no longer finite; the model is then spoilt.
+            TrainingError: the loss is no longer finite.
         """
         decay = 0.1 if self.epoch >= round(_SCHEDULE * self.config.epochs) else 1.0
         for group, rate in zip(self._optimizer.param_groups, self._learning_rates, strict=True):
@@ -79,7 +73,8 @@ class Training:
         order = processes.on_main(lambda: torch.randperm(len(features)))
         rank, count = processes.rank(), processes.count()
         if rank:  # its own noise; that of the main process is what a checkpoint restores
-            torch.manual_seed(_seed(self.config.seed, self.epoch, rank))
+            seed = np.random.SeedSequence((self.config.seed, self.epoch, rank))
+            torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         for batch in split_epoch(order, self.config.batch_size, count):
             indices = batch[rank::count]
             feature = features.batch(indices, self.accelerator.device)
@@ -119,23 +114,17 @@ class Training:
         return states
 
     def restore(self, epoch: int, optimizer: dict[str, Tensor], random: dict[str, Tensor]) -> None:
-        """Continue after ``epoch`` epochs as if there had been no interruption.
-
-        Args:
-            epoch: epochs done.
-            optimizer: what `optimizer_state` gave.
-            random: what `random_state` gave.
+        """Continue after ``epoch`` epochs, from `optimizer_state` and `random_state`.
 
         Raises:
             ValueError: the optimizer's state belongs to another model.
         """
         state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(self._names))}
-        indices = {name: index for index, name in enumerate(self._names)}
         for key, value in optimizer.items():
             name, _, quantity = key.rpartition(".")
-            if name not in indices:
+            if name not in self._names:
                 raise ValueError(f"the model has no parameter '{name}'")
-            state[indices[name]][quantity] = value
+            state[self._names.index(name)][quantity] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.epoch = epoch
@@ -145,17 +134,12 @@ class Training:
 
 
 def split_epoch(order: Tensor, batch_size: int, n_processes: int = 1) -> list[Tensor]:
-    """Split the images of an epoch into batches.
+    """Split the images of an epoch into batches, of which the last may be smaller.
 
-    The last batch may be smaller, but no process gets a single image of it, whose own statistics
-    BatchNorm would take for those of the data: its images then join the batch before it.
+    It joins the batch before it where a process would get a single image, whose own statistics
+    BatchNorm would take for those of the data.
     """
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) < min(batch_size, 2 * n_processes):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def _seed(*numbers: int) -> int:
-    """A seed that no other numbers give."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,7 +1,7 @@
-"""The processes of a run: one, or those that torchrun starts to share its work.
+"""The processes of a run: one, or in `joined` those that torchrun starts to share its work.
 
-Each takes some batches of the images, and all get the results of all. The main process alone writes
-files and prints. Outside of `joined`, there is one process.
+Each takes some batches of the images, and all get all results. Only the main process writes files
+and prints.
 """
 
 import os
@@ -21,9 +21,7 @@ from crad.errors import DeviceError, LaunchError, PeerError
 
 T = TypeVar("T")
 
-# A process may wait long for another one, which reads all images or measures. One that fails is no
-# reason to wait: torchrun then ends all.
-_TIMEOUT = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)  # one may measure while the others wait; if it fails, all are ended
 
 # What torchrun sets for the processes to find each other: numbers, but for the last.
 _ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
@@ -31,9 +29,9 @@ _ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes of this run for the block; there, all but the main one print nothing.
+    """Join the processes of this run for the block, in which only the main one prints.
 
-    Models that exchange anything in training are to be made in the block.
+    A model that exchanges anything in training is to be made in the block.
 
     Args:
         device: where each computes; of several GPUs on a machine each process gets its own.
@@ -66,11 +64,9 @@ def joined(device: torch.device) -> Iterator[None]:
     state.destroy_process_group()
 
 
-# These do not ask accelerate's `PartialState`: outside of `joined` it would start a process group.
-
-
 def rank() -> int:
     """Number of this process, from 0."""
+    # accelerate's `PartialState` would start a process group outside of `joined`.
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -95,10 +91,10 @@ def local_count() -> int:
 
 
 def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:
-    """Give the part of a process: every `count`-th batch, starting with batch number `rank`.
+    """Give the part of a process: every ``count``-th batch, starting with batch number ``rank``.
 
-    So each batch is what it is in one process, and so is what is computed of it; accelerate's
-    `split_between_processes` would cut batches apart.
+    Batches, and what is computed of them, are those of one process; accelerate's
+    `split_between_processes` would cut them apart.
     """
     starts = range(rank * batch_size, len(items), count * batch_size)
     return [item for start in starts for item in items[start : start + batch_size]]
@@ -113,10 +109,10 @@ def gather(value: T) -> list[T]:
 
 
 def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]:
-    """Put together, in order of their number, the rows that each process has.
+    """Put together the rows that each process has.
 
     Args:
-        rows: R different numbers, of no other process.
+        rows: their numbers, in no other process.
         values: ``(R, ...)``.
 
     Returns:
