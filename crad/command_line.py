@@ -1,6 +1,7 @@
 """What the commands share: their options, and how an error reaches the person at the terminal."""
 
 import errno
+import io
 import os
 import re
 import sys
@@ -106,6 +107,8 @@ def run_command(command: Callable[[], object], *, again: str = "run it again") -
         again: what to do once a full disk has space again.
     """
     beside = os.environ.get("RANK", "0") != "0"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot show is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with freed_memory_kept():
             command()

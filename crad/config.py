@@ -281,7 +281,12 @@ def _option(setting: "dataclasses.Field[Any]") -> str:
     return "--" + (named[0] if named else setting.name.replace("_", "-"))
 
 
-_FREE = ("--weights", "--skip-bad", "--feature-memory")  # may differ when a run is resumed
+_FREE = (
+    "--data",
+    "--weights",
+    "--skip-bad",
+    "--feature-memory",
+)  # may differ when a run is resumed
 
 
 def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | None:
@@ -289,16 +294,14 @@ def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | No
 
     Args:
         config: the settings asked for.
-        stored: those of the run; where its data are need not be known.
+        stored: those of the run.
     """
     held = settings(stored)
     return next(
         (
             (name, value, held[name])
             for name, value in settings(config).items()
-            if name not in _FREE
-            and value != held[name]
-            and not (name == "--data" and not held[name])
+            if name not in _FREE and value != held[name]
         ),
         None,
     )

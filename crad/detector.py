@@ -1,7 +1,7 @@
 """A trained detector: images in, scores and anomaly maps out."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, sp
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
-from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds
+from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds, class_of
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 
@@ -29,6 +29,7 @@ class Detector:
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
+        classes: all classes; by default, those with a threshold.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Detector:
         colour_scale: tuple[float, float],
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
+        classes: Collection[str] = (),
     ) -> None:
         self.backbone = backbone
         self.model = model.fold_batch_norm()
@@ -49,6 +51,7 @@ class Detector:
         self.colour_scale = colour_scale
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
+        self.classes = tuple(classes or self.thresholds)
 
     def predict(
         self,
@@ -64,7 +67,7 @@ class Detector:
                 tensor.
             batch_size: images computed at once.
             class_name: the class that all images are of. Without it, the class of a file is told by
-                its folders, as `Thresholds.class_of` says, and where that fails the highest
+                its folders (`crad.scoring.calibration.class_of`); where that fails, the highest
                 threshold of all classes decides.
 
         Returns:
@@ -96,10 +99,10 @@ class Detector:
             ImageError: as for `predict`.
             UsageError: as for `predict`.
         """
-        if class_name is not None and class_name not in self.thresholds:
+        if class_name is not None and class_name not in self.classes:
             raise UsageError(
-                f"class: '{class_name}' has no threshold; classes with one: "
-                f"{', '.join(self.thresholds) or 'none'}"
+                f"class: the model has no class '{class_name}'; it has "
+                f"{', '.join(self.classes) or 'none with a threshold'}"
             )
         if batch_size < 1:
             raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
@@ -120,7 +123,7 @@ class Detector:
             ):
                 name = class_name
                 if name is None and sample.path:
-                    name = self.thresholds.class_of(sample.path)
+                    name = class_of(sample.path, self.classes)
                 yield Prediction(
                     path=sample.path,
                     class_name=name,
@@ -139,7 +142,7 @@ class Detector:
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Give the images, batch by batch, with the maps of the model, before any protocol.
 
-        Arguments and errors are those of `iterate`.
+        Arguments and errors are those of `iterate`, without ``class_name``.
 
         Returns:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
@@ -225,6 +228,7 @@ def from_checkpoint(
         colour_scale=checkpoint.colour_scale,
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
+        classes=checkpoint.n_train,
     )
 
 

@@ -16,13 +16,12 @@ from tqdm import tqdm
 from crad.command_line import InferenceOptions, SkipBad, make_command
 from crad.data.bad_images import BadImages
 from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
-from crad.detector import load
+from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
 from crad.files import check_folder, write_atomically, write_json
 from crad.report.heat_maps import heat_map
 from crad.report.tables import printable
-from crad.scoring.calibration import Thresholds
 from crad.scoring.prediction import Prediction
 
 _DECISIONS = {True: "defect", False: "good", None: None}
@@ -98,21 +97,22 @@ def predict(options: PredictOptions) -> list[Prediction]:
             print(f"stopped after {len(done)} of {len(found)} images")
         raise
     _write_scores(done, options)
-    notes = _how_decided(done, detector.thresholds, options.class_)
+    notes = _how_decided(done, detector, options.class_)
     for note in filter(None, (bad.note(), *notes)):
         print(note)
     return done
 
 
 def _how_decided(
-    done: Sequence[Prediction], thresholds: Thresholds, class_name: str | None
+    done: Sequence[Prediction], detector: Detector, class_name: str | None
 ) -> Iterator[str]:
     """Say what a reader of the decisions must know."""
-    if not thresholds:
+    if not detector.thresholds:
         yield (
-            "no decisions: the checkpoint has no thresholds; train with --calibration-share above 0"
+            "no decisions: the checkpoint has no thresholds; train with --calibration-share above "
+            "0 and two or more normal images of a class"
         )
-    if class_name is not None or len(thresholds) < 2:
+    if class_name is not None or len(detector.classes) < 2:
         return
     counts = Counter(each.class_name for each in done)
     unknown = counts.pop(None, 0)

@@ -24,7 +24,6 @@ from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
 from crad.errors import CheckpointError, TrainingError, UsageError
-from crad.model.crad import CRAD
 from crad.report.environment import commit
 from crad.report.heat_maps import colour_scale
 from crad.report.report import report
@@ -39,7 +38,7 @@ from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
-from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint, write_source
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
@@ -257,16 +256,20 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
-        def track(model: CRAD) -> EpochMetrics:
-            maps = map_features(model, inputs.test, device)
+        if processes.is_main():
+            if stored:
+                write_source(run.path, config.data.source)
+            else:
+                run.clear()
+        training = _begin(options, inputs, stored, device)
+
+        def track() -> EpochMetrics:
+            maps = map_features(training.model, inputs.test, device)
             metrics = processes.on_main(lambda: evaluation.measure(maps, protocols[0]))
             return {"epoch": training.epoch, **metrics}
 
-        if processes.is_main() and not stored:
-            run.clear()
-        training = _begin(options, inputs, stored, device)
         checkpoint = stored
-        with threads_for(_step_size(options.config, inputs)), _progress(training, inputs) as bar:
+        with threads_for(_step_size(config, inputs)), _progress(training, inputs) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
                 loss = training.run_epoch(inputs.train, bar)
@@ -274,7 +277,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
                     options, inputs, training, checkpoint, device, started
                 )
                 if config.decisions.track_best:
-                    best = better(checkpoint.best_on_test, track(training.model))
+                    best = better(checkpoint.best_on_test, track())
                     checkpoint = replace(checkpoint, best_on_test=best)
                 if processes.is_main():
                     checkpoint.save(run.path)
@@ -345,8 +348,8 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
         )
     if "optimizer" in parts and not stored.optimizer:
         raise CheckpointError(
-            f"checkpoint: '{run.checkpoint}' was stripped, so training cannot be resumed; start "
-            "again with --overwrite or in another --output"
+            f"checkpoint: '{run.checkpoint}' was stripped or converted, so training cannot be "
+            "resumed; start again with --overwrite or in another --output"
         )
     return stored
 

@@ -23,7 +23,7 @@ def report(
     *,
     show: bool = True,
 ) -> None:
-    """Print the tables and what cannot be measured; replace results and sheets in a folder.
+    """Replace results and sheets in a folder; print the tables and what cannot be measured.
 
     Args:
         results: what to write and print.
@@ -37,17 +37,17 @@ def report(
         ImageError: an image for a sheet cannot be read any more.
         StorageError: a file cannot be written.
     """
-    if run:
+    if run:  # before anything is printed, as the reader of the output may have seen enough
         write_results(run.results, results)
+        note = f"{results['data']}: {results['note']}" if "note" in results else None
+        shutil.rmtree(run.sheets, ignore_errors=True)
+        for name, predictions in evaluation.predictions(anomaly_maps, protocol):
+            write_sheet(run.sheets / f"{name}.png", name, predictions, note=note)
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):
         print(missing)
     if run:
-        note = f"{results['data']}: {results['note']}" if "note" in results else None
-        shutil.rmtree(run.sheets, ignore_errors=True)
-        for name, predictions in evaluation.predictions(anomaly_maps, protocol):
-            write_sheet(run.sheets / f"{name}.png", name, predictions, note=note)
         print(f"written to {run.path}")
 
 

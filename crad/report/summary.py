@@ -73,9 +73,9 @@ def _decisions(decisions: Decisions) -> list[str]:
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"held back are only {fewest} normal images of a class: its threshold is their largest "
-            f"score, which on average 1 of {fewest + 1} new normal images exceeds; add normal "
-            "images or raise --calibration-share"
+            f"only {fewest} normal image{'s' * (fewest > 1)} of a class held back: its threshold "
+            f"is their largest score, which on average 1 of {fewest + 1} new normal images "
+            "exceeds; add normal images or raise --calibration-share"
         )
     return lines
 

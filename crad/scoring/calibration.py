@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -47,15 +47,6 @@ class Threshold:
 class Thresholds(dict[str, Threshold]):
     """The thresholds of a model, by class."""
 
-    def class_of(self, path: Path) -> str | None:
-        """Tell the class of an image by the innermost folder it lies in that has a class's name.
-
-        Where there is one class, every image is of that. None if it cannot be told.
-        """
-        if len(self) == 1:
-            return next(iter(self))
-        return next((name for name in reversed(path.absolute().parts[:-1]) if name in self), None)
-
     def score_of(self, class_name: str | None) -> float | None:
         """The score above which an image of a class is defective; None without thresholds.
 
@@ -65,6 +56,16 @@ class Thresholds(dict[str, Threshold]):
         if class_name is not None and class_name in self:
             return self[class_name].score
         return max((threshold.score for threshold in self.values()), default=None)
+
+
+def class_of(path: Path, classes: Collection[str]) -> str | None:
+    """Tell the class of an image by the innermost folder it lies in that has the name of a class.
+
+    Where there is one class, every image is of that. None if it cannot be told.
+    """
+    if len(classes) == 1:
+        return next(iter(classes))
+    return next((name for name in reversed(path.absolute().parts[:-1]) if name in classes), None)
 
 
 def decision_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:

@@ -94,10 +94,8 @@ class Checkpoint:
             StorageError: it cannot be written (disk full, no permission); the former one is
                 untouched.
         """
-        file = folder / CHECKPOINT_NAME
-        if _source_of(file) != self.config.data.source:
-            write_json(folder / PATHS_NAME, {"data": self.config.data.source})
-        self.write(file)
+        self.write(folder / CHECKPOINT_NAME)
+        write_source(folder, self.config.data.source)
 
     def write(self, file: Path) -> None:
         """Write the checkpoint alone, in a single step; errors as for `save`."""
@@ -122,6 +120,12 @@ class Checkpoint:
         metadata = {"format": _FORMAT, "version": str(VERSION), "run": json.dumps(run)}
         data = safetensors.torch.save(tensors, metadata)
         write_atomically(file, lambda opened: opened.write(data))
+
+
+def write_source(folder: Path, source: str) -> None:
+    """Write where the data of a run are, if that is not what the folder says already."""
+    if _source_of(folder / CHECKPOINT_NAME) != source:
+        write_json(folder / PATHS_NAME, {"data": source})
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
@@ -229,8 +233,9 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
 def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Path) -> Config:
     """Undo `_to_stored`, of this version or one before.
 
-    A setting that is missing takes the default of the version that wrote the checkpoint. A setting
-    of the model that is not known is refused; others are of no use here.
+    A setting that is missing takes its value in `_SETTINGS_SINCE`, so that the checkpoint means
+    what it meant to the version that wrote it, or else the default. A setting of the model that is
+    not known is refused; others are ignored.
     """
     groups: dict[str, Any] = {}
     for name, group in _groups().items():

@@ -44,10 +44,11 @@ class RunFolder:
             OutputError: it cannot be written into, or holds what should not be lost.
         """
         check_folder(self.path)
-        has_checkpoint, has_results = self.checkpoint.exists(), self.results.exists()
-        if overwrite or not (has_checkpoint or has_results):
+        files = (self.checkpoint, self.results, self.path / PATHS_NAME)
+        found = [file for file in files if file.exists()]
+        if overwrite or not found:
             return
-        name = self.checkpoint.name if has_checkpoint else self.results.name
+        has_checkpoint, name = self.checkpoint in found, found[0].name
         if not resume:
             problem = f"already holds a run ({name}); --resume continues one, --overwrite replaces"
         elif has_checkpoint and separate:

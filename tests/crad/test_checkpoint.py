@@ -29,6 +29,7 @@ from crad.training.checkpoint import (
     PATHS_NAME,
     VERSION,
     Checkpoint,
+    _from_version_1,
     read_checkpoint,
 )
 
@@ -178,18 +179,12 @@ def test_checkpoints_of_every_version_load(version: int, tmp_path: Path) -> None
 
 def test_the_settings_of_every_version_are_accounted_for() -> None:
     """A new setting of the model needs the value that stands for what former versions did."""
-    stored_since = {1: stored(CHECKPOINTS / "version-1.safetensors")["config"].keys()}
-    for version in range(2, VERSION + 1):
-        file = CHECKPOINTS / f"version-{version}.safetensors"
-        stored_since[version] = stored(file)["settings"]["model"].keys()
     names = {each.name for each in dataclasses.fields(ModelConfig)} - {"weights"}
-    for version, found in stored_since.items():
+    for version in range(1, VERSION + 1):
+        run = stored(CHECKPOINTS / f"version-{version}.safetensors")
+        found = _from_version_1(run) if version == 1 else run["settings"]
         since = [group for each, group in _SETTINGS_SINCE.items() if each >= version]
-        known = {*found, *(name for group in since for name in group.get("model", {}))}
-        if version == 1:
-            known = {name.rpartition(".")[2] for name in known} | {
-                name.replace("global_.", "global.").replace(".", "_") for name in known
-            }
+        known = {*found["model"], *(name for group in since for name in group.get("model", {}))}
         assert names <= known, f"version {version}"
 
 

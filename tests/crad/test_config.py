@@ -191,7 +191,6 @@ def test_resuming_takes_the_settings_of_the_run(trained, demo_root: Path) -> Non
     "changed",
     [
         ["--seed", "1"],
-        ["--data", "demo"],
         ["--local.resolution", "8", "9"],
         ["--track-best"],
         ["--precision", "bf16"],
@@ -236,6 +235,20 @@ def test_resuming_a_run_that_does_not_say_where_its_data_are(
     assert "--data" in capsys.readouterr().err
     options = parse_options(["--resume", "--output", str(tmp_path), "--data", str(trained.data)])
     assert crad.train.stored_run(options, ()).epoch == 3
+
+
+def test_data_that_moved_are_named_when_resuming(
+    trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    moved = shutil.copytree(trained.data, tmp_path / "moved")
+    crad.train.main(["--resume", "--output", str(output), "--data", str(moved)])
+    assert read_checkpoint(output).config.data.source == str(moved)
+    (moved / "brick" / "train" / "good" / "000.png").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        crad.train.main(["--resume", "--output", str(output)])
+    assert exit_.value.code == 1
+    assert str(moved) in capsys.readouterr().err
 
 
 def test_resuming_what_does_not_exist_begins_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from crad.data import Dataset, Sample, find_dataset
 from crad.scoring.calibration import (
     Threshold,
     Thresholds,
+    class_of,
     hold_back,
     measure_decisions,
     take_thresholds,
@@ -100,9 +101,9 @@ THRESHOLDS = Thresholds({"nut": Threshold(1.0, 20), "bolt": Threshold(2.0, 10)})
     ],
 )
 def test_the_class_of_a_file_is_told_by_its_folders(path: str, expected: str | None) -> None:
-    assert THRESHOLDS.class_of(Path(path)) == expected
-    assert Thresholds({"nut": Threshold(1.0, 20)}).class_of(Path(path)) == "nut"
-    assert Thresholds().class_of(Path(path)) is None
+    assert class_of(Path(path), THRESHOLDS) == expected
+    assert class_of(Path(path), ["nut"]) == "nut"
+    assert class_of(Path(path), ()) is None
 
 
 def test_a_class_that_is_not_known_has_the_highest_threshold() -> None:
@@ -202,6 +203,22 @@ def test_the_class_of_images_from_memory_can_be_named(trained) -> None:
         detector.predict(image, class_name="nut")
 
 
+def test_a_class_without_a_threshold_keeps_its_name(
+    trained, train_command: Command, tmp_path: Path
+) -> None:
+    """As with one image only, which is trained on."""
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    for extra in sorted((data / "gauge" / "train" / "good").iterdir())[1:]:
+        extra.unlink()
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    detector = crad.load(tmp_path / "run")
+    assert [*detector.thresholds] == ["brick"]
+    image = next((data / "gauge" / "test" / "good").iterdir())
+    for prediction in (*detector.predict(image), *detector.predict(image, class_name="gauge")):
+        assert prediction.class_name == "gauge"
+        assert prediction.threshold == detector.thresholds["brick"].score
+
+
 def test_the_prediction_command_decides(
     trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,4 +276,4 @@ def test_nothing_held_back_decides_nothing_and_says_so(
     assert "--calibration-share" in table[2]
     (entry,) = json.loads((tmp_path / "s.json").read_text())
     assert (entry["decision"], entry["threshold"]) == (None, None)
-    assert (tmp_path / "s.csv").read_text().splitlines()[1].endswith(",,")
+    assert (tmp_path / "s.csv").read_text().splitlines()[1].endswith(",,gauge")
