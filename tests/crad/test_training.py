@@ -26,4 +26,4 @@ def test_a_lost_loss_names_the_checkpoint_only_if_there_is_one(finite_epochs: in
         with pytest.raises(TrainingError, match="lower --learning-rate") as caught:
             training.run_epoch(Features(values * float("nan"), paths), bar)
     assert f"loss of epoch {finite_epochs + 1} is nan" in str(caught.value)
-    assert ("the checkpoint is that of the epoch before" in str(caught.value)) == finite_epochs
+    assert ("the checkpoint of the epoch before" in str(caught.value)) == finite_epochs
