@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -19,11 +19,6 @@ from crad.errors import CradError, PeerError, UsageError
 T = TypeVar("T")
 
 _ERROR_DELAY = 2.0  # seconds
-
-SkipBad: TypeAlias = Annotated[
-    bool,
-    tyro.conf.arg(help="Leave out images that cannot be read, and name them, instead of stopping."),
-]
 
 
 @dataclass(frozen=True)

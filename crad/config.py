@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import arg
 
@@ -34,6 +34,12 @@ _BACKBONE_HELP = (
 )
 
 
+SkipBad: TypeAlias = Annotated[
+    bool, arg(help="Leave out images that cannot be read, and name them, instead of stopping.")
+]
+"""The option of all commands that read images."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to learn from."""
@@ -41,8 +47,7 @@ class DataConfig:
     source: Annotated[str, arg(name="data", help=_DATA_HELP)] = "demo"
     classes: tuple[str, ...] = ()
     """Train on these classes only. Default: all."""
-    skip_bad: bool = False
-    """Leave out images that cannot be read, and name them, instead of stopping."""
+    skip_bad: SkipBad = False
     feature_memory: float | None = None
     """Gigabytes of memory for the features of all images; the rest goes to a temporary file.
     Default: half of what is available."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from crad.command_line import InferenceOptions, SkipBad, make_command
+from crad.command_line import InferenceOptions, make_command
+from crad.config import SkipBad
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.samples import Sample

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from crad.command_line import InferenceOptions, SkipBad, make_command
+from crad.command_line import InferenceOptions, make_command
+from crad.config import SkipBad
 from crad.data.bad_images import BadImages
 from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.detector import Detector, load
