@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
 from crad.config import SkipBad
-from crad.data import find_dataset
+from crad.data import find_dataset, full_source
 from crad.data.bad_images import BadImages
 from crad.data.samples import Sample
 from crad.detector import Detector, from_checkpoint
@@ -80,7 +80,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
     detector = from_checkpoint(checkpoint, device, options.compute.precision)
     if options.compute.compile:
         compile_network(detector.model.fusion, device)
-    source = options.data or trained.data.source
+    source = full_source(options.data) if options.data else trained.data.source
     if not source:
         raise DataError(
             f"data: '{options.checkpoint}' does not record where its training data are; give a "

@@ -35,9 +35,15 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "not a regular file"
         raise StorageError(f"cannot write '{path}': it is {kind}; give the name of a file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write '{path}': there is no folder '{target.parent}', and it cannot be made "
+            f"({error.strerror}); choose another one"
+        ) from error
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
         yield temporary
         if durable:
             with temporary.open("rb") as file:

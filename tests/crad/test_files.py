@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from crad.errors import StorageError
 from crad.files import new_folder, remove_leftovers, replacing, write_atomically, write_json
 
 
@@ -198,3 +199,9 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_a_day_later(tmp_path)
     with new_folder(tmp_path / "a[b]"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"a[b]", young.name, other.name}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/sub.*another"):
+        write_atomically(tmp_path / "file" / "sub" / "x", lambda file: file.write(b""))
