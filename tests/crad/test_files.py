@@ -120,9 +120,8 @@ def test_a_folder_or_device_is_not_replaced(tmp_path):
 def test_a_parent_that_is_a_file_gives_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "x.json", tmp_path / "file" / "folder" / "x.json"):
-        with pytest.raises(OSError, match="file") as caught:
+        with pytest.raises(StorageError, match=f"'{path.parent}'.*another"):
             write_json(path, 1)
-        assert caught.value.filename == str(path.parent)  # not the temporary file
 
 
 def test_json_has_no_nan(tmp_path):
@@ -199,9 +198,3 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_a_day_later(tmp_path)
     with new_folder(tmp_path / "a[b]"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"a[b]", young.name, other.name}
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"file/sub.*another"):
-        write_atomically(tmp_path / "file" / "sub" / "x", lambda file: file.write(b""))
