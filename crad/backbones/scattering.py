@@ -255,16 +255,16 @@ class ScatteringBackbone(Backbone):
             products += vectors.T @ vectors
         if origin is None or count <= self.channels:
             raise ValueError(
-                f"ScatteringBackbone.fit: expected more than {self.channels} feature vectors, but "
-                f"got {count}; add training images or ask for fewer channels"
+                f"there are {count} feature vectors for {self.channels} components; add training "
+                "images, or lower --components"
             )
         covariance = (products - torch.outer(total, total) / count) / (count - 1)
         variances, components = torch.linalg.eigh(covariance.cpu())
         variances = variances.flip(0)[: self.channels]
         if variances[0] < _NO_VARIANCE:
             raise ValueError(
-                "ScatteringBackbone.fit: the training images do not differ: all are flat and of "
-                "one colour, so that there is nothing to learn; give photographs"
+                "all training images are flat and of one colour, so there is nothing to learn; "
+                "give other images"
             )
         components = components.T.flip(0)[: self.channels]
         # The sign of an eigenvector is arbitrary: make its largest entry positive.
@@ -301,8 +301,8 @@ def create(
     """Make the backbone, not yet fitted, for `crad.backbones.create_backbone`."""
     if weights is not None:
         raise BackboneError(
-            f"weights: the backbone '{name}' has none to load; drop --weights {weights}, or name "
-            "the timm model that they belong to with --backbone"
+            f"weights: the backbone '{name}' has none to load; leave --weights {weights} out, or "
+            "name the timm model that they belong to with --backbone"
         )
     try:
         return ScatteringBackbone(components)

@@ -36,9 +36,8 @@ def download_weights(name: str, repository: str, file: str | None = None) -> Pat
         reason = summary(error)
     source = f" (https://huggingface.co/{repository})" if repository else ""
     raise BackboneError(
-        f"weights: those of '{name}' are not on this machine and cannot be downloaded: {reason}. "
-        f"Two ways out: --weights FILE with a copy of them{source}, or --backbone scattering, "
-        "which needs none"
+        f"weights: those of '{name}' are not on this machine and cannot be downloaded ({reason}); "
+        f"give a copy{source} with --weights FILE, or take --backbone scattering, which needs none"
     )
 
 

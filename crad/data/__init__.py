@@ -32,12 +32,16 @@ def find_dataset(
     if not root.is_dir():
         problem = "it is a file" if root.exists() else "there is no such folder"
         layouts = "; or ".join(each.DESCRIPTION for each in reversed([*LAYOUTS.values()]))
-        raise DataError(f"data: cannot use '{root}': {problem}; give a folder of {layouts}")
+        raise DataError(
+            f"data: cannot use '{root}': {problem}; give a folder in the layout {layouts}"
+        )
     *_, last = LAYOUTS.values()
     layout = next((each for each in LAYOUTS.values() if each.matches(root)), last)
     found = layout.find_classes(root)
     if unknown := [name for name in classes if name not in found]:
-        raise DataError(f"classes: no '{unknown[0]}' in '{root}'; it has {', '.join(found)}")
+        raise DataError(
+            f"classes: no class '{unknown[0]}' in '{root}'; choose from {', '.join(found)}"
+        )
     names = sorted(set(classes) or found, key=natural_key)
     splits = [found[name](need_train) for name in names]
     train = tuple(sample for split in splits for sample in split[0])

@@ -179,8 +179,8 @@ def _extract(path: Path, folder: Path) -> None:
     """Extract an archive whose members may neither lie nor point outside the folder."""
     if not hasattr(tarfile, "data_filter"):
         raise DataError(
-            "archive: extracting safely takes Python 3.11.4 or later; extract "
-            f"'{path}' with: tar -xf '{path}' -C FOLDER"
+            "archive: safe extraction needs Python 3.11.4 or later; upgrade, or extract it "
+            f"yourself: tar -xf '{path}' -C FOLDER"
         )
     try:
         with (
@@ -190,7 +190,9 @@ def _extract(path: Path, folder: Path) -> None:
         ):
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, LZMAError, EOFError) as error:
-        raise DataError(f"archive: cannot extract '{path}': {error}") from error
+        raise DataError(
+            f"archive: cannot extract '{path}': {error}; remove it and run the command again"
+        ) from error
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -201,8 +203,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise DataError(
-            f"space: {needed / 1e9:.1f} GB are needed in '{folder}', but {free / 1e9:.1f} GB are "
-            "free; free some, or give another folder"
+            f"space: {needed / 1e9:.1f} GB are needed in '{folder}', but it has {free / 1e9:.1f} "
+            "GB free; free some space, or give another folder"
         )
 
 

@@ -188,8 +188,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         if image.mode == "I":
             if levels.min() < 0 or levels.max() > 65535:
                 raise ImageError(
-                    f"32-bit integers from {levels.min()} to {levels.max()}, where 0 to 65535 is "
-                    "the range; save it with 8 or 16 bits a pixel"
+                    f"pixels are 32-bit integers from {levels.min()} to {levels.max()}, expected 0 "
+                    "to 65535; save it with 8 or 16 bits a pixel"
                 )
             levels = levels.astype(np.uint16)
         image = Image.fromarray(_to_8_bit(levels))
@@ -209,12 +209,10 @@ def _to_8_bit(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if levels.dtype.kind == "f":
         low, high = float(levels.min()), float(levels.max())
         if not np.isfinite([low, high]).all():  # both are NaN if any pixel is
-            raise ImageError(
-                "floats with NaN or infinity among them, where 0 to 1 is the range; replace these"
-            )
+            raise ImageError("some float pixels are NaN or infinite, expected 0 to 1; replace them")
         if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
             raise ImageError(
-                f"floats from {low:g} to {high:g}, where 0 to 1 is the range; divide by the "
+                f"float pixels range from {low:g} to {high:g}, expected 0 to 1; divide by the "
                 "largest value a pixel can have"
             )
         scaled: npt.NDArray[np.uint8] = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)

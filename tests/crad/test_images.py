@@ -92,7 +92,7 @@ def test_floats_have_the_range_of_0_to_1(tmp_path):
     np.testing.assert_array_equal(pixels(open_image(path)), grey(RAMP))
     for outside in (200.0, -0.5):
         path = save(tmp_path / "y.tif", np.full((2, 2), outside, np.float32))
-        with pytest.raises(ImageError, match=r"y\.tif.*floats from .*divide"):
+        with pytest.raises(ImageError, match=r"y\.tif.*float pixels.*divide"):
             open_image(path)
     for lost in (np.nan, np.inf, -np.inf):
         path = save(tmp_path / "z.tif", np.array([[0.5, lost]], np.float32))
@@ -379,8 +379,8 @@ def test_a_little_overshoot_of_a_filter_is_clipped():
         (np.zeros((0, 8), np.uint8), "at least one pixel"),
         (np.zeros((8, 8), np.int64), "int64"),
         (np.full((8, 8), 255.0), "divide"),
-        (np.full((8, 8), np.nan), "NaN or infinity among them"),
-        (torch.tensor([[[0.5, np.inf]]]), "NaN or infinity among them"),
+        (np.full((8, 8), np.nan), "NaN"),
+        (torch.tensor([[[0.5, np.inf]]]), "NaN"),
         (torch.zeros(8, 8, 3), r"\(8, 8, 3\)"),
         (torch.zeros(2, 3, 8, 8), r"\(2, 3, 8, 8\)"),
         (torch.zeros(3, 8, 8, dtype=torch.complex64), "complex"),

@@ -202,7 +202,7 @@ def test_grey_training_images_give_finite_features() -> None:
 @pytest.mark.parametrize("level", [0.0, 0.3])
 @pytest.mark.parametrize("size", [(64, 64), (120, 136)])
 def test_flat_training_images_are_refused(level: float, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="training images do not differ"):
+    with pytest.raises(ValueError, match="flat"):
         ScatteringBackbone().fit([torch.full((2, 3, *size), level)] * 2)
 
 
@@ -221,7 +221,7 @@ def test_unfitted_backbone_says_so() -> None:
 
 @pytest.mark.parametrize("images", [[], [torch.rand(1, 3, 24, 24)]])
 def test_too_few_training_features_are_refused(images: list[Tensor]) -> None:
-    with pytest.raises(ValueError, match="more than 32 feature vectors"):
+    with pytest.raises(ValueError, match=r"for 32 components.*--components"):
         ScatteringBackbone(32).fit(images)
 
 

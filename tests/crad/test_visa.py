@@ -150,8 +150,8 @@ def test_a_wrong_line_is_named(root, former, line, message):
         (b"", "object, split, label, image, mask"),
         (b"object,split,image,mask\n", "label.*object,split"),
         (HEADER.encode() + b"\n", "no lines"),
-        (HEADER.encode() + b"\n\xff\xfe\n", "no table of text"),
-        (HEADER.encode() + b"\n" + b"x" * 200_000 + b"\n", "no table of text"),
+        (HEADER.encode() + b"\n\xff\xfe\n", "CSV"),
+        (HEADER.encode() + b"\n" + b"x" * 200_000 + b"\n", "CSV"),
     ],
 )
 def test_a_table_that_is_none(root, content, message):

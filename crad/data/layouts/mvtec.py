@@ -63,7 +63,7 @@ def _test_samples(folder: Path, class_name: str) -> list[Sample]:
         return []
     if loose := find_images(test):
         raise DataError(
-            f"test: '{loose[0]}' lies in no sub-folder; move normal images to '{test / GOOD}' and "
+            f"test: '{loose[0]}' is not in a sub-folder; move normal images to '{test / GOOD}' and "
             f"others to '{test / '<defect>'}'"
         )
     _check_masks(folder)
@@ -90,7 +90,7 @@ def _check_masks(folder: Path) -> None:
         if not defect.is_dir() and find_images(masks):
             raise DataError(
                 f"test: there are masks in '{masks}', but there is no folder '{defect}' with their "
-                "images; rename one after the other, or remove the masks"
+                "images; rename one to match the other, or remove the masks"
             )
 
 

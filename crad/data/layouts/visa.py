@@ -55,17 +55,17 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
                 except ValueError as error:
                     raise DataError(
                         f"data: '{table}', line {reader.line_num}: {error}; correct the table, or "
-                        "take it from the archive again"
+                        "extract it from the archive again"
                     ) from error
                 lines[cells["image"]] = reader.line_num
                 train, test = splits[cells["object"]]
                 (train if cells["split"] == "train" else test).append(sample)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"data: '{table}' is no table of text ({error}); take it from the archive again"
+            f"data: '{table}' is not a CSV text file ({error}); extract it from the archive again"
         ) from error
     if not splits:
-        raise DataError(f"data: '{table}' has no lines; take it from the archive again")
+        raise DataError(f"data: '{table}' has no lines; extract it from the archive again")
     return {name: partial(_checked, table, name, *split) for name, split in splits.items()}
 
 
@@ -93,7 +93,9 @@ def _sample(root: Path, cells: dict[str, str]) -> Sample:
         raise ValueError(f"expected object to be the name of a class, but got '{name}'")
     defect = _DEFECTS[cells["label"]]
     if defect != GOOD and cells["split"] == "train":
-        raise ValueError("an anomaly to train on; training takes normal images only")
+        raise ValueError(
+            "a training image with the label anomaly; training takes normal images only"
+        )
     if defect == GOOD and cells["mask"]:
         raise ValueError("a normal image with a mask")
     mask = _inside(root, "mask", cells["mask"]) if cells["mask"] else None
@@ -113,8 +115,8 @@ def _checked(
     """The samples of a class, whose files must all exist."""
     if need_train and not train:
         raise DataError(
-            f"train: no line of '{table}' has a train image of class '{name}'; leave the class out "
-            "with --classes and the names of the others"
+            f"train: '{table}' lists no training image of class '{name}'; name only the other "
+            "classes with --classes"
         )
     samples = train + test
     files = [file for sample in samples for file in (sample.path, sample.mask) if file]
