@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import make_command
 from crad.errors import OutputError
-from crad.training.checkpoint import checkpoint_path, strip_checkpoint
+from crad.training.checkpoint import INFERENCE_PARTS, checkpoint_path, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def strip(options: CheckpointOptions) -> None:
         raise OutputError(
             f"output: '{output}' exists already; --overwrite replaces it, or give another name"
         )
-    strip_checkpoint(source, output)
+    read_checkpoint(source, INFERENCE_PARTS).write(output)
     before, after = source.stat().st_size, output.stat().st_size
     print(f"{before / 1e6:.1f} MB -> {after / 1e6:.1f} MB, written to {output}")
 

@@ -20,7 +20,6 @@ from crad.scoring.protocols import ProtocolChoice, choose_protocols
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 
-
 DEFAULT_BACKBONE = "tf_efficientnet_b4.aa_in1k"
 """For data of one's own, as published."""
 
@@ -286,12 +285,8 @@ def _option(setting: "dataclasses.Field[Any]") -> str:
     return "--" + (named[0] if named else setting.name.replace("_", "-"))
 
 
-_FREE = (
-    "--data",
-    "--weights",
-    "--skip-bad",
-    "--feature-memory",
-)  # may differ when a run is resumed
+# May differ when a run is resumed.
+_FREE = ("--data", "--weights", "--skip-bad", "--feature-memory")
 
 
 def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | None:

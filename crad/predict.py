@@ -62,7 +62,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         ImageError: an image cannot be read.
         OutputError: the output folder cannot be used.
         StorageError: a file cannot be written.
-        UsageError: there are no images, or the class has no threshold.
+        UsageError: no images are named, or the model has no such class.
     """
     options.compute.check()
     if not options.images:

@@ -453,7 +453,7 @@ def _step_size(config: Config, inputs: Inputs) -> float:
 
 @contextmanager
 def _progress(training: Training, inputs: Inputs) -> Iterator["tqdm[None]"]:
-    """A bar for all steps of a run, from where it stands."""
+    """Progress bar over all steps of a run, starting at the current one."""
     config = training.config
     order = torch.arange(len(inputs.train))
     steps = len(split_epoch(order, config.batch_size, processes.count()))

@@ -15,16 +15,15 @@ from crad.data.samples import Sample
 class Prediction(Sample):
     """An image with what a detector says of it.
 
-    ``path``, ``size``, ``defect`` and ``mask`` are those of the image; ``class_name`` is the class
-    whose threshold decides, None where that is not known.
+    ``class_name`` is None where the class is not known.
 
     Attributes:
         score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
             scores of normal images from the same checkpoint.
         scored_map: float32 (S, S), the smoothed anomaly map that the score is taken from, at the
             resolution the detector works at.
-        threshold: the score above which an image of its class is defective; of an unknown class,
-            the highest of all. None if training held no normal images back to take one from.
+        threshold: the score above which an image of its class is defective; for an unknown class or
+            one without a threshold, the highest of all classes. None if the model has none.
         truth: bool (S, S), True on a defect, of a test image; None where that is not known.
     """
 

@@ -191,20 +191,6 @@ def read_checkpoint(
         ) from error
 
 
-def strip_checkpoint(source: str | os.PathLike[str], target: Path) -> None:
-    """Write a checkpoint again without what only training needs, for a third of the size.
-
-    Args:
-        source: a checkpoint, or the folder it lies in.
-        target: the new file.
-
-    Raises:
-        CheckpointError: as for `read_checkpoint`.
-        StorageError: the file cannot be written.
-    """
-    read_checkpoint(source, INFERENCE_PARTS).write(target)
-
-
 def _check_format(file: Path, metadata: Mapping[str, str]) -> int:
     """The version of a checkpoint; errors as for `read_checkpoint`."""
     if metadata.get("format") != _FORMAT:

@@ -112,7 +112,7 @@ def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]
     """Put together the rows that each process has.
 
     Args:
-        rows: their numbers, in no other process.
+        rows: the numbers of the rows; no other process has them.
         values: ``(R, ...)``.
 
     Returns:
