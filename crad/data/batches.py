@@ -1,5 +1,6 @@
 """Batches of images for a backbone, decoded ahead in threads."""
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,12 @@ class Batch:
 
 
 def load_batches(
-    sources: Iterable[Source], *, size: int, batch_size: int, skip: OnBad | None = None
+    sources: Iterable[Source],
+    *,
+    size: int,
+    batch_size: int,
+    skip: OnBad | None = None,
+    digests: bool = False,
 ) -> Iterator[Batch]:
     """Decode and resize images, a few batches ahead of their use.
 
@@ -53,6 +59,7 @@ def load_batches(
         batch_size: images in a batch; the last batch, and one before a bad image, may have fewer.
         skip: called with the error of an image that cannot be read; None raises the error, after
             the images before it.
+        digests: whether to set `Sample.digest`, by which files are compared.
 
     Raises:
         ImageError: an image cannot be read; the message has its file name, or its index
@@ -65,7 +72,7 @@ def load_batches(
         ready.clear()
         return Batch(torch.stack(images), list(samples))
 
-    for future in _decode_ahead(sources, size, ahead=2 * batch_size):
+    for future in _decode_ahead(sources, size, digests, ahead=2 * batch_size):
         error = future.exception()
         if isinstance(error, ImageError):
             if ready:
@@ -102,13 +109,13 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 
 
 def _decode_ahead(
-    sources: Iterable[Source], size: int, ahead: int
+    sources: Iterable[Source], size: int, digests: bool, ahead: int
 ) -> Iterator[Future[tuple[Tensor, Sample]]]:
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
     try:
         for position, source in enumerate(sources):
-            waiting.append(pool.submit(_decode, source, position, size))
+            waiting.append(pool.submit(_decode, source, position, size, digests))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
@@ -117,15 +124,25 @@ def _decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, position: int, size: int) -> tuple[Tensor, Sample]:
+def _decode(
+    source: Source, position: int, size: int, digests: bool
+) -> tuple[Tensor, Sample]:
     """The resized image and its record."""
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
     if isinstance(source, Sample) and source.path is not None:
         sample, image = source, open_image(source.path)
+        if digests:
+            sample = replace(sample, digest=_digest(source.path))
     else:
         try:
             sample, image = Sample(), to_rgb(source)  # type: ignore[arg-type]
         except ImageError as error:
             raise ImageError(f"images[{position}]: {error}") from error
     return to_tensor(image, size), replace(sample, size=(image.height, image.width))
+
+
+def _digest(path: Path) -> bytes:
+    """A hash of the bytes of a file; two different files have the same one by no accident."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

@@ -23,6 +23,7 @@ class Sample:
         defect: the kind of defect, ``"good"`` for a normal image.
         mask: the ground-truth mask file.
         size: height and width in pixels, once the image has been decoded.
+        digest: of the bytes of the file, where it was asked for.
     """
 
     path: Path | None = None
@@ -30,6 +31,7 @@ class Sample:
     defect: str | None = None
     mask: Path | None = None
     size: tuple[int, int] | None = None
+    digest: bytes | None = None
 
     @property
     def is_anomaly(self) -> bool:

@@ -23,7 +23,7 @@ class Features:
 
     Attributes:
         values: ``(N, H, W, C)`` float32, on the CPU.
-        samples: the N images they were computed from.
+        samples: the N images they were computed from, with `Sample.digest`.
     """
 
     values: Tensor
@@ -140,6 +140,8 @@ def _load(
     """Load images behind a progress bar, which is gone once the generator is closed."""
     hidden = not processes.is_main()
     with tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden) as bar:
-        for batch in load_batches(samples, size=image_size, batch_size=BATCH_SIZE, skip=skip):
+        for batch in load_batches(
+            samples, size=image_size, batch_size=BATCH_SIZE, skip=skip, digests=True
+        ):
             yield batch
             bar.update(len(batch.samples))
