@@ -124,9 +124,7 @@ def _decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(
-    source: Source, position: int, size: int, digests: bool
-) -> tuple[Tensor, Sample]:
+def _decode(source: Source, position: int, size: int, digests: bool) -> tuple[Tensor, Sample]:
     """The resized image and its record."""
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
