@@ -8,7 +8,13 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import make_command
 from crad.errors import OutputError
-from crad.training.checkpoint import INFERENCE_PARTS, checkpoint_path, read_checkpoint
+from crad.files import Output, check_outputs
+from crad.training.checkpoint import (
+    INFERENCE_PARTS,
+    checkpoint_path,
+    is_checkpoint,
+    read_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,7 @@ def strip(options: CheckpointOptions) -> None:
         StorageError: the file cannot be written.
     """
     source, output = checkpoint_path(options.source), options.output
-    if output.exists() and source.exists() and source.samefile(output):
-        raise OutputError(f"output: '{output}' is the checkpoint to strip; give another name")
+    check_outputs([Output("output", output, is_checkpoint)], [source])
     if output.exists() and not options.overwrite:
         raise OutputError(
             f"output: '{output}' exists already; --overwrite replaces it, or give another name"

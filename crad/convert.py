@@ -12,7 +12,7 @@ import tyro
 from crad.backbones import Backbone, create_backbone
 from crad.command_line import make_command
 from crad.config import DEFAULT_BACKBONE, PRESETS, Config, DataConfig
-from crad.data import find_dataset
+from crad.data import check_apart, find_dataset
 from crad.errors import BackboneError
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
@@ -60,7 +60,14 @@ def convert(options: ConvertOptions) -> Checkpoint:
         UsageError: an option is out of range.
     """
     run = RunFolder(options.output)
+    with run.locked():
+        return _convert(options, run)
+
+
+def _convert(options: ConvertOptions, run: RunFolder) -> Checkpoint:
     run.check(overwrite=options.overwrite)
+    if options.data:
+        check_apart(run.path, str(options.data))
     try:
         model = from_released(read_tensors(options.source), options.ignore).eval()
     except ValueError as error:
@@ -79,8 +86,7 @@ def convert(options: ConvertOptions) -> Checkpoint:
         model=model.state_dict(),
         backbone=backbone.state_dict(),
     )
-    run.clear()
-    checkpoint.save(run.path)
+    run.begin(checkpoint)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters written to {run.checkpoint}")
     if not options.data:

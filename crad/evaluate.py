@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +12,12 @@ from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
 from crad.config import SkipBad
-from crad.data import find_dataset, full_source
+from crad.data import check_apart, find_dataset, full_source
 from crad.data.bad_images import BadImages
 from crad.data.samples import Sample
 from crad.detector import Detector, from_checkpoint
 from crad.devices import compile_network, select_device
 from crad.errors import DataError, OutputError
-from crad.files import check_folder
 from crad.report.report import report
 from crad.report.results import Results, make_results
 from crad.scoring.evaluation import Evaluation, Truths
@@ -61,19 +61,24 @@ def evaluate(options: EvaluateOptions) -> Results:
         UsageError: an option is out of range.
     """
     options.compute.check()
-    if options.output:
-        check_folder(options.output)
-        if (results := RunFolder(options.output).results).exists() and not options.overwrite:
-            raise OutputError(
-                f"output: '{results}' exists already; --overwrite replaces it, --output DIR "
-                "chooses another folder"
-            )
     device = select_device(options.compute.device)
-    with processes.joined(device):
-        return _evaluate(options, device)
+    run = RunFolder(options.output) if options.output else None
+    with processes.joined(device), run.locked() if run else nullcontext():
+        if run:
+            _check_output(run, overwrite=options.overwrite)
+        return _evaluate(options, run, device)
 
 
-def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
+def _check_output(run: RunFolder, *, overwrite: bool) -> None:
+    run.check_foreign()
+    if not overwrite and (found := run.measurements()):
+        raise OutputError(
+            f"output: '{found[0]}' exists already; --overwrite replaces it, --output DIR chooses "
+            "another folder"
+        )
+
+
+def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.device) -> Results:
     checkpoint = read_checkpoint(options.checkpoint)
     trained = checkpoint.config
     protocols = choose_protocols(options.protocol or trained.decisions.protocol)
@@ -87,6 +92,8 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
             "data set with --data PATH"
         )
     classes = options.classes or (() if options.data else trained.data.classes)
+    if run:
+        check_apart(run.path, source)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
 
     started = time.perf_counter()
@@ -111,8 +118,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
                 maps, checkpoint.thresholds, trained.decisions.false_alarm_rate
             ),
         )
-        folder = RunFolder(options.output) if options.output else None
-        report(results, evaluation, maps, protocols[0], folder)
+        report(results, evaluation, maps, protocols[0], run)
         return results
 
     return processes.on_main(measure)

@@ -1,18 +1,25 @@
-"""Writing files and folders so that a failure or a kill leaves no half of one under its name."""
+"""Writing files and folders: whole or not at all, and nothing of the user's is replaced."""
 
+import errno
+import fcntl
 import glob
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from crad.errors import OutputError, StorageError
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file, of the usual file systems."""
+
+_LOCK_NAME = ".crad.lock"
 _STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes less
 
 
@@ -42,7 +49,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
             f"cannot write '{path}': there is no folder '{target.parent}', and it cannot be made "
             f"({error.strerror}); choose another one"
         ) from error
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.getpid()}.tmp")
     try:
         yield temporary
         if durable:
@@ -58,11 +65,28 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator
         raise
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary files that killed processes left beside a file."""
-    target = Path(os.path.realpath(path))
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Remove the temporary files that killed processes left beside files."""
+    prefixes: dict[Path, set[str]] = {}
+    for path in paths:
+        target = Path(os.path.realpath(path))
+        prefixes.setdefault(target.parent, set()).add(_temporary_prefix(target))
+    for folder, wanted in prefixes.items():
+        for leftover in folder.glob(".*.tmp"):
+            prefix, process = leftover.stem.rpartition(".")[::2]
+            other = process.isdecimal() and int(process) != os.getpid()
+            if other and f"{prefix}." in wanted:
+                leftover.unlink(missing_ok=True)
+
+
+def cut_name(name: str, length: int) -> str:
+    """Shorten the name of a file to a number of bytes, at the end of a character."""
+    data = os.fsencode(name)
+    return name if len(data) <= length else data[:length].decode("utf-8", errors="ignore")
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{cut_name(target.name, LONGEST_NAME - 20)}."
 
 
 def write_atomically(
@@ -114,6 +138,131 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a command is asked to write.
+
+    Attributes:
+        option: that asks for it.
+        path: the file.
+        is_own: whether a file there was written by crad, as an earlier output of this kind.
+    """
+
+    option: str
+    path: Path
+    is_own: Callable[[Path], bool]
+
+
+def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path]) -> None:
+    """Refuse, before any work is done, to write over a file that is not an earlier output.
+
+    Args:
+        outputs: what the command is to write.
+        inputs: files that it reads.
+
+    Raises:
+        OutputError: an output is one of the inputs, another output, or a file that crad did not
+            write.
+    """
+    read = {_identity(path): path for path in inputs}
+    written: dict[tuple[int, int] | str, Output] = {}
+    for output in outputs:
+        name, identity = f"{output.option}: '{output.path}'", _identity(output.path)
+        way_out = f"give another {output.option}"
+        if identity in read:
+            raise OutputError(f"{name} is an input of this command; {way_out}")
+        if identity in written:
+            raise OutputError(f"{name} is written by {written[identity].option} too; {way_out}")
+        written[identity] = output
+        if output.path.is_dir():
+            raise OutputError(f"{name} is a folder; {way_out}")
+        there = next(each for each in output.path.absolute().parents if each.exists())
+        if not there.is_dir():
+            raise OutputError(f"{name} cannot be written, as '{there}' is a file; {way_out}")
+        if os.path.lexists(output.path) and not (
+            output.path.is_file() and output.is_own(output.path)
+        ):
+            raise OutputError(
+                f"{name} exists and was not written by crad; {way_out}, or move the file away"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """What two names of one file have in common."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing into a folder during the block; it is made if missing.
+
+    The system releases the lock of a process that dies. A new folder that stays empty is removed.
+    On a file system without locks there is none.
+
+    Raises:
+        OutputError: another command is writing there, or the folder cannot be used.
+        StorageError: the folder cannot be made.
+    """
+    check_folder(folder)
+    new = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    path = folder / _LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(error.errno, reason, str(folder)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        for each in new:
+            with suppress(OSError):  # it is no longer empty
+                each.rmdir()
+
+
+def _lock(path: Path) -> int:
+    """Make and lock a file, and write the number of this process into it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            holder = os.pread(descriptor, 32, 0)
+            if holder and not holder.isdigit():
+                raise OutputError(
+                    f"output: '{path}' was not written by crad; move it away, or choose another "
+                    "folder"
+                )
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                return descriptor
+        except BlockingIOError:
+            process = f" (process {holder.decode()})" if holder else ""
+            os.close(descriptor)
+            raise OutputError(
+                f"output: another command{process} is writing into '{path.parent}'; wait until it "
+                "ends, or choose another folder"
+            ) from None
+        except FileNotFoundError:
+            pass  # its holder has just removed it
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSPC, errno.ENOTSUP, errno.ENOSYS):
+                return descriptor
+            os.close(descriptor)
+            raise
+        except OutputError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def check_folder(folder: Path) -> None:

@@ -1,14 +1,12 @@
 """``crad predict``: score images with a trained detector, and decide which have a defect."""
 
-import csv
-import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -20,13 +18,13 @@ from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
-from crad.files import check_folder, write_atomically, write_json
+from crad.files import LONGEST_NAME, Output, check_outputs, cut_name, locked, remove_leftovers
+from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
+from crad.report.scores import DECISIONS, Csv, Format, Json, ScoreFile, row_of
 from crad.report.tables import printable
 from crad.scoring.prediction import Prediction
-
-_DECISIONS = {True: "defect", False: "good", None: None}
-_COLUMNS = ("image", "score", "decision", "threshold", "class_name")
+from crad.training.checkpoint import checkpoint_path
 
 
 @dataclass(frozen=True)
@@ -57,23 +55,41 @@ def predict(options: PredictOptions) -> list[Prediction]:
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        DataError: an image is not there.
+        DataError: an image is not there, or none can be read.
         DeviceError: the device is not there.
         ImageError: an image cannot be read.
-        OutputError: the output folder cannot be used.
+        OutputError: an output cannot be used, or would replace what must not be lost.
         StorageError: a file cannot be written.
         UsageError: no images are named, or the model has no such class.
     """
     options.compute.check()
     if not options.images:
         raise UsageError("predict: no images given; name image files or folders")
-    if options.output:
-        check_folder(options.output)
-    detector = load(options.checkpoint, options.compute.device, options.compute.precision)
-    if options.compute.compile:
-        compile_network(detector.model.fusion, detector.device)
     found = find_inputs(options.images)
-    pictures = _picture_files(found, options.output) if options.output else {}
+    with locked(options.output) if options.output else nullcontext():
+        pictures = _picture_files(found, options)
+        tables = _tables(options)
+        outputs = [Output(option, path, form.is_own) for option, path, form in tables]
+        outputs += [Output("--output", path, is_own_png) for path in pictures.values()]
+        check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
+        remove_leftovers(pictures.values())
+        detector = load(options.checkpoint, options.compute.device, options.compute.precision)
+        if options.compute.compile:
+            compile_network(detector.model.fusion, detector.device)
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(closing(ScoreFile(path, form))) for _, path, form in tables
+            ]
+            return _predict(detector, found, options, pictures, files)
+
+
+def _predict(
+    detector: Detector,
+    found: Mapping[Path, Path],
+    options: PredictOptions,
+    pictures: Mapping[Path, Path],
+    files: Sequence[ScoreFile],
+) -> list[Prediction]:
     done: list[Prediction] = []
     bad = BadImages(skip=options.skip_bad)
     predictions = detector.iterate(found, options.compute.batch_size, bad, options.class_)
@@ -83,21 +99,22 @@ def predict(options: PredictOptions) -> list[Prediction]:
             for prediction in bar:
                 path = prediction.path
                 assert path is not None  # every source is a file
+                for file in files:
+                    file.add(row_of(prediction))
                 done.append(prediction)
-                decision = _DECISIONS[prediction.is_defective] or "-"
+                decision = DECISIONS[prediction.is_defective] or "-"
                 bar.write(f"{prediction.score:10.4g}  {decision:8}  {printable(str(path))}")
                 if path in pictures:
                     with bad.reading():
                         image = open_image(path)
                         picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
-                        save = partial(picture.save, format="PNG")
-                        write_atomically(pictures[path], save, durable=False)
+                        write_png(pictures[path], picture, durable=False)
     except BaseException:
         if done:
-            _write_scores(done, options)
             print(f"stopped after {len(done)} of {len(found)} images")
         raise
-    _write_scores(done, options)
+    if not done:
+        raise DataError(f"predict: none of the {len(found)} images can be read; replace them")
     notes = _how_decided(done, detector, options.class_)
     for note in filter(None, (bad.note(), *notes)):
         print(note)
@@ -161,54 +178,45 @@ def _images_below(folder: Path) -> list[Path]:
     return find_images(folder) + [path for each in inner for path in _images_below(each)]
 
 
-def _picture_files(found: Mapping[Path, Path], output: Path) -> dict[Path, Path]:
-    """A heat map's file for every image, no two the same."""
+def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[Path, Path]:
+    """A heat map's file for every image, no two the same; none without an output folder.
+
+    Raises:
+        OutputError: the output folder lies in one that is searched for images, where the next
+            prediction would take heat maps for images.
+    """
+    if options.output is None:
+        return {}
+    output = options.output.resolve()
+    for given in options.images:
+        if given.is_dir() and output.is_relative_to(given.resolve()):
+            raise OutputError(
+                f"output: '{options.output}' lies in '{given}', which is searched for images; "
+                "choose a folder outside of it with --output"
+            )
     files: dict[Path, Path] = {}
     taken: set[str] = set()
     for path, relative in found.items():
-        name = f"{relative.stem}_heatmap"
-        candidates = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
-        free = (relative.with_name(f"{candidate}.png") for candidate in candidates)
+        endings = (f"_heatmap{f'-{n}' * (n > 1)}.png" for n in itertools.count(1))
+        names = (cut_name(relative.stem, LONGEST_NAME - len(end)) + end for end in endings)
+        free = (relative.with_name(name) for name in names)
         chosen = next(each for each in free if str(each).casefold() not in taken)
         taken.add(str(chosen).casefold())
-        files[path] = output / chosen
-    inputs = {path.resolve() for path in found}
-    for file in files.values():
-        if file.resolve() in inputs:
-            raise OutputError(
-                f"output: '{file}' is one of the images to score; choose another --output"
-            )
+        files[path] = options.output / chosen
     return files
 
 
-def _write_scores(done: Sequence[Prediction], options: PredictOptions) -> None:
-    rows = [_row(each) for each in done]
-    csv_files = [options.csv, options.output and options.output / "scores.csv"]
-    json_files = [options.json, options.output and options.output / "scores.json"]
-    for file in filter(None, csv_files):
-        _write_csv(rows, file)
-    for file in filter(None, json_files):
-        write_json(file, rows)
-
-
-def _row(prediction: Prediction) -> dict[str, Any]:
-    values = (
-        str(prediction.path),
-        prediction.score,
-        _DECISIONS[prediction.is_defective],
-        prediction.threshold,
-        prediction.class_name,
-    )
-    return dict(zip(_COLUMNS, values, strict=True))
-
-
-def _write_csv(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    data = text.getvalue().encode("utf-8", errors="backslashreplace")
-    write_atomically(file, lambda opened: opened.write(data))
+def _tables(options: PredictOptions) -> list[tuple[str, Path, Format]]:
+    """The tables of scores to write, each with the option that asks for it."""
+    tables: list[tuple[str, Path, Format]] = []
+    if options.csv:
+        tables.append(("--csv", options.csv, Csv()))
+    if options.json:
+        tables.append(("--json", options.json, Json()))
+    if options.output:
+        tables.append(("--output", options.output / "scores.csv", Csv()))
+        tables.append(("--output", options.output / "scores.json", Json()))
+    return tables
 
 
 main = make_command(

@@ -1,6 +1,7 @@
 """``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
 import argparse
+import secrets
 import shlex
 import sys
 import time
@@ -19,11 +20,11 @@ from tyro.conf import arg
 from crad.backbones import SCATTERING
 from crad.command_line import ComputeOptions, parse, run_command
 from crad.config import DEFAULT_BACKBONE, PRESETS, Config, changed_setting, without_effect
-from crad.data import find_dataset, full_source
+from crad.data import check_apart, find_dataset, full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
-from crad.errors import CheckpointError, TrainingError, UsageError
+from crad.errors import CheckpointError, OutputError, TrainingError, UsageError
 from crad.report.environment import commit
 from crad.report.heat_maps import colour_scale
 from crad.report.report import report
@@ -38,11 +39,12 @@ from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
-from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint, write_source
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
+from crad.training.run_record import RunRecord, read_record
 from crad_kernels import backends
 
 _DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
@@ -123,9 +125,24 @@ def _default_options(arguments: Sequence[str]) -> TrainOptions:
     name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
     run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
     config = default_config(arguments)
-    if found.resume and not found.separate and run.checkpoint.exists():
-        config = read_checkpoint(run.checkpoint, parts=()).config
+    if found.resume:
+        config = _config_of(run, separate=found.separate) or config
     return TrainOptions(config, OutputOptions(run.path))
+
+
+def _config_of(run: RunFolder, *, separate: bool) -> Config | None:
+    """The settings of a run to resume; None if it has no checkpoint yet."""
+    if not separate:
+        return read_checkpoint(run.checkpoint, parts=()).config if run.checkpoint.exists() else None
+    record = read_record(run.path) or RunRecord()
+    parts = [RunFolder(run.path / name) for name in record.classes]
+    for part in parts:
+        if part.checkpoint.exists():
+            stored = read_checkpoint(part.checkpoint, parts=())
+            if stored.part_of == record.id:
+                data = replace(stored.config.data, source=record.data, classes=record.classes)
+                return replace(stored.config, data=data)
+    return None
 
 
 def default_config(arguments: Sequence[str]) -> Config:
@@ -168,6 +185,14 @@ def train(options: TrainOptions) -> Results:
         return train_separately(options) if options.output.separate else train_model(options)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """The separate training that the run of a class is a part of."""
+
+    folder: RunFolder
+    record: RunRecord
+
+
 def train_separately(options: TrainOptions) -> Results:
     """Train a model on each class alone, and measure all of them together.
 
@@ -178,56 +203,73 @@ def train_separately(options: TrainOptions) -> Results:
         CradError: what `train_model` raises.
         KeyboardInterrupt: the user stopped it; the message says how to resume.
     """
-    output = options.output
-    options.run.check(overwrite=output.overwrite, resume=output.resume, separate=True)
-    data = options.config.data
-    names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
-    runs = [
-        replace(
-            options,
-            config=replace(options.config, data=replace(data, classes=(name,))),
-            output=replace(output, folder=output.folder / name, separate=False),
-        )
-        for name in names
-    ]
-    for run in runs:  # a folder in use is found before hours of training
-        stored_run(run, parts=())
-    if output.overwrite and processes.is_main():
-        # Now, so that --resume takes no model of the former run for one of this run.
-        for run in (options, *runs):
-            run.run.clear()
+    output, data, folder = options.output, options.config.data, options.run
+    with folder.locked():
+        folder.check(overwrite=output.overwrite, resume=output.resume, separate=True)
+        names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
+        whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
+        runs = [
+            replace(
+                options,
+                config=replace(options.config, data=replace(data, classes=(name,))),
+                output=replace(output, folder=folder.path / name, separate=False),
+            )
+            for name in names
+        ]
+        # A folder in use is found before hours of training.
+        stored = [stored_run(run, parts=(), whole=whole) for run in runs]
 
-    parts: list[Results] = []
-    try:
-        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
-            done = finished_results(run, [name])
-            note = " (finished)" if done else ""
-            print(f"class {number} of {len(names)}: {name}{note}", flush=True)
-            parts.append(done or train_model(run, show=False))
-    except KeyboardInterrupt as interrupt:
-        instead = " instead of --overwrite" if output.overwrite else ""
-        raise KeyboardInterrupt(
-            f"{len(parts)} of {len(names)} classes are finished; continue with the same command "
-            f"and --resume{instead}"
-        ) from interrupt
+        parts: list[Results] = []
+        try:
+            for number, (name, run, former) in enumerate(zip(names, runs, stored, strict=True), 1):
+                done = finished_results(run, former, [name])
+                note = " (finished)" if done else ""
+                print(f"class {number} of {len(names)}: {name}{note}", flush=True)
+                parts.append(done or train_model(run, show=False, whole=whole))
+        except KeyboardInterrupt as interrupt:
+            way_on = (
+                f"{len(parts)} of {len(names)} classes are finished; continue with: "
+                f"{shlex.join(_resuming(options))} --separate"
+            )
+            begun = read_record(folder.path) == whole.record
+            raise KeyboardInterrupt(way_on if begun else _BEGIN_AGAIN) from interrupt
 
-    results = combine_results(parts)
-    if processes.is_main():
-        write_results(options.run.results, results)
-    print(f"{summary(results)}\nwritten to {output.folder}")
-    return results
+        results = combine_results(parts)
+        if processes.is_main():
+            write_results(folder.results, results)
+        print(f"{summary(results)}\nwritten to {folder.path}")
+        return results
+
+
+def _separate_record(options: TrainOptions, names: tuple[str, ...]) -> RunRecord:
+    """The record of the run to resume, or of a new one."""
+    output, source = options.output, options.config.data.source
+    if not output.resume:
+        return RunRecord(source, secrets.token_hex(8), names, replaces=output.overwrite)
+    former = read_record(options.run.path) or RunRecord()
+    return replace(former, data=source, classes=names)
 
 
 Prepare = Callable[[Config, Checkpoint | None, torch.device], Inputs]
 
 
-def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = prepare) -> Results:
+def train_model(
+    options: TrainOptions,
+    *,
+    show: bool = True,
+    prepare: Prepare = prepare,
+    whole: Whole | None = None,
+) -> Results:
     """Train a model or resume its training, measure it, and write all results to a folder.
+
+    A former run in the folder, if it may be replaced, stays until the first checkpoint of this one
+    takes its place.
 
     Args:
         options: all that determines it.
         show: whether to print the table.
         prepare: makes the inputs; another function may keep them for the next run.
+        whole: what the run is a part of.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -244,8 +286,9 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
     config, run = options.config, options.run
     commit()  # of the code that trains, which may be another before the results are written
     device = select_device(options.compute.device)
-    with _saying_how_to_resume(options):
-        stored = stored_run(options, ALL_PARTS)
+    with run.locked(), _saying_how_to_resume(options):
+        check_apart(run.path, config.data.source)
+        stored = stored_run(options, ALL_PARTS, whole)
         if processes.is_main():
             run.remove_leftovers()
         print(_first_line(config, device), flush=True)
@@ -256,11 +299,8 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
-        if processes.is_main():
-            if stored:
-                write_source(run.path, config.data.source)
-            else:
-                run.clear()
+        if stored and processes.is_main():
+            RunRecord(config.data.source).write(run.path)
         training = _begin(options, inputs, stored, device)
 
         def track() -> EpochMetrics:
@@ -276,11 +316,12 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
                 checkpoint = _take_checkpoint(
                     options, inputs, training, checkpoint, device, started
                 )
+                checkpoint = replace(checkpoint, part_of=whole.record.id if whole else "")
                 if config.decisions.track_best:
                     best = better(checkpoint.best_on_test, track())
                     checkpoint = replace(checkpoint, best_on_test=best)
                 if processes.is_main():
-                    checkpoint.save(run.path)
+                    _save(checkpoint, run, whole, first=stored is None and training.epoch == 1)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         assert checkpoint is not None  # there is at least one epoch
 
@@ -319,12 +360,28 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
         return processes.on_main(measure)
 
 
-def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None:
+def _save(checkpoint: Checkpoint, run: RunFolder, whole: Whole | None, *, first: bool) -> None:
+    """Write the checkpoint; the first one of a run puts it in the place of a former run."""
+    if not first:
+        checkpoint.save(run.path)
+        return
+    new = whole if whole and read_record(whole.folder.path) != whole.record else None
+    if new:  # first, so that a class whose run is not of this training is known as that
+        new.record.write(new.folder.path)
+    run.begin(checkpoint)
+    if new:
+        new.folder.clear()
+
+
+def stored_run(
+    options: TrainOptions, parts: Sequence[str], whole: Whole | None = None
+) -> Checkpoint | None:
     """Read the checkpoint that a run resumes from; None for a new run.
 
     Args:
         options: of the run.
         parts: as for `crad.training.checkpoint.read_checkpoint`.
+        whole: what the run is a part of.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -336,6 +393,13 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
     if not (output.resume and run.checkpoint.exists()):
         return None
     stored = read_checkpoint(run.checkpoint, parts)
+    if whole and stored.part_of != whole.record.id:
+        if whole.record.replaces:
+            return None
+        raise OutputError(
+            f"output: '{run.path}' holds a run that is not a part of the one in "
+            f"'{whole.folder.path}'; move it away, or choose another folder with --output DIR"
+        )
     changed = changed_setting(options.config, stored.config)
     precision = options.compute.precision
     if not changed and precision not in ("auto", stored.precision):
@@ -354,19 +418,21 @@ def stored_run(options: TrainOptions, parts: Sequence[str]) -> Checkpoint | None
     return stored
 
 
-def finished_results(options: TrainOptions, classes: Sequence[str]) -> Results | None:
+def finished_results(
+    options: TrainOptions, stored: Checkpoint | None, classes: Sequence[str]
+) -> Results | None:
     """The results of a run to resume, if it is complete.
 
     An evaluation may have replaced them; its results lack some entries of a training run.
 
     Args:
-        options: of the run, whose checkpoint `stored_run` has read.
+        options: of the run.
+        stored: its `stored_run`.
         classes: of the run.
     """
-    results = options.run.read_results()
-    if not (results and options.output.resume and options.run.checkpoint.exists()):
+    results, config = options.run.read_results(), options.config
+    if not results or not stored or stored.epoch != config.training.epochs:
         return None
-    config = options.config
     protocols = [protocol.name for protocol in choose_protocols(config.decisions.protocol)]
     try:
         found = (
@@ -493,6 +559,13 @@ def _how_to_resume(options: TrainOptions) -> str:
         checkpoint = read_checkpoint(options.run.checkpoint, parts=())
     except CheckpointError:
         return _BEGIN_AGAIN
+    epochs = checkpoint.config.training.epochs
+    command = shlex.join(_resuming(options))
+    return f"epoch {checkpoint.epoch} of {epochs} is on disk; continue with: {command}"
+
+
+def _resuming(options: TrainOptions) -> list[str]:
+    """The command that resumes a run."""
     command = ["crad", "train"]
     if (count := processes.count()) > 1:
         command = ["torchrun", "--nproc_per_node", str(count), "-m", "crad", "train"]
@@ -501,8 +574,7 @@ def _how_to_resume(options: TrainOptions) -> str:
         command.append("--compile")
     if options.compute.device != "auto":
         command += ["--device", options.compute.device]
-    epochs = checkpoint.config.training.epochs
-    return f"epoch {checkpoint.epoch} of {epochs} is on disk; continue with: {shlex.join(command)}"
+    return command
 
 
 if __name__ == "__main__":

@@ -78,12 +78,13 @@ class Runs:
             for seed in self.seeds
             for each in needed
         ]
+        stored = []
         for _, run in runs:  # no hours are spent before a folder is found to be in use
             run.config.check()
-            stored_run(run, parts=())
+            stored.append(stored_run(run, parts=()))
         once = _PrepareOnce()
-        for number, (name, run) in enumerate(runs, 1):
-            done = finished_results(run, classes)
+        for number, ((name, run), former) in enumerate(zip(runs, stored, strict=True), 1):
+            done = finished_results(run, former, classes)
             print(f"run {number} of {len(runs)}: {name}{' (finished)' if done else ''}", flush=True)
             try:
                 if run.output.separate:

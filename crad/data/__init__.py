@@ -8,9 +8,11 @@ from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.data.images import natural_key
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import Dataset, Sample
-from crad.errors import DataError
+from crad.errors import DataError, OutputError
 
-__all__ = ["Dataset", "Sample", "find_dataset", "full_source"]
+__all__ = ["Dataset", "Sample", "check_apart", "find_dataset", "full_source"]
+
+_IN_A_CLASS = ("train", "test", "Data")  # folders of a class, in any layout
 
 
 def find_dataset(
@@ -47,6 +49,29 @@ def find_dataset(
     train = tuple(sample for split in splits for sample in split[0])
     test = tuple(sample for split in splits for sample in split[1])
     return Dataset(root, tuple(names), train, test)
+
+
+def check_apart(output: Path, source: str) -> None:
+    """Refuse an output folder among the images of a data set.
+
+    Args:
+        output: the folder; it need not exist.
+        source: as for `find_dataset`.
+
+    Raises:
+        OutputError: the output is the folder of the data set, or lies in one of its classes.
+    """
+    root, folder = Path(source).expanduser().resolve(), output.resolve()
+    if source in DEMO_NAMES or not folder.is_relative_to(root):
+        return
+    places = [folder, *folder.parents]
+    within = places[: places.index(root)]  # from the output up to the data, which are not in it
+    held = [(place / name).is_dir() for place in (*within, root) for name in _IN_A_CLASS]
+    if not within or any(held):
+        raise OutputError(
+            f"output: '{output}' lies among the images of '{root}'; choose another folder with "
+            "--output"
+        )
 
 
 def full_source(source: str) -> str:

@@ -1,11 +1,11 @@
 """What every measurement ends with: the tables on the screen, results.json and sheets on disk."""
 
-import shutil
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from crad.data.samples import Sample
+from crad.files import remove_leftovers
 from crad.report.results import Results, write_results
 from crad.report.sheets import write_sheet
 from crad.report.summary import summary
@@ -40,9 +40,11 @@ def report(
     if run:  # before anything is printed, as the reader of the output may have seen enough
         write_results(run.results, results)
         note = f"{results['data']}: {results['note']}" if "note" in results else None
-        shutil.rmtree(run.sheets, ignore_errors=True)
+        sheets = {name: run.sheet(name) for name in results["classes"]}
+        run.keep_sheets(sheets.values())
+        remove_leftovers(sheets.values())
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
-            write_sheet(run.sheets / f"{name}.png", name, predictions, note=note)
+            write_sheet(sheets[name], name, predictions, note=note)
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from crad.data.images import open_image
-from crad.files import write_atomically
+from crad.png import write_png
 from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of
 from crad.scoring.prediction import Prediction
 
@@ -50,8 +49,7 @@ def write_sheet(
         if kinds[image.defect] <= rows or not image.is_anomaly:
             kept.append(image)
     if kept:
-        sheet = _sheet(class_name, kept, rows, note)
-        write_atomically(file, partial(sheet.save, format="PNG"))
+        write_png(file, _sheet(class_name, kept, rows, note))
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:

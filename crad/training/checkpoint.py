@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,19 +18,18 @@ from torch import Tensor
 from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError
-from crad.files import write_atomically, write_json
+from crad.files import write_atomically
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
+from crad.training.run_record import RunRecord, read_record
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
-PATHS_NAME = "run.json"
-"""Beside a checkpoint: the paths of a run, which mean nothing on another machine."""
 
 INFERENCE_PARTS = ("model", "backbone")
 ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random")
 
 _FORMAT = "crad"
-VERSION = 2
+VERSION = 3
 """Of what is written. Older ones are read; `_SETTINGS_SINCE` keeps their meaning."""
 
 # Settings that came after a version, and the values that stand for what crad did before there was
@@ -57,6 +57,7 @@ class Checkpoint:
         random: state of the random generators by device; empty if not read.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back.
+        part_of: the id of the separate training that the run is a part of; empty if of none.
         file: that it was read from, if it was.
     """
 
@@ -73,6 +74,7 @@ class Checkpoint:
     random: dict[str, Tensor] = field(default_factory=dict)
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    part_of: str = ""
     file: Path | None = field(default=None, compare=False)
 
     @contextmanager
@@ -95,7 +97,7 @@ class Checkpoint:
                 untouched.
         """
         self.write(folder / CHECKPOINT_NAME)
-        write_source(folder, self.config.data.source)
+        RunRecord(self.config.data.source).write(folder)
 
     def write(self, file: Path) -> None:
         """Write the checkpoint alone, in a single step; errors as for `save`."""
@@ -116,22 +118,28 @@ class Checkpoint:
             "thresholds": {
                 name: dataclasses.asdict(each) for name, each in self.thresholds.items()
             },
+            "part_of": self.part_of,
         }
         metadata = {"format": _FORMAT, "version": str(VERSION), "run": json.dumps(run)}
         data = safetensors.torch.save(tensors, metadata)
         write_atomically(file, lambda opened: opened.write(data))
 
 
-def write_source(folder: Path, source: str) -> None:
-    """Write where the data of a run are, if that is not what the folder says already."""
-    if _source_of(folder / CHECKPOINT_NAME) != source:
-        write_json(folder / PATHS_NAME, {"data": source})
-
-
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """Name the checkpoint file, given it or its folder."""
     path = Path(path).expanduser()
     return path / CHECKPOINT_NAME if path.is_dir() else path
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether crad wrote a file as a checkpoint, of any version and however it ends."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))  # of the header, which is JSON
+            header = json.loads(file.read(min(length, 2**26)))
+            return bool(header["__metadata__"]["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError):
+        return False
 
 
 def read_checkpoint(
@@ -176,6 +184,7 @@ def read_checkpoint(
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}
             ),
+            part_of=run.get("part_of", ""),
             file=file,
             **states,
         )
@@ -242,17 +251,9 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
             }
         )
     if "source" not in stored.get("data", {}):
-        groups["data"] = dataclasses.replace(groups["data"], source=_source_of(file))
+        record = read_record(file.parent) or RunRecord()
+        groups["data"] = dataclasses.replace(groups["data"], source=record.data)
     return Config(**groups)
-
-
-def _source_of(checkpoint: Path) -> str:
-    """The data of a run, from the file beside its checkpoint; empty if that is missing."""
-    try:
-        paths = json.loads((checkpoint.parent / PATHS_NAME).read_text(encoding="utf-8"))
-        return str(paths["data"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _groups() -> dict[str, Any]:

@@ -1,14 +1,26 @@
 """The folder of a run: which files it has, and whether a command may use it."""
 
 import json
-import shutil
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crad.errors import OutputError
-from crad.files import check_folder, remove_leftovers
-from crad.training.checkpoint import CHECKPOINT_NAME, PATHS_NAME
+from crad.files import (
+    LONGEST_NAME,
+    Output,
+    check_folder,
+    check_outputs,
+    cut_name,
+    locked,
+    remove_leftovers,
+)
+from crad.png import is_own_png
+from crad.training import processes
+from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint
+from crad.training.run_record import RECORD_NAME, read_record
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,10 @@ class RunFolder:
         """Folder of a picture sheet for each class."""
         return self.path / "sheets"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other commands out of the folder, as `crad.files.locked`, in the main process."""
+        return locked(self.path) if processes.is_main() else nullcontext()
+
     def check(self, *, overwrite: bool, resume: bool = False, separate: bool = False) -> None:
         """Refuse, before any work is done for it, a folder that is not for this run.
 
@@ -44,11 +60,12 @@ class RunFolder:
             OutputError: it cannot be written into, or holds what should not be lost.
         """
         check_folder(self.path)
-        files = (self.checkpoint, self.results, self.path / PATHS_NAME)
-        found = [file for file in files if file.exists()]
+        self.check_foreign()
+        files = (self.checkpoint, self.path / RECORD_NAME)
+        found = [file for file in files if file.exists()] + self.measurements()
         if overwrite or not found:
             return
-        has_checkpoint, name = self.checkpoint in found, found[0].name
+        has_checkpoint, name = self.checkpoint in found, found[0].relative_to(self.path)
         if not resume:
             problem = f"already holds a run ({name}); --resume continues one, --overwrite replaces"
         elif has_checkpoint and separate:
@@ -61,23 +78,73 @@ class RunFolder:
             f"output: '{self.path}' {problem} it, --output DIR chooses another folder"
         )
 
+    def check_foreign(self) -> None:
+        """Refuse a folder in which a file of another origin has the name of one of a run.
+
+        Raises:
+            OutputError: there is such a file.
+        """
+        pictures = sorted(self.sheets.glob("*.png")) if self.sheets.is_dir() else []
+        check_outputs(
+            [
+                Output("--output", self.checkpoint, is_checkpoint),
+                Output("--output", self.path / RECORD_NAME, lambda _: bool(read_record(self.path))),
+                Output("--output", self.results, lambda _: self.read_results() is not None),
+                Output("--output", self.sheets / "*.png", is_own_png),
+                *(Output("--output", each, is_own_png) for each in pictures),
+            ],
+            inputs=(),
+        )
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Put a new run, with its first checkpoint, in the place of a former one.
+
+        Raises:
+            StorageError: it cannot be written; the former run is untouched.
+        """
+        checkpoint.save(self.path)
+        self._clear_measurements()
+
+    def measurements(self) -> list[Path]:
+        """Results and sheets that are there."""
+        return [file for file in (self.results,) if file.exists()] + self._own_sheets()
+
     def clear(self) -> None:
-        """Remove a former run, so that no file of it is taken for one of another."""
-        for file in (self.results, self.checkpoint, self.path / PATHS_NAME):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(self.sheets, ignore_errors=True)
+        """Remove a former run but for its record, once it may not be taken for the new one."""
+        self.checkpoint.unlink(missing_ok=True)
+        self._clear_measurements()
+
+    def _clear_measurements(self) -> None:
+        self.results.unlink(missing_ok=True)
+        self.keep_sheets(())
+
+    def sheet(self, class_name: str) -> Path:
+        """The picture sheet of a class."""
+        return self.sheets / f"{cut_name(class_name, LONGEST_NAME - 4)}.png"
+
+    def keep_sheets(self, kept: Collection[Path]) -> None:
+        """Remove all other sheets; files of another origin stay."""
+        for file in self._own_sheets():
+            if file not in kept:
+                file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or missing
+            self.sheets.rmdir()
+
+    def _own_sheets(self) -> list[Path]:
+        return [file for file in sorted(self.sheets.glob("*.png")) if is_own_png(file)]
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process left of a checkpoint half written."""
-        remove_leftovers(self.checkpoint)
+        """Remove what a killed process left of files half written."""
+        remove_leftovers([self.checkpoint, self.results, self.path / RECORD_NAME])
 
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return results if isinstance(results, dict) else None
+        known = isinstance(results, dict) and {"protocol", "classes", "environment"} <= {*results}
+        return results if known else None
 
     def written(self) -> int | None:
         """When the checkpoint was written, in nanoseconds; None if there is none."""

@@ -26,12 +26,12 @@ from crad.training.checkpoint import (
     _SETTINGS_SINCE,
     ALL_PARTS,
     CHECKPOINT_NAME,
-    PATHS_NAME,
     VERSION,
     Checkpoint,
     _from_version_1,
     read_checkpoint,
 )
+from crad.training.run_record import RECORD_NAME
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -77,7 +77,7 @@ def test_training_states_are_read_on_demand(tmp_path: Path, checkpoint: Checkpoi
 def test_it_replaces_the_former(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     replace(checkpoint, epoch=5).save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, RECORD_NAME}
     assert read_checkpoint(tmp_path).epoch == 5
 
 
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_the_former_one(tmp_path: Path, checkpoint: Checkpoin
     with pytest.raises(StorageError, match=CHECKPOINT_NAME) as caught:
         replace(checkpoint, epoch=5).save(tmp_path)
     assert caught.value.errno == errno.ENOSPC
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, RECORD_NAME}
     assert read_checkpoint(tmp_path).epoch == 4
 
 
@@ -120,7 +120,9 @@ def stored(file: Path) -> dict[str, Any]:
 def test_another_version(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     rewrite(tmp_path / CHECKPOINT_NAME, version="99")
-    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.* 99.* 1 to 2.*--overwrite"):
+    with pytest.raises(
+        CheckpointError, match=rf"{CHECKPOINT_NAME}.* 99.* 1 to {VERSION}.*--overwrite"
+    ):
         read_checkpoint(tmp_path)
 
 
@@ -148,12 +150,12 @@ def test_other_settings_may_be_unknown_or_missing(tmp_path: Path, checkpoint: Ch
 def test_a_missing_setting_is_what_its_version_did(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a setting ``absent`` whose default is other than what version 2 did."""
+    """As after a setting ``absent`` whose default is other than what the version did."""
     checkpoint.save(tmp_path)
     run = stored(tmp_path / CHECKPOINT_NAME)
     del run["settings"]["model"]["absent"]
     rewrite(tmp_path / CHECKPOINT_NAME, run=json.dumps(run))
-    since = {2: {"model": {"absent": "zeros"}}, 1: {"model": {"absent": "drop"}}}
+    since = {VERSION: {"model": {"absent": "zeros"}}, 1: {"model": {"absent": "drop"}}}
     monkeypatch.setattr("crad.training.checkpoint._SETTINGS_SINCE", since)
     assert read_checkpoint(tmp_path).config.model.absent == "zeros"
 
@@ -193,7 +195,7 @@ def test_nothing_stored_is_a_path(tmp_path: Path, checkpoint: Checkpoint) -> Non
     with safetensors.safe_open(tmp_path / CHECKPOINT_NAME, "pt") as opened:
         assert "/" not in str(opened.metadata())
     assert read_checkpoint(tmp_path).config.data.source == "/data/näh maschine"
-    (tmp_path / PATHS_NAME).unlink()
+    (tmp_path / RECORD_NAME).unlink()
     assert read_checkpoint(tmp_path).config.data.source == ""
 
 

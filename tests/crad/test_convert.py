@@ -105,9 +105,14 @@ def test_it_replaces_nothing_by_accident(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_bytes(b"mine")
+    for more in ([], ["--overwrite"]):
+        assert command(main, *arguments, *more) == 1
+        assert f"{name}' exists and was not written by crad" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_bytes() == b"mine"
+    (tmp_path / "out" / name).unlink()
+    assert command(main, *arguments) == 0
     assert command(main, *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "out" / name).read_bytes() == b"mine"
     assert command(main, *arguments, "--overwrite") == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint.safetensors"]
 

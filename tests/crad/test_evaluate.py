@@ -143,7 +143,7 @@ def test_results_are_replaced_when_asked_and_as_a_whole(
     arguments = ["--checkpoint", str(output), "--output", str(output)]
     assert command(main, *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
-    (output / "sheets" / "old.png").touch()
+    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "old.png")
     assert command(main, *arguments, "--overwrite") == 0
     assert {path.name for path in (output / "sheets").iterdir()} == {"brick.png", "gauge.png"}
     assert (output / "checkpoint.safetensors").exists()

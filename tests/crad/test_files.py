@@ -80,12 +80,14 @@ def test_two_processes_write_under_names_of_their_own(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_other_processes_are_removed_on_demand(tmp_path):
-    others = [tmp_path / name for name in ("[a]", ".[b].1.tmp", ".a.1.tmp", "[a].1.tmp")]
+    others = [
+        tmp_path / name for name in ("[a]", ".[b].1.tmp", ".a.1.tmp", "[a].1.tmp", ".[a].my.tmp")
+    ]
     for path in (*others, tmp_path / ".[a].1.tmp", tmp_path / ".[a].22.tmp"):
         path.touch()
-    remove_leftovers(tmp_path / "[a]")
+    remove_leftovers([tmp_path / "[a]"])
     assert sorted(tmp_path.iterdir()) == sorted(others)
-    remove_leftovers(tmp_path / "missing" / "a")
+    remove_leftovers([tmp_path / "missing" / "a"])
 
 
 def test_the_temporary_file_is_hidden_and_of_no_known_type(tmp_path):

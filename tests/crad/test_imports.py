@@ -14,6 +14,7 @@ from crad.__main__ import COMMANDS
 FLOORS = (
     ("errors",),
     ("files", "devices", "tensor_files"),
+    ("png",),
     ("data",),
     ("model",),
     ("backbones",),

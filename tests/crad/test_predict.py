@@ -65,17 +65,16 @@ def test_heat_maps_have_the_size_of_their_image_and_names_of_their_own(
 def test_an_input_is_never_overwritten(
     trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
-    arguments = ["--checkpoint", str(trained.output), str(tmp_path), "--output", str(tmp_path)]
-    before = (tmp_path / "x.png").read_bytes()
-    assert command(main, *arguments) == 0
-    assert (tmp_path / "x.png").read_bytes() == before
-    (tmp_path / "x_heatmap.png").rename(tmp_path / "y.png")
-    Image.new("RGB", (64, 64)).save(tmp_path / "x_heatmap.png")
-    assert command(main, *arguments) == 1
+    names = ("x.png", "x_heatmap.png")
+    for name in names:
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in names]
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path)]
+    assert command(main, *arguments, *(str(tmp_path / name) for name in names)) == 1
     error = capsys.readouterr().err
-    for told in (str(tmp_path / "x_heatmap.png"), "--output"):
+    for told in (str(tmp_path / "x_heatmap.png"), "--output", "input"):
         assert told in error
+    assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
 def test_bad_images(

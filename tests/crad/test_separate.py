@@ -14,11 +14,13 @@ import crad.evaluate
 from crad.data import find_dataset
 from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
-from crad.train import finished_results, main, parse_options
+from crad.train import finished_results, main, parse_options, stored_run
 from crad.training.checkpoint import CHECKPOINT_NAME
-from tests.fixtures import before_call, before_step, ctrl_c
+from tests.fixtures import before_call, before_step, ctrl_c, files_of, run
 
 Train = Callable[..., int]
+
+FILES = {"brick", "gauge", "results.json", "run.json"}
 
 
 def written(folder: Path) -> int:
@@ -28,6 +30,11 @@ def written(folder: Path) -> int:
 
 def results_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
+
+
+def main_resumes(output: Path) -> int:
+    """Resume as a user does who gives nothing but the folder; the exit code."""
+    return run(main, "--separate", "--resume", "--output", str(output))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,7 @@ def test_the_results_of_all_have_the_keys_of_one(separate: Path, trained) -> Non
         assert seconds == pytest.approx(sum(part["timing"][phase] for part in parts))
     assert (whole["epoch"], whole["data"]) == (3, str(trained.data))
     assert whole["note"] == "one model for each class"
-    assert {path.name for path in separate.iterdir()} == {"brick", "gauge", "results.json"}
+    assert {path.name for path in separate.iterdir()} == FILES
 
 
 def test_one_table(
@@ -97,8 +104,7 @@ def test_a_finished_class_is_not_trained_again(
         assert train_command(demo_root, output, "--separate") == 130
     error = capsys.readouterr().err
     assert "1 of 2 classes" in error
-    assert "--resume" in error
-    assert "--output" not in error  # a command that would go on with the second class alone
+    assert f"crad train --resume --output {output} --separate" in error
     assert not (output / "results.json").exists()
     assert (output / "gauge" / CHECKPOINT_NAME).exists() == bool(epoch)
     finished = written(output / "brick")
@@ -116,12 +122,58 @@ def test_nothing_of_what_is_replaced_is_taken_for_the_new(
     separate: Path,
     train_command: Train,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "run"
     shutil.copytree(separate, output)
-    with before_step(0, ctrl_c):
+    with before_step(0, ctrl_c):  # nothing of the new run is on disk, so all of the former stays
         assert train_command(demo_root, output, "--separate", "--overwrite") == 130
-    assert not list(output.rglob("results.json"))
+    assert "start again" in capsys.readouterr().err
+    assert files_of(output) == files_of(separate)
+    with before_step(1, ctrl_c):  # the first epoch of the first class is
+        assert train_command(demo_root, output, "--separate", "--overwrite") == 130
+    assert "0 of 2 classes" in capsys.readouterr().err
+    assert not (output / "results.json").exists()
+    assert not (output / "brick" / "results.json").exists()
+    assert files_of(output / "gauge") == files_of(separate / "gauge")
+    # The rest of the first class, and the second from its beginning.
+    with before_step(5, ctrl_c):
+        assert main_resumes(output) == 0
+    assert results_of(output)["classes"] == results_of(separate)["classes"]
+    assert written(output / "gauge") != written(separate / "gauge")
+
+
+def test_a_run_of_another_origin_is_no_part(
+    demo_root: Path,
+    separate: Path,
+    tmp_path: Path,
+    train_command: Train,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "run"
+    with before_step(1, ctrl_c):
+        assert train_command(demo_root, output, "--separate") == 130
+    shutil.copytree(separate / "gauge", output / "gauge")
+    assert main_resumes(output) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    for told in (str(output / "gauge"), "not a part", "--output"):
+        assert told in error
+    assert files_of(output / "gauge") == files_of(separate / "gauge")
+
+
+def test_the_settings_come_from_the_runs_of_the_classes(
+    demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    output = tmp_path / "run"
+    options = ("--separate", "--classes", "gauge", "brick", "--depth", "1")
+    with before_step(1, ctrl_c):
+        assert train_command(demo_root, output, *options) == 130
+    resumed = parse_options(["--separate", "--resume", "--output", str(output)]).config
+    assert resumed.model.depth == 1
+    assert resumed.data.classes == ("brick", "gauge")
+    assert resumed.data.source == str(demo_root)
+    assert main_resumes(output) == 0
+    assert [*results_of(output)["classes"]] == ["brick", "gauge"]
 
 
 def test_resuming_what_is_finished_trains_nothing(
@@ -144,17 +196,18 @@ def test_resuming_what_is_finished_trains_nothing(
 def test_results_of_something_else_are_none(separate: Path, tmp_path: Path, content: bytes) -> None:
     output = shutil.copytree(separate / "brick", tmp_path / "brick")
     options = parse_options(["--resume", "--output", str(output)])
-    assert finished_results(options, ["brick"]) == results_of(output)
-    assert finished_results(options, ["gauge"]) is None
+    stored = stored_run(options, parts=())
+    assert finished_results(options, stored, ["brick"]) == results_of(output)
+    assert finished_results(options, stored, ["gauge"]) is None
     (output / "results.json").write_bytes(content)
-    assert finished_results(options, ["brick"]) is None
+    assert finished_results(options, stored, ["brick"]) is None
 
 
-def test_results_of_something_else_are_measured_again(
+def test_results_that_are_missing_are_measured_again(
     separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
 ) -> None:
     output = shutil.copytree(separate, tmp_path / "run")
-    (output / "brick" / "results.json").write_bytes(b"[1]")
+    (output / "brick" / "results.json").unlink()
     assert train_command(demo_root, output, "--separate", "--resume") == 0
     assert results_of(output)["classes"] == results_of(separate)["classes"]
 
@@ -231,7 +284,7 @@ def test_one_model_and_many_are_not_mixed_up(
     assert results_of(one) == trained.results
     assert results_of(many) == results_of(separate)
     assert train_command(trained.data, one, "--separate", "--overwrite", "--epochs", "1") == 0
-    assert {path.name for path in one.iterdir()} == {"brick", "gauge", "results.json"}
+    assert {path.name for path in one.iterdir()} == FILES
 
 
 def test_some_of_the_classes(

@@ -21,8 +21,9 @@ from crad.backbones.scattering import ScatteringBackbone
 from crad.model.crad import CRAD
 from crad.scoring.metrics import METRIC_NAMES
 from crad.train import main
-from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, PATHS_NAME, read_checkpoint
+from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
 from crad.training.loop import split_epoch
+from crad.training.run_record import RECORD_NAME
 from tests.fixtures import before_call, before_step, ctrl_c
 
 Train = Callable[..., int]
@@ -278,7 +279,7 @@ def test_a_run_is_not_overwritten_by_accident(
     error = capsys.readouterr().err
     for told in (str(output), "checkpoint.safetensors", "--resume", "--overwrite", "--output"):
         assert told in error
-    (output / "sheets" / "old.png").touch()
+    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "old.png")
     assert train_command(trained.data, output, "--overwrite", "--epochs", "1") == 0
     assert measured(output)["epoch"] == 1
     assert not (output / "sheets" / "old.png").exists()
@@ -392,7 +393,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(
     error = capsys.readouterr().err
     for told in (str(tmp_path / CHECKPOINT_NAME), "free some space", "--resume"):
         assert told in error
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, PATHS_NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, RECORD_NAME}
     assert read_checkpoint(tmp_path).epoch == 1
 
 

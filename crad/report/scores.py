@@ -1,0 +1,144 @@
+"""Tables of scores, written row by row: what stops a prediction loses no row before."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from crad.errors import StorageError
+from crad.files import remove_leftovers, replacing
+from crad.scoring.prediction import Prediction
+
+COLUMNS = ("image", "score", "decision", "threshold", "class_name")
+DECISIONS = {True: "defect", False: "good", None: None}
+
+Row = Mapping[str, Any]
+
+
+def row_of(prediction: Prediction) -> Row:
+    """The row of an image."""
+    values = (
+        str(prediction.path),
+        prediction.score,
+        DECISIONS[prediction.is_defective],
+        prediction.threshold,
+        prediction.class_name,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+class Format(Protocol):
+    """How rows become a file. After each row the file is complete."""
+
+    begin: bytes
+    between: bytes
+    end: bytes
+
+    def encode(self, row: Row) -> bytes:
+        """The bytes of a row."""
+
+    def is_own(self, path: Path) -> bool:
+        """Whether a file is a table of this format that crad wrote."""
+
+
+class Csv:
+    """Comma-separated values, a line for each image below the names of the columns."""
+
+    between = end = b""
+
+    def __init__(self) -> None:
+        self.begin = self._line(COLUMNS)
+
+    def encode(self, row: Row) -> bytes:
+        """A line."""
+        return self._line([row[name] for name in COLUMNS])
+
+    def is_own(self, path: Path) -> bool:
+        """Whether the first line names the columns."""
+        with path.open("rb") as file:
+            return file.read(len(self.begin)) == self.begin
+
+    @staticmethod
+    def _line(cells: Sequence[Any]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow(cells)
+        return text.getvalue().encode("utf-8", errors="backslashreplace")
+
+
+class Json:
+    """A list of objects."""
+
+    begin, between, end = b"[\n", b",\n", b"\n]\n"
+
+    def encode(self, row: Row) -> bytes:
+        """An object on a line."""
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        # A file name that is not UTF-8 holds lone surrogates; a backslash makes each an escape.
+        return b"  " + text.encode("utf-8", errors="backslashreplace")
+
+    def is_own(self, path: Path) -> bool:
+        """Whether the file begins as a list of scores."""
+        with path.open("rb") as file:
+            return bool(re.match(rb'\[\s*\{\s*"image":', file.read(64)))
+
+
+class ScoreFile:
+    """A file that takes the place of a former one with its first row, and then grows.
+
+    Args:
+        path: the file.
+        form: of its rows.
+    """
+
+    def __init__(self, path: Path, form: Format) -> None:
+        self._path = path
+        self._form = form
+        self._file: BinaryIO | None = None
+
+    def add(self, row: Row) -> None:
+        """Add a row; it is in the file when this returns.
+
+        Raises:
+            StorageError: it cannot be written; the rows before it are in the file.
+        """
+        data = self._form.encode(row) + self._form.end
+        try:
+            if self._file is None:
+                remove_leftovers([self._path])
+                with replacing(self._path) as temporary:
+                    file = temporary.open("w+b", buffering=0)
+                    _write(file, self._form.begin + data)
+                self._file = file
+            else:
+                self._append(self._file, self._form.between + data)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(error.errno, error.strerror, str(self._path)) from error
+
+    def close(self) -> None:
+        """Wait until the rows are on disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        end = file.seek(0, os.SEEK_END) - len(self._form.end)
+        try:
+            file.seek(end)
+            _write(file, data)
+        except BaseException:
+            file.truncate(end)
+            file.seek(end)
+            _write(file, self._form.end)
+            raise
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Write all of the data, of which a system call may take a part only."""
+    while data:
+        data = data[file.write(data) :]
