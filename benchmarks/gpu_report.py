@@ -1,11 +1,13 @@
 """What a check on a GPU writes and prints: the machine, the results of its steps, a table."""
 
+import itertools
 import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -56,14 +58,20 @@ def machine(commit: str | None) -> Report:
 
 
 def open_report(folder: Path, about: Report) -> tuple[Path, Report]:
-    """Today's report on this GPU; it goes on if it is of the same machine, versions and commit."""
-    path = folder / f"{date.today().isoformat()}-{slug(about['gpu'])}.json"
-    fresh: Report = {"machine": about, "steps": {}}
-    try:
-        earlier = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return path, fresh
-    return path, earlier if earlier.get("machine") == about else fresh
+    """Today's report on this GPU, if it is of the same machine, versions and commit; or a new one.
+
+    Any other file stays; the new report then has a number in its name.
+    """
+    name = f"{date.today().isoformat()}-{slug(about['gpu'])}"
+    for number in itertools.count(1):
+        path = folder / f"{name}{f'-{number}' * (number > 1)}.json"
+        if not path.exists():
+            break
+        with suppress(OSError, ValueError):
+            earlier = json.loads(path.read_text())
+            if isinstance(earlier, dict) and earlier.get("machine") == about:
+                return path, earlier
+    return path, {"machine": about, "steps": {}}
 
 
 def row_lines(row: Report) -> Iterator[str]:

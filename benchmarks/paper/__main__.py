@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.paper import cost
-from benchmarks.paper.files import write_text
+from benchmarks.paper.files import check_files, write_text
 from benchmarks.paper.options import PaperOptions, parse_options
 from benchmarks.paper.page import check_page, put_into, section
 from benchmarks.paper.plotting import check_drawing
@@ -12,7 +12,7 @@ from benchmarks.paper.published import is_published_data
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
 from crad.command_line import run_command
-from crad.files import check_folder
+from crad.files import locked
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,7 +36,12 @@ def make(options: PaperOptions) -> None:
         OutputError: a folder or the page cannot be used.
         Exception: what `benchmarks.paper.runs.Runs.finish` raises.
     """
-    check_folder(options.output)
+    with locked(options.output):
+        _make(options)
+
+
+def _make(options: PaperOptions) -> None:
+    check_files(options.output, options.targets)
     if options.report:
         check_page(options.report, options.targets)
     runs = Runs(options.config, options.seeds, options.output, options.compute)

@@ -1,6 +1,7 @@
 """``python -m benchmarks.paper cost``: what each memory costs in each preset, on this machine."""
 
 import dataclasses
+import json
 import math
 import statistics
 import time
@@ -19,7 +20,7 @@ from crad.command_line import InferenceOptions, run_command
 from crad.config import PRESETS, PresetName
 from crad.detector import create_model, multiply_adds
 from crad.devices import select_device, select_precision
-from crad.files import write_json
+from crad.files import Output, check_outputs, write_json
 from crad.report.environment import environment
 from crad.report.tables import lay_out
 
@@ -98,6 +99,8 @@ def cost(options: CostOptions) -> list[Cost]:
         UsageError: the batch size is not positive.
     """
     options.check()
+    if options.json:
+        check_outputs([Output("--json", options.json, _is_own)], inputs=())
     device = select_device(options.device)
     costs = [
         _cost_of_network(preset, memory, device, options)
@@ -115,6 +118,15 @@ def cost(options: CostOptions) -> list[Cost]:
         content = {"batch_size": options.batch_size, "costs": rows, "environment": where}
         write_json(options.json, content)
     return costs
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file holds costs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"batch_size", "costs"} <= {*content}
 
 
 def count_multiply_adds(module: nn.Module, tensor: Tensor) -> int:

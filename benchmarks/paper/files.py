@@ -9,7 +9,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crad.errors import OutputError
 from crad.files import write_atomically, write_json
+
+WRITTEN_BY = "python -m benchmarks.paper"
+"""In the text of every target, by which its files are known."""
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """The files of a target in a folder."""
+    found = sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")])
+    return [path for path in found if path.is_file()]
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Refuse, before anything is trained, a folder with files of others by the names of targets.
+
+    Args:
+        folder: that the files of targets are written into.
+        names: of the targets.
+
+    Raises:
+        OutputError: there is such a file.
+    """
+    for name in names:
+        text, found = folder / f"{name}.md", files_of(folder, name)
+        if found and not (
+            text.is_file() and WRITTEN_BY in text.read_text(encoding="utf-8", errors="replace")
+        ):
+            raise OutputError(
+                f"output: '{found[0]}' exists and was not written by {WRITTEN_BY}; move it away, "
+                "or choose another folder with --output"
+            )
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from benchmarks.paper.files import WRITTEN_BY
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.data import full_source
@@ -21,7 +22,6 @@ TargetName = Literal[
     "figure2b", "figure3", "figure4", "figure5", "dims",
 ]  # fmt: skip
 
-_PROGRAM = "python -m benchmarks.paper"
 _DESCRIPTION = (
     "Make tables and figures of the paper (table1 to table5, figure2b, figure3 to figure5), or an "
     "ablation of our own (dims). Train the detectors that they need, reuse finished runs, resume "
@@ -72,7 +72,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
         PaperOptions,
         args=arguments,
         default=PaperOptions((), config, output),
-        prog=_PROGRAM,
+        prog=WRITTEN_BY,
         description=_DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -89,7 +89,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
             raise UsageError(f"{name}: got {given[name]}{instead}")
     for seed in options.seeds:
         replace(options.config, training=replace(options.config.training, seed=seed)).check()
-    return replace(options, command=f"{_PROGRAM} {shlex.join(arguments)}")
+    return replace(options, command=f"{WRITTEN_BY} {shlex.join(arguments)}")
 
 
 def _default_config(arguments: Sequence[str]) -> Config:

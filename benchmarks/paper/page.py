@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.markdown import around
-from benchmarks.paper.files import write_text
+from benchmarks.paper.files import WRITTEN_BY, files_of, write_text
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import Target
 from crad.config import settings
@@ -88,6 +88,12 @@ def check_page(report: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         _around(report, name)
+        copies = files_of(report.with_suffix(""), name)
+        if copies and not (report.exists() and _marks(name)[0] in report.read_text("utf-8")):
+            raise OutputError(
+                f"report: '{copies[0]}' belongs to no section of '{report}'; move it away, or "
+                "choose another file with --report"
+            )
 
 
 def put_into(report: Path, name: str, text: str, folder: Path) -> None:
@@ -105,8 +111,8 @@ def put_into(report: Path, name: str, text: str, folder: Path) -> None:
     """
     before, after = _around(report, name)
     files = report.with_suffix("")
-    for source in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]):
-        if source.is_file() and source.suffix != ".md":
+    for source in files_of(folder, name):
+        if source.suffix != ".md":
             with replacing(files / source.name) as temporary:
                 shutil.copyfile(source, temporary)
     text = re.sub(rf"\]\(({re.escape(name)}[-.][^)]*)\)", rf"]({files.name}/\1)", text)
@@ -134,7 +140,7 @@ def _around(report: Path, name: str) -> tuple[str, str]:
 
 
 def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- {name}: written by python -m benchmarks.paper -->", f"<!-- end of {name} -->"
+    return f"<!-- {name}: written by {WRITTEN_BY} -->", f"<!-- end of {name} -->"
 
 
 def _count(number: int, what: str) -> str:

@@ -292,7 +292,9 @@ def test_a_report_goes_on_where_it_is_of_the_same_commit(tmp_path: Path) -> None
     assert gpu_report.open_report(tmp_path, ABOUT)[1] == begun
     assert gpu_report.open_report(tmp_path, {**ABOUT, "commit": "def"})[1]["steps"] == {}
     path.write_text("{")
-    assert gpu_report.open_report(tmp_path, ABOUT)[1]["steps"] == {}
+    other, fresh = gpu_report.open_report(tmp_path, ABOUT)
+    assert fresh["steps"] == {}
+    assert other.name == f"{path.stem}-2.json"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_the_table_and_the_file(
 ) -> None:
     file = tmp_path / "cost.json"
     options = ("--presets", "tiny", "--batch-size", "2", "--seconds", "0", "--device", "cpu")
+    file.write_text('{"mine": 1}')
+    assert command(main, "cost", *options, "--json", str(file)) == 1
+    assert "was not written by crad" in capsys.readouterr().err
+    assert file.read_text() == '{"mine": 1}'
+    file.unlink()
     assert command(main, "cost", *options, "--json", str(file)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import page
+from benchmarks.paper.files import WRITTEN_BY, check_files
 from benchmarks.paper.page import check_page, put_into, section
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
@@ -98,3 +99,20 @@ def test_a_page_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         check_page(file, ["table1"])
     with pytest.raises(IsADirectoryError):
         check_page(tmp_path, ["table1"])
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    folder, page = tmp_path / "made", tmp_path / "page.md"
+    folder.mkdir()
+    check_files(folder, ["table1"])
+    (folder / "table1.csv").write_text("mine")
+    check_files(folder, ["table5"])
+    with pytest.raises(OutputError, match=r"table1\.csv.*--output"):
+        check_files(folder, ["table1"])
+    (folder / "table1.md").write_text(f"`{WRITTEN_BY} table1`")
+    check_files(folder, ["table1"])
+    put_into(page, "table1", "one\n", folder)
+    check_page(page, ["table1"])
+    page.write_text("mine")
+    with pytest.raises(OutputError, match=r"page.table1\.csv.*--report"):
+        check_page(page, ["table1"])
