@@ -330,3 +330,22 @@ def test_a_second_run_in_a_folder_is_refused(
         assert command(crad.predict.main, *arguments, image) == 1
         assert command(crad.evaluate.main, "--checkpoint", str(output)) == 0
     assert files_of(output) == files_of(trained.output)
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_leaves_its_rows(trained, tmp_path: Path) -> None:
+    images, table = tmp_path / "images", tmp_path / "s.json"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for number in range(1000):
+        (images / f"{number}.png").hardlink_to(tmp_path / "a.png")
+    command = [sys.executable, "-m", "crad", "predict", "--checkpoint", trained.output, images]
+    with subprocess.Popen(
+        [*command, "--json", table, "--batch-size", "1"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        printed = [process.stdout.readline() for _ in range(5)][1:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rows = json.loads(table.read_text())
+    assert len(printed) <= len(rows) < 1000
