@@ -88,6 +88,8 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
         )
     classes = options.classes or (() if options.data else trained.data.classes)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
+    for line in dataset.left_out:
+        print(line, flush=True)
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad, quiet=not processes.is_main())
@@ -96,6 +98,8 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
         truths.read(dataset.test, protocols[0])
     samples, maps = _map_test_images(detector, dataset.test, options.compute.batch_size, bad)
     bad.share(processes.gather)
+    if dataset.test and not samples:
+        raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)
 
@@ -104,7 +108,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
             {protocol.name: evaluation.measure(maps, protocol) for protocol in protocols},
             checkpoint=checkpoint,
             data=source,
-            left_out=bad.note(),
+            left_out="; ".join(filter(None, (*dataset.left_out, bad.note()))),
             timing={"evaluation": time.perf_counter() - started},
             device=device,
             decisions=evaluation.decide(

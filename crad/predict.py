@@ -16,7 +16,9 @@ from tqdm import tqdm
 from crad.command_line import InferenceOptions, make_command
 from crad.config import SkipBad
 from crad.data.bad_images import BadImages
-from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
+from crad.data.folders import Folder, count
+from crad.data.images import IMAGE_SUFFIXES, open_image
+from crad.data.layouts import LAYOUTS
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
@@ -72,7 +74,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
     detector = load(options.checkpoint, options.compute.device, options.compute.precision)
     if options.compute.compile:
         compile_network(detector.model.fusion, detector.device)
-    found = find_inputs(options.images)
+    found, n_masks = find_inputs(options.images)
     pictures = _picture_files(found, options.output) if options.output else {}
     done: list[Prediction] = []
     bad = BadImages(skip=options.skip_bad)
@@ -98,9 +100,12 @@ def predict(options: PredictOptions) -> list[Prediction]:
             print(f"stopped after {len(done)} of {len(found)} images")
         raise
     _write_scores(done, options)
-    notes = _how_decided(done, detector, options.class_)
+    masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
+    notes = (masks if n_masks else None, *_how_decided(done, detector, options.class_))
     for note in filter(None, (bad.note(), *notes)):
         print(note)
+    if not done:
+        raise DataError("predict: none of the images can be read; replace them")
     return done
 
 
@@ -127,38 +132,41 @@ def _how_decided(
         )
 
 
-def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
+def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
     """List images: those named, and those in folders named and their sub-folders.
 
+    The masks of a data set below a folder are left out.
+
     Returns:
-        Each image once, with its path relative to the folder that was named.
+        Each image once, with its path relative to the folder that was named; and the number of
+        masks left out.
 
     Raises:
-        DataError: there is nothing by a name, or a folder holds no images.
+        DataError: there is nothing by a name, or a folder holds no images or cannot be read.
     """
     found: dict[Path, Path] = {}
+    n_masks = 0
     for given in inputs:
         if not given.is_dir():
             if not given.exists():
                 raise DataError(f"predict: there is no file or folder '{given}'")
             found[given] = Path(given.name)
             continue
-        below = _images_below(given)
+        masks: list[Folder] = []
+
+        def holds_masks(folder: Folder, masks: list[Folder] = masks) -> bool:
+            held = any(layout.holds_masks(folder.path) for layout in LAYOUTS.values())
+            masks += [folder] * held
+            return held
+
+        below = [path for folder in Folder(given).walk(skip=holds_masks) for path in folder.images]
         if not below:
             raise DataError(
                 f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
             )
         found |= {path: path.relative_to(given) for path in below}
-    return found
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """List the images in a folder, then those in its sub-folders, without hidden ones.
-
-    Links to folders are not followed, as they may lead in circles.
-    """
-    inner = [each for each in subfolders(folder) if not each.is_symlink()]
-    return find_images(folder) + [path for each in inner for path in _images_below(each)]
+        n_masks += sum(len(inner.images) for folder in masks for inner in folder.walk())
+    return found, n_masks
 
 
 def _picture_files(found: Mapping[Path, Path], output: Path) -> dict[Path, Path]:

@@ -31,6 +31,7 @@ from crad.report.results import Results, combine_results, make_results, write_re
 from crad.report.summary import summary
 from crad.scoring.calibration import (
     DECISION_PROTOCOL,
+    check_share,
     decision_scores,
     take_thresholds,
 )
@@ -181,7 +182,10 @@ def train_separately(options: TrainOptions) -> Results:
     output = options.output
     options.run.check(overwrite=output.overwrite, resume=output.resume, separate=True)
     data = options.config.data
-    names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
+    dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
+    names = dataset.classes
+    if not output.resume:
+        check_share(dataset, options.config.decisions.calibration_share)
     runs = [
         replace(
             options,
@@ -197,6 +201,8 @@ def train_separately(options: TrainOptions) -> Results:
         for run in (options, *runs):
             run.run.clear()
 
+    for line in dataset.left_out:
+        print(line, flush=True)
     parts: list[Results] = []
     try:
         for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
@@ -253,6 +259,8 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
             print(idle, flush=True)
 
         inputs = prepare(config, stored, device)
+        for line in (*(inputs.left_out if show else ()), *inputs.repeated):
+            print(line, flush=True)
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
@@ -306,7 +314,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                left_out=inputs.bad.note(),
+                left_out=inputs.note(),
                 timing=timing,
                 device=device,
                 decisions=decisions,
@@ -439,6 +447,8 @@ def _take_checkpoint(
         backbone=inputs.backbone.state_dict(),
         optimizer=training.optimizer_state(),
         random=training.random_state(),
+        images={"digests": inputs.digests},
+        draws=inputs.draws,
         best_on_test=former.best_on_test if former else None,
         thresholds=take_thresholds(
             inputs.held_back.samples, scores, config.decisions.false_alarm_rate

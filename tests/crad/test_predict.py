@@ -168,7 +168,8 @@ def test_folders_are_searched_as_those_of_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "none.png").symlink_to(tmp_path / "missing")
-    found = find_inputs([tmp_path])
+    found, n_masks = find_inputs([tmp_path])
+    assert n_masks == 0
     relative = ["9.PNG", "10.png", "none.png", "b/1.jpg", "b/c/1.png"]
     assert found == {tmp_path / each: Path(each) for each in relative}
     assert list(found) == [tmp_path / each for each in relative]
