@@ -88,8 +88,6 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
         )
     classes = options.classes or (() if options.data else trained.data.classes)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
-    for line in dataset.left_out:
-        print(line, flush=True)
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad, quiet=not processes.is_main())

@@ -190,7 +190,7 @@ def train_separately(options: TrainOptions) -> Results:
         replace(
             options,
             config=replace(options.config, data=replace(data, classes=(name,))),
-            output=replace(output, folder=output.folder / name, separate=False),
+            output=replace(output, folder=options.run.of_class(name), separate=False),
         )
         for name in names
     ]
