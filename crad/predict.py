@@ -152,21 +152,28 @@ def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
                 raise DataError(f"predict: there is no file or folder '{given}'")
             found[given] = Path(given.name)
             continue
-        masks: list[Folder] = []
-
-        def holds_masks(folder: Folder, masks: list[Folder] = masks) -> bool:
-            held = any(layout.holds_masks(folder.path) for layout in LAYOUTS.values())
-            masks += [folder] * held
-            return held
-
-        below = [path for folder in Folder(given).walk(skip=holds_masks) for path in folder.images]
+        below, masks = _images_below(Folder(given))
         if not below:
             raise DataError(
                 f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
             )
         found |= {path: path.relative_to(given) for path in below}
-        n_masks += sum(len(inner.images) for folder in masks for inner in folder.walk())
+        n_masks += masks
     return found, n_masks
+
+
+def _images_below(folder: Folder) -> tuple[list[Path], int]:
+    """List the images in a folder and its sub-folders, and count the masks left out."""
+    masks: list[Folder] = []
+
+    def holds_masks(inner: Folder) -> bool:
+        held = any(layout.holds_masks(inner.path) for layout in LAYOUTS.values())
+        if held:
+            masks.append(inner)
+        return held
+
+    images = [path for inner in folder.walk(skip=holds_masks) for path in inner.images]
+    return images, sum(len(inner.images) for mask in masks for inner in mask.walk())
 
 
 def _picture_files(found: Mapping[Path, Path], output: Path) -> dict[Path, Path]:
