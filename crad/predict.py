@@ -99,13 +99,13 @@ def predict(options: PredictOptions) -> list[Prediction]:
             _write_scores(done, options)
             print(f"stopped after {len(done)} of {len(found)} images")
         raise
+    if not done:
+        raise DataError("predict: none of the images can be read; replace them")
     _write_scores(done, options)
     masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
     notes = (masks if n_masks else None, *_how_decided(done, detector, options.class_))
     for note in filter(None, (bad.note(), *notes)):
         print(note)
-    if not done:
-        raise DataError("predict: none of the images can be read; replace them")
     return done
 
 

@@ -91,8 +91,11 @@ def test_bad_images(
     assert "good.png" in captured.out
     assert "bad.png" in captured.err
     (tmp_path / "good.png").unlink()
-    assert command(main, *arguments, "--skip-bad") == 1
+    scores = tmp_path / "scores.csv"
+    scores.write_text("of a former run")
+    assert command(main, *arguments, "--skip-bad", "--csv", str(scores)) == 1
     assert "none of the images" in capsys.readouterr().err
+    assert scores.read_text() == "of a former run"
 
 
 @pytest.mark.parametrize(
