@@ -103,6 +103,8 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
         truths.read(dataset.test, protocols[0])
     samples, maps = _map_test_images(detector, dataset.test, options.compute.batch_size, bad)
     bad.share(processes.gather)
+    if dataset.test and not samples:
+        raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)
 
@@ -111,7 +113,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
             {protocol.name: evaluation.measure(maps, protocol) for protocol in protocols},
             checkpoint=checkpoint,
             data=source,
-            left_out=bad.note(),
+            left_out="; ".join(filter(None, (*dataset.left_out, bad.note()))),
             timing={"evaluation": time.perf_counter() - started},
             device=device,
             decisions=evaluation.decide(

@@ -14,7 +14,9 @@ from tqdm import tqdm
 from crad.command_line import InferenceOptions, make_command
 from crad.config import SkipBad
 from crad.data.bad_images import BadImages
-from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
+from crad.data.folders import Folder, count
+from crad.data.images import IMAGE_SUFFIXES, open_image
+from crad.data.layouts import LAYOUTS
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
@@ -65,7 +67,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
     options.compute.check()
     if not options.images:
         raise UsageError("predict: no images given; name image files or folders")
-    found = find_inputs(options.images)
+    found, n_masks = find_inputs(options.images)
     with locked(options.output) if options.output else nullcontext():
         pictures = _picture_files(found, options)
         tables = _tables(options)
@@ -80,12 +82,13 @@ def predict(options: PredictOptions) -> list[Prediction]:
             files = [
                 stack.enter_context(closing(ScoreFile(path, form))) for _, path, form in tables
             ]
-            return _predict(detector, found, options, pictures, files)
+            return _predict(detector, found, n_masks, options, pictures, files)
 
 
 def _predict(
     detector: Detector,
     found: Mapping[Path, Path],
+    n_masks: int,
     options: PredictOptions,
     pictures: Mapping[Path, Path],
     files: Sequence[ScoreFile],
@@ -114,8 +117,9 @@ def _predict(
             print(f"stopped after {len(done)} of {len(found)} images")
         raise
     if not done:
-        raise DataError(f"predict: none of the {len(found)} images can be read; replace them")
-    notes = _how_decided(done, detector, options.class_)
+        raise DataError(f"predict: none of {count(len(found), 'image')} can be read; replace them")
+    masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
+    notes = (masks if n_masks else None, *_how_decided(done, detector, options.class_))
     for note in filter(None, (bad.note(), *notes)):
         print(note)
     return done
@@ -144,38 +148,48 @@ def _how_decided(
         )
 
 
-def find_inputs(inputs: Iterable[Path]) -> dict[Path, Path]:
+def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
     """List images: those named, and those in folders named and their sub-folders.
 
+    The masks of a data set below a folder are left out.
+
     Returns:
-        Each image once, with its path relative to the folder that was named.
+        Each image once, with its path relative to the folder that was named; and the number of
+        masks left out.
 
     Raises:
-        DataError: there is nothing by a name, or a folder holds no images.
+        DataError: there is nothing by a name, or a folder holds no images or cannot be read.
     """
     found: dict[Path, Path] = {}
+    n_masks = 0
     for given in inputs:
         if not given.is_dir():
             if not given.exists():
                 raise DataError(f"predict: there is no file or folder '{given}'")
             found[given] = Path(given.name)
             continue
-        below = _images_below(given)
+        below, masks = _images_below(Folder(given))
         if not below:
             raise DataError(
                 f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
             )
         found |= {path: path.relative_to(given) for path in below}
-    return found
+        n_masks += masks
+    return found, n_masks
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """List the images in a folder, then those in its sub-folders, without hidden ones.
+def _images_below(folder: Folder) -> tuple[list[Path], int]:
+    """List the images in a folder and its sub-folders, and count the masks left out."""
+    masks: list[Folder] = []
 
-    Links to folders are not followed, as they may lead in circles.
-    """
-    inner = [each for each in subfolders(folder) if not each.is_symlink()]
-    return find_images(folder) + [path for each in inner for path in _images_below(each)]
+    def holds_masks(inner: Folder) -> bool:
+        held = any(layout.holds_masks(inner.path) for layout in LAYOUTS.values())
+        if held:
+            masks.append(inner)
+        return held
+
+    images = [path for inner in folder.walk(skip=holds_masks) for path in inner.images]
+    return images, sum(len(inner.images) for mask in masks for inner in mask.walk())
 
 
 def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[Path, Path]:

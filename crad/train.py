@@ -32,6 +32,7 @@ from crad.report.results import Results, combine_results, make_results, write_re
 from crad.report.summary import summary
 from crad.scoring.calibration import (
     DECISION_PROTOCOL,
+    check_share,
     decision_scores,
     take_thresholds,
 )
@@ -206,19 +207,24 @@ def train_separately(options: TrainOptions) -> Results:
     output, data, folder = options.output, options.config.data, options.run
     with folder.locked():
         folder.check(overwrite=output.overwrite, resume=output.resume, separate=True)
-        names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
+        dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
+        names = dataset.classes
+        if not output.resume:
+            check_share(dataset, options.config.decisions.calibration_share)
         whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
         runs = [
             replace(
                 options,
                 config=replace(options.config, data=replace(data, classes=(name,))),
-                output=replace(output, folder=folder.path / name, separate=False),
+                output=replace(output, folder=folder.of_class(name), separate=False),
             )
             for name in names
         ]
         # A folder in use is found before hours of training.
         stored = [stored_run(run, parts=(), whole=whole) for run in runs]
 
+        for line in dataset.left_out:
+            print(line, flush=True)
         parts: list[Results] = []
         try:
             for number, (name, run, former) in enumerate(zip(names, runs, stored, strict=True), 1):
@@ -296,6 +302,8 @@ def train_model(
             print(idle, flush=True)
 
         inputs = prepare(config, stored, device)
+        for line in (*(inputs.left_out if show else ()), *inputs.repeated):
+            print(line, flush=True)
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
@@ -347,7 +355,7 @@ def train_model(
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                left_out=inputs.bad.note(),
+                left_out=inputs.note(),
                 timing=timing,
                 device=device,
                 decisions=decisions,
@@ -505,6 +513,8 @@ def _take_checkpoint(
         backbone=inputs.backbone.state_dict(),
         optimizer=training.optimizer_state(),
         random=training.random_state(),
+        images={"digests": inputs.digests},
+        draws=inputs.draws,
         best_on_test=former.best_on_test if former else None,
         thresholds=take_thresholds(
             inputs.held_back.samples, scores, config.decisions.false_alarm_rate

@@ -95,7 +95,8 @@ def load_run(runs: Runs, variant: Variant) -> TrainedRun:
     config = checkpoint.config
     backbone, model = restore(checkpoint)
     dataset, data = runs.dataset(), runs.base.data
-    train, _ = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
+    share, seed = config.decisions.calibration_share, config.training.seed
+    train, _ = hold_back(dataset, share, seed, checkpoint.draws)
     return TrainedRun(
         config=config,
         model=model.to(device).eval(),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crad.data.demo import DEMO_NAMES, demo_dataset
+from crad.data.folders import Folder, not_used
 from crad.data.images import natural_key
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import Dataset, Sample
@@ -14,21 +15,25 @@ __all__ = ["Dataset", "Sample", "check_apart", "find_dataset", "full_source"]
 
 _IN_A_CLASS = ("train", "test", "Data")  # folders of a class, in any layout
 
+_LONGEST_NAME = 200  # bytes of the name of a class, to which files add; 255 are allowed
+
 
 def find_dataset(
     source: str | os.PathLike[str], *, classes: Sequence[str] = (), need_train: bool = True
 ) -> Dataset:
     """Find the classes and images of a data set; no image is opened, and nothing is copied.
 
+    What else is in the folder is an error, or counted in `Dataset.left_out`.
+
     Args:
         source: a folder in one of the `LAYOUTS`, which is detected; or the name of a generated set,
             which is written on first use.
-        classes: names of the wanted classes, empty for all. Other folders are not searched.
+        classes: names of the wanted classes, empty for all. Others are not searched.
         need_train: False accepts classes without training images, as evaluation does.
 
     Raises:
-        DataError: the folder or a class is missing, a class has no images, or images or masks are
-            where they would silently be ignored.
+        DataError: the folder or a class is missing, a class has no images or a name that cannot be
+            used, images or masks are where they would be misunderstood, or a folder cannot be read.
     """
     root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
     if not root.is_dir():
@@ -38,17 +43,40 @@ def find_dataset(
             f"data: cannot use '{root}': {problem}; give a folder in the layout {layouts}"
         )
     *_, last = LAYOUTS.values()
-    layout = next((each for each in LAYOUTS.values() if each.matches(root)), last)
-    found = layout.find_classes(root)
+    folder = Folder(root)
+    layout = next((each for each in LAYOUTS.values() if each.matches(folder)), last)
+    found = layout.find_classes(folder)
     if unknown := [name for name in classes if name not in found]:
         raise DataError(
             f"classes: no class '{unknown[0]}' in '{root}'; choose from {', '.join(found)}"
         )
     names = sorted(set(classes) or found, key=natural_key)
+    for name in names:
+        _check_class(name, root)
     splits = [found[name](need_train) for name in names]
     train = tuple(sample for split in splits for sample in split[0])
     test = tuple(sample for split in splits for sample in split[1])
-    return Dataset(root, tuple(names), train, test)
+    used = [file for sample in (*train, *test) for file in (sample.path, sample.mask) if file]
+    left_out = not_used(
+        folder,
+        [*used, *(root / table for table in layout.TABLES)],
+        passed_over={root / name for name in found if name not in names},
+        rule=layout.RULE,
+    )
+    if source in DEMO_NAMES and Path(source).is_dir():
+        left_out += (f"not used: the folder './{source}'; for it, give --data ./{source}",)
+    return Dataset(root, tuple(names), train, test, left_out)
+
+
+def _check_class(name: str, root: Path) -> None:
+    """Refuse a class whose name cannot be printed in a line, or be part of a file's name."""
+    if not name.isprintable():
+        problem = "has a line break or another character that cannot be printed"
+    elif len(os.fsencode(name)) > _LONGEST_NAME:
+        problem = f"has more than {_LONGEST_NAME} bytes"
+    else:
+        return
+    raise DataError(f"classes: the name {name!r} of a class in '{root}' {problem}; rename it")
 
 
 def check_apart(output: Path, source: str) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,26 +30,6 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
     """Sort key that orders ``img2`` before ``img10``."""
     pieces = re.findall(r"(\D*)(\d*)", name.casefold())
     return [(text, int(digits or -1)) for text, digits in pieces], name
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files directly in a folder, in natural order, without hidden ones.
-
-    A broken link is listed, so that opening it is an error.
-    """
-    return _visible(
-        Path(folder), lambda path: path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
-    )
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder in natural order, without hidden ones; none if it is missing."""
-    return _visible(folder, Path.is_dir) if folder.is_dir() else []
-
-
-def _visible(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    found = (path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
-    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

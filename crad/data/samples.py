@@ -65,12 +65,14 @@ class Dataset:
         classes: class names in natural order.
         train: normal training images, grouped by class.
         test: test images, grouped by class; may be empty.
+        left_out: what else is in the folder, a line for each kind.
     """
 
     root: Path
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    left_out: tuple[str, ...] = ()
 
 
 Split = tuple[list[Sample], list[Sample]]

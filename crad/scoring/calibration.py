@@ -1,17 +1,19 @@
 """Decisions: the score from which an image counts as defective, from scores of normal images."""
 
+import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from crad.data.batches import BATCH_SIZE
 from crad.data.samples import Dataset, Sample
+from crad.errors import DataError
 from crad.scoring.protocols import PROTOCOLS
 
 DECISION_PROTOCOL = PROTOCOLS["crad"]
@@ -118,7 +120,32 @@ class Decisions(TypedDict):
     classes: dict[str, ClassDecisions]
 
 
-def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+Draws = Literal["class", "run"]
+"""Whether each class draws the images to hold back by itself, or one generator does for all."""
+
+
+def check_share(dataset: Dataset, share: float) -> None:
+    """Refuse to hold back images where a class has only one.
+
+    Raises:
+        DataError: it has, so that it would have no threshold.
+    """
+    counts = Counter(sample.class_name for sample in dataset.train)
+    if lonely := [name for name, number in counts.items() if share and number == 1]:
+        raise no_threshold(str(lonely[0]), "there is only one normal image")
+
+
+def no_threshold(class_name: str, reason: str) -> DataError:
+    """The error of a class without images to set its threshold with."""
+    return DataError(
+        f"train: class '{class_name}' would have no threshold, as {reason}; add normal images, "
+        "leave the class out with --classes, or go without thresholds with --calibration-share 0"
+    )
+
+
+def hold_back(
+    dataset: Dataset, share: float, seed: int, draws: Draws = "class"
+) -> tuple[list[Sample], list[Sample]]:
     """Split the normal images of each class into those to train on and those for its threshold.
 
     Args:
@@ -126,6 +153,8 @@ def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], 
         share: to hold back, in [0, 1). Unless it is 0, each part gets an image of every class that
             has two.
         seed: of the choice.
+        draws: ``"class"`` makes the choice depend on nothing but the seed and the class; ``"run"``
+            is how crad chose up to version 2 of its checkpoints.
 
     Returns:
         The samples to train on, and those held back, in order.
@@ -134,6 +163,9 @@ def hold_back(dataset: Dataset, share: float, seed: int) -> tuple[list[Sample], 
     train: list[Sample] = []
     held: list[Sample] = []
     for name in dataset.classes:
+        if draws == "class":
+            key = hashlib.blake2b(f"{seed} {name}".encode("utf-8", "surrogateescape"))
+            generator.manual_seed(int.from_bytes(key.digest()[:8]))
         members = [sample for sample in dataset.train if sample.class_name == name]
         count = min(max(round(share * len(members)), 1), len(members) - 1) if share else 0
         chosen = {*torch.randperm(len(members), generator=generator)[:count].tolist()}

@@ -19,14 +19,14 @@ from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError
 from crad.files import write_atomically
-from crad.scoring.calibration import Threshold, Thresholds
+from crad.scoring.calibration import Draws, Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
 from crad.training.run_record import RunRecord, read_record
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
 INFERENCE_PARTS = ("model", "backbone")
-ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random")
+ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random", "images")
 
 _FORMAT = "crad"
 VERSION = 3
@@ -55,6 +55,9 @@ class Checkpoint:
         backbone: state of the backbone: weights and fitted statistics.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
+        images: ``digests`` of the normal images, trained on or held back, by which a resumed run
+            knows them; empty if not read, or written before there were any.
+        draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back.
         part_of: the id of the separate training that the run is a part of; empty if of none.
@@ -72,6 +75,8 @@ class Checkpoint:
     precision: str = "fp32"
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    draws: Draws = "class"
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     part_of: str = ""
@@ -114,6 +119,7 @@ class Checkpoint:
             "n_train": self.n_train,
             "seconds": self.seconds,
             "precision": self.precision,
+            "draws": self.draws,
             "best_on_test": self.best_on_test,
             "thresholds": {
                 name: dataclasses.asdict(each) for name, each in self.thresholds.items()
@@ -180,6 +186,7 @@ def read_checkpoint(
             n_train=run["n_train"],
             seconds=run["seconds"],
             precision=run["precision"],
+            draws=run.get("draws", "run"),
             best_on_test=run["best_on_test"],
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}

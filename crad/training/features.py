@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
 from crad.data.samples import Sample
+from crad.errors import DataError
 from crad.model.crad import CRAD
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache
@@ -56,11 +58,19 @@ def fit_backbone(
     device: torch.device,
     skip: OnBad | None,
 ) -> None:
-    """Fit the backbone's statistics in the main process, for all; arguments as for `extract`."""
+    """Fit the backbone's statistics in the main process, for all; arguments as for `extract`.
+
+    Raises:
+        DataError: no image can be read.
+        ImageError: an image cannot be read.
+    """
 
     def fitted() -> dict[str, Tensor]:
         with closing(_load(samples, image_size, skip, "statistics")) as batches:
-            backbone.fit(batch.images.to(device) for batch in batches)
+            first = next(batches, None)
+            if first is None:
+                raise DataError("train: none of the training images can be read; replace them")
+            backbone.fit(batch.images.to(device) for batch in chain([first], batches))
         return {name: value.cpu() for name, value in backbone.state_dict().items()}
 
     state = processes.on_main(fitted)

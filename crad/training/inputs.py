@@ -1,9 +1,13 @@
 """What a run has before it trains: the backbone, and the features of all images."""
 
+import hashlib
+import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +16,11 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
+from crad.data.folders import count, enumerate_some
+from crad.data.samples import Sample
 from crad.errors import BackboneError, CradError, DataError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
-from crad.scoring.calibration import hold_back
+from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
@@ -35,6 +41,10 @@ class Inputs:
         n_train: all classes, in order, with their numbers of images to train on.
         truths: where the defects are.
         bad: the images and masks that were left out.
+        left_out: as of `crad.data.Dataset`.
+        repeated: the files that are there twice where they should not be, a line for each kind.
+        digests: of the normal images, as of `Checkpoint.images`.
+        draws: as of `Checkpoint`.
         seconds: time that the features took.
     """
 
@@ -45,6 +55,10 @@ class Inputs:
     n_train: dict[str, int]
     truths: Truths
     bad: BadImages
+    left_out: tuple[str, ...]
+    repeated: tuple[str, ...]
+    digests: Tensor
+    draws: Draws
     seconds: float
 
     @property
@@ -52,6 +66,10 @@ class Inputs:
         """(C, H, W) of a feature."""
         height, width, channels = self.train.values.shape[1:]
         return channels, height, width
+
+    def note(self) -> str:
+        """What a reader of the results must know of the images."""
+        return "; ".join(filter(None, (*self.left_out, *self.repeated, self.bad.note())))
 
     @cached_property
     def nearest_neighbour(self) -> Tensor:
@@ -74,6 +92,12 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         ImageError: an image or a mask cannot be read.
         StorageError: there is no space for the features.
     """
+    dataset = processes.on_main(
+        lambda: find_dataset(config.data.source, classes=config.data.classes)
+    )
+    share = config.decisions.calibration_share
+    if not stored:
+        check_share(dataset, share)
     backbone = create_backbone(
         config.model.backbone,
         weights=config.model.weights,
@@ -83,9 +107,6 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if stored:
         with stored.fitting():
             backbone.load_state_dict(stored.backbone)
-    dataset = processes.on_main(
-        lambda: find_dataset(config.data.source, classes=config.data.classes)
-    )
     started = time.perf_counter()
     size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
@@ -93,7 +114,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
-    train, held_back = hold_back(dataset, config.decisions.calibration_share, config.training.seed)
+    draws = stored.draws if stored else "class"
+    train, held_back = hold_back(dataset, share, config.training.seed, draws)
     cache = FeatureCache(config.data.feature_memory)
     try:
         if not stored:
@@ -117,12 +139,79 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
             f"train: none of the training images of class '{missing[0]}' in '{dataset.root}' can "
             "be read; replace them, or leave the class out with --classes"
         )
-    if stored and stored.n_train != n_train:
+    tested = {sample.class_name for sample in features_held_back.samples}
+    if held_back and not stored and (missing := [n for n in dataset.classes if n not in tested]):
+        raise no_threshold(missing[0], "none of its images held back can be read")
+    if dataset.test and not len(features_test):
         raise DataError(
-            f"data: the training images in '{dataset.root}' have changed since the run of "
-            f"'{stored.file}' was started; restore them, or start again with --overwrite"
+            f"test: none of the test images in '{dataset.root}' can be read; replace or remove them"
         )
-    seconds = time.perf_counter() - started
+    normal = features.samples + features_held_back.samples
+    digests = {sample.path: _digest(sample, dataset.root) for sample in normal}
+    if stored:
+        _check_unchanged(stored, n_train, digests, dataset.root)
     return Inputs(
-        backbone, features, features_held_back, features_test, n_train, truths, bad, seconds
+        backbone=backbone,
+        train=features,
+        held_back=features_held_back,
+        test=features_test,
+        n_train=n_train,
+        truths=truths,
+        bad=bad,
+        left_out=dataset.left_out,
+        repeated=tuple(_repeated(normal, features_test.samples, dataset.root)),
+        digests=torch.tensor([*digests.values()], dtype=torch.int64),
+        draws=draws,
+        seconds=time.perf_counter() - started,
     )
+
+
+def _digest(sample: Sample, root: Path) -> int:
+    """64 bits that stand for an image: its class, its place in the data set, and its bytes."""
+    assert sample.digest  # features have them
+    names = (str(sample.class_name), _place(sample, root))
+    key = b"\0".join((*map(os.fsencode, names), sample.digest))
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), signed=True)
+
+
+def _check_unchanged(
+    stored: Checkpoint, n_train: dict[str, int], digests: dict[Path | None, int], root: Path
+) -> None:
+    """Refuse normal images that are not those of the run to resume."""
+    details = []
+    if "digests" in stored.images:
+        former = {*stored.images["digests"].tolist()}
+        if new := [path for path, digest in digests.items() if digest not in former]:
+            details.append(f"{len(new)} new or changed, the first is '{new[0]}'")
+        if missing := former - {*digests.values()}:
+            details.append(f"{len(missing)} missing or changed")
+    elif stored.n_train != n_train:
+        details.append("their numbers differ")
+    if details:
+        raise DataError(
+            f"data: the training images in '{root}' have changed since the run of '{stored.file}' "
+            f"was started ({'; '.join(details)}); restore them, or start again with --overwrite"
+        )
+
+
+def _repeated(normal: list[Sample], test: list[Sample], root: Path) -> Iterator[str]:
+    """Name the files that are in training and test, or in training twice, by their bytes."""
+    first: dict[bytes | None, Sample] = {}
+    twice: list[tuple[Sample, Sample]] = []
+    for sample in normal:
+        if (former := first.setdefault(sample.digest, sample)) is not sample:
+            twice.append((former, sample))
+    tested = [(first[sample.digest], sample) for sample in test if sample.digest in first]
+    for pairs, problem in (
+        (tested, "in training and test, so that what is measured is too good"),
+        (twice, "in training twice"),
+    ):
+        if pairs:
+            named = [" = ".join(repr(_place(sample, root)) for sample in pair) for pair in pairs]
+            yield f"same file: {count(len(pairs), 'image')} {problem} ({enumerate_some(named)})"
+
+
+def _place(sample: Sample, root: Path) -> str:
+    """The path of an image below the data set."""
+    assert sample.path  # features come from files
+    return sample.path.relative_to(root).as_posix()

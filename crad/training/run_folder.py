@@ -48,6 +48,20 @@ class RunFolder:
         """Keep other commands out of the folder, as `crad.files.locked`, in the main process."""
         return locked(self.path) if processes.is_main() else nullcontext()
 
+    def of_class(self, name: str) -> Path:
+        """The folder of the run of a class, in that of a run of several models.
+
+        Raises:
+            OutputError: a file or folder of the run has the name of the class.
+        """
+        own = (self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME)
+        if name.casefold() in [path.name for path in own]:
+            raise OutputError(
+                f"output: the run of class '{name}' would need the name that '{self.path / name}' "
+                "has for something else; rename the class, or train without --separate"
+            )
+        return self.path / name
+
     def check(self, *, overwrite: bool, resume: bool = False, separate: bool = False) -> None:
         """Refuse, before any work is done for it, a folder that is not for this run.
 

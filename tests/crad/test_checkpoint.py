@@ -52,6 +52,7 @@ def checkpoint() -> Checkpoint:
         backbone={"fitted": torch.tensor(True)},
         optimizer={"a.weight.step": torch.tensor(7.0)},
         random={"cpu": torch.get_rng_state()},
+        images={"digests": torch.tensor([-(2**63), 5])},
         best_on_test={"epoch": 2, **summarise({})},
         thresholds=Thresholds({"näh maschine": Threshold(0.1 + 0.2, 7)}),
     )
@@ -65,6 +66,14 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, checkpoint: Checkpoint
             torch.testing.assert_close(getattr(read, part), getattr(checkpoint, part))
         parts = {part: {} for part in ALL_PARTS}
         assert replace(read, **parts) == replace(checkpoint, **parts)
+
+
+def test_former_versions_chose_and_stored_other_images(tmp_path: Path) -> None:
+    """A run that is resumed goes on with its choice, whatever version writes it."""
+    former = read_checkpoint(CHECKPOINTS / "version-2.safetensors", ALL_PARTS)
+    assert (former.draws, former.images) == ("run", {})
+    former.write(tmp_path / CHECKPOINT_NAME)
+    assert read_checkpoint(tmp_path).draws == "run"
 
 
 def test_training_states_are_read_on_demand(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -211,7 +220,7 @@ def test_stripped_for_inference(
     assert (found.score, found.threshold) == (expected.score, expected.threshold)
     np.testing.assert_array_equal(found.scored_map, expected.scored_map)
     stripped = read_checkpoint(file, ALL_PARTS)
-    assert (stripped.optimizer, stripped.random) == ({}, {})
+    assert (stripped.optimizer, stripped.random, stripped.images) == ({}, {}, {})
     assert command(*strip) == 1
     assert str(file) in capsys.readouterr().err
     assert command(*strip, "--overwrite") == 0

@@ -1,10 +1,11 @@
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data import find_dataset
+from crad.data import find_dataset, full_source
 from crad.data.images import open_image, to_tensor
 from crad.errors import DataError, MaskError
 
@@ -37,6 +38,7 @@ def names(samples):
 def test_classes_and_images_are_found_in_natural_order(root):
     dataset = find_dataset(root)
     assert dataset.root == root
+    assert dataset.left_out == ()
     assert dataset.classes == ("bottle", "Größe 9", "Größe 10")
     assert len(dataset.train) == 9
     assert len(dataset.test) == 12
@@ -93,6 +95,9 @@ def test_what_is_no_image_is_passed_over(root):
     (root / "bottle/test/empty").mkdir()
     dataset = find_dataset(root)
     assert (len(dataset.classes), len(dataset.train), len(dataset.test)) == (3, 9, 12)
+    images, others = dataset.left_out
+    assert images.startswith("not used: 1 image in 1 folder ('pictures')")
+    assert others.startswith("not used: 2 files of other types (2 .txt) in 2 folders")
 
 
 def test_links_to_images_and_to_classes_are_followed(root, tmp_path):
@@ -184,7 +189,10 @@ def test_masks_in_a_folder_of_nearly_the_right_name(root, name):
 
 def test_masks_without_test_images_are_of_no_matter(root):
     shutil.rmtree(root / "bottle/test")
-    assert find_dataset(root / "bottle").test == ()
+    dataset = find_dataset(root / "bottle")
+    assert dataset.test == ()
+    (line,) = dataset.left_out
+    assert "2 images in 2 folders ('ground_truth/crack', 'ground_truth/stain')" in line
 
 
 def test_some_of_the_classes(root):
@@ -220,3 +228,147 @@ def test_the_official_layout_of_mvtec_ad(tmp_path):
         assert to_tensor(image, 16).shape == (3, 16, 16)
         expected = np.broadcast_to(left & sample.is_anomaly, (16, 16))
         np.testing.assert_array_equal(sample.read_truth(16), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "0.png",
+        "pictures/0.png",
+        "bottle/0.png",
+        "bottle/train/0.png",
+        "bottle/train/bad/0.png",
+        "bottle/train/OK/0.png",
+        "bottle/train/good/inner/0.png",
+        "bottle/test/crack/inner/0.png",
+        "bottle/test/good/a/b/0.png",
+        "bottle/valid/good/0.png",
+        "bottle/validation/0.png",
+        "bottle/masks/crack/000_mask.png",
+        "bottle/ground_truth/good/0.png",
+        "bottle/ground_truth/crack/inner/001_mask.png",
+        "bottle/train/good/3.gif",
+        "bottle/test/crack/002.jp2",
+        "bottle/ground_truth/crack/001_mask.jfif",
+        "bottle/notes.txt",
+    ],
+)
+def test_what_is_not_read_is_counted(root, name):
+    before = find_dataset(root)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+    dataset = find_dataset(root)
+    (line,) = dataset.left_out
+    folder, _, _ = name.rpartition("/")
+    assert line.startswith("not used: 1 ")
+    assert f"in 1 folder ('{folder or '.'}')" in line
+    assert (dataset.train, dataset.test) == (before.train, before.test)
+
+
+def test_what_is_not_read_of_other_classes_is_not_counted(root):
+    put(root, "bottle/valid/0.png", "Größe 9/valid/0.png", "pictures/0.png")
+    (line,) = find_dataset(root, classes=["bottle"]).left_out
+    assert "2 images in 2 folders ('bottle/valid', 'pictures')" in line
+
+
+def test_each_folder_is_read_once_and_no_image_opened(root, monkeypatch):
+    folders = [folder for folder, _, _ in os.walk(root)]
+    read = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: read.append(str(path)) or scandir(path))
+    monkeypatch.setattr("builtins.open", None)
+    find_dataset(root)
+    assert sorted(read) == sorted(folders)
+
+
+@pytest.mark.parametrize("name", ["ok", "OK", "normal", "Good", "goods", "Defect-free", "good_2"])
+def test_normal_images_by_another_name_are_no_defects(root, name):
+    put(root, f"bottle/test/{name}/0.png")
+    with pytest.raises(DataError, match=rf"test/{name}' would count as a defect.*'good'"):
+        find_dataset(root)
+
+
+@pytest.mark.parametrize("name", ["ok", "OK", "normal", "Good"])
+def test_training_images_by_another_name_are_to_be_renamed(root, name):
+    (root / "bottle/train/good").rename(root / "bottle/train" / name)
+    for need_train in (True, False):
+        with pytest.raises(DataError, match=rf"train/{name}' would not be trained on.*'good'"):
+            find_dataset(root, need_train=need_train)
+
+
+@pytest.mark.parametrize("second", ["000.png", "000_mask.bmp", "000.TIF"])
+def test_two_masks_for_one_image(root, second):
+    put(root, f"bottle/ground_truth/crack/{second}", image=MASK)
+    with pytest.raises(DataError, match=rf"crack/000\.png' has more than one mask.*{second}'"):
+        find_dataset(root)
+
+
+def test_one_mask_for_two_images(root):
+    put(root, "bottle/test/crack/000.jpg")
+    with pytest.raises(DataError, match=r"000_mask\.png' is named after two images.*jpg.*png"):
+        find_dataset(root)
+
+
+def test_images_of_one_name_need_no_mask(root):
+    put(root, "bottle/test/crack/001.jpg", "bottle/train/good/2.jpg")
+    assert len(find_dataset(root / "bottle").test) == 5
+
+
+def test_a_mask_that_is_named_after_no_image(root):
+    put(root, "bottle/ground_truth/crack/002_mask.png", image=MASK)
+    with pytest.raises(DataError, match=r"1 of 2 masks in '.*crack'.*002_mask\.png'.*rename"):
+        find_dataset(root)
+    for image in (root / "bottle/test/crack").iterdir():
+        image.unlink()
+    with pytest.raises(DataError, match=r"2 of 2 masks in '.*crack'.*000_mask\.png'"):
+        find_dataset(root)
+
+
+def test_masks_in_no_folder_of_a_defect(root):
+    put(root, "bottle/ground_truth/000_mask.png", image=MASK)
+    with pytest.raises(DataError, match=r"truth/000_mask\.png' is not in a sub-folder"):
+        find_dataset(root)
+
+
+def test_links_that_lead_nowhere_or_in_circles(root):
+    (root / "bottle/train/good/circle").symlink_to(root, target_is_directory=True)
+    assert find_dataset(root).left_out == ()
+    link = root / "bottle/test/lost"
+    link.symlink_to(root / "nowhere")
+    with pytest.raises(DataError, match=r"'.*test/lost' leads nowhere"):
+        find_dataset(root)
+    link.unlink()
+    (root / "bottle/train/good/lost.png").symlink_to(root / "nowhere")
+    paths = [sample.path for sample in find_dataset(root).train]
+    assert root / "bottle/train/good/lost.png" in paths  # so that opening it is an error
+
+
+@pytest.mark.parametrize("name", ["a b", "Größe 10", "sheets", "results.json", "a'b", "x" * 200])
+def test_unusual_names_of_classes(tmp_path, name):
+    put(tmp_path, f"{name}/train/good/0.png")
+    assert find_dataset(tmp_path).classes == (name,)
+
+
+def test_names_of_classes_that_differ_only_in_case(tmp_path):
+    put(tmp_path, "nut/train/good/0.png")
+    put(tmp_path, "Nut/train/good/0.png")
+    if len(os.listdir(tmp_path)) == 1:
+        pytest.skip("the file system knows no case")
+    assert find_dataset(tmp_path).classes == ("Nut", "nut")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b", os.fsdecode(b"\xe9"), "x" * 201])
+def test_names_of_classes_that_cannot_be_used(tmp_path, name):
+    put(tmp_path, f"{name}/train/good/0.png")
+    with pytest.raises(DataError, match=r"the name '.*' of a class.*rename"):
+        find_dataset(tmp_path)
+
+
+def test_a_folder_of_the_name_of_a_generated_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_dataset("demo").left_out == ()
+    put(tmp_path, "demo/nut/train/good/0.png")
+    (line,) = find_dataset("demo").left_out
+    assert line.endswith("--data ./demo")
+    assert find_dataset("./demo").classes == ("nut",)
+    assert full_source("./demo") == str(tmp_path / "demo")

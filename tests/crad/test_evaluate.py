@@ -104,6 +104,10 @@ def test_bad_images(
     assert "brick/test/good/000.png" in capsys.readouterr().err
     assert command(main, *arguments, "--skip-bad") == 0
     assert "1 image " in capsys.readouterr().out
+    for image in (data / "brick" / "test").rglob("*.png"):
+        image.write_bytes(b"no image")
+    assert command(main, *arguments, "--skip-bad", "--classes", "brick") == 1
+    assert f"none of the images in '{data}'" in capsys.readouterr().err
 
 
 def test_errors_are_one_line(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from crad.data.images import find_images, natural_key, open_image, open_mask, to_rgb, to_tensor
+from crad.data.images import natural_key, open_image, open_mask, to_rgb, to_tensor
 from crad.errors import ImageError
 
 RAMP = np.linspace(0, 255, 12 * 20).round().astype(np.uint8).reshape(12, 20)
@@ -403,13 +403,3 @@ def test_names_are_sorted_as_people_count():
     names = ["img10.png", "Img2.png", "img1.png", "a", "10", "9", "img²", ""]
     expected = ["", "9", "10", "a", "img1.png", "Img2.png", "img10.png", "img²"]
     assert sorted(names, key=natural_key) == expected
-
-
-def test_images_of_a_folder(tmp_path):
-    for name in ("b 10.PNG", "b 9.png", "ä.jpg", "._b 9.png", "notes.txt", "Thumbs.db"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "link.png").symlink_to(tmp_path / "b 9.png")
-    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
-    found = [path.name for path in find_images(tmp_path)]
-    assert found == ["b 9.png", "b 10.PNG", "broken.png", "link.png", "ä.jpg"]

@@ -16,6 +16,7 @@ from crad.command_line import run_command
 from crad.data.images import open_image
 from crad.model.crad import CRAD
 from crad.predict import find_inputs, main
+from crad.report.scores import Csv
 from tests.fixtures import before_call, ctrl_c
 
 Command = Callable[..., int]
@@ -89,6 +90,12 @@ def test_bad_images(
     captured = capsys.readouterr()
     assert "good.png" in captured.out
     assert "bad.png" in captured.err
+    (tmp_path / "good.png").unlink()
+    scores = tmp_path / "scores.csv"
+    scores.write_bytes(Csv().begin + b"of a former run\n")
+    assert command(main, *arguments, "--skip-bad", "--csv", str(scores)) == 1
+    assert "none of 1 image can" in capsys.readouterr().err
+    assert scores.read_bytes() == Csv().begin + b"of a former run\n"
 
 
 @pytest.mark.parametrize(
@@ -167,10 +174,32 @@ def test_folders_are_searched_as_those_of_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "b" / "circle").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "none.png").symlink_to(tmp_path / "missing")
-    found = find_inputs([tmp_path])
+    found, n_masks = find_inputs([tmp_path])
+    assert n_masks == 0
     relative = ["9.PNG", "10.png", "none.png", "b/1.jpg", "b/c/1.png"]
     assert found == {tmp_path / each: Path(each) for each in relative}
     assert list(found) == [tmp_path / each for each in relative]
+
+
+def test_masks_of_a_data_set_are_left_out_and_counted(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = [*trained.data.glob("*/ground_truth/*/*.png")]
+    images = {*trained.data.rglob("*.png")} - {*masks}
+    for given, share in ((trained.data, 1), (trained.data.parent, 1), (trained.data / "brick", 2)):
+        found, n_masks = find_inputs([given])
+        assert n_masks == len(masks) / share
+        assert {*found} == {path for path in images if path.is_relative_to(given)}
+    found, n_masks = find_inputs([masks[0], masks[1].parent])
+    assert ({*found} <= {*masks}, n_masks) == (True, 0)
+    assert command(main, "--checkpoint", str(trained.output), str(trained.data / "gauge")) == 0
+    assert f"{len(masks) // 2} masks of a data set left out" in capsys.readouterr().out
+    names = ("candle/Data/Images/Anomaly/0.JPG", "candle/Data/Masks/Anomaly/0.png")
+    for name in (*names, "ground_truth/0.png", "Data/Masks/0.png"):  # these two are of no class
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found, n_masks = find_inputs([tmp_path])
+    assert (len(found), n_masks) == (3, 1)
 
 
 @pytest.mark.parametrize(

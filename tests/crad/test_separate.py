@@ -301,6 +301,24 @@ def test_some_of_the_classes(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["sheets", "results.json", "Checkpoint.safetensors"])
+def test_a_class_named_like_a_file_of_the_run(
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Train,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    shutil.copytree(demo_root / "brick", tmp_path / "data" / name)
+    assert train_command(tmp_path / "data", tmp_path / "run", "--separate") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    for told in (f"'{name}'", "--separate"):
+        assert told in line
+    if name == "sheets":
+        assert train_command(tmp_path / "data", tmp_path / "run", "--epochs", "1") == 0
+        assert (tmp_path / "run" / "sheets" / "sheets.png").exists()
+
+
 def test_the_default_output_is_another_than_that_of_one_model() -> None:
     assert parse_options(["--separate"]).output.folder == Path("runs/demo-separate")
     options = parse_options(["--separate", "--data", "x/parts"])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import crad
 import crad.evaluate
 import crad.predict
 from crad.data import Dataset, Sample, find_dataset
+from crad.errors import DataError
 from crad.scoring.calibration import (
     Threshold,
     Thresholds,
+    check_share,
     class_of,
     hold_back,
     measure_decisions,
@@ -85,6 +88,35 @@ def test_a_share_of_each_class_is_held_back(
     assert (train, back) == hold_back(dataset, share, seed=0)
     if share and counts[0] > 2:
         assert back != hold_back(dataset, share, seed=1)[1]
+
+
+def test_what_is_held_back_depends_on_the_class_and_the_seed_alone() -> None:
+    nut, bolt, pin = samples("nut", 30), samples("bolt", 20), samples("Stift ä", 10)
+    alone = hold_back(Dataset(Path(), ("nut",), nut, ()), 0.2, seed=3)[1]
+    for names, every in (
+        (("bolt", "nut"), bolt + nut),
+        (("nut", "Stift ä", "bolt"), nut + pin + bolt),
+    ):
+        held = hold_back(Dataset(Path(), names, every, ()), 0.2, seed=3)[1]
+        assert [each for each in held if each.class_name == "nut"] == alone
+    twins = hold_back(Dataset(Path(), ("a", "b"), samples("a", 30) + samples("b", 30), ()), 0.2, 3)
+    chosen = [[each.path.name for each in twins[1] if each.class_name == name] for name in "ab"]
+    assert chosen[0] != chosen[1]
+
+
+def test_what_former_versions_held_back() -> None:
+    dataset = Dataset(Path(), ("a", "b"), samples("a", 10) + samples("b", 10), ())
+    held = hold_back(dataset, 0.3, seed=0, draws="run")[1]
+    assert [each.path.as_posix() for each in held] == [
+        "a/1.png", "a/4.png", "a/7.png", "b/3.png", "b/4.png", "b/9.png",
+    ]  # fmt: skip
+
+
+def test_a_class_of_one_image_is_refused() -> None:
+    dataset = Dataset(Path(), ("a", "b"), samples("a", 2) + samples("b", 1), ())
+    check_share(dataset, 0.0)
+    with pytest.raises(DataError, match=r"'b'.*add normal.*--classes.*--calibration-share 0"):
+        check_share(dataset, 0.1)
 
 
 THRESHOLDS = Thresholds({"nut": Threshold(1.0, 20), "bolt": Threshold(2.0, 10)})
@@ -203,17 +235,14 @@ def test_the_class_of_images_from_memory_can_be_named(trained) -> None:
         detector.predict(image, class_name="nut")
 
 
-def test_a_class_without_a_threshold_keeps_its_name(
-    trained, train_command: Command, tmp_path: Path
-) -> None:
-    """As with one image only, which is trained on."""
-    data = shutil.copytree(trained.data, tmp_path / "data")
-    for extra in sorted((data / "gauge" / "train" / "good").iterdir())[1:]:
-        extra.unlink()
-    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
-    detector = crad.load(tmp_path / "run")
+def test_a_class_without_a_threshold_keeps_its_name(trained, tmp_path: Path) -> None:
+    """As former versions stored it where a class had one image only."""
+    checkpoint = read_checkpoint(trained.output)
+    brick = Thresholds({"brick": checkpoint.thresholds["brick"]})
+    replace(checkpoint, thresholds=brick).write(tmp_path / "checkpoint.safetensors")
+    detector = crad.load(tmp_path)
     assert [*detector.thresholds] == ["brick"]
-    image = next((data / "gauge" / "test" / "good").iterdir())
+    image = next((trained.data / "gauge" / "test" / "good").iterdir())
     for prediction in (*detector.predict(image), *detector.predict(image, class_name="gauge")):
         assert prediction.class_name == "gauge"
         assert prediction.threshold == detector.thresholds["brick"].score

@@ -18,10 +18,14 @@ import torch
 import crad.data.batches
 import crad.evaluate
 from crad.backbones.scattering import ScatteringBackbone
+from crad.data import find_dataset
+from crad.errors import DataError
 from crad.model.crad import CRAD
+from crad.scoring.calibration import hold_back
 from crad.scoring.metrics import METRIC_NAMES
 from crad.train import main
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
+from crad.training.inputs import prepare
 from crad.training.loop import split_epoch
 from crad.training.run_record import RECORD_NAME
 from tests.fixtures import before_call, before_step, ctrl_c
@@ -405,7 +409,119 @@ def test_data_that_changed_are_not_resumed(
     capsys.readouterr()
     assert train_command(data, tmp_path / "run", "--epochs", "1", "--resume") == 1
     error = capsys.readouterr().err
-    for told in (str(data), str(tmp_path / "run"), "--overwrite"):
+    for told in (str(data), str(tmp_path / "run"), "1 missing", "--overwrite"):
+        assert told in error
+
+
+def test_images_that_changed_are_not_resumed(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on or held back, as many as before."""
+    assert train_command(data, tmp_path / "run", "--epochs", "1") == 0
+    data = data.rename(tmp_path / "moved")
+    resume = (data, tmp_path / "run", "--epochs", "1", "--resume")
+    assert train_command(*resume) == 0
+    images = sorted((data / "brick/train/good").iterdir())
+    for image in images:
+        former = image.read_bytes()
+        shutil.copy(data / "brick/test/good/000.png", image)
+        capsys.readouterr()
+        assert train_command(*resume) == 1
+        error = capsys.readouterr().err
+        assert f"1 new or changed, the first is '{image}'; 1 missing or changed" in error
+        image.write_bytes(former)
+    images[0].rename(images[0].with_name("new.png"))
+    assert train_command(*resume) == 1
+    assert "new.png'" in capsys.readouterr().err
+
+
+def test_a_run_of_a_former_version_is_resumed_on_its_images(trained) -> None:
+    stored = replace(read_checkpoint(trained.output, ALL_PARTS), draws="run", images={})
+    inputs = prepare(stored.config, stored, torch.device("cpu"))
+    dataset, config = find_dataset(trained.data), stored.config
+    share, seed = config.decisions.calibration_share, config.training.seed
+    _, held = hold_back(dataset, share, seed, "run")
+    assert [each.path for each in inputs.held_back.samples] == [each.path for each in held]
+    assert inputs.draws == "run"
+    with pytest.raises(DataError, match="their numbers differ"):
+        prepare(stored.config, replace(stored, n_train={"brick": 4}), torch.device("cpu"))
+
+
+def test_what_is_left_out_and_what_is_there_twice_is_said(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = data / "brick/train/good"
+    shutil.copy(good / "000.png", data / "brick/test/good/copy.png")
+    shutil.copy(data / "gauge/train/good/001.png", data / "gauge/train/good/copy.png")
+    shutil.copytree(good, data / "brick/valid")
+    (data / "license.txt").touch()
+    run = tmp_path / "run"
+    assert train_command(data, run, "--epochs", "1") == 0
+    begun, protocol, ended = capsys.readouterr().out.partition("protocol crad")
+    assert protocol
+    note = json.loads((run / "results.json").read_text())["note"]
+    left_out = ("not used: 6 images in 1 folder ('brick/valid')", "not used: 1 file of other types")
+    repeated = (
+        "same file: 1 image in training and test, so that what is measured is too good "
+        "('brick/train/good/000.png' = 'brick/test/good/copy.png')",
+        "same file: 1 image in training twice "
+        "('gauge/train/good/001.png' = 'gauge/train/good/copy.png')",
+    )
+    for told in (*left_out, *repeated):
+        assert (note.count(told), ended.count(told)) == (1, 1)
+        assert len([line for line in begun.splitlines() if line.startswith(told)]) == 1
+    arguments = ["--checkpoint", str(run), "--output", str(tmp_path / "evaluated")]
+    crad.evaluate.main(arguments)
+    out = capsys.readouterr().out
+    note = json.loads((tmp_path / "evaluated/results.json").read_text())["note"]
+    for told in left_out:
+        assert (note.count(told), out.count(told)) == (1, 1)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--separate",)])
+def test_a_class_of_one_normal_image_has_no_threshold(
+    data: Path,
+    tmp_path: Path,
+    train_command: Train,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    for image in sorted((data / "gauge/train/good").iterdir())[1:]:
+        image.unlink()
+    assert train_command(data, tmp_path / "run", *arguments) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    for told in ("'gauge'", "--classes", "--calibration-share 0"):
+        assert told in line
+    assert "class 1" not in captured.out
+    assert not (tmp_path / "run").exists()
+    without = (*arguments, "--calibration-share", "0", "--epochs", "1", "--components", "4")
+    assert train_command(data, tmp_path / "run", *without) == 0
+
+
+def test_nothing_readable_is_an_error_in_spite_of_skip_bad(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (data / "brick/test").rglob("*.png"):
+        image.write_bytes(b"no image")
+    alone = ("--skip-bad", "--epochs", "1", "--classes", "brick")
+    assert train_command(data, tmp_path / "run", *alone) == 1
+    assert "none of the test images" in capsys.readouterr().err
+    for image in (data / "brick/train/good").iterdir():
+        image.write_bytes(b"no image")
+    assert train_command(data, tmp_path / "run", *alone) == 1
+    assert "none of the training images" in capsys.readouterr().err
+
+
+def test_no_readable_image_held_back_is_an_error_in_spite_of_skip_bad(
+    data: Path, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, held = hold_back(find_dataset(data), 0.1, seed=0)
+    (bad,) = [each.path for each in held if each.class_name == "gauge"]
+    bad.write_bytes(b"no image")
+    assert train_command(data, tmp_path / "run", "--skip-bad", "--epochs", "1") == 1
+    error = capsys.readouterr().err
+    for told in ("'gauge' would have no threshold", "none of its images held back"):
         assert told in error
 
 

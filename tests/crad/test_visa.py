@@ -134,6 +134,9 @@ def test_one_class_alone(root):
         (2, "pcb1,train,anomaly,a.JPG,", "anomaly.*train"),
         (2, "pcb1,test,normal,a.JPG,a.png", "normal.*mask"),
         (2, lines("pcb1")[0], r"'pcb1/Data/Images/Normal/0836\.JPG'.* 2 "),
+        (2, lines("pcb1")[0].replace("pcb1/", "./pcb1/"), r"'pcb1/Data.*0836\.JPG'.* 2 "),
+        (4, lines("pcb1")[3].replace("000.JPG", "001.JPG"), r"'pcb1/.*Anomaly/000\.png'.* 5 "),
+        (2, "pcb1,test,anomaly,pcb1/0.png,pcb1/0.png", r"'pcb1/0\.png'.* 4 "),
     ],
 )
 def test_a_wrong_line_is_named(root, former, line, message):
@@ -165,3 +168,16 @@ def test_a_class_without_training_images(root):
     with pytest.raises(DataError, match=r"train.*'pcb1'"):
         find_dataset(root)
     assert len(find_dataset(root, need_train=False).test) == 3
+
+
+def test_files_that_are_not_in_the_table_are_counted(root):
+    (line,) = find_dataset(root).left_out
+    assert line.startswith("not used: 5 files of other types (4 .csv, 1 without suffix)")
+    for name in ("Images/Normal/0999.JPG", "Masks/Anomaly/002.png"):
+        shutil.copy(root / "candle/Data/Images/Normal/0451.JPG", root / "candle/Data" / name)
+    images, _ = find_dataset(root).left_out
+    assert "2 images in 2 folders ('candle/Data/Images/Normal', 'candle/Data/Masks/Anomaly')" in (
+        images
+    )
+    assert "'split_csv/1cls.csv'" in images
+    assert len(find_dataset(root, classes=["pcb1"]).left_out) == 1

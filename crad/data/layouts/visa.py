@@ -5,39 +5,44 @@ ROOT/<class>/Data/Images/{Normal,Anomaly}/NNN.JPG       images
 ROOT/<class>/Data/Masks/Anomaly/NNN.png                 class ids; above 0 is a defect
 
 Each line of the table is an image: its class, ``train`` or ``test``, ``normal`` or ``anomaly``, and
-the paths of image and mask below ROOT. Files that are not in the table are ignored.
+the paths of image and mask below ROOT. No file is in two lines.
 """
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from crad.data.folders import Folder
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
 
 DESCRIPTION = "VisA as its archive has it"
 _TABLE = PurePosixPath("split_csv", "1cls.csv")
+RULE = f"images and masks in '{_TABLE}'"
+TABLES: tuple[str, ...] = (str(_TABLE),)
 _COLUMNS = ("object", "split", "label", "image", "mask")
 _IMAGES = PurePosixPath("Data", "Images")
+_MASKS = PurePosixPath("Data", "Masks")
 _DEFECTS = {"normal": GOOD, "anomaly": "anomaly"}
 
 
-def matches(root: Path) -> bool:
+def matches(root: Folder) -> bool:
     """Whether a folder has the layout, or would have it if its table were not missing."""
-    if (root / _TABLE).exists() or (root / _IMAGES).is_dir():
+    if (root.path / _TABLE).exists() or os.path.isdir(root.path / _IMAGES):
         return True
-    return any((folder / _IMAGES).is_dir() for folder in root.iterdir())
+    return any(os.path.isdir(folder.path / _IMAGES) for folder in root.folders)
 
 
-def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
+def find_classes(root: Folder) -> dict[str, Callable[[bool], Split]]:
     """Read the table; the files of a class are checked when its images are asked for."""
-    table = root / _TABLE
+    table = root.path / _TABLE
     if not table.is_file():
-        raise DataError(_without_table(root))
+        raise DataError(_without_table(root.path))
     splits: dict[str, Split] = defaultdict(lambda: ([], []))
-    lines: dict[str, int] = {}  # line number of each image
+    lines: dict[Path, int] = {}  # line number of each file
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -49,15 +54,17 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
             for row in reader:
                 cells = {name: (row[name] or "").strip() for name in _COLUMNS}
                 try:
-                    sample = _sample(root, cells)
-                    if first := lines.get(cells["image"]):
-                        raise ValueError(f"'{cells['image']}' is in line {first} already")
+                    sample = _sample(root.path, cells)
+                    for path in filter(None, (sample.path, sample.mask)):
+                        if first := lines.get(path):
+                            name = path.relative_to(root.path)
+                            raise ValueError(f"'{name}' is in line {first} already")
+                        lines[path] = reader.line_num
                 except ValueError as error:
                     raise DataError(
                         f"data: '{table}', line {reader.line_num}: {error}; correct the table, or "
                         "extract it from the archive again"
                     ) from error
-                lines[cells["image"]] = reader.line_num
                 train, test = splits[cells["object"]]
                 (train if cells["split"] == "train" else test).append(sample)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -67,6 +74,12 @@ def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
     if not splits:
         raise DataError(f"data: '{table}' has no lines; extract it from the archive again")
     return {name: partial(_checked, table, name, *split) for name, split in splits.items()}
+
+
+def holds_masks(folder: Path) -> bool:
+    """Whether a folder is ``Data/Masks`` of a class."""
+    above = folder.parent
+    return PurePosixPath(above.name, folder.name) == _MASKS and (above / _IMAGES.name).is_dir()
 
 
 def _without_table(root: Path) -> str:
