@@ -14,9 +14,16 @@ import tyro
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import SkipBad
+from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data.bad_images import BadImages
-from crad.data.images import IMAGE_SUFFIXES, find_images, open_image, subfolders
+from crad.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_MEGAPIXELS,
+    find_images,
+    open_image,
+    subfolders,
+)
+from crad.data.samples import has_more_note
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
@@ -47,6 +54,8 @@ class PredictOptions:
     json: Path | None = None
     """Write the scores to this JSON file."""
     skip_bad: SkipBad = False
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
+    bit_depth: BitDepth = None
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -69,7 +78,13 @@ def predict(options: PredictOptions) -> list[Prediction]:
         raise UsageError("predict: no images given; name image files or folders")
     if options.output:
         check_folder(options.output)
-    detector = load(options.checkpoint, options.compute.device, options.compute.precision)
+    detector = load(
+        options.checkpoint,
+        options.compute.device,
+        options.compute.precision,
+        bit_depth=options.bit_depth,
+        max_megapixels=options.max_megapixels,
+    )
     if options.compute.compile:
         compile_network(detector.model.fusion, detector.device)
     found = find_inputs(options.images)
@@ -88,7 +103,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
                 bar.write(f"{prediction.score:10.4g}  {decision:8}  {printable(str(path))}")
                 if path in pictures:
                     with bad.reading():
-                        image = open_image(path)
+                        image = open_image(path, detector.decoding)
                         picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
                         save = partial(picture.save, format="PNG")
                         write_atomically(pictures[path], save, durable=False)
@@ -99,7 +114,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         raise
     _write_scores(done, options)
     notes = _how_decided(done, detector, options.class_)
-    for note in filter(None, (bad.note(), *notes)):
+    for note in filter(None, (bad.note(), has_more_note(done), *notes)):
         print(note)
     return done
 

@@ -253,6 +253,9 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
             print(idle, flush=True)
 
         inputs = prepare(config, stored, device)
+        model_settings = replace(config.model, bit_depth=inputs.decoding.bit_depth)
+        config = replace(config, model=model_settings)
+        options = replace(options, config=config)
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
@@ -306,7 +309,7 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                left_out=inputs.bad.note(),
+                notes=[inputs.bad.note(), *evaluation.notes(protocols)],
                 timing=timing,
                 device=device,
                 decisions=decisions,

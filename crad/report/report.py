@@ -42,7 +42,13 @@ def report(
         note = f"{results['data']}: {results['note']}" if "note" in results else None
         shutil.rmtree(run.sheets, ignore_errors=True)
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
-            write_sheet(run.sheets / f"{name}.png", name, predictions, note=note)
+            write_sheet(
+                run.sheets / f"{name}.png",
+                name,
+                predictions,
+                note=note,
+                decoding=evaluation.decoding,
+            )
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):

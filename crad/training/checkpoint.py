@@ -34,7 +34,9 @@ VERSION = 2
 
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
-_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {2: {"model": {"bit_depth": 16}}}
+)
 
 _WAYS = "install a newer crad, or train again with --overwrite"
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,9 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
+from crad.data.bit_depth import recognise_bit_depth
+from crad.data.images import Decoding
+from crad.data.samples import has_more_note
 from crad.errors import BackboneError, CradError, DataError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import hold_back
@@ -35,6 +38,7 @@ class Inputs:
         n_train: all classes, in order, with their numbers of images to train on.
         truths: where the defects are.
         bad: the images and masks that were left out.
+        decoding: how images are read, with the bit depth of the data set.
         seconds: time that the features took.
     """
 
@@ -45,6 +49,7 @@ class Inputs:
     n_train: dict[str, int]
     truths: Truths
     bad: BadImages
+    decoding: Decoding
     seconds: float
 
     @property
@@ -89,7 +94,16 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     started = time.perf_counter()
     size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
-    truths = Truths(size, bad)
+    decoding = config.decoding
+    if stored:
+        decoding = replace(decoding, bit_depth=stored.config.decoding.bit_depth)
+    elif config.model.bit_depth is None:
+        paths = [sample.path for sample in dataset.train + dataset.test if sample.path]
+        found = processes.on_main(lambda: recognise_bit_depth(paths, decoding))
+        if found:
+            print(found.note, flush=True)
+            decoding = replace(decoding, bit_depth=found.bit_depth)
+    truths = Truths(size, bad, decoding)
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
@@ -97,9 +111,15 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     cache = FeatureCache(config.data.feature_memory)
     try:
         if not stored:
-            fit_backbone(backbone, train, size, device=device, skip=bad)
+            fit_backbone(backbone, train, size, device=device, skip=bad, decoding=decoding)
         features, features_held_back, features_test = (
-            extract(backbone, samples, size, device=device, skip=bad, cache=cache)
+            extract(
+                *(backbone, samples, size),
+                device=device,
+                skip=bad,
+                cache=cache,
+                decoding=decoding,
+            )
             for samples in (train, held_back, dataset.test)
         )
     except CradError:
@@ -110,6 +130,10 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
             f"{error}"
         ) from error
     bad.share(processes.gather)
+    if more := has_more_note(
+        [*features.samples, *features_held_back.samples, *features_test.samples]
+    ):
+        print(more, flush=True)
     counts = Counter(sample.class_name for sample in features.samples)
     n_train = {name: counts[name] for name in dataset.classes}
     if missing := [name for name, count in n_train.items() if not count]:
@@ -124,5 +148,13 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         )
     seconds = time.perf_counter() - started
     return Inputs(
-        backbone, features, features_held_back, features_test, n_train, truths, bad, seconds
+        backbone,
+        features,
+        features_held_back,
+        features_test,
+        n_train,
+        truths,
+        bad,
+        decoding,
+        seconds,
     )
