@@ -461,11 +461,13 @@ def _marked(raw: _Raw) -> npt.NDArray[np.bool_]:
         levels = np.asarray(image.convert("RGB"))
     has_alpha = levels.shape[2] in (2, 4)
     colours = levels[..., :-1] if has_alpha else levels
-    marked = np.any(colours > (127 if image.format in _BLURRING else 0), axis=2)
+    marked: npt.NDArray[np.bool_] = np.any(
+        colours > (127 if image.format in _BLURRING else 0), axis=2
+    )
     opaque: npt.NDArray[np.bool_] = levels[..., -1] > 0
     if has_alpha and np.ptp(levels[..., -1]) > 0:
         shown = colours[opaque]
-        return opaque if (shown == shown[0]).all() else marked & opaque
+        return opaque if np.ptp(shown, axis=0).max() == 0 else marked & opaque
     if image.mode in ("P", "PA"):
         first_is_black = not any((image.getpalette() or [0, 0, 0])[:3])
         if first_is_black or marked.all():

@@ -62,15 +62,14 @@ class Truths:
             A sentence; None if there is none.
         """
         truths = [self(sample, protocol) for sample in samples if sample.mask and sample.is_anomaly]
-        marks = [truth.any() for truth in truths if truth is not None]
-        lost, size = marks.count(False), protocol.map_size(self.image_size)
+        remain = [bool(truth.any()) for truth in truths if truth is not None]
+        lost, size = remain.count(False), protocol.map_size(self.image_size)
         if not lost:
             return None
-        masks, verb = ("mask", "s") if len(marks) == 1 else ("masks", "s" * (lost == 1))
+        vanish = "vanishes" if lost == 1 else "vanish"
         return (
-            f"protocol {protocol.name}: {lost} of {len(marks)} {masks} vanish{'e' * bool(verb)}"
-            f"{verb} at {size} x {size} pixels (its rule: {protocol.mask_resize}); their defects "
-            "count as normal pixels"
+            f"protocol {protocol.name}: {lost} of {len(remain)} masks {vanish} at {size} x {size} "
+            f"pixels (its rule: {protocol.mask_resize}); their defects count as normal pixels"
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError
-from crad.files import write_atomically, write_json
+from crad.files import irregular, write_atomically, write_json
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
 
@@ -149,10 +149,12 @@ def read_checkpoint(
         CheckpointError: it is missing or damaged, or a newer version wrote it.
     """
     file = checkpoint_path(path)
-    if not file.is_file():
+    kind = irregular(file)
+    if kind or not file.exists():
+        problem = f"'{file}' is {kind}" if kind else f"there is no file '{file}'"
         raise CheckpointError(
-            f"checkpoint: there is no file '{file}'; give the output folder of a training run, or "
-            f"the {CHECKPOINT_NAME} in it"
+            f"checkpoint: {problem}; give the output folder of a training run, or the "
+            f"{CHECKPOINT_NAME} in it"
         )
     states: dict[str, dict[str, Tensor]] = {part: {} for part in ALL_PARTS}
     try:
@@ -251,7 +253,8 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
 def _source_of(checkpoint: Path) -> str:
     """The data of a run, from the file beside its checkpoint; empty if that is missing."""
     try:
-        paths = json.loads((checkpoint.parent / PATHS_NAME).read_text(encoding="utf-8"))
+        file = checkpoint.parent / PATHS_NAME
+        paths = {} if irregular(file) else json.loads(file.read_text(encoding="utf-8"))
         return str(paths["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

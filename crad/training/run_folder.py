@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crad.errors import OutputError
-from crad.files import check_folder, remove_leftovers
+from crad.files import check_folder, irregular, remove_leftovers
 from crad.training.checkpoint import CHECKPOINT_NAME, PATHS_NAME
 
 
@@ -73,6 +73,8 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""
+        if irregular(self.results):
+            return None
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
+from crad.files import irregular
 
 DESCRIPTION = "VisA as its archive has it"
 _TABLE = PurePosixPath("split_csv", "1cls.csv")
@@ -34,7 +35,9 @@ def matches(root: Path) -> bool:
 def find_classes(root: Path) -> dict[str, Callable[[bool], Split]]:
     """Read the table; the files of a class are checked when its images are asked for."""
     table = root / _TABLE
-    if not table.is_file():
+    if kind := irregular(table):
+        raise DataError(f"data: '{table}' is {kind}; extract it from the archive again")
+    if not table.exists():
         raise DataError(_without_table(root))
     splits: dict[str, Split] = defaultdict(lambda: ([], []))
     lines: dict[str, int] = {}  # line number of each image
