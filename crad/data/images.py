@@ -13,7 +13,15 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from crad.errors import ImageError, UsageError
 from crad.files import irregular
@@ -354,6 +362,7 @@ def _load(path: str | os.PathLike[str], max_megapixels: float, *, only_deep: boo
         raw = _Raw(image, None, _own_range(image), has_more)
         if isinstance(image, ImageFile.ImageFile) and _has_deep_colours(image):
             raw = replace(raw, colours=_deep_colours(file, image))
+            image.getexif()  # as long as the file is open
         elif raw.is_deep or not only_deep:
             image.load()
         return raw
@@ -384,11 +393,12 @@ def _has_deep_colours(image: Image.Image) -> bool:
 def _deep_colours(file: BinaryIO, image: ImageFile.ImageFile) -> npt.NDArray[np.uint16]:
     """Decode 16-bit colours (H, W, C), C being 2 to 4."""
     if image.format == "PNG":
-        from torchvision.io import ImageReadMode, decode_png  # slow to import, and rarely needed
-
-        file.seek(0)
-        data = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-        return np.asarray(decode_png(data, ImageReadMode.UNCHANGED).movedim(0, -1))
+        order = str(image.tile[0].args)
+        if order.startswith("LA"):  # of four bytes a pixel, as RGBA
+            return _png_bytes(file, "RGBA").view(">u2").astype(np.uint16)
+        # Pillow keeps the high byte of each value, and by the wrong order of bytes the low one.
+        low = _png_bytes(file, order.replace(";16B", ";16L"))
+        return np.asarray(image).astype(np.uint16) * 256 + low
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         import tifffile
 
@@ -410,6 +420,14 @@ def _deep_colours(file: BinaryIO, image: ImageFile.ImageFile) -> npt.NDArray[np.
     file.seek(tile.offset)
     values = np.frombuffer(file.read(), ">u2", count=3 * image.width * image.height)
     return values.reshape(image.height, image.width, 3).astype(np.uint16)
+
+
+def _png_bytes(file: BinaryIO, rawmode: str) -> npt.NDArray[np.uint8]:
+    """Decode a PNG file as if its pixels lay in memory as ``rawmode`` says."""
+    file.seek(0)
+    image = PngImagePlugin.PngImageFile(file)
+    image.tile = [tile._replace(args=rawmode) for tile in image.tile]
+    return np.asarray(image)
 
 
 def _picture(raw: _Raw, bit_depth: int) -> Image.Image:
