@@ -40,7 +40,7 @@ from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint, write_source
 from crad.training.features import map_features
-from crad.training.inputs import Inputs, prepare
+from crad.training.inputs import Inputs, bit_depth_of, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad_kernels import backends
@@ -76,6 +76,11 @@ class TrainOptions:
     def run(self) -> RunFolder:
         """The folder of the run."""
         return RunFolder(self.output.folder)
+
+    def with_bit_depth(self, bit_depth: int) -> "TrainOptions":
+        """The same options for images of a bit depth."""
+        model = replace(self.config.model, bit_depth=bit_depth)
+        return replace(self, config=replace(self.config, model=model))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,7 +186,8 @@ def train_separately(options: TrainOptions) -> Results:
     output = options.output
     options.run.check(overwrite=output.overwrite, resume=output.resume, separate=True)
     data = options.config.data
-    names = processes.on_main(lambda: find_dataset(data.source, classes=data.classes)).classes
+    dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
+    names = dataset.classes
     runs = [
         replace(
             options,
@@ -190,8 +196,11 @@ def train_separately(options: TrainOptions) -> Results:
         )
         for name in names
     ]
-    for run in runs:  # a folder in use is found before hours of training
-        stored_run(run, parts=())
+    # A folder in use is found before hours of training.
+    former = [each for run in runs if (each := stored_run(run, parts=()))]
+    known = former[0].config.model.bit_depth if former else options.config.model.bit_depth
+    bit_depth = known or bit_depth_of(dataset, options.config)
+    runs = [run.with_bit_depth(bit_depth) for run in runs]
     if output.overwrite and processes.is_main():
         # Now, so that --resume takes no model of the former run for one of this run.
         for run in (options, *runs):
@@ -253,9 +262,8 @@ def train_model(options: TrainOptions, *, show: bool = True, prepare: Prepare = 
             print(idle, flush=True)
 
         inputs = prepare(config, stored, device)
-        model_settings = replace(config.model, bit_depth=inputs.decoding.bit_depth)
-        config = replace(config, model=model_settings)
-        options = replace(options, config=config)
+        options = options.with_bit_depth(inputs.decoding.bit_depth)
+        config = options.config
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 

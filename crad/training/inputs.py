@@ -14,7 +14,7 @@ from crad.data import find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.images import Decoding
-from crad.data.samples import has_more_note
+from crad.data.samples import Dataset, has_more_note
 from crad.errors import BackboneError, CradError, DataError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import hold_back
@@ -64,6 +64,15 @@ class Inputs:
         return nearest_neighbour_maps(self.train.channels_first(), self.test.channels_first())
 
 
+def bit_depth_of(dataset: Dataset, config: Config) -> int:
+    """Recognise the bit depth of a data set, and print it; 16 if no image has 16 bits."""
+    paths = [sample.path for sample in dataset.train + dataset.test if sample.path]
+    found = processes.on_main(lambda: recognise_bit_depth(paths, config.decoding))
+    if found:
+        print(found.note, flush=True)
+    return found.bit_depth if found else 16
+
+
 def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
     """Make the backbone and compute the features of all images of a run.
 
@@ -94,15 +103,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     started = time.perf_counter()
     size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
-    decoding = config.decoding
-    if stored:
-        decoding = replace(decoding, bit_depth=stored.config.decoding.bit_depth)
-    elif config.model.bit_depth is None:
-        paths = [sample.path for sample in dataset.train + dataset.test if sample.path]
-        found = processes.on_main(lambda: recognise_bit_depth(paths, decoding))
-        if found:
-            print(found.note, flush=True)
-            decoding = replace(decoding, bit_depth=found.bit_depth)
+    known = stored.config.model.bit_depth if stored else config.model.bit_depth
+    decoding = replace(config.decoding, bit_depth=known or bit_depth_of(dataset, config))
     truths = Truths(size, bad, decoding)
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
