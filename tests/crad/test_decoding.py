@@ -1,6 +1,7 @@
 """Decoding: bit depth, order of channels, further pages, the largest size, irregular files."""
 
 import os
+import shutil
 import socket
 import struct
 import warnings
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 
 import crad
+from crad.data import find_dataset
 from crad.data.batches import load_batches
 from crad.data.bit_depth import recognise_bit_depth
+from crad.data.download import get
 from crad.data.images import (
     DEFAULT_DECODING,
     Decoding,
@@ -29,7 +32,12 @@ from crad.data.images import (
     to_rgb,
 )
 from crad.data.samples import Sample, has_more_note
-from crad.errors import ImageError, UsageError
+from crad.errors import CheckpointError, DataError, ImageError, UsageError
+from crad.report.sheets import write_sheet
+from crad.scoring.prediction import Prediction
+from crad.tensor_files import read_tensors
+from crad.training.checkpoint import PATHS_NAME, read_checkpoint
+from crad.training.run_folder import RunFolder
 
 RAMP = np.linspace(0, 4095, 12 * 20).round().astype(np.uint16).reshape(12, 20)
 COLOUR = np.stack([RAMP, RAMP[::-1], 4095 - RAMP], axis=2)
@@ -332,3 +340,40 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path: Path) -
             for read in (open_image, open_mask):
                 with pytest.raises(ImageError, match=rf"{path}.*{kind}, not a regular file"):
                     read(path)
+
+
+def test_no_file_beside_images_is_waited_for(trained, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(ValueError, match="fifo': it is a FIFO"):
+        read_tensors(fifo)
+    with pytest.raises(CheckpointError, match="fifo' is a FIFO"):
+        crad.load(fifo)
+    with pytest.raises(DataError, match=r"archive: '.*fifo' is a FIFO; give another --archive"):
+        get("visa", tmp_path / "data", archive_file=fifo)
+    run = shutil.copytree(trained.output, tmp_path / "run")
+    for name in (PATHS_NAME, "results.json"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    assert read_checkpoint(run).config.data.source == ""
+    assert RunFolder(run).read_results() is None
+    (tmp_path / "visa" / "split_csv").mkdir(parents=True)
+    os.mkfifo(tmp_path / "visa" / "split_csv" / "1cls.csv")
+    with pytest.raises(DataError, match=r"1cls\.csv' is a FIFO"):
+        find_dataset(tmp_path / "visa")
+
+
+def test_a_sheet_shows_the_bit_depth(deep_image: Path) -> None:
+    for decoding, shown in ((TWELVE, 255), (DEFAULT_DECODING, 16)):
+        prediction = Prediction(
+            path=deep_image, defect="good", score=1.0, scored_map=np.zeros((8, 8), np.float32)
+        )
+        write_sheet(deep_image.with_name("sheet.png"), "nut", [prediction], decoding=decoding)
+        with Image.open(deep_image.with_name("sheet.png")) as sheet:
+            assert (shown,) * 3 == sheet.getpixel((256, 130))
+
+
+@pytest.fixture
+def deep_image(tmp_path: Path) -> Path:
+    write_png(tmp_path / "white.png", np.full((64, 64), 4095, np.uint16))
+    return tmp_path / "white.png"
