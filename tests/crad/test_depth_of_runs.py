@@ -16,7 +16,9 @@ import crad.evaluate
 import crad.predict
 from crad.data.images import open_image
 from crad.training.checkpoint import read_checkpoint
+from tests.crad.conftest import SMALL
 from tests.crad.test_decoding import write_png
+from tests.crad.test_processes import torchrun
 
 Command = Callable[..., int]
 LINE = "bit depth 12: the largest value of {} is 4095; --bit-depth overrides"
@@ -109,11 +111,14 @@ def test_predictions_have_the_stored_depth(
     assert detector.predict(np.full((64, 64), 4095, np.uint16))[0].score == expected
 
     arguments = ["--checkpoint", str(deep_run), str(path), "--output", str(tmp_path), "--json"]
-    scores = {}
+    scores, darkest = {}, {}
     for more in ([], ["--bit-depth", "12"], ["--bit-depth", "16"]):
         file = tmp_path / "scores-of-it.json"
         assert command(crad.predict.main, *arguments, str(file), *more) == 0
-        scores[more[-1] if more else None] = json.loads(file.read_text())[0]["score"]
+        key = more[-1] if more else None
+        scores[key] = json.loads(file.read_text())[0]["score"]
+        darkest[key] = np.asarray(open_image(tmp_path / "top_heatmap.png")).max(axis=2).min()
+    assert darkest[None] == darkest["12"] > 60 > darkest["16"]  # white, or nearly black
     assert scores[None] == scores["12"] != scores["16"]
     write_png(tmp_path / "beyond.png", np.full((8, 8), 5000, np.uint16))
     assert command(crad.predict.main, *arguments[:2], str(tmp_path / "beyond.png")) == 1
@@ -191,3 +196,21 @@ def test_a_fifo_is_refused_wherever_a_path_is_given(
     assert train_command(trained.data, tmp_path / "out", *more) == 1
     err = capsys.readouterr().err
     assert err.count("fifo.png") == err.count("is a FIFO") == 4
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_depth_and_say_it_once(deep_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(deep_root, tmp_path / "data")
+    for number in range(20):  # enough for both processes
+        levels = np.full((2, 64, 64), 100 * number, np.uint16)
+        path = root / "brick" / "test" / "good" / f"pages{number}.tif"
+        tifffile.imwrite(path, levels, photometric="minisblack")
+    arguments = ["--data", root, "--output", tmp_path / "run", *SMALL, "--epochs", "1"]
+    ended = torchrun("-m", "crad", "train", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("bit depth 12") == 1
+    assert ended.stdout.count("20 files have further pages or frames") == 1
+    assert read_checkpoint(tmp_path / "run").config.model.bit_depth == 12
+    ended = torchrun("-m", "crad", "evaluate", "--checkpoint", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("20 files have further pages or frames") == 1
