@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from crad.backbones import BACKBONES, SCATTERING
 from crad.data.demo import DEMO_NAMES
+from crad.data.images import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.layouts import LAYOUTS
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
@@ -38,6 +39,17 @@ SkipBad: TypeAlias = Annotated[
 ]
 """The option of all commands that read images."""
 
+BitDepth: TypeAlias = Annotated[
+    int | None,
+    arg(help="Bits that the values of 16-bit images have, 8 to 16. Default: those of training."),
+]
+"""The option of the commands that read images for a trained detector."""
+
+MaxMegapixels: TypeAlias = Annotated[
+    float, arg(help="Refuse images of more million pixels, which may be made to fill the memory.")
+]
+"""The option of all commands that read images."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -47,6 +59,7 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     """Train on these classes only. Default: all."""
     skip_bad: SkipBad = False
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
     feature_memory: float | None = None
     """Gigabytes of memory for the features of all images; the rest goes to a temporary file.
     Default: half of what is available."""
@@ -66,6 +79,9 @@ class ModelConfig:
     """Principal components of the scattering features; a timm model has its own channels."""
     image_size: int = 128
     """Images are resized to squares of this side, in pixels."""
+    bit_depth: int | None = None
+    """Bits that the values of 16-bit images have, 8 to 16. Default: as many as the largest value
+    of all images needs, of 8, 10, 12, 14 or 16."""
     depth: int = 3
     """Bottlenecks that fuse the two representations."""
     expansion: int = 64
@@ -145,6 +161,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decisions: DecisionConfig = field(default_factory=DecisionConfig)
 
+    @property
+    def decoding(self) -> Decoding:
+        """How images are read, of 16 bits unless another depth is set."""
+        return Decoding(self.model.bit_depth or 16, self.data.max_megapixels)
+
     def check(self) -> None:
         """Refuse settings that cannot work.
 
@@ -180,6 +201,8 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
     {
         "--components": _at_least(1),
         "--image-size": _at_least(32),
+        "--bit-depth": ("8 to 16", lambda value: value in BIT_DEPTHS),
+        "--max-megapixels": ("a number above 0", lambda value: 0 < value < math.inf),
         "--epochs": _at_least(1),
         "--batch-size": _at_least(1),
         "--depth": _at_least(0),
@@ -286,7 +309,7 @@ def _option(setting: "dataclasses.Field[Any]") -> str:
 
 
 # May differ when a run is resumed.
-_FREE = ("--data", "--weights", "--skip-bad", "--feature-memory")
+_FREE = ("--data", "--weights", "--skip-bad", "--max-megapixels", "--feature-memory")
 
 
 def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | None:
@@ -301,7 +324,9 @@ def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | No
         (
             (name, value, held[name])
             for name, value in settings(config).items()
-            if name not in _FREE and value != held[name]
+            if name not in _FREE
+            and value != held[name]
+            and not (name == "--bit-depth" and value is None)  # the run has recognised it
         ),
         None,
     )

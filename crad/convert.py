@@ -107,6 +107,7 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
             backbone=options.backbone,
             weights=options.weights,
             image_size=options.image_size,
+            bit_depth=16,
             depth=len(bottlenecks),
             expansion=bottlenecks[0].expand.out_channels,
             local_resolution=tuple(local.shape[:-1]),

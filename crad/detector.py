@@ -10,6 +10,13 @@ from torch import Tensor
 from crad.backbones import Backbone, create_backbone
 from crad.config import Config, ModelConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
+from crad.data.images import (
+    DEFAULT_DECODING,
+    MAX_MEGAPIXELS,
+    ChannelOrder,
+    Decoding,
+    check_channel_order,
+)
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
@@ -30,6 +37,7 @@ class Detector:
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
         classes: all classes; by default, those with a threshold.
+        decoding: how images are read.
     """
 
     def __init__(
@@ -43,6 +51,7 @@ class Detector:
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
         classes: Collection[str] = (),
+        decoding: Decoding = DEFAULT_DECODING,
     ) -> None:
         self.backbone = backbone
         self.model = model.fold_batch_norm()
@@ -52,32 +61,40 @@ class Detector:
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
         self.classes = tuple(classes or self.thresholds)
+        self.decoding = decoding
 
     def predict(
         self,
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
         class_name: str | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> list[Prediction]:
         """Score images.
 
         Args:
             images: one image or any number of them: files, Pillow images, arrays (H, W) or
                 (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
-                tensor.
+                tensor. Channels are RGB or RGBA.
             batch_size: images computed at once.
             class_name: the class that all images are of. Without it, the class of a file is told by
                 its folders (`crad.scoring.calibration.class_of`); where that fails, the highest
                 threshold of all classes decides.
+            channel_order: ``"bgr"`` takes the channels of arrays and tensors for BGR or BGRA, as
+                of OpenCV; files and Pillow images name their channels themselves.
 
         Returns:
-            A prediction for each image, in order.
+            A prediction for each image, in order. `Prediction.has_more` says whether a file has
+            further pages or frames, of which only the first is used.
 
         Raises:
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
-            UsageError: ``batch_size`` is not positive, or no class has this name.
+            UsageError: ``batch_size`` is not positive, no class has this name, or there is no
+                such order of channels.
         """
-        return list(self.iterate(images, batch_size, class_name=class_name))
+        return list(
+            self.iterate(images, batch_size, class_name=class_name, channel_order=channel_order)
+        )
 
     def iterate(
         self,
@@ -85,6 +102,7 @@ class Detector:
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
         class_name: str | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Iterator[Prediction]:
         """Score images as they come, holding no more than a few batches of them.
 
@@ -94,6 +112,7 @@ class Detector:
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
             class_name: as for `predict`.
+            channel_order: as for `predict`.
 
         Raises:
             ImageError: as for `predict`.
@@ -106,7 +125,8 @@ class Detector:
             )
         if batch_size < 1:
             raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
-        return self._score(images, batch_size, skip, class_name)
+        check_channel_order(channel_order)
+        return self._score(images, batch_size, skip, class_name, channel_order)
 
     @torch.inference_mode()
     def _score(
@@ -115,8 +135,9 @@ class Detector:
         batch_size: int,
         skip: OnBad | None,
         class_name: str | None,
+        channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, anomaly_maps in self.map_images(images, batch_size, skip):
+        for batch, anomaly_maps in self.map_images(images, batch_size, skip, channel_order):
             maps, scores = DECISION_PROTOCOL.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
@@ -128,6 +149,7 @@ class Detector:
                     path=sample.path,
                     class_name=name,
                     size=sample.size,
+                    has_more=sample.has_more,
                     score=score,
                     scored_map=scored,
                     threshold=self.thresholds.score_of(name),
@@ -139,6 +161,7 @@ class Detector:
         images: Source | Iterable[Source],
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Give the images, batch by batch, with the maps of the model, before any protocol.
 
@@ -148,7 +171,15 @@ class Detector:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
         sources = split_images(images)
-        for batch in load_batches(sources, size=self.image_size, batch_size=batch_size, skip=skip):
+        batches = load_batches(
+            sources,
+            size=self.image_size,
+            batch_size=batch_size,
+            skip=skip,
+            decoding=self.decoding,
+            channel_order=channel_order,
+        )
+        for batch in batches:
             features = self.backbone(batch.images.to(self.device))
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -190,6 +221,9 @@ def load(
     path: str | os.PathLike[str],
     device: str | torch.device | None = None,
     precision: PrecisionName = "auto",
+    *,
+    bit_depth: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Detector:
     """Load a trained detector from a checkpoint. Nothing in the file is executed.
 
@@ -198,25 +232,42 @@ def load(
         device: where to compute; None takes CUDA if there is a GPU.
         precision: of the fusion network; ``"auto"`` takes bf16 for a large one on a CPU that has
             matrix instructions for it.
+        bit_depth: of 16-bit images, also in memory; None takes that of training.
+        max_megapixels: images of more million pixels are refused.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
+        UsageError: ``bit_depth`` or ``max_megapixels`` is out of range.
     """
     selected = select_device(device)
-    return from_checkpoint(read_checkpoint(path), selected, precision)
+    return from_checkpoint(
+        read_checkpoint(path),
+        selected,
+        precision,
+        bit_depth=bit_depth,
+        max_megapixels=max_megapixels,
+    )
 
 
 def from_checkpoint(
-    checkpoint: Checkpoint, device: torch.device, precision: PrecisionName = "auto"
+    checkpoint: Checkpoint,
+    device: torch.device,
+    precision: PrecisionName = "auto",
+    *,
+    bit_depth: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Detector:
-    """Put a detector together from what `read_checkpoint` read.
+    """Put a detector together from what `read_checkpoint` read; arguments as for `load`.
 
     Raises:
         CheckpointError: as for `restore`.
         MissingPackageError: as for `load`.
+        UsageError: as for `load`.
     """
+    trained = checkpoint.config.decoding
+    decoding = Decoding(trained.bit_depth if bit_depth is None else bit_depth, max_megapixels)
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
     work = BATCH_SIZE * multiply_adds(settings, checkpoint.feature_size)
@@ -229,6 +280,7 @@ def from_checkpoint(
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
         classes=checkpoint.n_train,
+        decoding=decoding,
     )
 
 

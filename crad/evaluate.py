@@ -11,10 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import SkipBad
+from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data import check_apart, find_dataset, full_source
 from crad.data.bad_images import BadImages
-from crad.data.samples import Sample
+from crad.data.images import MAX_MEGAPIXELS
+from crad.data.samples import Sample, has_more_note
 from crad.detector import Detector, from_checkpoint
 from crad.devices import compile_network, select_device
 from crad.errors import DataError, OutputError
@@ -45,6 +46,8 @@ class EvaluateOptions:
     overwrite: bool = False
     """Replace the results and picture sheets in --output."""
     skip_bad: SkipBad = False
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
+    bit_depth: BitDepth = None
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -82,7 +85,13 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     checkpoint = read_checkpoint(options.checkpoint)
     trained = checkpoint.config
     protocols = choose_protocols(options.protocol or trained.decisions.protocol)
-    detector = from_checkpoint(checkpoint, device, options.compute.precision)
+    detector = from_checkpoint(
+        checkpoint,
+        device,
+        options.compute.precision,
+        bit_depth=options.bit_depth,
+        max_megapixels=options.max_megapixels,
+    )
     if options.compute.compile:
         compile_network(detector.model.fusion, device)
     source = full_source(options.data) if options.data else trained.data.source
@@ -98,13 +107,15 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad, quiet=not processes.is_main())
-    truths = Truths(detector.image_size, bad)
+    truths = Truths(detector.image_size, bad, detector.decoding)
     if processes.is_main():  # a bad mask is found before the images are computed, not after
         truths.read(dataset.test, protocols[0])
     samples, maps = _map_test_images(detector, dataset.test, options.compute.batch_size, bad)
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
+    if more := has_more_note(samples):
+        print(more)
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)
 
@@ -113,7 +124,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
             {protocol.name: evaluation.measure(maps, protocol) for protocol in protocols},
             checkpoint=checkpoint,
             data=source,
-            left_out="; ".join(filter(None, (*dataset.left_out, bad.note()))),
+            notes=[*dataset.left_out, bad.note(), *evaluation.notes(protocols)],
             timing={"evaluation": time.perf_counter() - started},
             device=device,
             decisions=evaluation.decide(
@@ -132,18 +143,19 @@ def _map_test_images(
     """The images that can be read, with maps ``(M, H, W)``; each process makes some batches."""
     mine = processes.share(range(len(samples)), batch_size, processes.rank(), processes.count())
     numbers = {samples[number].path: number for number in mine}
-    found: list[int] = []
+    found: dict[int, Sample] = {}
     maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
     hidden = not processes.is_main()
     with tqdm(total=len(mine), unit="image", leave=False, disable=hidden) as bar:
         for batch, anomaly_maps in detector.map_images(
             [samples[number] for number in mine], batch_size, skip=bad
         ):
-            found += [numbers[sample.path] for sample in batch.samples]
+            found.update({numbers[sample.path]: sample for sample in batch.samples})
             maps.append(anomaly_maps)
             bar.update(len(batch.samples))
-    kept, together = processes.gather_rows(found, torch.cat(maps))
-    return [samples[number] for number in kept], together
+    kept, together = processes.gather_rows([*found], torch.cat(maps))
+    everywhere = {number: each for part in processes.gather(found) for number, each in part.items()}
+    return [everywhere[number] for number in kept], together
 
 
 main = make_command(

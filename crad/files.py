@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ LONGEST_NAME = 255
 
 _LOCK_NAME = ".crad.lock"
 _STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes less
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 @contextmanager
@@ -138,6 +140,18 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def irregular(path: str | os.PathLike[str]) -> str | None:
+    """Say what a path is if it is neither missing nor a regular file: ``"a FIFO"``, for instance.
+
+    Opening a FIFO would wait until another process writes into it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None  # opening it says why
+    return _KINDS.get(stat.S_IFMT(mode), "a device") if not stat.S_ISREG(mode) else None
 
 
 @dataclass(frozen=True)

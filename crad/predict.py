@@ -12,11 +12,12 @@ import tyro
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import SkipBad
+from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data.bad_images import BadImages
 from crad.data.folders import Folder, count
-from crad.data.images import IMAGE_SUFFIXES, open_image
+from crad.data.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, open_image
 from crad.data.layouts import LAYOUTS
+from crad.data.samples import has_more_note
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
@@ -47,6 +48,8 @@ class PredictOptions:
     json: Path | None = None
     """Write the scores to this JSON file."""
     skip_bad: SkipBad = False
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
+    bit_depth: BitDepth = None
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -75,7 +78,13 @@ def predict(options: PredictOptions) -> list[Prediction]:
         outputs += [Output("--output", path, is_own_png) for path in pictures.values()]
         check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
         remove_leftovers(pictures.values())
-        detector = load(options.checkpoint, options.compute.device, options.compute.precision)
+        detector = load(
+            options.checkpoint,
+            options.compute.device,
+            options.compute.precision,
+            bit_depth=options.bit_depth,
+            max_megapixels=options.max_megapixels,
+        )
         if options.compute.compile:
             compile_network(detector.model.fusion, detector.device)
         with ExitStack() as stack:
@@ -109,7 +118,7 @@ def _predict(
                 bar.write(f"{prediction.score:10.4g}  {decision:8}  {printable(str(path))}")
                 if path in pictures:
                     with bad.reading():
-                        image = open_image(path)
+                        image = open_image(path, detector.decoding)
                         picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
                         write_png(pictures[path], picture, durable=False)
     except BaseException:
@@ -119,8 +128,8 @@ def _predict(
     if not done:
         raise DataError(f"predict: none of {count(len(found), 'image')} can be read; replace them")
     masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
-    notes = (masks if n_masks else None, *_how_decided(done, detector, options.class_))
-    for note in filter(None, (bad.note(), *notes)):
+    decided = _how_decided(done, detector, options.class_)
+    for note in filter(None, (masks if n_masks else "", bad.note(), has_more_note(done), *decided)):
         print(note)
     return done
 

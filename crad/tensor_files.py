@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from crad.files import irregular
+
 # What training scripts wrap weights in; averaged weights come first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
@@ -34,6 +36,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: the file cannot be read, or holds something else.
     """
     state: Any
+    if kind := irregular(path):
+        raise ValueError(f"cannot read '{path}': it is {kind}; give a file of weights")
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

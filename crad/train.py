@@ -42,7 +42,7 @@ from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
-from crad.training.inputs import Inputs, prepare
+from crad.training.inputs import Inputs, bit_depth_of, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
@@ -79,6 +79,11 @@ class TrainOptions:
     def run(self) -> RunFolder:
         """The folder of the run."""
         return RunFolder(self.output.folder)
+
+    def with_bit_depth(self, bit_depth: int) -> "TrainOptions":
+        """The same options for images of a bit depth."""
+        model = replace(self.config.model, bit_depth=bit_depth)
+        return replace(self, config=replace(self.config, model=model))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,6 +227,10 @@ def train_separately(options: TrainOptions) -> Results:
         ]
         # A folder in use is found before hours of training.
         stored = [stored_run(run, parts=(), whole=whole) for run in runs]
+        begun = next(filter(None, stored), None)
+        known = begun.config.model.bit_depth if begun else options.config.model.bit_depth
+        bit_depth = known or bit_depth_of(dataset, options.config)
+        runs = [run.with_bit_depth(bit_depth) for run in runs]
 
         for line in dataset.left_out:
             print(line, flush=True)
@@ -237,8 +246,8 @@ def train_separately(options: TrainOptions) -> Results:
                 f"{len(parts)} of {len(names)} classes are finished; continue with: "
                 f"{shlex.join(_resuming(options))} --separate"
             )
-            begun = read_record(folder.path) == whole.record
-            raise KeyboardInterrupt(way_on if begun else _BEGIN_AGAIN) from interrupt
+            on_disk = read_record(folder.path) == whole.record
+            raise KeyboardInterrupt(way_on if on_disk else _BEGIN_AGAIN) from interrupt
 
         results = combine_results(parts)
         if processes.is_main():
@@ -304,6 +313,8 @@ def train_model(
         inputs = prepare(config, stored, device)
         for line in (*(inputs.left_out if show else ()), *inputs.repeated):
             print(line, flush=True)
+        options = options.with_bit_depth(inputs.decoding.bit_depth)
+        config = options.config
         protocols = choose_protocols(config.decisions.protocol)
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
@@ -355,7 +366,7 @@ def train_model(
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                left_out=inputs.note(),
+                notes=[*inputs.notes(), *evaluation.notes(protocols)],
                 timing=timing,
                 device=device,
                 decisions=decisions,

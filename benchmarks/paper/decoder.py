@@ -116,7 +116,9 @@ class Decoders:
             run = self._run
             features = run.features(evenly(run.train, _MOST))
             size = 4 * features.values.shape[1]
-            batches = load_batches(features.samples, size=size, batch_size=16)
+            batches = load_batches(
+                features.samples, size=size, batch_size=16, decoding=run.config.decoding
+            )
             images = torch.cat([batch.images for batch in batches])
             feature = features.channels_first().to(run.device)
             self._inputs = feature, images.to(run.device)

@@ -58,7 +58,12 @@ class TrainedRun:
         Raises:
             ImageError: it cannot be read.
         """
-        (batch,) = load_batches([sample], size=self.config.model.image_size, batch_size=1)
+        (batch,) = load_batches(
+            [sample],
+            size=self.config.model.image_size,
+            batch_size=1,
+            decoding=self.config.decoding,
+        )
         image = batch.images[0].permute(1, 2, 0)
         pixels: npt.NDArray[np.uint8] = image.mul(255).round().byte().numpy()
         return pixels
@@ -77,6 +82,7 @@ class TrainedRun:
             device=self.device,
             skip=self.bad,
             cache=self.cache,
+            decoding=self.config.decoding,
         )
 
 

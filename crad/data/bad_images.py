@@ -25,9 +25,12 @@ class BadImages:
     def __call__(self, error: ImageError) -> None:
         """Note an image or a mask that is skipped, or raise its error."""
         if not self._skip:
-            raise type(error)(
-                f"{error}; replace or remove it, or leave it out with --skip-bad"
-            ) from error
+            way_out = (
+                "replace or remove the mask, or go on without it with --skip-bad"
+                if isinstance(error, MaskError)
+                else "replace or remove it, or leave it out with --skip-bad"
+            )
+            raise type(error)(f"{error}; {way_out}") from error
         self._note(str(error), isinstance(error, MaskError))
 
     def share(self, gather: Callable[[dict[str, bool]], list[dict[str, bool]]]) -> None:
@@ -52,7 +55,10 @@ class BadImages:
         if images:
             notes.append(f"{images} image{'s' * (images > 1)} could not be read and left out")
         if masks:
-            notes.append(f"{masks} mask{'s' * (masks > 1)} could not be read")
+            notes.append(
+                f"{masks} mask{'s' * (masks > 1)} could not be used; pixel metrics leave out "
+                f"{'their images' if masks > 1 else 'its image'}"
+            )
         return "; ".join(notes) or None
 
     def _note(self, error: str, is_mask: bool) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.images import (
+    DEFAULT_DECODING,
+    ChannelOrder,
+    Decoding,
+    decode_file,
+    to_rgb,
+    to_tensor,
+)
 from crad.data.samples import Sample
 from crad.errors import ImageError
 
@@ -24,7 +32,7 @@ BATCH_SIZE = 16
 
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor | Sample
 """An image: a file, a Pillow image, an array (H, W) or (H, W, C), a tensor (C, H, W), or a `Sample`
-with a file."""
+with a file. Channels are RGB or RGBA unless another order is named."""
 
 OnBad = Callable[[ImageError], object]
 """Called with the error of an image that cannot be read, which is then left out."""
@@ -36,7 +44,7 @@ class Batch:
 
     Attributes:
         images: ``(B, 3, S, S)`` float32 RGB in [0, 1].
-        samples: their records, with `Sample.size`.
+        samples: their records, with `Sample.size` and `Sample.has_more`.
     """
 
     images: Tensor
@@ -50,6 +58,8 @@ def load_batches(
     batch_size: int,
     skip: OnBad | None = None,
     digests: bool = False,
+    decoding: Decoding = DEFAULT_DECODING,
+    channel_order: ChannelOrder = "rgb",
 ) -> Iterator[Batch]:
     """Decode and resize images, a few batches ahead of their use.
 
@@ -60,6 +70,8 @@ def load_batches(
         skip: called with the error of an image that cannot be read; None raises the error, after
             the images before it.
         digests: whether to set `Sample.digest`, by which files are compared.
+        decoding: how pixels are read.
+        channel_order: of arrays and tensors, as for `crad.data.images.to_rgb`.
 
     Raises:
         ImageError: an image cannot be read; the message has its file name, or its index
@@ -72,7 +84,10 @@ def load_batches(
         ready.clear()
         return Batch(torch.stack(images), list(samples))
 
-    for future in _decode_ahead(sources, size, digests, ahead=2 * batch_size):
+    decode = partial(
+        _decode, size=size, digests=digests, decoding=decoding, channel_order=channel_order
+    )
+    for future in _decode_ahead(sources, decode, ahead=2 * batch_size):
         error = future.exception()
         if isinstance(error, ImageError):
             if ready:
@@ -109,13 +124,13 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 
 
 def _decode_ahead(
-    sources: Iterable[Source], size: int, digests: bool, ahead: int
+    sources: Iterable[Source], decode: Callable[[Source, int], tuple[Tensor, Sample]], ahead: int
 ) -> Iterator[Future[tuple[Tensor, Sample]]]:
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
     try:
         for position, source in enumerate(sources):
-            waiting.append(pool.submit(_decode, source, position, size, digests))
+            waiting.append(pool.submit(decode, source, position))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
@@ -124,17 +139,26 @@ def _decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, position: int, size: int, digests: bool) -> tuple[Tensor, Sample]:
+def _decode(
+    source: Source,
+    position: int,
+    *,
+    size: int,
+    digests: bool,
+    decoding: Decoding,
+    channel_order: ChannelOrder,
+) -> tuple[Tensor, Sample]:
     """The resized image and its record."""
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
     if isinstance(source, Sample) and source.path is not None:
-        sample, image = source, open_image(source.path)
+        decoded = decode_file(source.path, decoding)
+        sample, image = replace(source, has_more=decoded.has_more), decoded.image
         if digests:
             sample = replace(sample, digest=_digest(source.path))
     else:
         try:
-            sample, image = Sample(), to_rgb(source)  # type: ignore[arg-type]
+            sample, image = Sample(), to_rgb(source, decoding, channel_order)  # type: ignore[arg-type]
         except ImageError as error:
             raise ImageError(f"images[{position}]: {error}") from error
     return to_tensor(image, size), replace(sample, size=(image.height, image.width))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from crad.errors import DataError
-from crad.files import new_folder
+from crad.files import irregular, new_folder
 
 _CHUNK = 1 << 20
 _SECONDS = 60  # timeout of the server
@@ -163,6 +163,8 @@ def _download(archive: Archive, url: str, path: Path) -> None:
 
 def _check(path: Path, archive: Archive, way_out: str) -> None:
     """Refuse a file that is not the archive."""
+    if kind := irregular(path):
+        raise DataError(f"archive: '{path}' is {kind}; {way_out}")
     digest = hashlib.sha256()
     with path.open("rb") as file, _progress("check", path.stat().st_size) as bar:
         while chunk := file.read(_CHUNK):

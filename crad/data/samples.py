@@ -1,12 +1,21 @@
 """The records of images and data sets."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from crad.data.images import MaskResize, open_mask
+from crad.data.images import (
+    DEFAULT_DECODING,
+    Decoding,
+    MaskResize,
+    displayed_size,
+    open_mask,
+    resize_mask,
+)
 from crad.errors import ImageError, MaskError
 
 GOOD = "good"
@@ -24,6 +33,8 @@ class Sample:
         mask: the ground-truth mask file.
         size: height and width in pixels, once the image has been decoded.
         digest: of the bytes of the file, where it was asked for.
+        has_more: whether the file has further pages or frames, which are not used; once the image
+            has been decoded.
     """
 
     path: Path | None = None
@@ -32,28 +43,66 @@ class Sample:
     mask: Path | None = None
     size: tuple[int, int] | None = None
     digest: bytes | None = None
+    has_more: bool = False
 
     @property
     def is_anomaly(self) -> bool:
         """Whether the image is known to have a defect."""
         return self.defect not in (GOOD, None)
 
-    def read_truth(self, size: int, resize: MaskResize = "nearest") -> npt.NDArray[np.bool_] | None:
+    def read_truth(
+        self,
+        size: int,
+        resize: MaskResize = "nearest",
+        decoding: Decoding = DEFAULT_DECODING,
+    ) -> npt.NDArray[np.bool_] | None:
         """Read the ground truth: bool (size, size), True for defective pixels; None if not known.
 
         Args:
             size: side of the square in pixels.
-            resize: how the mask is resized, as for `crad.data.images.open_mask`.
+            resize: how the mask is resized, as for `crad.data.images.resize_mask`.
+            decoding: its largest size holds for masks too.
 
         Raises:
-            MaskError: the mask cannot be read.
+            MaskError: the mask cannot be read, or does not fit the image.
         """
         if self.mask is not None:
             try:
-                return open_mask(self.mask, size, resize)
+                mask = open_mask(self.mask, decoding=decoding)
+                self._check_mask(mask, decoding)
             except ImageError as error:
                 raise MaskError(f"mask of '{self.path}': {error}") from error
+            return resize_mask(mask, size, resize)
         return np.zeros((size, size), dtype=np.bool_) if self.defect == GOOD else None
+
+    def _check_mask(self, mask: npt.NDArray[np.bool_], decoding: Decoding) -> None:
+        """Refuse a mask that contradicts the image."""
+        if self.is_anomaly and not mask.any():
+            raise MaskError(f"'{self.mask}' is empty, though the image has a defect")
+        if self.defect == GOOD and mask.any():
+            raise MaskError(f"'{self.mask}' marks a defect, though the image is a normal one")
+        size = self.size
+        if size is None and self.path is not None:
+            with suppress(ImageError):  # of the image, which is told when it is decoded
+                size = displayed_size(self.path, decoding)
+        if size is None or mask.shape == size:
+            return
+        turned = mask.shape == size[::-1]
+        raise MaskError(
+            f"'{self.mask}' is {mask.shape[1]} x {mask.shape[0]} pixels, the image is displayed at "
+            f"{size[1]} x {size[0]}"
+            + (", as if the mask lay on pixels before their EXIF orientation" if turned else "")
+        )
+
+
+def has_more_note(samples: Iterable[Sample]) -> str | None:
+    """Say which files have further pages or frames, naming three; None if none has."""
+    paths = [sample.path for sample in samples if sample.has_more]
+    if not paths:
+        return None
+    names = ", ".join(f"'{path}'" for path in paths[:3]) + ", ..." * (len(paths) > 3)
+    files = "1 file has" if len(paths) == 1 else f"{len(paths)} files have"
+    return f"{files} further pages or frames, of which only the first is used: {names}"
 
 
 @dataclass(frozen=True)

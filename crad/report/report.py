@@ -44,7 +44,7 @@ def report(
         run.keep_sheets(sheets.values())
         remove_leftovers(sheets.values())
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
-            write_sheet(sheets[name], name, predictions, note=note)
+            write_sheet(sheets[name], name, predictions, note=note, decoding=evaluation.decoding)
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):

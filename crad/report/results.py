@@ -49,7 +49,7 @@ def make_results(
     *,
     checkpoint: Checkpoint,
     data: str,
-    left_out: str | None,
+    notes: Sequence[str | None],
     timing: Mapping[str, float],
     device: Any,
     decisions: Decisions | None = None,
@@ -62,7 +62,7 @@ def make_results(
         metrics: by name of the protocol; the first is the one that is reported.
         checkpoint: what was measured.
         data: where the test images are from.
-        left_out: how many images and masks could not be read, as a sentence.
+        notes: what a reader of the numbers must know, each a sentence or None.
         timing: seconds by phase.
         device: what computed.
         decisions: left out if None, as are the next two.
@@ -81,7 +81,7 @@ def make_results(
         "data": data,
     }
     extra = {
-        "note": "; ".join(filter(None, [DEMO_NOTE if is_demo(data) else None, left_out])),
+        "note": "; ".join(filter(None, [DEMO_NOTE if is_demo(data) else None, *notes])),
         "baselines": baselines,
         "other_protocols": dict(others),
         "best_on_test": best_on_test,

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from crad.data.images import open_image
+from crad.data.images import DEFAULT_DECODING, Decoding, open_image
 from crad.png import write_png
 from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of
 from crad.scoring.prediction import Prediction
@@ -35,6 +35,7 @@ def write_sheet(
     *,
     rows: int = 8,
     note: str | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> None:
     """Write image, truth, anomaly map and overlay of the first test images of each kind as a PNG.
 
@@ -49,7 +50,7 @@ def write_sheet(
         if kinds[image.defect] <= rows or not image.is_anomaly:
             kept.append(image)
     if kept:
-        write_png(file, _sheet(class_name, kept, rows, note))
+        write_png(file, _sheet(class_name, kept, rows, note, decoding))
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
@@ -65,12 +66,16 @@ def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
 
 
 def _sheet(
-    class_name: str, images: Sequence[Prediction], rows: int, note: str | None
+    class_name: str,
+    images: Sequence[Prediction],
+    rows: int,
+    note: str | None,
+    decoding: Decoding,
 ) -> Image.Image:
     normal = [image.scored_map for image in images if not image.is_anomaly]
     low, high = colour_scale(normal or [image.scored_map for image in images])
     source = f"{len(normal)} normal test images" if normal else "these images; none is normal"
-    chosen = [(image, _row(image, low, high)) for image in _choose(images, rows)]
+    chosen = [(image, _row(image, low, high, decoding)) for image in _choose(images, rows)]
     heights = [max(_LABEL_HEIGHT, pictures[0].height) for _, pictures in chosen]
 
     left = _MARGIN + _LABEL
@@ -96,10 +101,10 @@ def _sheet(
     return sheet
 
 
-def _row(image: Prediction, low: float, high: float) -> list[Image.Image]:
+def _row(image: Prediction, low: float, high: float, decoding: Decoding) -> list[Image.Image]:
     """Draw the four pictures of a row, in the proportions of the image."""
     assert image.path is not None  # test images are files
-    original = open_image(image.path)
+    original = open_image(image.path, decoding)
     scale = _CELL / max(original.size)
     size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
     original = original.resize(size, Image.Resampling.LANCZOS)

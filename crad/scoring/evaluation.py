@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
-from crad.data.images import MaskResize
+from crad.data.images import DEFAULT_DECODING, Decoding, MaskResize
 from crad.data.samples import Sample
 from crad.scoring.calibration import Decisions, Thresholds, decision_scores, measure_decisions
 from crad.scoring.metrics import Metrics, measure_class, summarise
@@ -22,11 +22,15 @@ class Truths:
 
     Args:
         image_size: side in pixels of the images that the backbone gets.
-        bad: what to do with a mask that cannot be read; the truth is then not known.
+        bad: what to do with a mask that cannot be used; the truth is then not known.
+        decoding: how images are read; its largest size holds for masks too.
     """
 
-    def __init__(self, image_size: int, bad: BadImages) -> None:
+    def __init__(
+        self, image_size: int, bad: BadImages, decoding: Decoding = DEFAULT_DECODING
+    ) -> None:
         self.image_size = image_size
+        self.decoding = decoding
         self._bad = bad
         self._read: dict[tuple[Path, int, MaskResize], npt.NDArray[np.bool_] | None] = {}
 
@@ -34,7 +38,7 @@ class Truths:
         """Give the truth of an image as a protocol needs it, bool (S, S); None if not known.
 
         Raises:
-            ImageError: its mask cannot be read, and none may be left out.
+            ImageError: its mask cannot be used, and none may be left out.
         """
         size, resize = protocol.map_size(self.image_size), protocol.mask_resize
         if sample.mask is None:
@@ -43,13 +47,30 @@ class Truths:
         if key not in self._read:
             self._read[key] = None
             with self._bad.reading():
-                self._read[key] = sample.read_truth(size, resize)
+                self._read[key] = sample.read_truth(size, resize, self.decoding)
         return self._read[key]
 
     def read(self, samples: Iterable[Sample], protocol: Protocol) -> None:
         """Read all masks now, so that a bad one is found before hours of work."""
         for sample in samples:
             self(sample, protocol)
+
+    def vanished(self, samples: Iterable[Sample], protocol: Protocol) -> str | None:
+        """Say how many masks have no defective pixel left at the size of a protocol.
+
+        Returns:
+            A sentence; None if there is none.
+        """
+        truths = [self(sample, protocol) for sample in samples if sample.mask and sample.is_anomaly]
+        remain = [bool(truth.any()) for truth in truths if truth is not None]
+        lost, size = remain.count(False), protocol.map_size(self.image_size)
+        if not lost:
+            return None
+        vanish = "vanishes" if lost == 1 else "vanish"
+        return (
+            f"protocol {protocol.name}: {lost} of {len(remain)} masks {vanish} at {size} x {size} "
+            f"pixels (its rule: {protocol.mask_resize}); their defects count as normal pixels"
+        )
 
 
 class Evaluation:
@@ -65,6 +86,7 @@ class Evaluation:
         self, samples: Sequence[Sample], n_train: Mapping[str, int], truths: Truths
     ) -> None:
         self.samples = samples
+        self.decoding = truths.decoding
         self._truths = truths
         self._n_train = n_train
         self._by_class: dict[str, list[int]] = {name: [] for name in n_train}
@@ -87,6 +109,11 @@ class Evaluation:
             n_test = len(self._by_class[name])
             classes[name] = measure_class(images, n_train=self._n_train[name], n_test=n_test)
         return summarise(classes)
+
+    def notes(self, protocols: Iterable[Protocol]) -> list[str]:
+        """Say what the masks lose by the rules of protocols."""
+        found = (self._truths.vanished(self.samples, protocol) for protocol in protocols)
+        return [note for note in found if note]
 
     def decide(
         self, anomaly_maps: Tensor, thresholds: Thresholds, false_alarm_rate: float

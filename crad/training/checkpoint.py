@@ -18,7 +18,7 @@ from torch import Tensor
 from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError
-from crad.files import write_atomically
+from crad.files import irregular, write_atomically
 from crad.scoring.calibration import Draws, Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
 from crad.training.run_record import RunRecord, read_record
@@ -34,7 +34,9 @@ VERSION = 3
 
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
-_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {2: {"model": {"bit_depth": 16}}}
+)
 
 _WAYS = "install a newer crad, or train again with --overwrite"
 
@@ -161,10 +163,12 @@ def read_checkpoint(
         CheckpointError: it is missing or damaged, or a newer version wrote it.
     """
     file = checkpoint_path(path)
-    if not file.is_file():
+    kind = irregular(file)
+    if kind or not file.exists():
+        problem = f"'{file}' is {kind}" if kind else f"there is no file '{file}'"
         raise CheckpointError(
-            f"checkpoint: there is no file '{file}'; give the output folder of a training run, or "
-            f"the {CHECKPOINT_NAME} in it"
+            f"checkpoint: {problem}; give the output folder of a training run, or the "
+            f"{CHECKPOINT_NAME} in it"
         )
     states: dict[str, dict[str, Tensor]] = {part: {} for part in ALL_PARTS}
     try:

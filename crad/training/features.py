@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
+from crad.data.images import DEFAULT_DECODING, Decoding
 from crad.data.samples import Sample
 from crad.errors import DataError
 from crad.model.crad import CRAD
@@ -57,6 +58,7 @@ def fit_backbone(
     *,
     device: torch.device,
     skip: OnBad | None,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> None:
     """Fit the backbone's statistics in the main process, for all; arguments as for `extract`.
 
@@ -66,7 +68,7 @@ def fit_backbone(
     """
 
     def fitted() -> dict[str, Tensor]:
-        with closing(_load(samples, image_size, skip, "statistics")) as batches:
+        with closing(_load(samples, image_size, skip, decoding, "statistics")) as batches:
             first = next(batches, None)
             if first is None:
                 raise DataError("train: none of the training images can be read; replace them")
@@ -87,6 +89,7 @@ def extract(
     device: torch.device,
     skip: OnBad | None,
     cache: FeatureCache | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
 ) -> Features:
     """Compute the features of images; each process those of some batches.
 
@@ -97,6 +100,7 @@ def extract(
         device: where to compute.
         skip: what to do with an image that cannot be read; None raises its error.
         cache: where the features are kept; None has a budget of its own.
+        decoding: how pixels are read.
 
     Raises:
         ImageError: an image cannot be read; the message names it.
@@ -111,7 +115,7 @@ def extract(
     # Each machine has the features of all images.
     mine = processes.share(samples, BATCH_SIZE, processes.local_rank(), processes.local_count())
     filled: dict[int, Sample] = {}
-    with closing(_load(mine, image_size, skip, "features")) as batches:
+    with closing(_load(mine, image_size, skip, decoding, "features")) as batches:
         for batch in batches:
             chosen = [rows[sample.path] for sample in batch.samples]
             values[chosen] = backbone(batch.images.to(device)).permute(0, 2, 3, 1).cpu()
@@ -145,13 +149,18 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
 
 
 def _load(
-    samples: Sequence[Sample], image_size: int, skip: OnBad | None, what: str
+    samples: Sequence[Sample], image_size: int, skip: OnBad | None, decoding: Decoding, what: str
 ) -> Generator[Batch]:
     """Load images behind a progress bar, which is gone once the generator is closed."""
     hidden = not processes.is_main()
     with tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden) as bar:
         for batch in load_batches(
-            samples, size=image_size, batch_size=BATCH_SIZE, skip=skip, digests=True
+            samples,
+            size=image_size,
+            batch_size=BATCH_SIZE,
+            skip=skip,
+            digests=True,
+            decoding=decoding,
         ):
             yield batch
             bar.update(len(batch.samples))

@@ -5,7 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
+from crad.data.bit_depth import recognise_bit_depth
 from crad.data.folders import count, enumerate_some
-from crad.data.samples import Sample
+from crad.data.images import Decoding
+from crad.data.samples import Dataset, Sample, has_more_note
 from crad.errors import BackboneError, CradError, DataError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
@@ -45,6 +47,7 @@ class Inputs:
         repeated: the files that are there twice where they should not be, a line for each kind.
         digests: of the normal images, as of `Checkpoint.images`.
         draws: as of `Checkpoint`.
+        decoding: how images are read, with the bit depth of the data set.
         seconds: time that the features took.
     """
 
@@ -59,6 +62,7 @@ class Inputs:
     repeated: tuple[str, ...]
     digests: Tensor
     draws: Draws
+    decoding: Decoding
     seconds: float
 
     @property
@@ -67,14 +71,23 @@ class Inputs:
         height, width, channels = self.train.values.shape[1:]
         return channels, height, width
 
-    def note(self) -> str:
-        """What a reader of the results must know of the images."""
-        return "; ".join(filter(None, (*self.left_out, *self.repeated, self.bad.note())))
+    def notes(self) -> list[str | None]:
+        """What a reader of the results must know of the images; None says nothing."""
+        return [*self.left_out, *self.repeated, self.bad.note()]
 
     @cached_property
     def nearest_neighbour(self) -> Tensor:
         """Anomaly maps of the test images ``(M, H, W)`` by `nearest_neighbour_maps`."""
         return nearest_neighbour_maps(self.train.channels_first(), self.test.channels_first())
+
+
+def bit_depth_of(dataset: Dataset, config: Config) -> int:
+    """Recognise the bit depth of a data set, and print it; 16 if no image has 16 bits."""
+    paths = [sample.path for sample in dataset.train + dataset.test if sample.path]
+    found = processes.on_main(lambda: recognise_bit_depth(paths, config.decoding))
+    if found:
+        print(found.note, flush=True)
+    return found.bit_depth if found else 16
 
 
 def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
@@ -110,7 +123,9 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     started = time.perf_counter()
     size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
-    truths = Truths(size, bad)
+    known = stored.config.model.bit_depth if stored else config.model.bit_depth
+    decoding = replace(config.decoding, bit_depth=known or bit_depth_of(dataset, config))
+    truths = Truths(size, bad, decoding)
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
@@ -119,9 +134,15 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     cache = FeatureCache(config.data.feature_memory)
     try:
         if not stored:
-            fit_backbone(backbone, train, size, device=device, skip=bad)
+            fit_backbone(backbone, train, size, device=device, skip=bad, decoding=decoding)
         features, features_held_back, features_test = (
-            extract(backbone, samples, size, device=device, skip=bad, cache=cache)
+            extract(
+                *(backbone, samples, size),
+                device=device,
+                skip=bad,
+                cache=cache,
+                decoding=decoding,
+            )
             for samples in (train, held_back, dataset.test)
         )
     except CradError:
@@ -132,6 +153,10 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
             f"{error}"
         ) from error
     bad.share(processes.gather)
+    if more := has_more_note(
+        [*features.samples, *features_held_back.samples, *features_test.samples]
+    ):
+        print(more, flush=True)
     counts = Counter(sample.class_name for sample in features.samples)
     n_train = {name: counts[name] for name in dataset.classes}
     if missing := [name for name, count in n_train.items() if not count]:
@@ -162,6 +187,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         repeated=tuple(_repeated(normal, features_test.samples, dataset.root)),
         digests=torch.tensor([*digests.values()], dtype=torch.int64),
         draws=draws,
+        decoding=decoding,
         seconds=time.perf_counter() - started,
     )
 

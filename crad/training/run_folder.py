@@ -14,6 +14,7 @@ from crad.files import (
     check_folder,
     check_outputs,
     cut_name,
+    irregular,
     locked,
     remove_leftovers,
 )
@@ -153,6 +154,8 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""
+        if irregular(self.results):
+            return None
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

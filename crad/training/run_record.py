@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crad.files import write_json
+from crad.files import irregular, write_json
 
 RECORD_NAME = "run.json"
 
@@ -45,8 +45,11 @@ class RunRecord:
 
 def read_record(folder: Path) -> RunRecord | None:
     """Read the record of a folder; None if there is none, or something else by that name."""
+    file = folder / RECORD_NAME
+    if irregular(file):
+        return None
     try:
-        found: dict[str, Any] = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         known = {each.name for each in dataclasses.fields(RunRecord)}
         if not isinstance(found, dict) or not {"data"} <= {*found} <= known:
             return None

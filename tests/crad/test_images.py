@@ -253,7 +253,7 @@ def test_an_image_too_large_to_be_genuine_is_refused(tmp_path, over):
     png[16:24] = struct.pack(">II", side, side)
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     (tmp_path / "bomb.png").write_bytes(png)
-    with pytest.raises(ImageError, match=r"bomb\.png.*89 million"):
+    with pytest.raises(ImageError, match=r"bomb\.png.*89\.48 million.*--max-megapixels"):
         open_image(tmp_path / "bomb.png")
 
 

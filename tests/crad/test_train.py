@@ -254,12 +254,12 @@ def test_no_epoch_opens_a_file(
     trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, before, steps = 0, 0, 0
-    open_image = crad.data.batches.open_image
+    decode_file = crad.data.batches.decode_file
 
-    def counting(path: Path) -> object:
+    def counting(*arguments: object) -> object:
         nonlocal opened
         opened += 1
-        return open_image(path)
+        return decode_file(*arguments)
 
     def step(_: int, model: CRAD) -> None:
         nonlocal before, steps
@@ -267,7 +267,7 @@ def test_no_epoch_opens_a_file(
         before = before or opened
         assert opened == before > 0
 
-    monkeypatch.setattr(crad.data.batches, "open_image", counting)
+    monkeypatch.setattr(crad.data.batches, "decode_file", counting)
     with before_call(CRAD, step):
         assert train_command(trained.data, tmp_path) == 0
     assert steps == 3 * STEPS

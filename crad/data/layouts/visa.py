@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from crad.data.folders import Folder
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
+from crad.files import irregular
 
 DESCRIPTION = "VisA as its archive has it"
 _TABLE = PurePosixPath("split_csv", "1cls.csv")
@@ -39,7 +40,9 @@ def matches(root: Folder) -> bool:
 def find_classes(root: Folder) -> dict[str, Callable[[bool], Split]]:
     """Read the table; the files of a class are checked when its images are asked for."""
     table = root.path / _TABLE
-    if not table.is_file():
+    if kind := irregular(table):
+        raise DataError(f"data: '{table}' is {kind}; extract it from the archive again")
+    if not table.exists():
         raise DataError(_without_table(root.path))
     splits: dict[str, Split] = defaultdict(lambda: ([], []))
     lines: dict[Path, int] = {}  # line number of each file

@@ -1,0 +1,216 @@
+"""Runs on 16-bit images: their bit depth is recognised, said, stored and applied."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import crad
+import crad.evaluate
+import crad.predict
+from crad.data.images import open_image
+from crad.training.checkpoint import read_checkpoint
+from tests.crad.conftest import SMALL
+from tests.crad.test_decoding import write_png
+from tests.crad.test_processes import torchrun
+
+Command = Callable[..., int]
+LINE = "bit depth 12: the largest value of {} is 4095; --bit-depth overrides"
+
+
+@pytest.fixture(scope="module")
+def deep_root(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Path:
+    """The small demo set, of 12 bits in 16-bit files; not to be changed."""
+    root = shutil.copytree(demo_root, tmp_path_factory.mktemp("deep") / "data")
+    for path in root.rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            deepen(path)
+    write_png(root / "brick" / "test" / "good" / "top.png", np.full((64, 64), 4095, np.uint16))
+    return root
+
+
+def deepen(path: Path) -> None:
+    with Image.open(path) as image:
+        levels = np.asarray(image.convert("L")).astype(np.uint16)
+    write_png(path, (levels * 4095 + 127) // 255)
+
+
+@pytest.fixture(scope="module")
+def deep_run(
+    tmp_path_factory: pytest.TempPathFactory, deep_root: Path, train_command: Command
+) -> Path:
+    output = tmp_path_factory.mktemp("deep") / "run"
+    assert train_command(deep_root, output, "--epochs", "1") == 0
+    return output
+
+
+def test_a_run_recognises_says_and_stores_it(
+    deep_root: Path, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert train_command(deep_root, output, "--epochs", "1") == 0
+    assert LINE.format("25 16-bit images") in capsys.readouterr().out.splitlines()
+    assert read_checkpoint(output).config.model.bit_depth == 12
+    assert train_command(deep_root, output, "--epochs", "1", "--resume") == 0
+    assert "bit depth" not in capsys.readouterr().out
+    assert train_command(deep_root, output, "--epochs", "1", "--resume", "--bit-depth", "14") == 2
+    assert "--bit-depth: the run" in capsys.readouterr().err
+
+
+def test_images_of_8_bits_need_no_line(
+    trained, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(trained.data, tmp_path, "--epochs", "1") == 0
+    assert "bit depth" not in capsys.readouterr().out
+    assert read_checkpoint(tmp_path).config.model.bit_depth == 16
+
+
+def test_separate_runs_have_that_of_all_classes(
+    deep_root: Path, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, lines in (([], 1), (["--resume"], 0)):
+        assert train_command(deep_root, tmp_path, "--separate", "--epochs", "1", *more) == 0
+        assert capsys.readouterr().out.count("bit depth 12") == lines
+    depths = [
+        read_checkpoint(tmp_path / name).config.model.bit_depth for name in ("brick", "gauge")
+    ]
+    assert depths == [12, 12]
+
+
+def test_an_option_overrides_it(
+    deep_root: Path, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for depth, code in (("14", 0), ("10", 1), ("17", 2), ("7", 2)):
+        output = tmp_path / depth
+        assert train_command(deep_root, output, "--epochs", "1", "--bit-depth", depth) == code
+    out, err = capsys.readouterr()
+    assert read_checkpoint(tmp_path / "14").config.model.bit_depth == 14
+    assert "the largest value of" not in out
+    assert "beyond the 1023 of bit depth 10" in err
+    assert "--bit-depth: expected 8 to 16, but got 17" in err
+
+
+def test_predictions_have_the_stored_depth(
+    deep_root: Path,
+    deep_run: Path,
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = deep_root / "brick" / "test" / "good" / "top.png"
+    detector = crad.load(deep_run, "cpu")
+    assert detector.decoding.bit_depth == 12
+    expected = detector.predict(np.full((64, 64), 255, np.uint8))[0].score
+    assert detector.predict(path)[0].score == expected
+    assert detector.predict(np.full((64, 64), 4095, np.uint16))[0].score == expected
+
+    arguments = ["--checkpoint", str(deep_run), str(path), "--output", str(tmp_path), "--json"]
+    scores, darkest = {}, {}
+    for more in ([], ["--bit-depth", "12"], ["--bit-depth", "16"]):
+        file = tmp_path / "scores-of-it.json"
+        assert command(crad.predict.main, *arguments, str(file), *more) == 0
+        key = more[-1] if more else None
+        scores[key] = json.loads(file.read_text())[0]["score"]
+        darkest[key] = np.asarray(open_image(tmp_path / "top_heatmap.png")).max(axis=2).min()
+    assert darkest[None] == darkest["12"] > 60 > darkest["16"]  # white, or nearly black
+    assert scores[None] == scores["12"] != scores["16"]
+    write_png(tmp_path / "beyond.png", np.full((8, 8), 5000, np.uint16))
+    assert command(crad.predict.main, *arguments[:2], str(tmp_path / "beyond.png")) == 1
+    assert "5000, beyond the 4095 of bit depth 12" in capsys.readouterr().err
+
+
+def test_an_evaluation_has_the_stored_depth(
+    deep_run: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(deep_run), "--output", str(tmp_path), "--overwrite"]
+    means = []
+    for more in ([], ["--bit-depth", "16"]):
+        assert command(crad.evaluate.main, *arguments, *more) == 0
+        means.append(json.loads((tmp_path / "results.json").read_text())["mean"])
+    trained = json.loads((deep_run / "results.json").read_text())["mean"]
+    assert means[0] == pytest.approx(trained, abs=1e-6)
+    assert means[1] != means[0]
+    assert command(crad.evaluate.main, *arguments, "--bit-depth", "8") == 1
+    assert "of bit depth 8" in capsys.readouterr().err
+
+
+def test_the_largest_size_of_every_command(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    few = ["--max-megapixels", "0.001"]
+    image = next((trained.data / "brick" / "test" / "good").iterdir())
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert train_command(trained.data, tmp_path, *few) == 1
+    assert command(crad.evaluate.main, *checkpoint, *few) == 1
+    assert command(crad.predict.main, *checkpoint, str(image), *few) == 1
+    assert capsys.readouterr().err.count("more than the limit of 0.001 million") == 3
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "1") == 0
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "-1") == 2
+
+
+def test_further_pages_and_vanishing_masks_are_told_in_one_line_each(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    root = shutil.copytree(trained.data, tmp_path / "data")
+    for part in ("train/good", "test/good"):
+        path = next((root / "brick" / part).iterdir())
+        pages = np.repeat(np.asarray(open_image(path))[None], 2, axis=0)
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="rgb")
+    for mask in (root / "gauge" / "ground_truth").rglob("*.png"):
+        marks = np.zeros((64, 64), np.uint8)
+        marks[0, 0] = 255
+        Image.fromarray(marks).save(mask)
+    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("2 files have further pages or frames, of which only the first is used") == 1
+    note = json.loads((tmp_path / "run" / "results.json").read_text())["note"]
+    assert "masks vanish at 32 x 32 pixels (its rule: nearest)" in note
+    assert note in out
+
+    assert command(crad.evaluate.main, "--checkpoint", str(tmp_path / "run")) == 0
+    out = capsys.readouterr().out
+    assert out.count("1 file has further pages or frames") == 1
+    assert note in out
+    test = str(root / "brick" / "test")
+    assert command(crad.predict.main, "--checkpoint", str(tmp_path / "run"), test) == 0
+    assert capsys.readouterr().out.count("1 file has further pages or frames") == 1
+
+
+def test_a_fifo_is_refused_wherever_a_path_is_given(
+    trained, tmp_path: Path, command: Command, train_command: Command, capsys
+) -> None:
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert command(crad.predict.main, *checkpoint, str(fifo)) == 1
+    assert command(crad.predict.main, "--checkpoint", str(fifo), str(trained.data)) == 1
+    assert command(crad.predict.main, *checkpoint, str(fifo), "--skip-bad") == 1  # nothing is left
+    more = ["--backbone", "resnet18", "--weights", str(fifo)]
+    assert train_command(trained.data, tmp_path / "out", *more) == 1
+    err = capsys.readouterr().err
+    assert err.count("fifo.png") == err.count("is a FIFO") == 4
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_depth_and_say_it_once(deep_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(deep_root, tmp_path / "data")
+    for number in range(20):  # enough for both processes
+        levels = np.full((2, 64, 64), 100 * number, np.uint16)
+        path = root / "brick" / "test" / "good" / f"pages{number}.tif"
+        tifffile.imwrite(path, levels, photometric="minisblack")
+    arguments = ["--data", root, "--output", tmp_path / "run", *SMALL, "--epochs", "1"]
+    ended = torchrun("-m", "crad", "train", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("bit depth 12") == 1
+    assert ended.stdout.count("20 files have further pages or frames") == 1
+    assert read_checkpoint(tmp_path / "run").config.model.bit_depth == 12
+    ended = torchrun("-m", "crad", "evaluate", "--checkpoint", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("20 files have further pages or frames") == 1

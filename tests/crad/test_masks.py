@@ -1,0 +1,209 @@
+"""Masks: every way to save one reads alike, or is refused by name; none vanishes unsaid."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crad.data.bad_images import BadImages
+from crad.data.images import open_mask, resize_mask
+from crad.data.samples import Sample
+from crad.errors import ImageError, MaskError
+from crad.scoring.evaluation import Evaluation, Truths
+from crad.scoring.protocols import PROTOCOLS
+from tests.crad.test_decoding import write_png, write_tiff
+
+REGION = np.zeros((12, 20), bool)
+REGION[3:7, 4:11] = True
+INDEX = REGION.astype(np.uint8)
+WHITE = INDEX * np.uint8(255)
+
+
+def palette(index: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(index)
+    image.putpalette(sum(colours, ()))
+    return image
+
+
+BLACK, RED, GREEN, PURPLE, YELLOW = (0, 0, 0), (200, 0, 0), (0, 9, 0), (68, 1, 84), (253, 231, 37)
+PICTURES = {
+    "plain": Image.fromarray(WHITE),
+    "0/1": Image.fromarray(INDEX),
+    "ids": Image.fromarray(INDEX * np.uint8(3)),
+    "1-bit": Image.fromarray(REGION),
+    "16-bit": Image.fromarray(INDEX.astype(np.uint16)),
+    "colour": Image.fromarray(np.dstack([0 * INDEX, INDEX, 0 * INDEX])),
+    "palette": palette(INDEX, BLACK, RED),
+    "palette of black": palette(INDEX, BLACK, BLACK),
+    "palette of black and red": palette(INDEX * np.uint8(2), BLACK, RED, BLACK),
+    "palette without black": palette(INDEX, PURPLE, YELLOW),
+    "palette from the brightest": palette(1 - INDEX, (255, 255, 255), BLACK),
+    "palette with a transparent background": palette(INDEX, BLACK, RED),
+    "LA": Image.merge("LA", [Image.fromarray(WHITE), Image.new("L", (20, 12), 255)]),
+    "RGBA": Image.fromarray(np.dstack([WHITE] * 3 + [np.full_like(WHITE, 255)])),
+    "alpha alone": Image.fromarray(np.dstack([0 * WHITE] * 3 + [WHITE])),
+    "white alpha": Image.fromarray(np.dstack([0 * WHITE + 255] * 3 + [WHITE])),
+    "grey alpha": Image.merge("LA", [Image.new("L", (20, 12), 128), Image.fromarray(WHITE)]),
+    "red on a transparent white": Image.fromarray(
+        np.dstack([0 * WHITE + 255, 255 - WHITE, 255 - WHITE, WHITE])
+    ),
+    "invisible everywhere": Image.fromarray(np.dstack([WHITE] * 3 + [0 * WHITE])),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_the_same_region_reads_alike(tmp_path: Path, name: str, suffix: str) -> None:
+    path = tmp_path / f"mask{suffix}"
+    transparent = suffix == ".png" and "transparent background" in name
+    PICTURES[name].save(path, **({"transparency": 0} if transparent else {}))
+    np.testing.assert_array_equal(open_mask(path), REGION)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".pgm", ".webp", ".jpg"])
+def test_other_formats_read_alike(tmp_path: Path, suffix: str) -> None:
+    mask = np.kron(WHITE, np.ones((8, 8), np.uint8))
+    image = Image.fromarray(mask)
+    (image.convert("RGB") if suffix == ".webp" else image).save(tmp_path / f"mask{suffix}")
+    assert (open_mask(tmp_path / f"mask{suffix}") != (mask > 0)).mean() < 0.01
+
+
+def test_integers_of_32_bits_read_alike(tmp_path: Path) -> None:
+    Image.fromarray(INDEX.astype(np.int32)).save(tmp_path / "m.tif")
+    np.testing.assert_array_equal(open_mask(tmp_path / "m.tif"), REGION)
+
+
+@pytest.mark.parametrize("write", [write_png, write_tiff])
+def test_16_bit_colours_below_the_high_byte_count(tmp_path: Path, write: Callable) -> None:
+    level = INDEX.astype(np.uint16)
+    write(tmp_path / "m", np.dstack([0 * level, level, 0 * level]))
+    np.testing.assert_array_equal(open_mask(tmp_path / "m"), REGION)
+
+
+def test_16_bit_alpha_counts(tmp_path: Path) -> None:
+    level = INDEX.astype(np.uint16) * np.uint16(65535)
+    write_png(tmp_path / "la.png", np.dstack([0 * level, level]))
+    write_png(tmp_path / "rgba.png", np.dstack([0 * level] * 3 + [level]))
+    for name in ("la.png", "rgba.png"):
+        np.testing.assert_array_equal(open_mask(tmp_path / name), REGION)
+
+
+# Resizing
+
+
+def test_any_loses_no_defect() -> None:
+    for size in (3, 7, 224, 1024, 1500):
+        for row, column in ((0, 0), (511, 700), (1023, 1023)):
+            mask = np.zeros((1024, 1024), bool)
+            mask[row, column] = True
+            resized = resize_mask(mask, size, "any")
+            assert resized.shape == (size, size)
+            assert resized[row * size // 1024, column * size // 1024]
+            assert resized.sum() <= 4 * max(1, -(-size // 1024)) ** 2
+    assert not resize_mask(np.zeros((5, 9), bool), 4, "any").any()
+
+
+def test_any_takes_every_pixel_that_is_touched() -> None:
+    mask = np.zeros((6, 4), bool)
+    mask[2, 1] = True
+    np.testing.assert_array_equal(resize_mask(mask, 2, "any"), [[True, False], [False, False]])
+    np.testing.assert_array_equal(
+        resize_mask(mask, 4, "any"),
+        np.outer([False, True, False, False], [False, True, False, False]),
+    )
+    mask = np.zeros((6, 4), bool)
+    mask[1, 1] = True  # in rows 0 and 1 of four
+    np.testing.assert_array_equal(resize_mask(mask, 4, "any")[:, 1], [True, True, False, False])
+
+
+# Masks that contradict their image
+
+
+def sample(folder: Path, mask: np.ndarray, defect: str = "dent", exif: int | None = None) -> Sample:
+    options = {}
+    if exif:
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = exif
+    Image.new("RGB", (20, 12)).save(folder / "image.jpg", **options)
+    Image.fromarray(mask).save(folder / "mask.png")
+    return Sample(folder / "image.jpg", "nut", defect, folder / "mask.png")
+
+
+@pytest.mark.parametrize(
+    ("mask", "defect", "exif", "message"),
+    [
+        (0 * WHITE, "dent", None, r"mask\.png' is empty"),
+        (WHITE, "good", None, "marks a defect.*normal"),
+        (WHITE[:, :15], "dent", None, "15 x 12 pixels.*displayed at 20 x 12$"),
+        (np.kron(WHITE, np.ones((2, 2), np.uint8)), "dent", None, "40 x 24.* 20 x 12$"),
+        (WHITE, "dent", 6, "20 x 12 pixels.*displayed at 12 x 20.*EXIF"),
+        (WHITE.T, "dent", None, "12 x 20 pixels.*displayed at 20 x 12.*EXIF"),
+    ],
+    ids=["empty", "of a good image", "aspect", "size", "before EXIF", "turned"],
+)
+def test_a_mask_that_contradicts_its_image_is_named(
+    tmp_path: Path, mask: np.ndarray, defect: str, exif: int | None, message: str
+) -> None:
+    wrong = sample(tmp_path, np.ascontiguousarray(mask), defect, exif)
+    with pytest.raises(MaskError, match=message) as caught:
+        wrong.read_truth(8)
+    assert str(caught.value).startswith(f"mask of '{wrong.path}': ")
+    with pytest.raises(MaskError, match="replace or remove the mask, or go on without it with"):
+        Truths(8, BadImages(skip=False)).read([wrong], PROTOCOLS["crad"])
+    skipping = BadImages(skip=True)
+    assert Truths(8, skipping)(wrong, PROTOCOLS["crad"]) is None
+    assert skipping.note() == "1 mask could not be used; pixel metrics leave out its image"
+
+
+def test_a_mask_that_fits_the_image_as_it_is_displayed(tmp_path: Path) -> None:
+    turned = sample(tmp_path, np.ascontiguousarray(WHITE.T), exif=6)
+    np.testing.assert_array_equal(turned.read_truth(20), resize_mask(REGION.T, 20))
+    good = sample(tmp_path, 0 * WHITE, "good")
+    assert not good.read_truth(8).any()
+
+
+def test_an_unreadable_image_is_no_fault_of_its_mask(tmp_path: Path) -> None:
+    one = sample(tmp_path, WHITE)
+    one.path.write_bytes(b"no image")
+    assert one.read_truth(8).any()
+
+
+def test_an_unreadable_mask_is_named(tmp_path: Path) -> None:
+    one = sample(tmp_path, WHITE)
+    one.mask.write_bytes(one.mask.read_bytes()[:40])
+    with pytest.raises(ImageError, match=r"mask of '.*image\.jpg': .*mask\.png"):
+        one.read_truth(8)
+
+
+# Masks that vanish
+
+
+def test_masks_that_vanish_are_counted(tmp_path: Path) -> None:
+    samples = []
+    for number in range(4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Image.new("RGB", (1024, 1024)).save(folder / "image.png")
+        mask = np.zeros((1024, 1024), np.uint8)
+        side = 3 if number < 2 else 400
+        mask[103 : 103 + side, 103 : 103 + side] = 1
+        if number < 3:
+            Image.fromarray(mask).save(folder / "mask.png")
+            samples.append(Sample(folder / "image.png", "nut", "dent", folder / "mask.png"))
+        else:
+            samples.append(Sample(folder / "image.png", "nut", "good"))
+    truths = Truths(56, BadImages(skip=False))
+    crad, ader = PROTOCOLS["crad"], PROTOCOLS["ader"]
+    size = crad.map_size(56)
+    assert truths.vanished(samples, crad) == (
+        f"protocol crad: 2 of 3 masks vanish at {size} x {size} pixels (its rule: nearest); their "
+        "defects count as normal pixels"
+    )
+    assert (truths.vanished(samples[1:], ader) or "").startswith(
+        "protocol ader: 1 of 2 masks vanishes at "
+    )
+    assert truths.vanished(samples[2:], crad) is None
+    notes = Evaluation(samples, {"nut": 0}, truths).notes([crad, ader])
+    assert [note[:13] for note in notes] == ["protocol crad", "protocol ader"]
