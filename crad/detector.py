@@ -13,8 +13,9 @@ from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, sp
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
-from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds, class_of
+from crad.scoring.calibration import Thresholds, class_of
 from crad.scoring.prediction import Prediction
+from crad.scoring.protocols import PROTOCOLS, Protocol
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 
 
@@ -27,6 +28,7 @@ class Detector:
         image_size: side S in pixels of the images that the backbone gets.
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
+        protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
         classes: all classes; by default, those with a threshold.
@@ -40,6 +42,7 @@ class Detector:
         image_size: int,
         device: torch.device,
         colour_scale: tuple[float, float],
+        protocol: Protocol,
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
         classes: Collection[str] = (),
@@ -49,6 +52,7 @@ class Detector:
         self.image_size = image_size
         self.device = device
         self.colour_scale = colour_scale
+        self.protocol = protocol
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
         self.classes = tuple(classes or self.thresholds)
@@ -117,7 +121,7 @@ class Detector:
         class_name: str | None,
     ) -> Iterator[Prediction]:
         for batch, anomaly_maps in self.map_images(images, batch_size, skip):
-            maps, scores = DECISION_PROTOCOL.score(anomaly_maps, self.image_size)
+            maps, scores = self.protocol.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
             ):
@@ -170,6 +174,7 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
         absent=model.absent,
         depth=model.depth,
         expansion=model.expansion,
+        norm_batch=config.training.norm_batch,
         jitter_std=config.training.jitter_std,
         jitter_prob=config.training.jitter_prob,
         mse_weight=0.0 if model.refinement_off else model.mse_weight,
@@ -203,6 +208,7 @@ def load(
         CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
+        UsageError: there is no such precision.
     """
     selected = select_device(device)
     return from_checkpoint(read_checkpoint(path), selected, precision)
@@ -216,6 +222,7 @@ def from_checkpoint(
     Raises:
         CheckpointError: as for `restore`.
         MissingPackageError: as for `load`.
+        UsageError: as for `load`.
     """
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
@@ -226,6 +233,7 @@ def from_checkpoint(
         image_size=settings.image_size,
         device=device,
         colour_scale=checkpoint.colour_scale,
+        protocol=PROTOCOLS[checkpoint.config.decisions.decision_protocol],
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
         classes=checkpoint.n_train,

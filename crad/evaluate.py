@@ -108,11 +108,14 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> Results:
             timing={"evaluation": time.perf_counter() - started},
             device=device,
             decisions=evaluation.decide(
-                maps, checkpoint.thresholds, trained.decisions.false_alarm_rate
+                maps,
+                checkpoint.thresholds,
+                trained.decisions.false_alarm_rate,
+                detector.protocol,
             ),
         )
         folder = RunFolder(options.output) if options.output else None
-        report(results, evaluation, maps, protocols[0], folder)
+        report(results, evaluation, maps, detector.protocol, folder)
         return results
 
     return processes.on_main(measure)

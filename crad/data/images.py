@@ -19,7 +19,7 @@ from crad.errors import ImageError
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of image files, in lower case; the case of a suffix does not matter."""
 
-MaskResize = Literal["nearest", "bilinear"]
+MaskResize = Literal["nearest", "bilinear", "any"]
 """How a mask is resized, as `open_mask` says."""
 
 _OVERSHOOT = 1e-3  # floats this far out of [0, 1], as of a resampling filter, are clipped
@@ -77,7 +77,7 @@ def open_mask(
         path: an image file.
         size: side in pixels of the square to resize to; None keeps the height and width.
         resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as `to_tensor` does,
-            with a threshold of one half.
+            with a threshold of one half; ``"any"`` makes a pixel True if any pixel of its area is.
 
     Returns:
         Bool array (size, size), or (height, width).
@@ -95,8 +95,18 @@ def open_mask(
         mask = (levels if levels.ndim == 2 else levels.max(axis=2)) > threshold
         if size is None:
             return mask
+        if resize == "any":
+            return _any(_any(mask, size).T, size).T
         white = Image.fromarray(_to_8_bit(mask))
         return np.asarray(white.resize((size, size), Image.Resampling[resize.upper()])) > 127
+
+
+def _any(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    """Resize along the first axis: True if any row that a new row covers, in part too, is."""
+    counts = np.pad(np.cumsum(mask, axis=0), ((1, 0), (0, 0)))
+    edges = np.arange(size + 1) * len(mask)
+    found: npt.NDArray[np.bool_] = counts[-(-edges[1:] // size)] > counts[edges[:-1] // size]
+    return found
 
 
 def to_rgb(image: Image.Image | npt.NDArray[Any] | torch.Tensor) -> Image.Image:

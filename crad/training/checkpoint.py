@@ -20,6 +20,7 @@ from crad.errors import CheckpointError
 from crad.files import write_atomically, write_json
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
+from crad.scoring.protocols import PROTOCOLS
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 PATHS_NAME = "run.json"
@@ -34,7 +35,9 @@ VERSION = 2
 
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
-_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {2: {"decisions": {"decision_protocol": "crad"}}}
+)
 
 _WAYS = "install a newer crad, or train again with --overwrite"
 
@@ -240,6 +243,11 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
                 for each, value in values.items()
                 if each in known
             }
+        )
+    if (protocol := groups["decisions"].decision_protocol) not in PROTOCOLS:
+        raise CheckpointError(
+            f"checkpoint: '{file}' decides by a protocol that this crad does not know: {protocol}; "
+            f"{_WAYS}"
         )
     if "source" not in stored.get("data", {}):
         groups["data"] = dataclasses.replace(groups["data"], source=_source_of(file))
