@@ -32,6 +32,9 @@ class Detector:
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
         classes: all classes; by default, those with a threshold.
+
+    Raises:
+        UsageError: there is no such precision.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Detector:
         thresholds: Thresholds | None = None,
         classes: Collection[str] = (),
     ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
         self.backbone = backbone
         self.model = model.fold_batch_norm()
         self.image_size = image_size
