@@ -106,8 +106,8 @@ class TrainingConfig:
     batch_size: int = 16
     """Training images in a step, over all processes."""
     norm_batch: int | None = None
-    """BatchNorm takes statistics of groups of this many images of a batch, in each process (text of
-    the paper: none; its results: 16). Default: of all images of the process."""
+    """BatchNorm takes statistics of groups of this many images of a batch, in each process
+    (published code: 16). Default: of all images of the process."""
     seed: int = 0
     """Seed of everything random."""
     learning_rate: float = 1e-3
