@@ -278,12 +278,12 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, expansion: int, norm_batch: int | None = None) -> None:
         super().__init__()
         self.expand = nn.Conv2d(channels, expansion, 1, bias=False)
-        self.expand_norm = GroupedBatchNorm(expansion, norm_batch)
+        self.expand_norm = _batch_norm(expansion, norm_batch)
         self.depthwise = nn.Conv2d(expansion, expansion, 3, padding=1, groups=expansion, bias=False)
-        self.depthwise_norm = GroupedBatchNorm(expansion, norm_batch)
+        self.depthwise_norm = _batch_norm(expansion, norm_batch)
         self.excitation = SqueezeExcitation(expansion)
         self.project = nn.Conv2d(expansion, channels, 1, bias=False)
-        self.project_norm = GroupedBatchNorm(channels, norm_batch)
+        self.project_norm = _batch_norm(channels, norm_batch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, filter depthwise, weight channels, project, add."""
@@ -311,16 +311,16 @@ class GroupedBatchNorm(nn.BatchNorm2d):
     Args:
         channels: channels of the input.
         group: images in a group, at least 2. The last group may be smaller, but a single image
-            joins the group before it. None makes one group of the batch.
+            joins the group before it.
     """
 
-    def __init__(self, channels: int, group: int | None) -> None:
+    def __init__(self, channels: int, group: int) -> None:
         super().__init__(channels)
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, channels, H, W)``."""
-        if not self.training or self.group is None or len(x) <= self.group + 1:
+        if not self.training or len(x) <= self.group + 1:
             return super().forward(x)
         assert self.num_batches_tracked is not None  # running statistics are kept
         assert self.momentum is not None
@@ -358,6 +358,10 @@ class SqueezeExcitation(nn.Module):
         """Weight the channels of ``x``."""
         weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
         return x * weights[:, :, None, None]
+
+
+def _batch_norm(channels: int, group: int | None) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels) if group is None else GroupedBatchNorm(channels, group)
 
 
 def _initialise(module: nn.Module) -> None:
