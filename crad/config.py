@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
-from tyro.conf import arg
+from tyro.conf import Fixed, Suppress, arg
 
 from crad.backbones import BACKBONES, SCATTERING
 from crad.data.demo import DEMO_NAMES
@@ -17,7 +17,7 @@ from crad.data.layouts import LAYOUTS
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
-from crad.scoring.protocols import ProtocolChoice, choose_protocols
+from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 
@@ -121,6 +121,9 @@ class TrainingConfig:
     """Passes over the training images."""
     batch_size: int = 16
     """Training images in a step, over all processes."""
+    norm_batch: int | None = None
+    """BatchNorm takes statistics of groups of this many images of a batch, in each process
+    (published code: 16). Default: of all images of the process."""
     seed: int = 0
     """Seed of everything random."""
     learning_rate: float = 1e-3
@@ -150,6 +153,8 @@ class DecisionConfig:
     """How test images are scored; results.json reports the first, with the others beside it."""
     track_best: bool = False
     """Measure the test images after each epoch too, and report the best epoch as best_on_test."""
+    decision_protocol: Annotated[str, Fixed, Suppress] = DECISION_PROTOCOL
+    """The protocol of decisions and heat maps; no option: a checkpoint has that of its time."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
         "--max-megapixels": ("a number above 0", lambda value: 0 < value < math.inf),
         "--epochs": _at_least(1),
         "--batch-size": _at_least(1),
+        "--norm-batch": _at_least(2),
         "--depth": _at_least(0),
         "--expansion": _at_least(1),
         "--seed": ("0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
@@ -241,6 +247,17 @@ def _refined(config: Config) -> bool:
     return not config.model.refinement_off
 
 
+def _groups_images(config: Config) -> bool:
+    size = config.training.norm_batch
+    return size is None or size < config.training.batch_size
+
+
+def _jitters_or_not(config: Config, other: float) -> bool:
+    """Whether the other part of the jitter lets it be, or both are off, which is one choice."""
+    off = config.training.jitter_std == config.training.jitter_prob == 0
+    return config.model.local_memory == "grid" and (other > 0 or off)
+
+
 _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
     {
         "--components": (
@@ -249,6 +266,10 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
         ),
         "--absent": ("a memory that is none", _any_memory("none")),
         "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),
+        "--norm-batch": (
+            "--batch-size above it and --depth above 0",
+            lambda config: _groups_images(config) and config.model.depth > 0,
+        ),
         "--false-alarm-rate": (
             "--calibration-share above 0",
             lambda config: config.decisions.calibration_share > 0,
@@ -259,11 +280,11 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
         ),
         "--local.jitter-std": (
             "--local.memory grid and --local.jitter-prob above 0",
-            lambda c: c.model.local_memory == "grid" and c.training.jitter_prob > 0,
+            lambda c: _jitters_or_not(c, c.training.jitter_prob),
         ),
         "--local.jitter-prob": (
             "--local.memory grid and --local.jitter-std above 0",
-            lambda c: c.model.local_memory == "grid" and c.training.jitter_std > 0,
+            lambda c: _jitters_or_not(c, c.training.jitter_std),
         ),
         "--global.resolution": (
             "a --global.memory other than none",
@@ -294,17 +315,22 @@ def without_effect(config: Config) -> str | None:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """List every setting by the name of its command line option."""
+    """List every setting that has a command line option, by the name of the option."""
     return {
         _option(each): getattr(group, each.name)
         for group in vars(config).values()
         for each in dataclasses.fields(group)
+        if Suppress not in _notes(each)
     }
 
 
+def _notes(setting: "dataclasses.Field[Any]") -> tuple[Any, ...]:
+    """What `tyro.conf` says of a setting."""
+    return getattr(setting.type, "__metadata__", ())
+
+
 def _option(setting: "dataclasses.Field[Any]") -> str:
-    notes = getattr(setting.type, "__metadata__", ())  # of `tyro.conf.arg`
-    named = [note.name for note in notes if getattr(note, "name", None)]
+    named = [note.name for note in _notes(setting) if getattr(note, "name", None)]
     return "--" + (named[0] if named else setting.name.replace("_", "-"))
 
 

@@ -17,7 +17,7 @@ from crad.errors import BackboneError
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
 from crad.report.heat_maps import colour_scale
-from crad.scoring.calibration import DECISION_PROTOCOL
+from crad.scoring.protocols import PROTOCOLS
 from crad.tensor_files import read_tensors
 from crad.training.checkpoint import Checkpoint
 from crad.training.features import extract, map_features
@@ -143,7 +143,8 @@ def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[floa
     size, cpu = config.model.image_size, torch.device("cpu")
     samples = [train[index] for index in chosen]
     features = extract(backbone, samples, size, device=cpu, skip=None)
-    maps, _ = DECISION_PROTOCOL.score(map_features(model, features, cpu), size)
+    protocol = PROTOCOLS[config.decisions.decision_protocol]
+    maps, _ = protocol.score(map_features(model, features, cpu), size)
     return colour_scale(maps.numpy())
 
 

@@ -20,8 +20,9 @@ from crad.data.images import (
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
-from crad.scoring.calibration import DECISION_PROTOCOL, Thresholds, class_of
+from crad.scoring.calibration import Thresholds, class_of
 from crad.scoring.prediction import Prediction
+from crad.scoring.protocols import PROTOCOLS, Protocol
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 
 
@@ -34,10 +35,14 @@ class Detector:
         image_size: side S in pixels of the images that the backbone gets.
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
+        protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
         classes: all classes; by default, those with a threshold.
         decoding: how images are read.
+
+    Raises:
+        UsageError: there is no such precision.
     """
 
     def __init__(
@@ -48,16 +53,20 @@ class Detector:
         image_size: int,
         device: torch.device,
         colour_scale: tuple[float, float],
+        protocol: Protocol,
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
         classes: Collection[str] = (),
         decoding: Decoding = DEFAULT_DECODING,
     ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
         self.backbone = backbone
         self.model = model.fold_batch_norm()
         self.image_size = image_size
         self.device = device
         self.colour_scale = colour_scale
+        self.protocol = protocol
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
         self.classes = tuple(classes or self.thresholds)
@@ -138,7 +147,7 @@ class Detector:
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
         for batch, anomaly_maps in self.map_images(images, batch_size, skip, channel_order):
-            maps, scores = DECISION_PROTOCOL.score(anomaly_maps, self.image_size)
+            maps, scores = self.protocol.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
             ):
@@ -201,6 +210,7 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
         absent=model.absent,
         depth=model.depth,
         expansion=model.expansion,
+        norm_batch=config.training.norm_batch,
         jitter_std=config.training.jitter_std,
         jitter_prob=config.training.jitter_prob,
         mse_weight=0.0 if model.refinement_off else model.mse_weight,
@@ -239,7 +249,8 @@ def load(
         CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
-        UsageError: ``bit_depth`` or ``max_megapixels`` is out of range.
+        UsageError: ``bit_depth`` or ``max_megapixels`` is out of range, or there is no such
+            precision.
     """
     selected = select_device(device)
     return from_checkpoint(
@@ -277,6 +288,7 @@ def from_checkpoint(
         image_size=settings.image_size,
         device=device,
         colour_scale=checkpoint.colour_scale,
+        protocol=PROTOCOLS[checkpoint.config.decisions.decision_protocol],
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
         classes=checkpoint.n_train,

@@ -6,12 +6,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from crad.errors import DeviceError
+from crad.errors import DeviceError, UsageError
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
@@ -60,7 +60,14 @@ def select_precision(
             (docs/performance.md): large steps on a CPU with matrix instructions for it.
         device: where to compute.
         multiply_adds: of a step.
+
+    Raises:
+        UsageError: the name is none of these.
     """
+    if name not in get_args(PrecisionName):
+        raise UsageError(
+            f"precision: expected one of {', '.join(get_args(PrecisionName))}, but got {name!r}"
+        )
     if name != "auto":
         return name
     native = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)

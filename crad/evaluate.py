@@ -128,10 +128,13 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
             timing={"evaluation": time.perf_counter() - started},
             device=device,
             decisions=evaluation.decide(
-                maps, checkpoint.thresholds, trained.decisions.false_alarm_rate
+                maps,
+                checkpoint.thresholds,
+                trained.decisions.false_alarm_rate,
+                detector.protocol,
             ),
         )
-        report(results, evaluation, maps, protocols[0], run)
+        report(results, evaluation, maps, detector.protocol, run)
         return results
 
     return processes.on_main(measure)

@@ -30,15 +30,10 @@ from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import (
-    DECISION_PROTOCOL,
-    check_share,
-    decision_scores,
-    take_thresholds,
-)
+from crad.scoring.calibration import check_share, decision_scores, take_thresholds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
-from crad.scoring.protocols import choose_protocols
+from crad.scoring.protocols import PROTOCOLS, choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
@@ -304,6 +299,10 @@ def train_model(
     with run.locked(), _saying_how_to_resume(options):
         check_apart(run.path, config.data.source)
         stored = stored_run(options, ALL_PARTS, whole)
+        if stored:  # a run keeps the protocol of its thresholds
+            kept = stored.config.decisions.decision_protocol
+            config = replace(config, decisions=replace(config.decisions, decision_protocol=kept))
+            options = replace(options, config=config)
         if processes.is_main():
             run.remove_leftovers()
         print(_first_line(config, device), flush=True)
@@ -316,6 +315,7 @@ def train_model(
         options = options.with_bit_depth(inputs.decoding.bit_depth)
         config = options.config
         protocols = choose_protocols(config.decisions.protocol)
+        decision_protocol = PROTOCOLS[config.decisions.decision_protocol]
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
         if stored and processes.is_main():
@@ -327,7 +327,9 @@ def train_model(
             metrics = processes.on_main(lambda: evaluation.measure(maps, protocols[0]))
             return {"epoch": training.epoch, **metrics}
 
-        checkpoint = stored
+        checkpoint, part_of = stored, stored.part_of if stored else ""
+        if whole:
+            part_of = whole.record.id
         with threads_for(_step_size(config, inputs)), _progress(training, inputs) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
@@ -335,7 +337,7 @@ def train_model(
                 checkpoint = _take_checkpoint(
                     options, inputs, training, checkpoint, device, started
                 )
-                checkpoint = replace(checkpoint, part_of=whole.record.id if whole else "")
+                checkpoint = replace(checkpoint, part_of=part_of)
                 if config.decisions.track_best:
                     best = better(checkpoint.best_on_test, track())
                     checkpoint = replace(checkpoint, best_on_test=best)
@@ -355,7 +357,10 @@ def train_model(
                     inputs.nearest_neighbour, protocols[0]
                 )
             decisions = evaluation.decide(
-                maps, checkpoint.thresholds, config.decisions.false_alarm_rate
+                maps,
+                checkpoint.thresholds,
+                config.decisions.false_alarm_rate,
+                decision_protocol,
             )
             timing = {
                 "features": inputs.seconds,
@@ -373,7 +378,7 @@ def train_model(
                 baselines=baselines,
                 best_on_test=checkpoint.best_on_test,
             )
-            report(results, evaluation, maps, protocols[0], run, show=show)
+            report(results, evaluation, maps, decision_protocol, run, show=show)
             return results
 
         return processes.on_main(measure)
@@ -509,14 +514,15 @@ def _take_checkpoint(
     """The run after an epoch, with thresholds and the colour scale of heat maps."""
     config, model = options.config, training.model
     size = config.model.image_size
+    protocol = PROTOCOLS[config.decisions.decision_protocol]
     shown = map_features(model, inputs.train.some(_SCALE_IMAGES), device)
-    scores = decision_scores(map_features(model, inputs.held_back, device), size)
+    scores = decision_scores(map_features(model, inputs.held_back, device), size, protocol)
     spent = time.perf_counter() - started
     return Checkpoint(
         config=config,
         epoch=training.epoch,
         feature_size=inputs.feature_size,
-        colour_scale=colour_scale(DECISION_PROTOCOL.score(shown, size)[0].cpu().numpy()),
+        colour_scale=colour_scale(protocol.score(shown, size)[0].cpu().numpy()),
         n_train=inputs.n_train,
         seconds=(former.seconds if former else 0.0) + spent,
         precision=training.precision,

@@ -76,6 +76,8 @@ class CRAD(nn.Module):
             ``"drop"``, nothing, so that it has C channels instead of 2 C; or ``"zeros"``.
         depth: number of bottlenecks that fuse the two representations.
         expansion: channels inside a bottleneck.
+        norm_batch: BatchNorm in training takes statistics of groups of this many images, as in
+            `GroupedBatchNorm`; None takes those of the whole batch.
         jitter_std: standard deviation of the noise on the coordinates of a local grid in training,
             in [-1, 1] units (section 3.3).
         jitter_prob: probability that a training batch is jittered; the paper's text has 1.
@@ -104,6 +106,7 @@ class CRAD(nn.Module):
         absent: AbsentName = "drop",
         depth: int = 11,
         expansion: int = 864,
+        norm_batch: int | None = None,
         jitter_std: float = 0.05,
         jitter_prob: float = 0.5,
         mse_weight: float = 0.3,
@@ -118,6 +121,7 @@ class CRAD(nn.Module):
             ("shrinkage", shrinkage, "at least 0 and less than 1", 0 <= shrinkage < 1),
             ("depth", depth, "at least 0", depth >= 0),
             ("expansion", expansion, "positive", expansion >= 1),
+            ("norm_batch", norm_batch, "at least 2", norm_batch is None or norm_batch >= 2),
             ("jitter_std", jitter_std, "at least 0 and finite", 0 <= jitter_std < math.inf),
             ("jitter_prob", jitter_prob, "0 to 1", 0 <= jitter_prob <= 1),
         ):
@@ -174,7 +178,7 @@ class CRAD(nn.Module):
         )
         branches = 2 if absent == "zeros" else len(self.memories())
         self.fusion = nn.Sequential(
-            *(Bottleneck(branches * channels, expansion) for _ in range(depth)),
+            *(Bottleneck(branches * channels, expansion, norm_batch) for _ in range(depth)),
             nn.Conv2d(branches * channels, channels, 1, bias=False),
         )
         self.apply(_initialise)
@@ -271,15 +275,15 @@ class Bottleneck(nn.Module):
     Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
-    def __init__(self, channels: int, expansion: int) -> None:
+    def __init__(self, channels: int, expansion: int, norm_batch: int | None = None) -> None:
         super().__init__()
         self.expand = nn.Conv2d(channels, expansion, 1, bias=False)
-        self.expand_norm = nn.BatchNorm2d(expansion)
+        self.expand_norm = _batch_norm(expansion, norm_batch)
         self.depthwise = nn.Conv2d(expansion, expansion, 3, padding=1, groups=expansion, bias=False)
-        self.depthwise_norm = nn.BatchNorm2d(expansion)
+        self.depthwise_norm = _batch_norm(expansion, norm_batch)
         self.excitation = SqueezeExcitation(expansion)
         self.project = nn.Conv2d(expansion, channels, 1, bias=False)
-        self.project_norm = nn.BatchNorm2d(channels)
+        self.project_norm = _batch_norm(channels, norm_batch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Expand, filter depthwise, weight channels, project, add."""
@@ -295,6 +299,47 @@ class Bottleneck(nn.Module):
             if isinstance(norm, nn.BatchNorm2d):
                 setattr(self, name, fuse_conv_bn_eval(getattr(self, name), norm))
                 setattr(self, f"{name}_norm", nn.Identity())
+
+
+class GroupedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with statistics of groups of images of a batch, in training.
+
+    A step moves the running statistics as far as one of `torch.nn.BatchNorm2d` does, towards the
+    mean over the groups. "Ghost batch normalization": Hoffer et al., "Train longer, generalize
+    better", NeurIPS 2017.
+
+    Args:
+        channels: channels of the input.
+        group: images in a group, at least 2. The last group may be smaller, but a single image
+            joins the group before it.
+    """
+
+    def __init__(self, channels: int, group: int) -> None:
+        super().__init__(channels)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, channels, H, W)``."""
+        if not self.training or len(x) <= self.group + 1:
+            return super().forward(x)
+        assert self.num_batches_tracked is not None  # running statistics are kept
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        whole, rest = divmod(len(x), self.group)
+        sizes = [self.group] * whole + [rest] * (rest > 0)
+        if rest == 1:
+            sizes[-2:] = [self.group + 1]
+        normalised = []
+        for to_come, part in zip(reversed(range(len(sizes))), x.split(sizes), strict=True):
+            out = F.batch_norm(
+                *(part, self.running_mean, self.running_var, self.weight, self.bias),
+                training=True,
+                # So that all groups weigh the same after the last, `momentum` together.
+                momentum=self.momentum / (len(sizes) - self.momentum * to_come),
+                eps=self.eps,
+            )
+            normalised.append(out)
+        return torch.cat(normalised)
 
 
 class SqueezeExcitation(nn.Module):
@@ -313,6 +358,10 @@ class SqueezeExcitation(nn.Module):
         """Weight the channels of ``x``."""
         weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
         return x * weights[:, :, None, None]
+
+
+def _batch_norm(channels: int, group: int | None) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels) if group is None else GroupedBatchNorm(channels, group)
 
 
 def _initialise(module: nn.Module) -> None:

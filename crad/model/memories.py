@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crad.errors import MissingPackageError
+from crad.errors import MissingPackageError, UsageError
 from crad_kernels import GridMemory
 
 AddressName = Literal["feature", "hidden"]
@@ -212,7 +212,16 @@ def create_memory(
 
     Raises:
         MissingPackageError: ``"vq"`` needs a package that is not installed.
+        UsageError: there is no such memory or address.
     """
+    for what, chosen, choices in (
+        ("name", name, (*MEMORIES, "none")),
+        ("address", options.address, get_args(AddressName)),
+    ):
+        if chosen not in choices:
+            raise UsageError(
+                f"memory: expected {what} to be one of {', '.join(choices)}, but got {chosen!r}"
+            )
     return None if name == "none" else MEMORIES[name](channels, entry_size, resolution, options)
 
 

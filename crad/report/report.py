@@ -29,7 +29,7 @@ def report(
         results: what to write and print.
         evaluation: the test images.
         anomaly_maps: as for `Evaluation.measure`.
-        protocol: the one that the sheets show.
+        protocol: the one that the sheets show, which is that of decisions.
         run: the folder; None writes nothing.
         show: whether to print the table.
 

@@ -111,7 +111,10 @@ def combine_results(parts: Sequence[Results]) -> Results:
         epochs = {name: cast(int, each["epoch"]) for each in best for name in each["classes"]}
         results["best_on_test"] = {"epoch": epochs, **_join(best)}
     if decided := [part["decisions"] for part in parts if "decisions" in part]:
+        # Of a class that an older crad finished, by the only protocol there was.
+        protocols = dict.fromkeys(part.get("protocol", "crad") for part in decided)
         results["decisions"] = {
+            "protocol": ", ".join(protocols),
             "false_alarm_rate": decided[0]["false_alarm_rate"],
             "classes": {name: each for part in decided for name, each in part["classes"].items()},
         }

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from crad.report.results import Results
 from crad.report.tables import lay_out, printable
-from crad.scoring.calibration import DECISION_PROTOCOL, ClassDecisions, Decisions
+from crad.scoring.calibration import ClassDecisions, Decisions
 from crad.scoring.metrics import COLUMNS, EpochMetrics, Metrics
 
 _BASELINE_COLUMNS = {"image_auroc": "image", "pixel_auroc": "pixel"}
@@ -63,7 +63,7 @@ def _decisions(decisions: Decisions) -> list[str]:
         rows.append([printable(name), held_back, threshold, *_counts([entry])])
     rows.append(["all", "", "", *_counts(classes.values())])
     lines = [
-        f"decisions (protocol {DECISION_PROTOCOL.name}, false alarm rate {rate:.3g}): an image "
+        f"decisions (protocol {decisions['protocol']}, false alarm rate {rate:.3g}): an image "
         "whose score is above the threshold of its class is a defect",
         *lay_out(rows, total=True),
     ]

@@ -14,10 +14,7 @@ from torch import Tensor
 from crad.data.batches import BATCH_SIZE
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError
-from crad.scoring.protocols import PROTOCOLS
-
-DECISION_PROTOCOL = PROTOCOLS["crad"]
-"""The protocol of the scores that decisions are made by, whatever others measure."""
+from crad.scoring.protocols import Protocol
 
 
 @dataclass(frozen=True)
@@ -70,17 +67,18 @@ def class_of(path: Path, classes: Collection[str]) -> str | None:
     return next((name for name in reversed(path.absolute().parts[:-1]) if name in classes), None)
 
 
-def decision_scores(anomaly_maps: Tensor, image_size: int) -> list[float]:
-    """Score images by `DECISION_PROTOCOL`.
+def decision_scores(anomaly_maps: Tensor, image_size: int, protocol: Protocol) -> list[float]:
+    """Score images by the protocol that decides.
 
     Args:
         anomaly_maps: ``(N, H, W)``, of a model.
         image_size: side of the images in pixels.
+        protocol: that of the thresholds.
     """
     scores: list[float] = []
     for start in range(0, len(anomaly_maps), BATCH_SIZE):
         batch = anomaly_maps[start : start + BATCH_SIZE]
-        scores += DECISION_PROTOCOL.score(batch, image_size)[1].tolist()
+        scores += protocol.score(batch, image_size)[1].tolist()
     return scores
 
 
@@ -114,8 +112,9 @@ class ClassDecisions(TypedDict):
 
 
 class Decisions(TypedDict):
-    """The part ``decisions`` of ``results.json``; scores are by `DECISION_PROTOCOL`."""
+    """The part ``decisions`` of ``results.json``; scores are by ``protocol``."""
 
+    protocol: str
     false_alarm_rate: float
     classes: dict[str, ClassDecisions]
 

@@ -116,7 +116,11 @@ class Evaluation:
         return [note for note in found if note]
 
     def decide(
-        self, anomaly_maps: Tensor, thresholds: Thresholds, false_alarm_rate: float
+        self,
+        anomaly_maps: Tensor,
+        thresholds: Thresholds,
+        false_alarm_rate: float,
+        protocol: Protocol,
     ) -> Decisions | None:
         """Count what the thresholds of a model, taken for a rate of false alarms, lead to.
 
@@ -124,11 +128,13 @@ class Evaluation:
             anomaly_maps: as for `measure`.
             thresholds: of the model; without any, the result is None.
             false_alarm_rate: among normal images, in (0, 1).
+            protocol: of the scores that the thresholds are taken from.
         """
         if not thresholds:
             return None
-        scores = decision_scores(anomaly_maps, self._truths.image_size)
+        scores = decision_scores(anomaly_maps, self._truths.image_size, protocol)
         return {
+            "protocol": protocol.name,
             "false_alarm_rate": false_alarm_rate,
             "classes": measure_decisions(self.samples, scores, thresholds, self._n_train),
         }

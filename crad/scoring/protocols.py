@@ -18,12 +18,13 @@ _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
 class Protocol:
     """Smooth maps, then score an image by the largest of its means over windows.
 
-    Lengths are in pixels, for images of 224 x 224, and are scaled with the images; a window of 1
-    means no filter and is not scaled.
+    Lengths are in pixels. Without a ``size`` of its own they are for images of 224 x 224, and are
+    scaled with the images; a window of 1 means no filter and is not scaled.
 
     Attributes:
         name: what `results.json` calls it.
-        size: side of the maps and masks that are measured.
+        size: side of the maps and masks that are measured, whatever the images; None takes the side
+            of the images.
         mean_window: side of the mean filter that smooths a map; scaled to the nearest odd number.
         gaussian_window: side of the Gaussian filter that smooths a map; scaled likewise.
         gaussian_sigma: its standard deviation.
@@ -33,7 +34,7 @@ class Protocol:
     """
 
     name: str
-    size: int = 224
+    size: int | None = None
     mean_window: int = 1
     gaussian_window: int = 1
     gaussian_sigma: float = 1.0
@@ -43,7 +44,11 @@ class Protocol:
 
     def map_size(self, image_size: int) -> int:
         """Side of the maps and masks that are measured for images of a given side."""
-        return round(image_size * self.size / _IMAGE_SIZE)
+        return self.size or image_size
+
+    def scale(self, map_size: int) -> float:
+        """By how much the lengths are multiplied for maps of a given side."""
+        return 1.0 if self.size else map_size / _IMAGE_SIZE
 
     @torch.no_grad()
     def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
@@ -66,11 +71,8 @@ class Protocol:
     @torch.no_grad()
     def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
-        if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
-            raise ValueError(
-                f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"
-            )
-        scale = maps.shape[-1] / self.size
+        _check_square(maps)
+        scale = self.scale(maps.shape[-1])
         smooth = maps
         if self.mean_window > 1:
             window = _odd(self.mean_window * scale)
@@ -83,6 +85,55 @@ class Protocol:
             means = _mean_filter(smooth, max(1, round(self.score_window * scale)), padding=0)
         count = max(1, int(self.top_share * means.shape[1] * means.shape[2]))
         return smooth, means.flatten(1).topk(count).values.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class InsideProtocol(Protocol):
+    """Score a mark on the image the same wherever it lies, also at an edge or in a corner.
+
+    What lies outside the image counts as the median of its map: it neither adds to a score nor
+    takes from it. Windows are centred on every pixel, up to the edge. A cell of the model's map
+    spreads as far at the edge as inside.
+
+    Mirroring the map at its edges conserves the sum of a mark too, but folds it onto half the
+    pixels: in a corner the map then is up to four times as high, and the score up to 1.4 times.
+    """
+
+    @torch.no_grad()
+    def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+        """Resize (bilinear), smooth and score maps; arguments and results are those of the base."""
+        size = self.map_size(image_size)
+        level = anomaly_maps.flatten(1).median(dim=1).values[:, None, None]
+        above = anomaly_maps - level  # zeros outside now stand for the median
+        (rows, row_windows), (columns, column_windows) = (
+            [weights.to(above) for weights in self._weights(n_cells, size)]
+            for n_cells in anomaly_maps.shape[1:]
+        )
+        maps = rows @ above @ columns.T + level
+        means = row_windows @ above @ column_windows.T + level
+        return maps, means.amax(dim=(1, 2))
+
+    def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
+        _check_square(maps)
+        return self.score(maps, maps.shape[-1])
+
+    def _weights(self, n_cells: int, size: int) -> tuple[Tensor, Tensor]:
+        """What the cells along an axis add to each pixel of the smoothed map, and to each window.
+
+        Resizing and both means are linear and treat the axes alike, so each is a matrix.
+        """
+        scale = self.scale(size)
+        mean_window = _odd(self.mean_window * scale)
+        score_window = max(1, round(self.score_window * scale))
+        beyond = score_window // 2
+        margin = beyond + mean_window // 2
+        pixels = torch.arange(-margin, size + margin, dtype=torch.float64)
+        at = (pixels + 0.5) * n_cells / size - 0.5
+        resized = (1 - (at[:, None] - torch.arange(n_cells)).abs()).clamp_min(0)
+        smooth = resized.unfold(0, mean_window, 1).mean(dim=-1)
+        windows = smooth.unfold(0, score_window, 1).mean(dim=-1)
+        return smooth[beyond : beyond + size], windows
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -99,9 +150,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol("ader", size=256, mask_resize="bilinear"),
         # Guo et al., "Dinomaly", CVPR 2025.
         Protocol("dinomaly", size=256, gaussian_window=5, gaussian_sigma=4.0, top_share=0.01),
+        # Our own, for decisions and heat maps.
+        InsideProtocol("inside", mean_window=21, score_window=32, mask_resize="any"),
     )
 }
 """The protocols by name."""
+
+DECISION_PROTOCOL = "inside"
+"""Name of the protocol of the scores that new runs decide by, whatever protocols are measured."""
 
 if TYPE_CHECKING:
     ProtocolChoice = str
@@ -113,12 +169,23 @@ def choose_protocols(choices: Sequence[ProtocolChoice]) -> list[Protocol]:
     """List the protocols that are named, each once and in that order; all of them for ``"all"``.
 
     Raises:
-        UsageError: none is named.
+        UsageError: none is named, or a name is unknown.
     """
     names = [name for choice in choices for name in (PROTOCOLS if choice == "all" else [choice])]
-    if not names:
-        raise UsageError(f"--protocol: expected all, or one or more of {', '.join(PROTOCOLS)}")
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        raise UsageError(
+            f"--protocol: expected all, or one or more of {', '.join(PROTOCOLS)}, but got "
+            f"{', '.join(map(repr, unknown)) or 'none'}"
+        )
     return [PROTOCOLS[name] for name in dict.fromkeys(names)]
+
+
+def _check_square(maps: Tensor) -> None:
+    if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
+        raise ValueError(
+            f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"
+        )
 
 
 def _odd(size: float) -> int:

@@ -21,6 +21,7 @@ from crad.errors import CheckpointError
 from crad.files import irregular, write_atomically
 from crad.scoring.calibration import Draws, Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
+from crad.scoring.protocols import PROTOCOLS
 from crad.training.run_record import RunRecord, read_record
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -35,7 +36,7 @@ VERSION = 3
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
 _SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {2: {"model": {"bit_depth": 16}}}
+    {2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}}}
 )
 
 _WAYS = "install a newer crad, or train again with --overwrite"
@@ -260,6 +261,11 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
                 for each, value in values.items()
                 if each in known
             }
+        )
+    if (protocol := groups["decisions"].decision_protocol) not in PROTOCOLS:
+        raise CheckpointError(
+            f"checkpoint: '{file}' decides by a protocol that this crad does not know: {protocol}; "
+            f"{_WAYS}"
         )
     if "source" not in stored.get("data", {}):
         record = read_record(file.parent) or RunRecord()

@@ -146,6 +146,15 @@ def test_a_setting_of_the_model_that_is_not_known_is_refused(
         read_checkpoint(tmp_path)
 
 
+def test_a_protocol_of_decisions_that_is_not_known_is_refused(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    decisions = replace(checkpoint.config.decisions, decision_protocol="mvtec")
+    replace(checkpoint, config=replace(checkpoint.config, decisions=decisions)).save(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{CHECKPOINT_NAME}.* mvtec; install"):
+        read_checkpoint(tmp_path)
+
+
 def test_other_settings_may_be_unknown_or_missing(tmp_path: Path, checkpoint: Checkpoint) -> None:
     checkpoint.save(tmp_path)
     run = stored(tmp_path / CHECKPOINT_NAME)
@@ -177,6 +186,7 @@ def test_checkpoints_of_every_version_load(version: int, tmp_path: Path) -> None
     image = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
     (prediction,) = detector.predict(image)
     assert prediction.score == pytest.approx(2.553755521774292, rel=1e-4)
+    assert detector.protocol.name == "crad"
     assert detector.thresholds["brick"] == Threshold(1.969123125076294, 20)
     whole = read_checkpoint(file, ALL_PARTS)
     assert whole.precision == "fp32"

@@ -19,10 +19,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--norm-batch", "2")])
 def test_training_and_evaluation(
-    demo_root: Path, tmp_path: Path, train_command: Callable[..., int], command: Callable[..., int]
+    demo_root: Path,
+    tmp_path: Path,
+    train_command: Callable[..., int],
+    command: Callable[..., int],
+    more: tuple[str, ...],
 ) -> None:
-    small = ("--depth", "1", "--epochs", "1")
+    small = ("--depth", "1", "--epochs", "1", *more)
     assert train_command(demo_root, tmp_path / "eager", *small) == 0
     assert train_command(demo_root, tmp_path / "compiled", *small, "--compile") == 0
     states = [crad.load(tmp_path / name).model.state_dict() for name in ("eager", "compiled")]

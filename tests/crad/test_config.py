@@ -65,6 +65,7 @@ def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None
     [
         (["--epochs", "0"], "--epochs"),
         (["--batch-size", "-1"], "--batch-size"),
+        (["--norm-batch", "1"], "--norm-batch"),
         (["--image-size", "8"], "--image-size"),
         (["--seed", "-1"], "--seed"),
         (["--local.jitter-prob", "2"], "--local.jitter-prob"),
@@ -110,6 +111,8 @@ def test_wrong_options_exit_with_2(
         (["--refinement.off", "--refinement.mse-threshold", "1"], "--refinement.mse-threshold"),
         (["--absent", "zeros"], "--absent"),
         (["--depth", "0", "--expansion", "3"], "--expansion"),
+        (["--depth", "0", "--norm-batch", "4"], "--norm-batch"),
+        (["--norm-batch", "16", "--batch-size", "16"], "--norm-batch"),
         (["--calibration-share", "0", "--false-alarm-rate", "0.1"], "--false-alarm-rate"),
         (["--backbone", "resnet18", "--components", "3"], "--components"),
     ],
@@ -140,6 +143,8 @@ def test_what_has_no_effect_is_named(arguments: list[str], idle: str) -> None:
         ["--global.memory", "none", "--absent", "zeros", "--components", "8"],
         ["--refinement.mse-weight", "1", "--refinement.mse-threshold", "1"],
         ["--false-alarm-rate", "0.1"],
+        ["--local.jitter-std", "0", "--local.jitter-prob", "0"],
+        ["--norm-batch", "4"],
     ],
 )
 def test_nothing_is_said_of_what_has_an_effect_or_was_not_changed(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 import crad
 from crad.detector import Detector
 from crad.devices import select_precision
-from crad.errors import CheckpointError, ImageError
+from crad.errors import CheckpointError, ImageError, UsageError
 from crad.training.checkpoint import read_checkpoint
 
 
@@ -136,6 +136,21 @@ def test_the_precision_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert select_precision("auto", cpu, 1e8) == "fp32"
         assert select_precision("auto", cuda, 1e10) == "fp32"
         assert select_precision("bf16", cpu, 1e8) == "bf16"
+
+
+def test_an_unknown_precision(trained, detector: Detector) -> None:
+    with pytest.raises(UsageError, match=r"precision: .* auto, fp32, bf16, but got 'fp16'"):
+        crad.load(trained.output, device="cpu", precision="fp16")
+    with pytest.raises(UsageError, match=r"precision: .* fp32, bf16, but got 'auto'"):
+        Detector(
+            detector.backbone,
+            detector.model,
+            image_size=32,
+            device=detector.device,
+            colour_scale=(0, 1),
+            protocol=detector.protocol,
+            precision="auto",
+        )
 
 
 def test_an_unknown_device() -> None:

@@ -38,7 +38,7 @@ def test_every_protocol_from_the_same_maps(
     lines = capsys.readouterr().out.splitlines()
     every = json.loads((tmp_path / "results.json").read_text())
     assert every["protocol"] == "crad"
-    assert list(every["other_protocols"]) == ["paper", "uniad", "ader", "dinomaly"]
+    assert list(every["other_protocols"]) == ["paper", "uniad", "ader", "dinomaly", "inside"]
     for name in PROTOCOLS:
         assert sum(line.startswith(f"protocol {name} ") for line in lines) == 1
     for name, metrics in every["other_protocols"].items():
@@ -52,6 +52,17 @@ def test_every_protocol_from_the_same_maps(
     assert every["other_protocols"]["ader"]["mean"] != every["mean"]
 
 
+def test_sheets_show_what_decides_whatever_is_measured(
+    trained, command: Command, tmp_path: Path
+) -> None:
+    def sheets(*more: str) -> list[bytes]:
+        arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path), "--overwrite"]
+        assert command(main, *arguments, *more) == 0
+        return [path.read_bytes() for path in sorted((tmp_path / "sheets").iterdir())]
+
+    assert sheets("--protocol", "inside") == sheets("--protocol", "ader", "crad")
+
+
 def test_a_protocol_by_its_definition(trained, command: Command, tmp_path: Path) -> None:
     arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path)]
     assert command(main, *arguments, "--protocol", "ader", "paper") == 0
@@ -61,11 +72,11 @@ def test_a_protocol_by_its_definition(trained, command: Command, tmp_path: Path)
     scores, labels, pixels, truths = [], [], [], []
     for sample in find_dataset(trained.data / "gauge").test:
         ((_, anomaly_map),) = detector.map_images(sample.path)
-        resized = F.interpolate(anomaly_map[None], (37, 37), mode="bilinear", align_corners=True)
-        scores.append(resized.max().item())  # 37 = 32 * 256 / 224
+        resized = F.interpolate(anomaly_map[None], (256, 256), mode="bilinear", align_corners=True)
+        scores.append(resized.max().item())
         labels.append(sample.is_anomaly)
         pixels.append(resized.numpy().ravel())
-        truths.append(sample.read_truth(37, "bilinear").ravel())
+        truths.append(sample.read_truth(256, "bilinear").ravel())
     measured = results["classes"]["gauge"]
     assert measured["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
     expected = average_precision_score(np.concatenate(truths), np.concatenate(pixels))

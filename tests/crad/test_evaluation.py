@@ -30,7 +30,7 @@ def test_a_mask_is_read_once_for_each_size_and_rule(demo_root: Path, tmp_path: P
             assert truth.shape == (PROTOCOLS[name].map_size(SIZE),) * 2
             assert truth.any() == sample.is_anomaly
 
-    check("crad", "ader", "dinomaly")  # 64 nearest, 73 bilinear, 73 nearest
+    check("crad", "ader", "dinomaly", "inside")  # 64 nearest, 256 bilinear, 256 nearest, 64 any
     for name in ("brick", "gauge"):
         shutil.rmtree(root / name / "ground_truth")
     check(*PROTOCOLS)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crad
-from crad.errors import MissingPackageError
+from crad.errors import MissingPackageError, UsageError
 from crad.model.crad import CRAD, AbsentName
 from crad.model.memories import (
     AddressName,
@@ -20,6 +20,7 @@ from crad.model.memories import (
     MemoryName,
     MemoryOptions,
     QuantizedMemory,
+    create_memory,
 )
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 from tests.fixtures import before_step, ctrl_c
@@ -224,6 +225,18 @@ def test_the_width_of_the_fusion_without_a_memory(absent: AbsentName, branches: 
 def test_unknown_choices_are_refused(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=option):
         CRAD(CHANNELS, 3, 3, depth=1, expansion=8, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "message"),
+    [
+        ("bank", "feature", "grid, vq, attention, none.*'bank'"),
+        ("attention", "key", "hidden.*'key'"),
+    ],
+)
+def test_an_unknown_memory_or_address_is_refused(name: str, address: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_memory(name, CHANNELS, CHANNELS, (8,), MemoryOptions(address=address))  # type: ignore[arg-type]
 
 
 def test_both_memories_left_out_are_refused() -> None:

@@ -7,12 +7,12 @@ from torch.nn import BatchNorm2d
 
 from crad.config import PRESETS, PresetName
 from crad.detector import create_model
-from crad.model.crad import CRAD
+from crad.model.crad import CRAD, GroupedBatchNorm
 
 CHANNELS_LAST = torch.channels_last
 
 
-def small(**options: float) -> CRAD:
+def small(**options: float | None) -> CRAD:
     torch.manual_seed(0)
     model = CRAD(8, 5, 7, depth=2, expansion=12, **options)  # type: ignore[arg-type]
     for parameter in model.parameters():  # far enough from the start that every part matters
@@ -114,6 +114,64 @@ def test_folded_batch_norm_changes_nothing_but_rounding() -> None:
     assert weight.is_contiguous(memory_format=CHANNELS_LAST)
     folded.fold_batch_norm()
     assert folded.fusion[0].expand.weight is weight
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(16, [4] * 4), (6, [4, 2]), (9, [4, 5]), (5, [5]), (4, [4]), (2, [2])]
+)
+def test_statistics_of_groups_of_images(batch: int, sizes: list[int]) -> None:
+    """A single image joins the group before; the running statistics take one step to the mean."""
+    norm, expected = GroupedBatchNorm(8, 4), BatchNorm2d(8)
+    for each in (norm, expected):
+        torch.nn.init.normal_(each.weight, generator=torch.Generator().manual_seed(0))
+    x = feature(batch) + torch.arange(batch)[:, None, None, None]
+    groups, means, variances = [], [], []
+    for group in x.split(sizes):
+        expected.reset_running_stats()
+        expected.momentum = 1.0  # its running statistics are those of the group
+        groups.append(expected(group))
+        means.append(expected.running_mean.clone())
+        variances.append(expected.running_var.clone())
+    normalised = norm(x)
+    torch.testing.assert_close(normalised, torch.cat(groups))
+    assert normalised.is_contiguous(memory_format=CHANNELS_LAST)
+    assert norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_mean, 0.1 * torch.stack(means).mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * torch.stack(variances).mean(0))
+
+
+def test_groups_are_of_training_only_and_change_no_name() -> None:
+    whole, grouped = small(jitter_prob=0), small(jitter_prob=0, norm_batch=2)
+    assert whole.state_dict().keys() == grouped.state_dict().keys()
+    assert not torch.equal(whole(feature(6)).loss, grouped(feature(6)).loss)
+    whole.load_state_dict(grouped.state_dict())
+    expected = grouped.eval()(feature(6)).anomaly_map
+    assert torch.equal(whole.eval()(feature(6)).anomaly_map, expected)
+    folded = grouped.fold_batch_norm()
+    assert not any(isinstance(module, BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(feature(6)).anomaly_map, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_no_smaller_than_the_batch_change_nothing() -> None:
+    for norm_batch in (6, 64):
+        models = [small(jitter_prob=0, norm_batch=each) for each in (None, norm_batch)]
+        losses = [model(feature(6)).loss for model in models]
+        assert torch.equal(*losses)
+        torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
+
+
+def test_groups_under_autocast() -> None:
+    model = small(jitter_prob=0, norm_batch=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = model(feature(5))
+    result.loss.backward()
+    torch.testing.assert_close(result.loss, model(feature(5)).loss, rtol=0.1, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_group_of_one_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm_batch to be at least 2, but got 1"):
+        small(norm_batch=1)
 
 
 def test_a_perfect_reconstruction_has_finite_gradients() -> None:

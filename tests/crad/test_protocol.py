@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from scipy.ndimage import correlate, uniform_filter
 
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
 
-CRAD = PROTOCOLS["crad"]
+CRAD, INSIDE = PROTOCOLS["crad"], PROTOCOLS["inside"]
 
 
 def random_maps(size: int) -> torch.Tensor:
@@ -19,7 +21,7 @@ def window_means(anomaly_map: np.ndarray, window: int) -> np.ndarray:
 
 
 def test_every_protocol_goes_by_its_name():
-    assert list(PROTOCOLS) == ["crad", "paper", "uniad", "ader", "dinomaly"]
+    assert list(PROTOCOLS) == ["crad", "paper", "uniad", "ader", "dinomaly", "inside"]
     assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
 
 
@@ -29,6 +31,8 @@ def test_choices():
     assert len(choose_protocols(["uniad", "all"])) == len(PROTOCOLS)
     with pytest.raises(ValueError, match=r"--protocol.* all.* crad, paper"):
         choose_protocols([])
+    with pytest.raises(ValueError, match=r"--protocol.* crad, paper.* 'mvtec'"):
+        choose_protocols(["crad", "mvtec"])
 
 
 def test_at_224_pixels_it_is_the_definition():
@@ -84,7 +88,10 @@ def test_windows_scale_with_the_size(size, mean_window, score_window):
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [("crad", (224, 128, 448)), ("ader", (256, 146, 512)), ("dinomaly", (256, 146, 512))],
+    [
+        *((name, (224, 128, 448)) for name in ("crad", "paper", "uniad", "inside")),
+        *((name, (256, 256, 256)) for name in ("ader", "dinomaly")),
+    ],
 )
 def test_maps_are_measured_at_the_size_of_the_protocol(name: str, sizes: tuple[int, ...]) -> None:
     protocol = PROTOCOLS[name]
@@ -93,6 +100,73 @@ def test_maps_are_measured_at_the_size_of_the_protocol(name: str, sizes: tuple[i
         maps, scores = protocol.score(torch.rand(3, 28, 28), image_size)
         assert maps.shape == (3, size, size)
         assert scores.shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["ader", "dinomaly"])
+def test_what_is_measured_at_256_pixels_is_not_scaled_with_the_images(name: str) -> None:
+    maps = random_maps(28)
+    expected = PROTOCOLS[name].score(maps, 256)
+    for image_size in (128, 224, 448):
+        found = PROTOCOLS[name].score(maps, image_size)
+        assert all(map(torch.equal, found, expected))
+
+
+def marks(size: int, side: int, background: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps with a mark in the middle, at each edge and in each corner, and where the mark is."""
+    found = torch.zeros(9, size, size, dtype=torch.bool)
+    places = (0, (size - side) // 2, size - side)
+    for each, (y, x) in zip(found, itertools.product(places, places), strict=True):
+        each[y : y + side, x : x + side] = True
+    return background + found.double(), found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.45])  # of the side; 0.45 is a fifth of the image
+@pytest.mark.parametrize("image_size", [32, 128, 224, 256])
+@pytest.mark.parametrize("size", [4, 8, 14, 16, 28])
+def test_a_mark_scores_the_same_inside_at_an_edge_and_in_a_corner(
+    size: int, image_size: int, share: float
+) -> None:
+    for background in (0.0, 3.0):
+        maps, where = marks(size, max(1, round(share * size)), background)
+        scored, scores = INSIDE.score(maps, image_size)
+        peaks = scored.amax(dim=(1, 2))
+        for found in (scores - background, peaks - background):
+            np.testing.assert_allclose(found / found[4], 1, atol=0.15)  # 4 is in the middle
+        cells = (torch.arange(image_size) + 0.5) * size / image_size  # nearest to each pixel
+        near = where[:, cells.int()][:, :, cells.int()]
+        assert torch.equal(torch.where(near, scored, 0).amax(dim=(1, 2)), peaks)
+
+
+def test_the_published_protocol_scores_a_mark_in_a_corner_far_less() -> None:
+    """What `inside` is for."""
+    scores = CRAD.score(marks(28, 1)[0], 224)[1]
+    assert scores[0] < 0.25 * scores[4]
+
+
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_a_map_without_marks_keeps_its_level_up_to_the_edge(image_size: int) -> None:
+    maps, scores = INSIDE.score(torch.full((1, 14, 14), 2.5), image_size)
+    torch.testing.assert_close(maps, torch.full((1, image_size, image_size), 2.5))
+    assert scores.item() == pytest.approx(2.5)
+
+
+def test_outside_counts_as_the_median_and_windows_reach_there() -> None:
+    maps = random_maps(225)[:, :224, :224]
+    filtered, scores = INSIDE(maps)
+    for one, got, score in zip(maps.numpy(), filtered.numpy(), scores, strict=True):
+        level = np.sort(one.ravel())[(one.size - 1) // 2]
+        smooth = uniform_filter(np.pad(one, 26, constant_values=level), 21, mode="constant")
+        smooth = smooth[10:-10, 10:-10]
+        np.testing.assert_allclose(got, smooth[16:-16, 16:-16], atol=1e-12)
+        assert score.item() == pytest.approx(window_means(smooth, 32).max(), abs=1e-12)
+
+
+def test_the_rows_and_columns_of_a_model_map_may_differ_in_number() -> None:
+    maps = torch.rand(2, 5, 7)
+    scored, scores = INSIDE.score(maps, 64)
+    turned, same = INSIDE.score(maps.transpose(1, 2), 64)
+    torch.testing.assert_close(turned, scored.transpose(1, 2))
+    torch.testing.assert_close(same, scores)
 
 
 def test_model_maps_are_resized_corner_to_corner() -> None:
@@ -123,10 +197,11 @@ def test_an_empty_batch_gives_no_scores(protocol: Protocol) -> None:
     assert scores.shape == (0,)
 
 
+@pytest.mark.parametrize("protocol", [CRAD, INSIDE])
 @pytest.mark.parametrize("shape", [(32, 32), (1, 32, 48), (1, 1, 32, 32), (2, 0, 0)])
-def test_other_shapes_are_refused(shape):
+def test_other_shapes_are_refused(shape, protocol):
     with pytest.raises(ValueError, match="expected maps of shape"):
-        CRAD(torch.zeros(shape))
+        protocol(torch.zeros(shape))
 
 
 def test_windows_of_one_pixel_score_the_largest_value():

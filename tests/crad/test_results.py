@@ -195,6 +195,7 @@ def decision(n_calibration, n_good=10, n_defective=10):
 def test_decisions_have_a_table(results):
     alone = summary(results)
     results["decisions"] = {
+        "protocol": "crad",
         "false_alarm_rate": 0.01,
         "classes": {"brick": decision(99), "a long class name": decision(199, 0, 0)},
     }
@@ -214,6 +215,7 @@ def test_decisions_have_a_table(results):
 
 def test_the_table_says_what_thresholds_from_few_images_are_worth(results):
     results["decisions"] = {
+        "protocol": "crad",
         "false_alarm_rate": 0.01,
         "classes": {"brick": decision(98), "gauge": decision(20), "new": decision(0)},
     }

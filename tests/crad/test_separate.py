@@ -62,6 +62,14 @@ def test_the_run_of_a_class_is_an_ordinary_one(
     assert len(crad.load(separate / "brick").predict(image)) == 1
 
 
+def test_the_results_of_all_name_the_protocols_of_their_decisions(separate: Path) -> None:
+    """A class that an older crad finished has no name of it in its results."""
+    brick, gauge = (results_of(separate / name) for name in ("brick", "gauge"))
+    assert combine_results([brick, gauge])["decisions"]["protocol"] == "inside"
+    del brick["decisions"]["protocol"]
+    assert combine_results([brick, gauge])["decisions"]["protocol"] == "crad, inside"
+
+
 def test_the_results_of_all_have_the_keys_of_one(separate: Path, trained) -> None:
     whole, parts = results_of(separate), [results_of(separate / n) for n in ("brick", "gauge")]
     assert whole.keys() == {*trained.results, "note"}

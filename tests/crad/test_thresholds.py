@@ -23,7 +23,8 @@ from crad.scoring.calibration import (
     measure_decisions,
     take_thresholds,
 )
-from crad.training.checkpoint import read_checkpoint
+from crad.scoring.protocols import PROTOCOLS
+from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
 Command = Callable[..., int]
 
@@ -174,6 +175,7 @@ def test_training_decides_by_images_it_did_not_see(trained, tmp_path: Path) -> N
         assert prediction.score == pytest.approx(threshold.score, rel=1e-4)
         assert prediction.threshold == threshold.score
     decisions = trained.results["decisions"]
+    assert (decisions["protocol"], detector.protocol.name) == ("inside", "inside")
     assert decisions["false_alarm_rate"] == 0.01
     for name, counted in decisions["classes"].items():
         test = [sample for sample in dataset.test if sample.class_name == name]
@@ -203,6 +205,32 @@ def test_evaluation_reports_what_training_did(trained, command: Command, tmp_pat
     assert command(crad.evaluate.main, *arguments) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["decisions"] == trained.results["decisions"]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_resumed_run_keeps_the_protocol_of_its_decisions(
+    trained, train_command: Command, tmp_path: Path, separate: bool
+) -> None:
+    """As those of an older crad, whose thresholds are of scores by another one."""
+    folder = tmp_path / "brick" if separate else tmp_path
+    classes = ("--classes", "brick") if separate else ()
+    assert train_command(trained.data, folder, "--epochs", "1", *classes) == 0
+    stored = read_checkpoint(folder, ALL_PARTS)
+    decisions = replace(stored.config.decisions, decision_protocol="crad")
+    epochs = replace(stored.config.training, epochs=2)
+    old = replace(stored, config=replace(stored.config, decisions=decisions, training=epochs))
+    old.save(folder)
+    again = ("--epochs", "2", "--resume", *(("--separate", *classes) if separate else ()))
+    assert train_command(trained.data, tmp_path, *again) == 0
+    detector = crad.load(folder, device="cpu")
+    assert detector.protocol is PROTOCOLS["crad"]
+    dataset = find_dataset(trained.data, classes=("brick",))
+    _, held_back = hold_back(dataset, 0.1, seed=0)
+    (image,) = detector.predict(held_back[0].path)
+    assert image.score == pytest.approx(detector.thresholds["brick"].score, rel=1e-4)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["epoch"] == 2
+    assert results["decisions"]["protocol"] == "crad"
 
 
 def test_normal_images_alone_are_enough(
