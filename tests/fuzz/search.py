@@ -1,0 +1,108 @@
+"""Drawing cases until the time is over; what fails is made smaller, and told once."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import HypothesisException
+from hypothesis.strategies import SearchStrategy
+
+from tests.fuzz.harness import Problem
+
+_ROUND = 500  # cases, after which another seed is taken
+
+
+@dataclass(frozen=True)
+class Fuzzer:
+    """A search for cases in which a property does not hold.
+
+    Attributes:
+        cases: what is drawn.
+        check: what is wrong in a case.
+        shrink_seconds: how long a case that fails is made smaller; 0 leaves it as it is.
+    """
+
+    cases: SearchStrategy[Any]
+    check: Callable[[Any], Iterable[Problem]]
+    shrink_seconds: float = 30.0
+
+
+@dataclass
+class Finding:
+    """A fault, and the smallest case that shows it."""
+
+    problem: Problem
+    case: Any
+    times: int = 1
+
+
+class _Fails(Exception):  # noqa: N818, it is a result
+    """A case fails."""
+
+
+def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Finding]:
+    """Draw cases until the time is over, and print what fails; findings by key.
+
+    The same seed draws the same cases; how many depends on the machine.
+    """
+    findings: dict[str, Finding] = {}
+    end = time.monotonic() + seconds
+    count, round_ = 0, first_seed
+    while time.monotonic() < end:
+        pinned: str | None = None
+        shrink_end = end
+
+        def try_case(case: Any) -> None:
+            nonlocal count, pinned, shrink_end
+            if time.monotonic() > min(end, shrink_end):
+                return
+            count += 1
+            problems = list(fuzzer.check(case))
+            new = [problem for problem in problems if problem.key not in findings]
+            for problem in problems:
+                found = findings.setdefault(problem.key, Finding(problem, case, times=0))
+                found.times += 1
+            for problem in new:
+                tell(findings[problem.key])
+            if pinned is None and new and fuzzer.shrink_seconds:
+                pinned = new[0].key
+                shrink_end = time.monotonic() + fuzzer.shrink_seconds
+            for problem in problems:
+                if problem.key == pinned:  # those drawn while shrinking are ever smaller
+                    findings[pinned].problem, findings[pinned].case = problem, case
+                    raise _Fails
+
+        search_once = settings(
+            database=None,
+            deadline=None,
+            max_examples=_ROUND,
+            phases=(Phase.generate, Phase.shrink),
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            verbosity=settings().verbosity,
+        )(seed(round_)(given(fuzzer.cases)(try_case)))
+        try:
+            search_once()
+        except _Fails:
+            pass
+        except HypothesisException:  # as the time was over, a case that failed no longer does
+            if pinned is None:
+                raise
+        if pinned is not None:
+            print("smaller:", flush=True)
+            tell(findings[pinned])
+        round_ += 1
+    print(f"{count} cases in {seconds:.0f} s, {len(findings)} findings", flush=True)
+    for finding in findings.values():
+        print(f"  {finding.times} x {finding.problem.key}", flush=True)
+    return findings
+
+
+def tell(finding: Finding) -> None:
+    """Print a finding, and the case to reproduce it with ``--case``."""
+    indented = finding.problem.detail.strip().replace("\n", "\n    ")
+    print(f"FINDING {finding.problem.key}\n  case: {finding.case!r}\n    {indented}", flush=True)
+    sys.stdout.flush()
