@@ -26,12 +26,6 @@ from typing import Any
 import torch
 import torch._dynamo  # torch's optimizers import it: once here, rather than in every child
 
-import crad.checkpoint
-import crad.convert
-import crad.data.__main__
-import crad.evaluate
-import crad.predict
-import crad.train
 from crad.__main__ import main
 from crad.data.demo import write_demo
 from crad.data.images import IMAGE_SUFFIXES
@@ -58,7 +52,7 @@ _DEVICES = ("/dev/null", "/dev/full")
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
-    **{name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "ftp_proxy")},
+    **dict.fromkeys(("http_proxy", "https_proxy", "ftp_proxy"), "http://127.0.0.1:9"),
 }
 torch.set_num_threads(1)
 
@@ -177,9 +171,7 @@ def api(function: Callable[[], object], folder: Path) -> Ended:
     return call(checked, folder)
 
 
-def _be_child(
-    function: Callable[[], object], folder: Path, out: int, err: int, stack: int
-) -> None:
+def _be_child(function: Callable[[], object], folder: Path, out: int, err: int, stack: int) -> None:
     """Call the function as if this process had just been started for it; does not return."""
     code: Any = 1
     try:
@@ -376,7 +368,7 @@ class World:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
         def prepare() -> None:
             sizes = {"n_train": 4, "n_test": 4, "size": 32}
@@ -407,7 +399,7 @@ class World:
     def copy(self) -> Iterator[Path]:
         """A copy of the folder, with a FIFO, which cannot be copied."""
         with new_root() as root:
-            shutil.copytree(self._folder, root, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(self.folder, root, symlinks=True, dirs_exist_ok=True)
             os.mkfifo(root / "fifo")
             os.mkfifo(root / "fifo.png")
             for name in ("run.json", "results.json"):

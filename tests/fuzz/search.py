@@ -51,6 +51,7 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
     findings: dict[str, Finding] = {}
     end = time.monotonic() + seconds
     count, round_ = 0, first_seed
+    shrink_seconds = min(fuzzer.shrink_seconds, seconds / 8)
     while time.monotonic() < end:
         pinned: str | None = None
         shrink_end = end
@@ -69,7 +70,7 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
                 tell(findings[problem.key])
             if pinned is None and new and fuzzer.shrink_seconds:
                 pinned = new[0].key
-                shrink_end = time.monotonic() + fuzzer.shrink_seconds
+                shrink_end = time.monotonic() + shrink_seconds
             for problem in problems:
                 if problem.key == pinned:  # those drawn while shrinking are ever smaller
                     findings[pinned].problem, findings[pinned].case = problem, case
