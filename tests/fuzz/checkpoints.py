@@ -58,7 +58,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor replaced: filled with a number, of another shape or type, without a name, or gone."""
+    """A tensor replaced: by other numbers, another shape or type, under another name, or gone."""
 
     number: int
     how: Literal["fill", "first", "shape", "empty", "type", "name", "gone", "scale"]
@@ -209,7 +209,7 @@ def _cases(draw: st.DrawFn) -> Case:
         )
     elif kind < 7:
         top = {"run": _run(_original(source)), "format": "", "version": ""}
-        places = [path for path in _paths(top)]
+        places = list(_paths(top))
         damage = st.builds(Setting, st.sampled_from(places), st.sampled_from((None, *_VALUES)))
     elif kind < 9:
         damage = st.builds(

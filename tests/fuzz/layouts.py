@@ -364,7 +364,7 @@ def _png16(levels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def check(layout: Layout) -> Iterator[Problem]:
-    """Say what is wrong: what the command changed, how it ended, and what it left out in silence."""
+    """Say what is wrong: what the command changed, how it ended, what it left out in silence."""
     with new_root() as root:
         data = root / "data"
         write(layout, data)
@@ -390,15 +390,13 @@ def check(layout: Layout) -> Iterator[Problem]:
 
 
 def _arguments(layout: Layout) -> list[str]:
-    options = {"--output": ("out",), **{layout.options[-1]: () for _ in layout.options[-1:]}}
     if layout.act in ("train", "separate"):
-        options = {"--data": ("data",), "--output": ("out",), **TINY}
-        line = command("train", options) + [*layout.options]
-        return line + (["--separate"] if layout.act == "separate" else [])
+        line = command("train", {"--data": ("data",), "--output": ("out",), **TINY})
+        return [*line, *layout.options, *(["--separate"] if layout.act == "separate" else [])]
     options = {"--checkpoint": (str(CHECKPOINT),), "--output": ("out",)}
     if layout.act == "evaluate":
-        return command("evaluate", options | {"--data": ("data",)}) + [*layout.options]
-    return command("predict", options, ["data"]) + [*layout.options]
+        return [*command("evaluate", {**options, "--data": ("data",)}), *layout.options]
+    return [*command("predict", options, ["data"]), *layout.options]
 
 
 def _print_used(data: Path, act: Act) -> None:

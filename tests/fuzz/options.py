@@ -187,7 +187,7 @@ def check(case: Options) -> Iterator[Problem]:
     arguments = command(case.command, {k: v for k, v in options.items() if k}, options.get("", ()))
     with world().copy() as root:
         before = tree_of(root)
-        ended = crad_command(arguments, root, limit=8)
+        ended = crad_command(arguments, root)
         after = tree_of(root)
         yield from wrong_end(ended, may_be_slow=case.command == "train" and _is_large(options))
         # A run is crad's own, but only these options give it up.
