@@ -43,7 +43,7 @@ TINY = {
 """Options of a training that takes a third of a second."""
 
 TIME_LIMIT = 10.0  # seconds that a command may compute
-_IDLE = 5.0  # seconds that it may do nothing: others use this machine too
+_IDLE = 4.0  # seconds that it may do nothing: others use this machine too
 _GRACE = 3.0  # seconds that it may compute after Ctrl-C
 _MEMORY = 3 << 30
 _LARGEST_FILE = 1 << 30

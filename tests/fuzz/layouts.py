@@ -401,11 +401,9 @@ def _arguments(layout: Layout) -> list[str]:
 
 def _print_used(data: Path, act: Act) -> None:
     found = find_dataset(data, need_train=act != "evaluate")
-    samples = [*found.train, *found.test]
-    if act == "evaluate":
-        samples = [*found.test]
-    used = [str(path) for each in samples for path in (each.path, each.mask) if path]
-    print(json.dumps({"samples": len(samples), "used": used}))
+    files = [path for each in (*found.train, *found.test) for path in (each.path, each.mask)]
+    samples = len(found.test) + (0 if act == "evaluate" else len(found.train))
+    print(json.dumps({"samples": samples, "used": [str(path) for path in files if path]}))
 
 
 def _files(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from tyro.conf import Positional
 
 from crad.__main__ import COMMANDS
 from tests.fuzz.harness import (
+    TIME_LIMIT,
     TINY,
     Problem,
+    Tree,
     added,
     changed,
     command,
@@ -187,14 +190,21 @@ def check(case: Options) -> Iterator[Problem]:
     arguments = command(case.command, {k: v for k, v in options.items() if k}, options.get("", ()))
     with world().copy() as root:
         before = tree_of(root)
-        ended = crad_command(arguments, root)
+        large = case.command == "train" and _is_large(options)
+        ended = crad_command(arguments, root, limit=2.0 if large else TIME_LIMIT)
         after = tree_of(root)
-        yield from wrong_end(ended, may_be_slow=case.command == "train" and _is_large(options))
+        yield from wrong_end(ended, may_be_slow=large)
         # A run is crad's own, but only these options give it up.
         gives_up = "--overwrite" in options or "--resume" in options
         yield from changed(within(before, but=("run",) if gives_up else ()), after)
         if not ended.stuck:
-            yield from added(before, after, root)
+            yield from added({**before, **_asked_for(options, after)}, after, root)
+
+
+def _asked_for(options: Mapping[str, Values], after: Tree) -> Tree:
+    """The files that the command line names; they may lie where crad puts none by itself."""
+    named = {os.path.normpath(value) for values in options.values() for value in values}
+    return {path: entry for path, entry in after.items() if path in named and entry[0] == "file"}
 
 
 def _is_large(options: Mapping[str, Values]) -> bool:

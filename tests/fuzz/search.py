@@ -1,6 +1,5 @@
 """Drawing cases until the time is over; what fails is made smaller, and told once."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from hypothesis.strategies import SearchStrategy
 from tests.fuzz.harness import Problem
 
 _ROUND = 500  # cases, after which another seed is taken
+_SHORT = 60  # seconds of a search that makes no case smaller
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Fuzzer:
 
     cases: SearchStrategy[Any]
     check: Callable[[Any], Iterable[Problem]]
-    shrink_seconds: float = 30.0
+    shrink_seconds: float = 10.0
 
 
 @dataclass
@@ -51,7 +51,7 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
     findings: dict[str, Finding] = {}
     end = time.monotonic() + seconds
     count, round_ = 0, first_seed
-    shrink_seconds = min(fuzzer.shrink_seconds, seconds / 8)
+    shrinks = fuzzer.shrink_seconds > 0 and seconds > _SHORT
     while time.monotonic() < end:
         pinned: str | None = None
         shrink_end = end
@@ -68,9 +68,10 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
                 found.times += 1
             for problem in new:
                 tell(findings[problem.key])
-            if pinned is None and new and fuzzer.shrink_seconds:
-                pinned = new[0].key
-                shrink_end = time.monotonic() + shrink_seconds
+            quick = [problem for problem in new if not problem.key.startswith("hangs")]
+            if shrinks and pinned is None and quick:
+                pinned = quick[0].key
+                shrink_end = time.monotonic() + fuzzer.shrink_seconds
             for problem in problems:
                 if problem.key == pinned:  # those drawn while shrinking are ever smaller
                     findings[pinned].problem, findings[pinned].case = problem, case
@@ -83,7 +84,6 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
             phases=(Phase.generate, Phase.shrink),
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            verbosity=settings().verbosity,
         )(seed(round_)(given(fuzzer.cases)(try_case)))
         try:
             search_once()
@@ -106,4 +106,3 @@ def tell(finding: Finding) -> None:
     """Print a finding, and the case to reproduce it with ``--case``."""
     indented = finding.problem.detail.strip().replace("\n", "\n    ")
     print(f"FINDING {finding.problem.key}\n  case: {finding.case!r}\n    {indented}", flush=True)
-    sys.stdout.flush()
