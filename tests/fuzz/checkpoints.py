@@ -281,4 +281,20 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-FUZZER = Fuzzer(_cases(), check)
+_MODEL = ("run", "settings", "model")
+_EXAMPLES = (
+    Case("version-2", Setting((*_MODEL, "depth"), "null"), "load"),
+    Case("version-2", Setting((*_MODEL, "depth"), "1000000000000"), "predict"),
+    Case("version-2", Setting((*_MODEL, "image_size"), "null"), "load"),
+    Case("version-2", Setting((*_MODEL, "image_size"), None), "load"),
+    Case("version-2", Setting((*_MODEL, "backbone"), "null"), "load"),
+    Case("version-2", Setting((*_MODEL, "components"), "null"), "load"),
+    Case("version-2", Setting((*_MODEL, "global_memory"), "{}"), "evaluate"),
+    Case("version-2", Setting((*_MODEL, "cosine_weight"), "null"), "evaluate"),
+    Case("version-2", Setting(("run", "n_train"), "null"), "evaluate"),
+    Case("version-2", Setting(("run", "thresholds", "brick", "score"), '"x"'), "load"),
+    Case("version-2", Setting(("run", "thresholds", "brick", "score"), "null"), "evaluate"),
+    *(Case("version-2", Tensor(0, "fill", value), "predict") for value in (math.nan, 1e38)),
+)
+
+FUZZER = Fuzzer(_cases(), check, _EXAMPLES)

@@ -221,7 +221,7 @@ def _wait(child: int, limit: float) -> int | None:
         if done:
             return os.waitstatus_to_exitcode(status)
         now = time.monotonic()
-        if now - begun > 1 and (seconds := _computed(child)) > spent + 0.02:
+        if now - begun > 1 and (seconds := computed(child)) > spent + 0.02:
             spent, active = seconds, now
         if spent > limit or now - active > _IDLE or now - begun > 20 * limit:
             return None
@@ -229,7 +229,7 @@ def _wait(child: int, limit: float) -> int | None:
         pause = min(2 * pause, 0.05)
 
 
-def _computed(process: int) -> float:
+def computed(process: int) -> float:
     """The seconds that a process and those it waited for have computed."""
     times = psutil.Process(process).cpu_times()
     return times.user + times.system + times.children_user + times.children_system

@@ -24,6 +24,7 @@ from tests.fuzz.harness import (
     broken,
     changed,
     command,
+    computed,
     crad_command,
     is_leftover,
     tree_of,
@@ -44,7 +45,7 @@ class Case:
     Attributes:
         name: what it does; ``files`` is a prediction with ``--csv`` and ``--json``.
         signal: what stops it.
-        delay: seconds until then.
+        delay: seconds until then, that it has computed unless it is fresh.
         again: whether it is stopped a second time, when it goes on.
         fresh: whether it is a new Python process, which first imports for seconds.
     """
@@ -108,9 +109,11 @@ def _stopped(case: Case, arguments: list[str], root: Path) -> Ended:
     if not case.fresh:
 
         def stop(child: int) -> None:
-            time.sleep(case.delay)
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                os.kill(child, number)
+            while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if computed(child) >= case.delay:
+                    os.kill(child, number)
+                    return
+                time.sleep(0.001)
 
         return crad_command(arguments, root, during=stop)
     process = subprocess.Popen(
@@ -244,4 +247,12 @@ def _incomplete(case: Case, root: Path) -> Iterator[Problem]:
             yield Problem(f"{case.name}: no sheets in the end", str(folder))
 
 
-FUZZER = Fuzzer(_cases(), check, shrink_seconds=0)
+_EXAMPLES = (
+    Case("separate", "SIGKILL", 0.4),
+    Case("separate", "SIGINT", 0.7, again=True),
+    Case("overwrite", "SIGKILL", 0.3),
+    Case("predict", "SIGKILL", 0.3),
+    Case("files", "SIGTERM", 0.2),
+)
+
+FUZZER = Fuzzer(_cases(), check, _EXAMPLES, shrink_seconds=0)

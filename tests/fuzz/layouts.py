@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -445,6 +446,8 @@ def _unused(
     images: Sequence[str], asked: dict[str, Any], ended: Ended, out: Path
 ) -> Iterator[Problem]:
     """Compare the images with those that were used, and those with what was measured."""
+    if shared := [path for path, times in Counter(asked["used"]).items() if times > 1]:
+        yield Problem("a file is used twice", f"{shared[0]!r}\n{ended.out[-1500:]}")
     used = {os.path.relpath(path, out.parent / "data") for path in asked["used"]}
     left = [path for path in images if os.path.normpath(path) not in used]
     if (said := _counted(ended)) < len(left):
@@ -495,4 +498,23 @@ def _place(path: str) -> str:
     return "/".join([*known, *deeper, "*_mask" if Path(name).stem.endswith("_mask") else "*"])
 
 
-FUZZER = Fuzzer(_cases(), check)
+def _example(*entries: Entry, act: Act = "train") -> Layout:
+    good = tuple(Entry(f"brick/train/good/{number}.png") for number in range(3))
+    return Layout((*good, *entries), act)
+
+
+_DEFECT = Entry("brick/test/bad/0.png")
+_MASK = Entry("brick/ground_truth/bad/0_mask.png", kind="mask")
+_EXAMPLES = (
+    _example(_DEFECT, _MASK),
+    _example(Entry("brick/train/good/inner/0.png")),
+    _example(Entry("brick/valid/good/0.png")),
+    _example(_DEFECT, _MASK, Entry("brick/test/bad/0.jpg")),
+    _example(_DEFECT, _MASK, Entry("brick/ground_truth/bad/0.png", kind="mask")),
+    _example(_DEFECT, _MASK, Entry("brick/ground_truth/bad/1_mask.png", kind="mask")),
+    _example(_DEFECT, _MASK, Entry("brick/masks/bad/0_mask.png", kind="mask")),
+    _example(Entry("brick/train/good/fifo.png", kind="fifo")),
+    _example(Entry("n" * 240 + ".png"), act="predict"),
+)
+
+FUZZER = Fuzzer(_cases(), check, _EXAMPLES)

@@ -218,4 +218,32 @@ def _is_large(options: Mapping[str, Values]) -> bool:
     return False
 
 
-FUZZER = Fuzzer(_cases(), check)
+def _example(name: str, number: int, changes: Mapping[str, Values]) -> Options:
+    return Options(name, tuple({**_BASES[name][number], **changes}.items()))
+
+
+_EXAMPLES = (
+    _example("predict", 0, {"--csv": ("image.png",)}),
+    _example("predict", 0, {"--json": ("run/results.json",)}),
+    _example("predict", 0, {"--csv": ("loop",)}),
+    _example("predict", 0, {"--output": ("loop",)}),
+    _example("predict", 0, {"--checkpoint": ("~nobody_here",)}),
+    _example("predict", 1, {"--output": ("data",)}),
+    _example("predict", 1, {"--output": ("user",)}),
+    _example("predict", 1, {"": ("fifo.png",)}),
+    _example("evaluate", 1, {"--output": ("user",), "--overwrite": ()}),
+    _example("evaluate", 1, {"--output": ("data",)}),
+    _example("train", 0, {"--output": ("user",), "--overwrite": ()}),
+    _example("train", 3, {"--output": ("user",), "--overwrite": ()}),
+    _example("train", 0, {"--data": ("~nobody_here",)}),
+    _example("train", 0, {"--learning-rate": ("1e9",)}),
+    _example("train", 0, {"--local.jitter-std": ("1e308",)}),
+    _example("train", 0, {"--expansion": ("9223372036854775807",)}),
+    _example("train", 0, {"--image-size": ("1000000",)}),
+    _example("train", 0, {"--local.resolution": ("9223372036854775807",)}),
+    _example("train", 0, {"--backbone": ("resnet18",), "--weights": ("fifo",)}),
+    _example("data", 1, {"--archive": ("fifo",)}),
+    _example("checkpoint", 0, {"": ("strip", "run", "loop")}),
+)
+
+FUZZER = Fuzzer(_cases(), check, _EXAMPLES)

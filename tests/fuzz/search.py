@@ -1,7 +1,7 @@
 """Drawing cases until the time is over; what fails is made smaller, and told once."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ class Fuzzer:
     Attributes:
         cases: what is drawn.
         check: what is wrong in a case.
+        examples: cases that failed once; every search begins with them.
         shrink_seconds: how long a case that fails is made smaller; 0 leaves it as it is.
     """
 
     cases: SearchStrategy[Any]
     check: Callable[[Any], Iterable[Problem]]
+    examples: Sequence[Any] = ()
     shrink_seconds: float = 10.0
 
 
@@ -36,7 +38,7 @@ class Finding:
 
     problem: Problem
     case: Any
-    times: int = 1
+    times: int = 0
 
 
 class _Fails(Exception):  # noqa: N818, it is a result
@@ -44,30 +46,38 @@ class _Fails(Exception):  # noqa: N818, it is a result
 
 
 def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Finding]:
-    """Draw cases until the time is over, and print what fails; findings by key.
+    """Run the examples, then draw cases until the time is over; print what fails, once.
 
     The same seed draws the same cases; how many depends on the machine.
     """
     findings: dict[str, Finding] = {}
-    end = time.monotonic() + seconds
     count, round_ = 0, first_seed
     shrinks = fuzzer.shrink_seconds > 0 and seconds > _SHORT
+
+    def run(case: Any) -> tuple[list[Problem], list[Problem]]:
+        """All problems of a case, and those that are new."""
+        nonlocal count
+        count += 1
+        problems = list(fuzzer.check(case))
+        new = [problem for problem in problems if problem.key not in findings]
+        for problem in problems:
+            findings.setdefault(problem.key, Finding(problem, case)).times += 1
+        for problem in new:
+            tell(findings[problem.key])
+        return problems, new
+
+    for example in fuzzer.examples:
+        run(example)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         pinned: str | None = None
         shrink_end = end
 
         def try_case(case: Any) -> None:
-            nonlocal count, pinned, shrink_end
+            nonlocal pinned, shrink_end
             if time.monotonic() > min(end, shrink_end):
                 return
-            count += 1
-            problems = list(fuzzer.check(case))
-            new = [problem for problem in problems if problem.key not in findings]
-            for problem in problems:
-                found = findings.setdefault(problem.key, Finding(problem, case, times=0))
-                found.times += 1
-            for problem in new:
-                tell(findings[problem.key])
+            problems, new = run(case)
             quick = [problem for problem in new if not problem.key.startswith("hangs")]
             if shrinks and pinned is None and quick:
                 pinned = quick[0].key
@@ -96,7 +106,7 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
             print("smaller:", flush=True)
             tell(findings[pinned])
         round_ += 1
-    print(f"{count} cases in {seconds:.0f} s, {len(findings)} findings", flush=True)
+    print(f"{count} cases, {len(findings)} findings", flush=True)
     for finding in findings.values():
         print(f"  {finding.times} x {finding.problem.key}", flush=True)
     return findings
