@@ -13,7 +13,7 @@ from tests.fuzz.__main__ import NAMES
 def test_no_case_fails(name: str) -> None:
     # A process of its own: children are forked from it, which threads of other tests would break.
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", name, "--minutes", "0.2"],
+        [sys.executable, "-m", "tests.fuzz", name, "--minutes", "0.1"],
         capture_output=True,
         text=True,
         check=False,
