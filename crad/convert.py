@@ -14,6 +14,7 @@ from crad.command_line import make_command
 from crad.config import DEFAULT_BACKBONE, PRESETS, Config, DataConfig
 from crad.data import check_apart, find_dataset
 from crad.errors import BackboneError
+from crad.files import full_path
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
 from crad.report.heat_maps import colour_scale
@@ -101,7 +102,7 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
     released = PRESETS["crad"]
     return replace(
         released,
-        data=DataConfig(source=str(options.data.expanduser().resolve()) if options.data else ""),
+        data=DataConfig(source=str(full_path(options.data)) if options.data else ""),
         model=replace(
             released.model,
             backbone=options.backbone,

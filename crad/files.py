@@ -279,6 +279,11 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
+def full_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, with ``~`` and links followed as far as they lead somewhere."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def check_folder(folder: Path) -> None:
     """Refuse an output folder that cannot be written into, before any work is done for it.
 

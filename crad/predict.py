@@ -21,7 +21,15 @@ from crad.data.samples import has_more_note
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
-from crad.files import LONGEST_NAME, Output, check_outputs, cut_name, locked, remove_leftovers
+from crad.files import (
+    LONGEST_NAME,
+    Output,
+    check_outputs,
+    cut_name,
+    full_path,
+    locked,
+    remove_leftovers,
+)
 from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
 from crad.report.scores import DECISIONS, Csv, Format, Json, ScoreFile, row_of
@@ -210,9 +218,9 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     """
     if options.output is None:
         return {}
-    output = options.output.resolve()
+    output = full_path(options.output)
     for given in options.images:
-        if given.is_dir() and output.is_relative_to(given.resolve()):
+        if given.is_dir() and output.is_relative_to(full_path(given)):
             raise OutputError(
                 f"output: '{options.output}' lies in '{given}', which is searched for images; "
                 "choose a folder outside of it with --output"

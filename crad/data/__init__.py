@@ -10,6 +10,7 @@ from crad.data.images import natural_key
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError, OutputError
+from crad.files import full_path
 
 __all__ = ["Dataset", "Sample", "check_apart", "find_dataset", "full_source"]
 
@@ -35,7 +36,7 @@ def find_dataset(
         DataError: the folder or a class is missing, a class has no images or a name that cannot be
             used, images or masks are where they would be misunderstood, or a folder cannot be read.
     """
-    root = demo_dataset(source) if source in DEMO_NAMES else Path(source).expanduser()
+    root = demo_dataset(source) if source in DEMO_NAMES else Path(os.path.expanduser(source))
     if not root.is_dir():
         problem = "it is a file" if root.exists() else "there is no such folder"
         layouts = "; or ".join(each.DESCRIPTION for each in reversed([*LAYOUTS.values()]))
@@ -89,7 +90,7 @@ def check_apart(output: Path, source: str) -> None:
     Raises:
         OutputError: the output is the folder of the data set, or lies in one of its classes.
     """
-    root, folder = Path(source).expanduser().resolve(), output.resolve()
+    root, folder = full_path(source), full_path(output)
     if source in DEMO_NAMES or not folder.is_relative_to(root):
         return
     places = [folder, *folder.parents]
@@ -104,4 +105,4 @@ def check_apart(output: Path, source: str) -> None:
 
 def full_source(source: str) -> str:
     """The name of a generated set, or the full path of a folder."""
-    return source if source in DEMO_NAMES else str(Path(source).expanduser().resolve())
+    return source if source in DEMO_NAMES else str(full_path(source))

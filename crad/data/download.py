@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from crad.errors import DataError
-from crad.files import irregular, new_folder
+from crad.files import full_path, irregular, new_folder
 
 _CHUNK = 1 << 20
 _SECONDS = 60  # timeout of the server
@@ -103,7 +103,7 @@ def get(
             partial.unlink()
             raise
         partial.rename(path)
-    place = target.resolve()  # the empty folder may be a link to another disk
+    place = full_path(target)  # the empty folder may be a link to another disk
     _check_space(place, archive.size)  # the images take about as much as the archive
     with new_folder(place) as unfinished:
         _extract(path, unfinished)

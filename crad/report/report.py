@@ -38,13 +38,13 @@ def report(
         StorageError: a file cannot be written.
     """
     if run:  # before anything is printed, as the reader of the output may have seen enough
-        write_results(run.results, results)
         note = f"{results['data']}: {results['note']}" if "note" in results else None
         sheets = {name: run.sheet(name) for name in results["classes"]}
         run.keep_sheets(sheets.values())
         remove_leftovers(sheets.values())
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
             write_sheet(sheets[name], name, predictions, note=note, decoding=evaluation.decoding)
+        write_results(run.results, results)  # last, as a run that has them is finished
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):

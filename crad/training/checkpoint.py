@@ -136,7 +136,7 @@ class Checkpoint:
 
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """Name the checkpoint file, given it or its folder."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     return path / CHECKPOINT_NAME if path.is_dir() else path
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from crad.data.demo.defects import SURFACE_DEFECTS, Mask, Picture, smooth_noise
 from crad.data.demo.photos import PHOTOS, crop_photo
 from crad.data.demo.products import PRODUCTS
-from crad.files import new_folder
+from crad.files import full_path, new_folder
 
 DEMO_NAMES = ("demo", "demo-hard")
 DEMO_CLASSES = (*PHOTOS, *PRODUCTS)
@@ -58,8 +58,8 @@ def is_demo(source: str) -> bool:
     """Whether a data set is a generated one: by its name, its folder, or the folder of a class."""
     if source in DEMO_NAMES:
         return True
-    path = Path(source).expanduser().resolve()
-    folders = [(_cache_folder() / f"{name}-v{_VERSION}").resolve() for name in DEMO_NAMES]
+    path = full_path(source)
+    folders = [full_path(_cache_folder() / f"{name}-v{_VERSION}") for name in DEMO_NAMES]
     return path in folders or path.parent in folders
 
 

@@ -20,6 +20,7 @@ from crad.data.folders import Folder
 from crad.data.images import IMAGE_SUFFIXES
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
+from crad.files import full_path
 
 MASKS = "ground_truth"
 DESCRIPTION = "<class>/train/good/*.png, with <class>/test/{good,<defect>}/*.png to test on"
@@ -46,7 +47,7 @@ def matches(root: Folder) -> bool:
 def find_classes(root: Folder) -> dict[str, Callable[[bool], Split]]:
     """Find the classes in a folder, which may itself be one."""
     if _is_class(root.path):
-        folders = {root.path.resolve().name: root}
+        folders = {full_path(root.path).name: root}
     else:
         folders = {each.path.name: each for each in root.folders if _is_class(each.path)}
     if not folders:

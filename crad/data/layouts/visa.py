@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from crad.data.folders import Folder
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
-from crad.files import irregular
+from crad.files import full_path, irregular
 
 DESCRIPTION = "VisA as its archive has it"
 _TABLE = PurePosixPath("split_csv", "1cls.csv")
@@ -88,7 +88,7 @@ def holds_masks(folder: Path) -> bool:
 def _without_table(root: Path) -> str:
     """The error message for a folder without the table."""
     if (root / _IMAGES).is_dir():
-        folder = root.resolve()
+        folder = full_path(root)
         return (
             f"data: '{root}' is one class of VisA; give the folder above it, with the class: "
             f"--data {folder.parent} --classes {folder.name}"
