@@ -47,6 +47,10 @@ from crad_kernels import backends
 
 _DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
+_LESS_MEMORY = (
+    "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
+    "--global.resolution"
+)
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
 
@@ -80,7 +84,12 @@ class TrainOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
-    run_command(lambda: train(parse_options(arguments)), again="continue with --resume")
+    run_command(
+        lambda: train(parse_options(arguments)),
+        again="continue with --resume",
+        less_memory=_LESS_MEMORY,
+        shared=True,
+    )
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
@@ -391,7 +400,7 @@ def _begin(
     if least < processes.count():
         raise TrainingError(
             f"train: a batch of {least} images is too small for {processes.count()} processes; "
-            "lower --nproc_per_node, raise --batch-size, or add training images"
+            "start fewer processes, raise --batch-size, or add training images"
         )
     precision = (
         stored.precision
@@ -493,9 +502,7 @@ def _how_to_resume(options: TrainOptions) -> str:
         checkpoint = read_checkpoint(options.run.checkpoint, parts=())
     except CheckpointError:
         return _BEGIN_AGAIN
-    command = ["crad", "train"]
-    if (count := processes.count()) > 1:
-        command = ["torchrun", "--nproc_per_node", str(count), "-m", "crad", "train"]
+    command = [*processes.start_command(), "crad", "train"]
     command += ["--resume", "--output", str(options.output.folder)]
     if options.compute.compile:
         command.append("--compile")
