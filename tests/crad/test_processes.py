@@ -53,8 +53,12 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 def set_launch(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
     """Set what torchrun does for the first of two processes, but for what is changed."""
     values = {
-        **{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
     }
     for name, value in (values | changed).items():
         monkeypatch.setenv(name, value)
