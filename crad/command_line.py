@@ -184,7 +184,8 @@ def run_command(
 def _message(error: BaseException, again: str, less_memory: str) -> str | None:
     """What to tell a user of an error; None if it is not one that a user can cause."""
     if is_out_of_memory(error):
-        return f"memory: it does not suffice ({error or 'MemoryError'}); {less_memory}"
+        reason = re.sub(r"\[enforce fail.*?\] |err == 0\. |DefaultCPUAllocator: ", "", str(error))
+        return f"memory: there is not enough ({reason.strip() or 'MemoryError'}); {less_memory}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error}; free some space and {again}"
     return str(error) if isinstance(error, CradError | OSError) else None

@@ -39,6 +39,7 @@ from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint, write_source
+from crad.training.feature_cache import available_memory
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
@@ -407,6 +408,7 @@ def _begin(
         if stored
         else select_precision(options.compute.precision, device, _step_size(config, inputs))
     )
+    _check_memory(config, inputs, device)
     torch.manual_seed(config.training.seed)
     model = create_model(config, inputs.feature_size)
     if options.compute.compile:
@@ -420,6 +422,19 @@ def _begin(
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training
+
+
+def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:
+    """Refuse a fusion network that memory cannot hold, before the system ends the process."""
+    _, height, width = inputs.feature_size
+    weights = multiply_adds(config.model, inputs.feature_size) / (height * width)
+    copies = 4 if device.type == "cpu" else 1  # with the gradient and the optimizer's two
+    needed, available = 4 * copies * weights, available_memory()
+    if needed > available:
+        raise TrainingError(
+            f"memory: the fusion network takes {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB "
+            "are available; lower --depth or --expansion"
+        )
 
 
 def _take_checkpoint(

@@ -148,6 +148,11 @@ def read_checkpoint(
     """
     file = checkpoint_path(path)
     if not file.is_file():
+        if inner := sorted(each.parent.name for each in file.parent.glob(f"*/{CHECKPOINT_NAME}")):
+            raise CheckpointError(
+                f"checkpoint: '{file.parent}' holds a model for each class; give one of its "
+                f"folders: {', '.join(inner)}"
+            )
         raise CheckpointError(
             f"checkpoint: there is no file '{file}'; give the output folder of a training run, or "
             f"the {CHECKPOINT_NAME} in it"
