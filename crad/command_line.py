@@ -19,7 +19,7 @@ import tyro
 from crad import launch
 from crad.data.batches import BATCH_SIZE
 from crad.devices import PrecisionName, freed_memory_kept, is_out_of_memory
-from crad.errors import CradError, PeerError, StorageError, UsageError
+from crad.errors import CradError, PeerError, UsageError
 from crad.training import processes
 
 T = TypeVar("T")
@@ -158,7 +158,6 @@ def run_command(
     _open_streams()
     with _signals_as_interrupts() as received:
         try:
-            _check_current_folder()
             with freed_memory_kept():
                 command()
             sys.stdout.flush()
@@ -173,11 +172,12 @@ def run_command(
             message = _message(error, again, less_memory)
             if message is None:
                 raise
+            if broken := _close_streams():
+                message = f"{broken}: {message}"
             if not first or isinstance(error, PeerError):
                 time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
             if processes.may_speak():
                 _say("error: " + re.sub(r"\s*\n\s*", " ", message))  # torch's have many lines
-            _close_streams()
             sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -210,25 +210,19 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _close_streams() -> None:
-    """Let what is still buffered for a stream that takes no more go nowhere.
+def _close_streams() -> str | None:
+    """Let what is still buffered for a stream that takes no more go nowhere, and name the stream.
 
     On exit it would be a second error.
     """
-    for stream in (sys.stdout, sys.stderr):
+    name = None
+    for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _check_current_folder() -> None:
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise StorageError(
-            f"the current folder cannot be used ({error.strerror}); change to another one"
-        ) from error
+            name = stream.name
+    return name
 
 
 @contextmanager
