@@ -1,7 +1,6 @@
 """The ``crad`` command: the table of sub-commands, and what to type first."""
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -37,11 +36,6 @@ crad COMMAND --help lists the options of a command; crad --version prints the ve
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sub-command that the command line names."""
-    try:
-        os.getcwd()
-    except OSError as error:  # PyTorch cannot be loaded there
-        print(f"error: current folder: {error.strerror}; change to another one", file=sys.stderr)
-        sys.exit(1)
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in COMMANDS:
         importlib.import_module(COMMANDS[name][0]).main(rest)

@@ -98,7 +98,8 @@ def _one_line_of_errors() -> Iterator[None]:
         with redirect_stderr(box):
             yield
     except SystemExit:
-        if words := re.sub(r"[\s─│╭╮╰╯]+", " ", box.getvalue()).strip():
+        inside = re.sub(r"^╭.*", "", box.getvalue(), flags=re.MULTILINE)  # without its title
+        if words := re.sub(r"[\s─│╰╯]+", " ", inside).strip():
             _say(f"error: {words}")
         raise
 
