@@ -27,6 +27,11 @@ T = TypeVar("T")
 _ERROR_DELAY = 2.0  # seconds
 
 _LESS_MEMORY = "lower --batch-size, or close other programs"
+_FULL = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 _STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
@@ -173,8 +178,7 @@ def run_command(
             message = _message(error, again, less_memory)
             if message is None:
                 raise
-            if broken := _close_streams():
-                message = f"{broken}: {message}"
+            _close_streams()
             if not first or isinstance(error, PeerError):
                 time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
             if processes.may_speak():
@@ -187,9 +191,15 @@ def _message(error: BaseException, again: str, less_memory: str) -> str | None:
     if is_out_of_memory(error):
         reason = re.sub(r"\[enforce fail.*?\] |err == 0\. |DefaultCPUAllocator: ", "", str(error))
         return f"memory: there is not enough ({reason.strip() or 'MemoryError'}); {less_memory}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{error}; free some space and {again}"
-    return str(error) if isinstance(error, CradError | OSError) else None
+    if not isinstance(error, CradError | OSError):
+        return None
+    if not isinstance(error, OSError):
+        return str(error)
+    message = str(error)
+    if not isinstance(error, CradError) and error.errno and error.filename is None:
+        message = f"output: {error.strerror}"  # files have names, standard output has none
+    way_out = _FULL.get(error.errno or 0)
+    return f"{message}; {way_out} and {again}" if way_out else message
 
 
 def _say(line: str) -> None:
@@ -211,19 +221,16 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _close_streams() -> str | None:
-    """Let what is still buffered for a stream that takes no more go nowhere, and name the stream.
+def _close_streams() -> None:
+    """Let what is still buffered for a stream that takes no more go nowhere.
 
     On exit it would be a second error.
     """
-    name = None
     for stream in (sys.stderr, sys.stdout):
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            name = stream.name
-    return name
 
 
 @contextmanager

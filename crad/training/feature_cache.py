@@ -129,7 +129,9 @@ def _reserve(n_bytes: int) -> Path:
     with tempfile.NamedTemporaryFile(prefix="crad-features-", dir=folder, delete=False) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
-        except BaseException:
+        except BaseException as error:
             os.unlink(file.name)
+            if isinstance(error, OSError):
+                raise StorageError(error.errno, error.strerror, str(folder)) from error
             raise
     return Path(file.name)
