@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar, cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
@@ -60,6 +61,7 @@ def joined(device: torch.device) -> Iterator[None]:
             "of its machine (srun --gpu-bind=none), or use --device cpu"
         )
     os.environ.update(launch.environment())  # that is where accelerate looks
+    _share_threads(launch)
     _launch, _peers = launch, _meet(launch, device)
     try:
         state = PartialState(cpu=device.type == "cpu")
@@ -74,6 +76,15 @@ def joined(device: torch.device) -> Iterator[None]:
     _peers.done()
     state.destroy_process_group()
     _launch = _peers = None
+
+
+def _share_threads(launch: Launch) -> None:
+    """Share the cores of this machine between its processes, unless OMP_NUM_THREADS does."""
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, mpirun and srun do not
+        cores = (psutil.cpu_count(logical=False) or 1) // launch.local_count
+        threads = max(1, min(cores, torch.get_num_threads()))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -216,7 +216,6 @@ def run_shell(line: str, *arguments: object, **environment: str) -> subprocess.C
     ("line", "code", "said"),
     [
         ('crad predict --csv "$CSV" "$@" <&- >&- 2>&-', 0, b""),
-        ('crad predict --csv "$CSV" "$@" 2>&-', 0, b""),
         (
             'crad predict --csv "$CSV" "$@" >/dev/full',
             1,
