@@ -1,6 +1,7 @@
 """``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -425,16 +426,24 @@ def _begin(
 
 
 def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:
-    """Refuse a fusion network that memory cannot hold, before the system ends the process."""
-    _, height, width = inputs.feature_size
-    weights = multiply_adds(config.model, inputs.feature_size) / (height * width)
+    """Refuse a model that memory cannot hold, before the system ends the process."""
+    model, (channels, height, width) = config.model, inputs.feature_size
+    local = math.prod(model.local_resolution) * channels * (model.local_memory != "none")
+    global_ = math.prod(model.global_resolution) * channels * height * width
+    weights = {
+        "the fusion network": multiply_adds(model, inputs.feature_size) / (height * width),
+        "the local memory": local,
+        "the global memory": global_ * (model.global_memory != "none"),
+    }
+    ways = ("--depth or --expansion", "--local.resolution", "--global.resolution")
     copies = 4 if device.type == "cpu" else 1  # with the gradient and the optimizer's two
-    needed, available = 4 * copies * weights, available_memory()
-    if needed > available:
-        raise TrainingError(
-            f"memory: the fusion network takes {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB "
-            "are available; lower --depth or --expansion"
-        )
+    available = available_memory()
+    for (name, count), way in zip(weights.items(), ways, strict=True):
+        if (needed := 4 * copies * count) > available:
+            raise TrainingError(
+                f"memory: {name} takes {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are "
+                f"available; lower {way}"
+            )
 
 
 def _take_checkpoint(

@@ -12,14 +12,15 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
-from crad.errors import BackboneError, CradError, DataError
+from crad.data.batches import BATCH_SIZE
+from crad.errors import BackboneError, CradError, DataError, TrainingError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import hold_back
 from crad.scoring.evaluation import Truths
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
-from crad.training.feature_cache import FeatureCache
+from crad.training.feature_cache import FeatureCache, available_memory
 from crad.training.features import Features, extract, fit_backbone
 
 
@@ -73,7 +74,15 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         DataError: the data are not what they should be, or not those of the stored run.
         ImageError: an image or a mask cannot be read.
         StorageError: there is no space for the features.
+        TrainingError: memory cannot hold a batch of images of this size.
     """
+    size = config.model.image_size
+    needed, available = 4 * 3 * size**2 * BATCH_SIZE, available_memory()
+    if needed > available:
+        raise TrainingError(
+            f"memory: {BATCH_SIZE} images of {size} pixels take {needed / 1e9:.3g} GB, but "
+            f"{available / 1e9:.3g} GB are available; lower --image-size"
+        )
     backbone = create_backbone(
         config.model.backbone,
         weights=config.model.weights,
@@ -87,7 +96,6 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         lambda: find_dataset(config.data.source, classes=config.data.classes)
     )
     started = time.perf_counter()
-    size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
     truths = Truths(size, bad)
     if processes.is_main():  # a bad mask is found before hours of training, not after
