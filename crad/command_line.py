@@ -4,21 +4,35 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import tyro
 
+from crad import launch
 from crad.data.batches import BATCH_SIZE
-from crad.devices import PrecisionName, freed_memory_kept
+from crad.devices import PrecisionName, freed_memory_kept, is_out_of_memory
 from crad.errors import CradError, PeerError, UsageError
+from crad.training import processes
 
 T = TypeVar("T")
 
 _ERROR_DELAY = 2.0  # seconds
+
+_LESS_MEMORY = "lower --batch-size, or close other programs"
+_FULL = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+_STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 @dataclass(frozen=True)
@@ -69,58 +83,178 @@ def parse(
         description: for ``--help``; of less than 100 characters, as it is not wrapped.
         default: what holds unless the command line says otherwise.
     """
-    return tyro.cli(
-        options,
-        args=arguments,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        prog=f"crad {command}",
-        description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    with _one_line_of_errors():
+        return tyro.cli(
+            options,
+            args=arguments,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            prog=f"crad {command}",
+            description=description,
+            config=(tyro.conf.OmitArgPrefixes,),
+            console_outputs=launch.is_first(),
+        )
+
+
+@contextmanager
+def _one_line_of_errors() -> Iterator[None]:
+    """Print what is wrong with a command line without the box that tyro draws around it."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit:
+        inside = re.sub(r"^╭.*", "", box.getvalue(), flags=re.MULTILINE)  # without its title
+        if words := re.sub(r"[\s─│╰╯]+", " ", inside).strip():
+            _say(f"error: {words}")
+        raise
 
 
 def make_command(
-    options: type[T], run: Callable[[T], object], name: str, description: str
+    options: type[T],
+    run: Callable[[T], object],
+    name: str,
+    description: str,
+    *,
+    shared: bool = False,
 ) -> Callable[..., None]:
-    """Make the ``main`` of a command from its options and what it does with them."""
+    """Make the ``main`` of a command from its options and what it does with them.
+
+    Args:
+        options: as for `parse`.
+        run: what the command does.
+        name: of the command.
+        description: as for `parse`.
+        shared: as for `run_command`.
+    """
 
     def main(arguments: Sequence[str] | None = None) -> None:
-        run_command(lambda: run(parse(options, arguments, command=name, description=description)))
+        run_command(
+            lambda: run(parse(options, arguments, command=name, description=description)),
+            shared=shared,
+        )
 
     return main
 
 
-def run_command(command: Callable[[], object], *, again: str = "run it again") -> None:
+def run_command(
+    command: Callable[[], object],
+    *,
+    again: str = "run it again",
+    less_memory: str = _LESS_MEMORY,
+    shared: bool = False,
+) -> None:
     """Run a command; an error that a user can cause is one line on stderr.
 
-    The exit code is then 1, or 2 for a wrong command line; 130 after Ctrl-C; and 141, in silence,
-    if the reader of the output has seen enough, as ``head`` has. Of several processes, those beside
-    the main one only print an error that it does not have.
+    The exit code is then 1, or 2 for a wrong command line; 130 after Ctrl-C, 143 after SIGTERM and
+    129 after SIGHUP; and 141, in silence, if the reader of the output has seen enough, as ``head``
+    has.
 
     Args:
         command: what to run.
         again: what to do once a full disk has space again.
+        less_memory: what to do if memory does not suffice.
+        shared: whether several processes share the work. Otherwise only the first one does it, and
+            the others return at once. Of processes that share, each error is printed by one.
     """
-    beside = os.environ.get("RANK", "0") != "0"
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it cannot show is no error
-        sys.stdout.reconfigure(errors="backslashreplace")
+    first = launch.is_first()
+    if not shared:
+        if not first:
+            return
+        launch.leave()
+    _open_streams()
+    with _signals_as_interrupts() as received:
+        try:
+            with freed_memory_kept():
+                command()
+            sys.stdout.flush()
+        except KeyboardInterrupt as interrupt:
+            if first:
+                _say(f"\n{_STOPPED[received[0]]}{': ' if str(interrupt) else ''}{interrupt}")
+            sys.exit(128 + received[0])
+        except BrokenPipeError:
+            _close_streams()
+            sys.exit(128 + signal.SIGPIPE)
+        except (CradError, OSError, MemoryError, RuntimeError) as error:
+            message = _message(error, again, less_memory)
+            if message is None:
+                raise
+            _close_streams()
+            if not first or isinstance(error, PeerError):
+                time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
+            if processes.may_speak():
+                _say("error: " + re.sub(r"\s*\n\s*", " ", message))  # torch's have many lines
+            sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _message(error: BaseException, again: str, less_memory: str) -> str | None:
+    """What to tell a user of an error; None if it is not one that a user can cause."""
+    if is_out_of_memory(error):
+        reason = re.sub(r"\[enforce fail.*?\] |err == 0\. |DefaultCPUAllocator: ", "", str(error))
+        return f"memory: there is not enough ({reason.strip() or 'MemoryError'}); {less_memory}"
+    if not isinstance(error, CradError | OSError):
+        return None
+    if not isinstance(error, OSError):
+        return str(error)
+    message = str(error)
+    if not isinstance(error, CradError) and error.errno and error.filename is None:
+        message = f"output: {error.strerror}"  # files have names, standard output has none
+    way_out = _FULL.get(error.errno or 0)
+    return f"{message}; {way_out} and {again}" if way_out else message
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody can read it
+        print(line, file=sys.stderr, flush=True)
+
+
+def _open_streams() -> None:
+    """Let what is printed to a closed stream go nowhere, and escape what a stream cannot show."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would take its place
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_streams() -> None:
+    """Let what is still buffered for a stream that takes no more go nowhere.
+
+    On exit it would be a second error.
+    """
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
+    """Turn SIGTERM and SIGHUP in the block into KeyboardInterrupt, as SIGINT is.
+
+    Yields:
+        The signal that came, or SIGINT.
+    """
+    received = [signal.SIGINT]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received[0] = signal.Signals(number)
+        for each in former:  # a second one must not stop what the first one lets end
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(each) == signal.SIG_DFL:  # under nohup it is ignored
+                former[each] = signal.signal(each, interrupt)
     try:
-        with freed_memory_kept():
-            command()
-        sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        if not beside:
-            print(f"\ninterrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # What is still buffered goes nowhere, rather than into a second error on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # 128 + SIGPIPE
-    except (CradError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        way_out = f"; free some space and {again}" if full else ""
-        if beside or isinstance(error, PeerError):
-            time.sleep(_ERROR_DELAY)  # if another one has failed too, torchrun ends this one here
-        message = re.sub(r"\s*\n\s*", " ", f"{error}{way_out}")  # torch's have many lines
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        yield received
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)

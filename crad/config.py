@@ -1,16 +1,17 @@
 """The settings of a run, and the presets they start from."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
+import torch
 from tyro.conf import Fixed, Suppress, arg
 
 from crad.backbones import BACKBONES, SCATTERING
+from crad.backbones.scattering import CHANNELS
 from crad.data.demo import DEMO_NAMES
 from crad.data.images import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.layouts import LAYOUTS
@@ -187,15 +188,22 @@ class Config:
         if "vq" in memories:
             vector_quantize_class()
         for name, value in settings(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            largest = max((each for each in numbers if isinstance(each, int)), default=0)
+            if largest >= 2**31 and name != "--seed":
+                raise UsageError(f"{name}: expected less than 2**31, but got {largest}")
             if value is not None and name in _RANGES:
                 words, test = _RANGES[name]
                 if not test(value):
                     raise UsageError(f"{name}: expected {words}, but got {value}")
-            elif isinstance(value, float) and not 0 <= value < math.inf:
+            elif isinstance(value, float) and not 0 <= value <= _LARGEST_FLOAT:
                 raise UsageError(f"{name}: expected a finite number of at least 0, but got {value}")
             elif name.endswith("resolution") and not (value and min(value) >= 1):
                 shown = " ".join(map(str, value)) or "none"
                 raise UsageError(f"{name}: expected one or more positive sizes, but got {shown}")
+
+
+_LARGEST_FLOAT = float(torch.finfo(torch.float32).max)
 
 
 def _at_least(least: int) -> tuple[str, Callable[[float], bool]]:
@@ -204,15 +212,16 @@ def _at_least(least: int) -> tuple[str, Callable[[float], bool]]:
 
 _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
     {
-        "--components": _at_least(1),
+        "--components": (f"1 to {CHANNELS}", lambda value: 1 <= value <= CHANNELS),
         "--image-size": _at_least(32),
         "--bit-depth": ("8 to 16", lambda value: value in BIT_DEPTHS),
-        "--max-megapixels": ("a number above 0", lambda value: 0 < value < math.inf),
+        "--max-megapixels": ("a number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--epochs": _at_least(1),
         "--batch-size": _at_least(1),
         "--norm-batch": _at_least(2),
         "--depth": _at_least(0),
         "--expansion": _at_least(1),
+        "--clip-norm": ("a finite number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--seed": ("0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
         "--local.jitter-prob": ("0 to 1", lambda value: 0 <= value <= 1),
         "--discrete.shrinkage": ("0 to less than 1", lambda value: 0 <= value < 1),

@@ -97,6 +97,7 @@ class Detector:
             further pages or frames, of which only the first is used.
 
         Raises:
+            CheckpointError: the model has no finite anomaly maps of them.
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
             UsageError: ``batch_size`` is not positive, no class has this name, or there is no
                 such order of channels.
@@ -124,6 +125,7 @@ class Detector:
             channel_order: as for `predict`.
 
         Raises:
+            CheckpointError: as for `predict`.
             ImageError: as for `predict`.
             UsageError: as for `predict`.
         """
@@ -193,6 +195,11 @@ class Detector:
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 anomaly_maps = self.model(features).anomaly_map
+            if not anomaly_maps.isfinite().all():  # no decision could be made
+                raise CheckpointError(
+                    "checkpoint: the model has no finite anomaly maps of these images; use another "
+                    "copy of the checkpoint, or train again with --overwrite"
+                )
             yield batch, anomaly_maps
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from crad.errors import DeviceError, UsageError
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 _SMALL_STEP = 1e9  # multiply-adds
+_OUT_OF_MEMORY = re.compile(  # PyTorch has no error of its own for the memory of the CPU
+    r"can't allocate memory|not enough memory|Storage size calculation overflowed"
+)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -95,6 +99,13 @@ def freed_memory_kept() -> Iterator[None]:
         mallopt(_M_MMAP_MAX, 65536)
         mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
         libc.malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, of this machine or of a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def select_device(name: str | torch.device | None = None) -> torch.device:

@@ -166,6 +166,7 @@ main = make_command(
     evaluate,
     "evaluate",
     "Measure a trained detector on the test images of a data set.",
+    shared=True,
 )
 
 if __name__ == "__main__":

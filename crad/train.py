@@ -1,6 +1,7 @@
 """``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
 import argparse
+import math
 import secrets
 import shlex
 import sys
@@ -36,6 +37,7 @@ from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
+from crad.training.feature_cache import available_memory
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, bit_depth_of, prepare
 from crad.training.loop import Training, split_epoch
@@ -45,6 +47,10 @@ from crad_kernels import backends
 
 _DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
+_LESS_MEMORY = (
+    "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
+    "--global.resolution"
+)
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
 
@@ -83,7 +89,12 @@ class TrainOptions:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
-    run_command(lambda: train(parse_options(arguments)), again="continue with --resume")
+    run_command(
+        lambda: train(parse_options(arguments)),
+        again="continue with --resume",
+        less_memory=_LESS_MEMORY,
+        shared=True,
+    )
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
@@ -481,13 +492,14 @@ def _begin(
     if least < processes.count():
         raise TrainingError(
             f"train: a batch of {least} images is too small for {processes.count()} processes; "
-            "lower --nproc_per_node, raise --batch-size, or add training images"
+            "start fewer processes, raise --batch-size, or add training images"
         )
     precision = (
         stored.precision
         if stored
         else select_precision(options.compute.precision, device, _step_size(config, inputs))
     )
+    _check_memory(config, inputs, device)
     torch.manual_seed(config.training.seed)
     model = create_model(config, inputs.feature_size)
     if options.compute.compile:
@@ -501,6 +513,27 @@ def _begin(
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training
+
+
+def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:
+    """Refuse a model that memory cannot hold, before the system ends the process."""
+    model, (channels, height, width) = config.model, inputs.feature_size
+    local = math.prod(model.local_resolution) * channels * (model.local_memory != "none")
+    global_ = math.prod(model.global_resolution) * channels * height * width
+    weights = {
+        "the fusion network": multiply_adds(model, inputs.feature_size) / (height * width),
+        "the local memory": local,
+        "the global memory": global_ * (model.global_memory != "none"),
+    }
+    ways = ("--depth or --expansion", "--local.resolution", "--global.resolution")
+    copies = 4 if device.type == "cpu" else 1  # with the gradient and the optimizer's two
+    available = available_memory()
+    for (name, count), way in zip(weights.items(), ways, strict=True):
+        if (needed := 4 * copies * count) > available:
+            raise TrainingError(
+                f"memory: {name} takes {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are "
+                f"available; lower {way}"
+            )
 
 
 def _take_checkpoint(
@@ -593,9 +626,7 @@ def _how_to_resume(options: TrainOptions) -> str:
 
 def _resuming(options: TrainOptions) -> list[str]:
     """The command that resumes a run."""
-    command = ["crad", "train"]
-    if (count := processes.count()) > 1:
-        command = ["torchrun", "--nproc_per_node", str(count), "-m", "crad", "train"]
+    command = [*processes.start_command(), "crad", "train"]
     command += ["--resume", "--output", str(options.output.folder)]
     if options.compute.compile:
         command.append("--compile")

@@ -166,6 +166,11 @@ def read_checkpoint(
     file = checkpoint_path(path)
     kind = irregular(file)
     if kind or not file.exists():
+        if inner := sorted(each.parent.name for each in file.parent.glob(f"*/{CHECKPOINT_NAME}")):
+            raise CheckpointError(
+                f"checkpoint: '{file.parent}' holds a model for each class; give one of its "
+                f"folders: {', '.join(inner)}"
+            )
         problem = f"'{file}' is {kind}" if kind else f"there is no file '{file}'"
         raise CheckpointError(
             f"checkpoint: {problem}; give the output folder of a training run, or the "

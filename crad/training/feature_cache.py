@@ -2,8 +2,11 @@
 
 import math
 import os
+import re
+import resource
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +17,6 @@ from torch import Tensor
 from crad.errors import StorageError
 from crad.training import processes
 
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SHARE = 0.5  # of the memory that is available
 
 
@@ -50,13 +52,64 @@ class FeatureCache:
         return tensor.view(size)
 
 
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, of the container if it has a limit."""
-    available = int(psutil.virtual_memory().available)
-    for file in _LIMITS:
-        with suppress(OSError, ValueError):  # there is no such limit
-            available = min(available, int(Path(file).read_text()))
-    return available
+def available_memory(proc: Path = Path("/proc/self")) -> int:
+    """Bytes of memory that can be had without swapping, within the limits on this process.
+
+    These are the limits of its control groups (of containers, for instance), of all that they lie
+    in, and of its address space; what is in use there already does not count.
+
+    Args:
+        proc: what the system tells of this process.
+    """
+    left = [int(psutil.virtual_memory().available)]
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        left.append(most - psutil.Process().memory_info().vms)
+    return int(max(0, min([*left, *map(_left_in, _control_groups(proc))])))
+
+
+def _control_groups(proc: Path) -> Iterator[Path]:
+    """The folders of the control groups of a process that limit memory, from the inside out.
+
+    A process sees the file system of its container, where the path of its group may not exist, but
+    the mount point is then its group.
+    """
+    try:
+        groups = (proc / "cgroup").read_text().splitlines()
+        mounts = (proc / "mountinfo").read_text().splitlines()
+    except OSError:  # another system
+        return
+    for mount in mounts:
+        fields, _, kind = mount.partition(" - ")
+        version, *_, options = kind.split() or [""]
+        is_v1 = version == "cgroup" and "memory" in options.split(",")
+        if not (is_v1 or version == "cgroup2"):
+            continue
+        root, point = (Path(_unescape(each)) for each in fields.split()[3:5])
+        for line in groups:
+            _, controllers, path = line.split(":", 2)
+            if ("memory" in controllers.split(",")) if is_v1 else not controllers:
+                group = Path(path)
+                inner = group.relative_to(root) if group.is_relative_to(root) else Path()
+                yield from (point / each for each in (inner, *inner.parents))
+
+
+def _left_in(group: Path) -> float:
+    """Bytes that a control group may still take; infinity without a limit."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):  # not of this version, or "max"
+            most, now = (int((group / file).read_text()) for file in (limit, used))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            return most - now + int(stat.get(cached, 0))  # the system takes that back when needed
+    return math.inf
+
+
+def _unescape(path: str) -> str:
+    """Undo how ``mountinfo`` writes spaces and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _reserve(n_bytes: int) -> Path:
@@ -76,7 +129,9 @@ def _reserve(n_bytes: int) -> Path:
     with tempfile.NamedTemporaryFile(prefix="crad-features-", dir=folder, delete=False) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
-        except BaseException:
+        except BaseException as error:
             os.unlink(file.name)
+            if isinstance(error, OSError):
+                raise StorageError(error.errno, error.strerror, str(folder)) from error
             raise
     return Path(file.name)

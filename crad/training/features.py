@@ -14,10 +14,12 @@ from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
 from crad.data.images import DEFAULT_DECODING, Decoding
 from crad.data.samples import Sample
-from crad.errors import DataError
+from crad.errors import BackboneError, DataError, TrainingError
 from crad.model.crad import CRAD
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache
+
+_LARGEST = 1e30  # of an anomaly map, so that sums of a window are finite
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def extract(
         decoding: how pixels are read.
 
     Raises:
+        BackboneError: features are not finite.
         ImageError: an image cannot be read; the message names it.
         StorageError: there is no space for the features.
     """
@@ -118,7 +121,13 @@ def extract(
     with closing(_load(mine, image_size, skip, decoding, "features")) as batches:
         for batch in batches:
             chosen = [rows[sample.path] for sample in batch.samples]
-            values[chosen] = backbone(batch.images.to(device)).permute(0, 2, 3, 1).cpu()
+            computed = backbone(batch.images.to(device))
+            if not computed.isfinite().all():
+                raise BackboneError(
+                    f"backbone: no finite features of the images from '{batch.samples[0].path}' to "
+                    f"'{batch.samples[-1].path}'; use other weights, or replace the images"
+                )
+            values[chosen] = computed.permute(0, 2, 3, 1).cpu()
             filled.update(zip(chosen, batch.samples, strict=True))
     everywhere = {row: sample for part in processes.gather(filled) for row, sample in part.items()}
     kept = sorted(everywhere)
@@ -138,6 +147,9 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
         model: on ``device``; it is put into evaluation mode.
         features: of the images.
         device: where to compute.
+
+    Raises:
+        TrainingError: the maps are not finite, or so large that their sums are not.
     """
     model.eval()
     rows = processes.share(range(len(features)), BATCH_SIZE, processes.rank(), processes.count())
@@ -145,7 +157,13 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
     for start in range(0, len(rows), BATCH_SIZE):
         batch = torch.tensor(rows[start : start + BATCH_SIZE])
         maps.append(model(features.batch(batch, device)).anomaly_map)
-    return processes.gather_rows(rows, torch.cat(maps))[1]
+    together = processes.gather_rows(rows, torch.cat(maps))[1]
+    if not (together.abs() < _LARGEST).all():
+        raise TrainingError(
+            "training: the model has no finite anomaly maps any more; lower --learning-rate and "
+            "--memory-learning-rate"
+        )
+    return together
 
 
 def _load(

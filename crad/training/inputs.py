@@ -16,18 +16,19 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
+from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.folders import count, enumerate_some
 from crad.data.images import Decoding
 from crad.data.samples import Dataset, Sample, has_more_note
-from crad.errors import BackboneError, CradError, DataError
+from crad.errors import BackboneError, CradError, DataError, TrainingError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
-from crad.training.feature_cache import FeatureCache
+from crad.training.feature_cache import FeatureCache, available_memory
 from crad.training.features import Features, extract, fit_backbone
 
 
@@ -104,6 +105,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         DataError: the data are not what they should be, or not those of the stored run.
         ImageError: an image or a mask cannot be read.
         StorageError: there is no space for the features.
+        TrainingError: memory cannot hold a batch of images of this size.
     """
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
@@ -111,6 +113,13 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     share = config.decisions.calibration_share
     if not stored:
         check_share(dataset, share)
+    size = config.model.image_size
+    needed, available = 4 * 3 * size**2 * BATCH_SIZE, available_memory()
+    if needed > available:
+        raise TrainingError(
+            f"memory: {BATCH_SIZE} images of {size} pixels take {needed / 1e9:.3g} GB, but "
+            f"{available / 1e9:.3g} GB are available; lower --image-size"
+        )
     backbone = create_backbone(
         config.model.backbone,
         weights=config.model.weights,
@@ -121,7 +130,6 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         with stored.fitting():
             backbone.load_state_dict(stored.backbone)
     started = time.perf_counter()
-    size = config.model.image_size
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
     known = stored.config.model.bit_depth if stored else config.model.bit_depth
     decoding = replace(config.decoding, bit_depth=known or bit_depth_of(dataset, config))

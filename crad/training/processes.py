@@ -1,67 +1,132 @@
-"""The processes of a run: one, or in `joined` those that torchrun starts to share its work.
+"""The processes of a run: one, or in `joined` those that a launcher starts to share its work.
 
 Each takes some batches of the images, and all get all results. Only the main process writes files
 and prints.
 """
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar, cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from crad.errors import DeviceError, LaunchError, PeerError
+from crad.errors import CradError, DeviceError, LaunchError, PeerError
+from crad.launch import Launch, find_launch
+from crad.training.peers import Peers
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(days=7)  # one may measure while the others wait; if it fails, all are ended
+_TIMEOUT = timedelta(days=7)  # one may measure while the others wait; if it fails, `Peers` ends all
+_JOINING = timedelta(minutes=5)  # from the first process to the last
+_NOTICE = 2.0  # seconds until the end of a process is noticed
 
-# What torchrun sets for the processes to find each other: numbers, but for the last.
-_ENVIRONMENT = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+_launch: Launch | None = None  # of the processes that are joined
+_peers: Peers | None = None  # kept when a run fails, until this process ends
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the processes of this run for the block, in which only the main one prints.
 
-    A model that exchanges anything in training is to be made in the block.
+    A model that exchanges anything in training is to be made in the block. When one process fails,
+    the others end within a minute.
 
     Args:
         device: where each computes; of several GPUs on a machine each process gets its own.
 
     Raises:
         DeviceError: there are fewer GPUs than processes.
-        LaunchError: some of what torchrun sets is not set, or not to a number.
+        LaunchError: what the launcher sets is incomplete, or the processes do not find each other.
+        PeerError: another process has failed.
     """
+    global _launch, _peers
     AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
-    if "LOCAL_RANK" not in os.environ:
+    launch = find_launch()
+    if launch is None:
         yield
         return
-    on_cpu = device.type == "cpu"
-    if not on_cpu and local_count() > torch.cuda.device_count():
+    if device.type != "cpu" and launch.local_count > torch.cuda.device_count():
         raise DeviceError(
-            f"device: {local_count()} processes for {torch.cuda.device_count()} GPUs; lower "
-            "--nproc_per_node of torchrun, or use --device cpu"
+            f"device: {launch.local_count} processes for {torch.cuda.device_count()} GPUs; lower "
+            "--nproc_per_node of torchrun or -n of mpirun and srun, let every process see all GPUs "
+            "of its machine (srun --gpu-bind=none), or use --device cpu"
         )
-    values = {name: os.environ.get(name, "") for name in _ENVIRONMENT}
-    wrong = [n for n, v in values.items() if not (v.isdecimal() or (v and n == "MASTER_ADDR"))]
-    if wrong:
-        raise LaunchError(
-            f"processes: LOCAL_RANK is set, but {', '.join(wrong)} is missing or invalid; start "
-            "several processes with torchrun --nproc_per_node N -m crad train, or unset LOCAL_RANK "
-            "for one"
-        )
-    state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
-        yield
+    os.environ.update(launch.environment())  # that is where accelerate looks
+    _share_threads(launch)
+    _launch, _peers = launch, _meet(launch, device)
+    try:
+        state = PartialState(cpu=device.type == "cpu")
+        with _silence() if launch.rank else nullcontext():
+            yield
+    except BaseException as error:
+        failure = _peers.failure(_NOTICE) if _is_of_exchange(error) else None
+        _peers.fail()
+        if failure:
+            raise PeerError(f"another process failed ({failure})") from error
+        raise
+    _peers.done()
     state.destroy_process_group()
+    _launch = _peers = None
+
+
+def _share_threads(launch: Launch) -> None:
+    """Share the cores of this machine between its processes, unless OMP_NUM_THREADS does."""
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun sets it, mpirun and srun do not
+        cores = (psutil.cpu_count(logical=False) or 1) // launch.local_count
+        threads = max(1, min(cores, torch.get_num_threads()))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing in the block."""
+    with (
+        open(os.devnull, "w", encoding="utf-8", errors="backslashreplace") as nowhere,
+        redirect_stdout(nowhere),
+    ):
+        yield
+
+
+def _meet(launch: Launch, device: torch.device) -> Peers:
+    """Start the group of all processes."""
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=_JOINING))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LaunchError(
+            f"processes: number {launch.rank} of {launch.count} did not find the others at "
+            f"{launch.address}:{launch.port} ({error}); start all of them again, with another "
+            "MASTER_PORT if that port is taken"
+        ) from error
+    peers = Peers(store, launch)
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        store=PrefixStore("crad-group", store),
+        rank=launch.rank,
+        world_size=launch.count,
+        timeout=_TIMEOUT,
+    )
+    return peers
+
+
+def _is_of_exchange(error: BaseException) -> bool:
+    """Whether an error may come from an exchange with another process."""
+    is_foreign = isinstance(error, RuntimeError) and not isinstance(error, CradError)
+    return is_foreign or isinstance(error, PeerError)
+
+
+def may_speak() -> bool:
+    """Whether this process is to print its error, or another one does."""
+    return _peers is None or _peers.may_speak()
 
 
 def rank() -> int:
@@ -82,12 +147,20 @@ def is_main() -> bool:
 
 def local_rank() -> int:
     """Number of this process on its machine, from 0."""
-    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+    return _launch.local_rank if _launch else 0
 
 
 def local_count() -> int:
     """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _launch.local_count if _launch else 1
+
+
+def start_command() -> tuple[str, ...]:
+    """What to type before ``crad`` to start as many processes as there are."""
+    if _launch is None:
+        return ()
+    module = ("-m",) if _launch.start[0] == "torchrun" else ()
+    return (*_launch.start, str(_launch.count), *module)
 
 
 def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]:

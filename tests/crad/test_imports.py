@@ -13,7 +13,7 @@ from crad.__main__ import COMMANDS
 # From the ground up. Modules of one floor may import each other, without a circle.
 FLOORS = (
     ("errors",),
-    ("files", "devices", "tensor_files"),
+    ("files", "devices", "launch", "tensor_files"),
     ("png",),
     ("data",),
     ("model",),

@@ -50,6 +50,20 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def set_launch(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
+    """Set what torchrun does for the first of two processes, but for what is changed."""
+    values = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    for name, value in (values | changed).items():
+        monkeypatch.setenv(name, value)
+
+
 def results_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
@@ -192,18 +206,18 @@ def test_without_torchrun_there_is_one_process() -> None:
 def test_a_process_beside_the_main_one_only_says_what_that_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    set_launch(monkeypatch, RANK="1", LOCAL_RANK="1")
 
     def raising(error: BaseException) -> None:
         raise error
 
     with pytest.raises(SystemExit) as exit_:
-        run_command(lambda: raising(KeyboardInterrupt("continue with")))
+        run_command(lambda: raising(KeyboardInterrupt("continue with")), shared=True)
     assert exit_.value.code == 130
     assert capsys.readouterr().err == ""
     start = time.monotonic()
     with pytest.raises(SystemExit) as exit_:
-        run_command(lambda: raising(OutputError("no space")))
+        run_command(lambda: raising(OutputError("no space")), shared=True)
     assert exit_.value.code == 1
     assert capsys.readouterr().err == "error: no space\n"
     # If the main process has failed too, torchrun ends this one meanwhile.
@@ -212,8 +226,7 @@ def test_a_process_beside_the_main_one_only_says_what_that_does_not(
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = torch.cuda.device_count()
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": gpus + 1}.items():
-        monkeypatch.setenv(name, str(value))
+    set_launch(monkeypatch, WORLD_SIZE=str(gpus + 1), LOCAL_WORLD_SIZE=str(gpus + 1))
     with (
         pytest.raises(DeviceError, match=rf"\b{gpus + 1} processes .*\b{gpus} GPUs.*--nproc_per_"),
         processes.joined(torch.device("cuda")),

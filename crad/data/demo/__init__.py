@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from crad.data.demo.defects import SURFACE_DEFECTS, Mask, Picture, smooth_noise
 from crad.data.demo.photos import PHOTOS, crop_photo
 from crad.data.demo.products import PRODUCTS
+from crad.errors import StorageError
 from crad.files import full_path, new_folder
 
 DEMO_NAMES = ("demo", "demo-hard")
@@ -42,6 +43,7 @@ def demo_dataset(name: str) -> Path:
         The root of a data set in the MVTec AD layout: 6 classes of 60 training and 20 test images.
 
     Raises:
+        StorageError: it cannot be written.
         ValueError: there is no demo data set of this name.
     """
     if name not in DEMO_NAMES:
@@ -49,8 +51,14 @@ def demo_dataset(name: str) -> Path:
     folder = _cache_folder() / f"{name}-v{_VERSION}"
     if folder.is_dir():
         return folder
-    with new_folder(folder) as written:
-        write_demo(written, contrast=_CONTRAST[name])
+    try:
+        with new_folder(folder) as written:
+            write_demo(written, contrast=_CONTRAST[name])
+    except OSError as error:
+        raise StorageError(
+            f"data: the generated set cannot be written to '{folder}' ({error.strerror or error}); "
+            "set the environment variable CRAD_CACHE to a folder with 20 MB of space"
+        ) from error
     return folder
 
 
@@ -66,7 +74,15 @@ def is_demo(source: str) -> bool:
 def _cache_folder() -> Path:
     if folder := os.environ.get("CRAD_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crad"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "crad"
+    try:
+        return Path.home() / ".cache" / "crad"
+    except RuntimeError as error:  # there is no home
+        raise StorageError(
+            f"data: there is no folder for the generated set ({error}); set the environment "
+            "variable CRAD_CACHE to one"
+        ) from error
 
 
 def write_demo(
