@@ -1,9 +1,32 @@
 """CRAD: anomaly detection with continuous memories of normal features."""
 
-from crad.detector import Detector, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from crad.errors import CradError
-from crad.model.crad import CRAD
-from crad.scoring.prediction import Prediction
+
+if TYPE_CHECKING:
+    from crad.detector import Detector, load
+    from crad.model.crad import CRAD
+    from crad.scoring.prediction import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["CRAD", "CradError", "Detector", "Prediction", "__version__", "load"]
+
+# PyTorch, which takes seconds, is imported with the first of these.
+_MODULES = {
+    "CRAD": "crad.model.crad",
+    "Detector": "crad.detector",
+    "Prediction": "crad.scoring.prediction",
+    "load": "crad.detector",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'crad' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

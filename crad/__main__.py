@@ -1,6 +1,7 @@
 """The ``crad`` command: the table of sub-commands, and what to type first."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -38,7 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sub-command that the command line names."""
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if name in COMMANDS:
-        importlib.import_module(COMMANDS[name][0]).main(rest)
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # PyTorch would end the process
+            print("error: the current folder is gone; change to another one", file=sys.stderr)
+            sys.exit(1)
+        try:
+            module = importlib.import_module(COMMANDS[name][0])
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
+        module.main(rest)
     elif name == "--version":
         print(f"crad {__version__}")
     elif name in ("--help", "-h"):

@@ -187,6 +187,14 @@ class Config:
             )
         if "vq" in memories:
             vector_quantize_class()
+        self.check_ranges()
+
+    def check_ranges(self) -> None:
+        """Refuse values that are out of range.
+
+        Raises:
+            UsageError: an option is; the message names it.
+        """
         for name, value in settings(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             largest = max((each for each in numbers if isinstance(each, int)), default=0)
@@ -198,11 +206,16 @@ class Config:
                     raise UsageError(f"{name}: expected {words}, but got {value}")
             elif isinstance(value, float) and not 0 <= value <= _LARGEST_FLOAT:
                 raise UsageError(f"{name}: expected a finite number of at least 0, but got {value}")
-            elif name.endswith("resolution") and not (value and min(value) >= 1):
+            elif name.endswith("resolution") and not (
+                1 <= len(value) <= _MOST_AXES and min(value) >= 1
+            ):
                 shown = " ".join(map(str, value)) or "none"
-                raise UsageError(f"{name}: expected one or more positive sizes, but got {shown}")
+                raise UsageError(
+                    f"{name}: expected 1 to {_MOST_AXES} positive sizes, but got {shown}"
+                )
 
 
+_MOST_AXES = 8  # of a grid, in the compiled kernels
 _LARGEST_FLOAT = float(torch.finfo(torch.float32).max)
 
 
@@ -219,7 +232,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
         "--epochs": _at_least(1),
         "--batch-size": _at_least(1),
         "--norm-batch": _at_least(2),
-        "--depth": _at_least(0),
+        "--depth": ("0 to 1000", lambda value: 0 <= value <= 1000),
         "--expansion": _at_least(1),
         "--clip-norm": ("a finite number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--seed": ("0 to 2**63 - 1", lambda value: 0 <= value < 2**63),

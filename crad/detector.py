@@ -192,6 +192,12 @@ class Detector:
         )
         for batch in batches:
             features = self.backbone(batch.images.to(self.device))
+            if tuple(features.shape[1:]) != self.model.feature_size:
+                raise CheckpointError(
+                    f"checkpoint: the backbone gives features of {tuple(features.shape[1:])} for "
+                    f"images of {self.image_size} pixels, the model takes "
+                    f"{self.model.feature_size}; use another copy of the checkpoint, or train again"
+                )
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 anomaly_maps = self.model(features).anomaly_map
@@ -311,8 +317,13 @@ def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:
         MissingPackageError: as for `load`.
     """
     settings = checkpoint.config.model
-    backbone = create_backbone(settings.backbone, pretrained=False, components=settings.components)
-    model = create_model(checkpoint.config, checkpoint.feature_size)
+    with checkpoint.fitting():
+        backbone = create_backbone(
+            settings.backbone, pretrained=False, components=settings.components
+        )
+        with torch.device("meta"):  # before memory is taken for sizes that make no sense
+            _check_shapes(create_model(checkpoint.config, checkpoint.feature_size), checkpoint)
+        model = create_model(checkpoint.config, checkpoint.feature_size)
     for name, tensor in checkpoint.model.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(
@@ -323,3 +334,13 @@ def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:
         backbone.load_state_dict(checkpoint.backbone)
         model.load_state_dict(checkpoint.model)
     return backbone, model
+
+
+def _check_shapes(model: CRAD, checkpoint: Checkpoint) -> None:
+    """Refuse a model that is not the one whose state is stored, with a `ValueError`."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    for name, tensor in model.state_dict().items():
+        if shapes.pop(name, None) != tuple(tensor.shape):
+            raise ValueError(f"'{name}' is missing or of another shape")
+    if shapes:
+        raise ValueError(f"'{next(iter(shapes))}' is no part of the model")

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
+import math
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from crad.config import Config
 from crad.data.demo import DEMO_NAMES
-from crad.errors import CheckpointError
+from crad.errors import CheckpointError, CradError
 from crad.files import irregular, write_atomically
 from crad.scoring.calibration import Draws, Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
@@ -37,6 +38,22 @@ VERSION = 3
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
 _SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}}}
+)
+
+# Of what is stored beside the settings.
+_TYPES: Mapping[str, Any] = MappingProxyType(
+    {
+        "epoch": int,
+        "feature_size": tuple[int, int, int],
+        "colour_scale": tuple[float, float],
+        "n_train": dict[str, int],
+        "seconds": float,
+        "precision": Literal["fp32", "bf16"],
+        "draws": Draws,
+        "best_on_test": dict[str, Any] | None,
+        "thresholds": dict[str, dict[str, float]],
+        "part_of": str,
+    }
 )
 
 _WAYS = "install a newer crad, or train again with --overwrite"
@@ -90,7 +107,9 @@ class Checkpoint:
         """Turn the failure to restore a state in the block into an error that says what to do."""
         try:
             yield
-        except (RuntimeError, ValueError, KeyError) as error:
+        except CradError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint: '{self.file}' does not match this version of crad or timm "
                 f"({' '.join(str(error).split())}); install the versions that wrote it, or start "
@@ -185,9 +204,11 @@ def read_checkpoint(
                 part, _, name = key.partition(".")
                 if part in parts:
                     states[part][name] = opened.get_tensor(key)
-        run = json.loads(metadata["run"])
+        run = {"draws": "run", "part_of": "", **json.loads(metadata["run"])}
         stored = _from_version_1(run) if version == 1 else run["settings"]
         config = _from_stored(stored, version, file)
+        for name, kind in _TYPES.items():
+            _check_type(name, run[name], kind)
         return Checkpoint(
             config=config,
             epoch=run["epoch"],
@@ -196,19 +217,19 @@ def read_checkpoint(
             n_train=run["n_train"],
             seconds=run["seconds"],
             precision=run["precision"],
-            draws=run.get("draws", "run"),
+            draws=run["draws"],
             best_on_test=run["best_on_test"],
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}
             ),
-            part_of=run.get("part_of", ""),
+            part_of=run["part_of"],
             file=file,
             **states,
         )
     except CheckpointError:
         raise
     except (
-        *(safetensors.SafetensorError, OSError),
+        *(safetensors.SafetensorError, OSError, RecursionError),
         *(AttributeError, KeyError, TypeError, ValueError),
     ) as error:
         raise CheckpointError(
@@ -272,10 +293,44 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
             f"checkpoint: '{file}' decides by a protocol that this crad does not know: {protocol}; "
             f"{_WAYS}"
         )
+    for name, kind in groups.items():
+        hints = get_type_hints(type(kind))
+        for each, value in vars(kind).items():
+            _check_type(f"{name}.{each}", value, hints[each])
+    Config(**groups).check_ranges()
     if "source" not in stored.get("data", {}):
         record = read_record(file.parent) or RunRecord()
         groups["data"] = dataclasses.replace(groups["data"], source=record.data)
     return Config(**groups)
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    """Refuse a value of another type than it had when it was written, with a `ValueError`."""
+    if not _is_of_type(value, kind):
+        raise ValueError(f"'{name}' is {value!r:.80}")
+
+
+def _is_of_type(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, which may be composed; numbers are finite."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_is_of_type(value, each) for each in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of_type(v, inner[1]) for v in value.values())
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(map(_is_of_type, value, kinds))
+    if kind is float:
+        return type(value) in (float, int) and math.isfinite(cast(float, value))
+    if kind is int:
+        return type(value) is int
+    return isinstance(value, kind)
 
 
 def _groups() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tests.fuzz.search import Fuzzer
 
 _FIXTURES = Path(__file__).parents[1] / "crad" / "checkpoints"
 
-Source = Literal["version-1", "version-2", "run"]
+Source = Literal["version-1", "version-2", "version-3", "run"]
 Act = Literal["load", "predict", "evaluate", "resume", "strip"]
 Key = str | int
 
@@ -197,7 +197,7 @@ _CONTENTS = (
 
 @st.composite
 def _cases(draw: st.DrawFn) -> Case:
-    source: Source = draw(st.sampled_from(("version-2", "version-1", "run")))
+    source: Source = draw(st.sampled_from(("version-3", "version-2", "version-1", "run")))
     damage: st.SearchStrategy[Any]
     if (kind := draw(st.integers(0, 9))) < 2:
         damage = st.builds(

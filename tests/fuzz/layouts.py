@@ -480,11 +480,16 @@ def _unpredicted(images: Sequence[str], ended: Ended, scores: Path) -> Iterator[
         return
     with scores.open(encoding="utf-8", newline="") as file:
         rows = len(list(csv.DictReader(file)))
-    if rows + _unreadable(ended) != len(images):
+    if rows + _unreadable(ended) + _masks(ended) != len(images):
         yield Problem(
             "images are neither scored nor counted",
             f"{len(images)} images, {rows} rows\n{ended.out[-1500:]}",
         )
+
+
+def _masks(ended: Ended) -> int:
+    """How many masks were left out."""
+    return sum(map(int, re.findall(r"(\d+) masks? of a data set left out", ended.out)))
 
 
 def _place(path: str) -> str:
