@@ -2,9 +2,12 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from crad import __version__
 
@@ -44,12 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except FileNotFoundError:  # PyTorch would end the process
             print("error: the current folder is gone; change to another one", file=sys.stderr)
             sys.exit(1)
-        try:
-            module = importlib.import_module(COMMANDS[name][0])
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            sys.exit(130)
-        module.main(rest)
+        _import(COMMANDS[name][0]).main(rest)
     elif name == "--version":
         print(f"crad {__version__}")
     elif name in ("--help", "-h"):
@@ -60,6 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"error: unknown command '{name}'; choose one of {', '.join(COMMANDS)}", file=sys.stderr
         )
         sys.exit(2)
+
+
+def _import(name: str) -> Any:
+    """Import a module, which takes seconds; Ctrl-C meanwhile ends the process with one line."""
+
+    def end(*_: object) -> None:  # an exception could be swallowed by what is being imported
+        os.write(2, b"\ninterrupted\n")
+        os._exit(130)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return importlib.import_module(name)
+    signal.signal(signal.SIGINT, end)
+    try:
+        return importlib.import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _with_tensor(tensors: dict[str, Any], name: str, damage: Tensor) -> dict[str
         if damage.how == "fill":
             tensors[name] = np.full_like(old.astype(np.float32), damage.value).astype(old.dtype)
         elif damage.how == "scale":
-            tensors[name] = (old * damage.value).astype(old.dtype)
+            tensors[name] = np.asarray(old * damage.value).astype(old.dtype)
         elif damage.how == "first":
             new = old.copy()
             new.reshape(-1)[:1] = np.float32(damage.value).astype(old.dtype)

@@ -28,7 +28,7 @@ import psutil
 import torch
 
 from crad.__main__ import COMMANDS, main
-from crad.data.demo import write_demo
+from crad.data.demo import demo_dataset, write_demo
 from crad.data.images import IMAGE_SUFFIXES
 from crad.errors import CradError
 
@@ -60,6 +60,11 @@ torch.set_num_threads(1)
 # Once here, rather than in every child; torch's optimizers import the last.
 for _module in (*(name for name, _ in COMMANDS.values()), "torch._dynamo"):
     importlib.import_module(_module)
+
+
+# The demo set takes seconds to make: once, with the first world.
+_CACHE = Path(tempfile.mkdtemp(prefix="crad-fuzz-cache-"))
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def _be_child(function: Callable[[], object], folder: Path, out: int, err: int, 
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
-        os.environ.update(_ENVIRONMENT, TMPDIR=str(folder), CRAD_CACHE=str(folder / "cache"))
+        os.environ.update(_ENVIRONMENT, TMPDIR=str(folder), CRAD_CACHE=str(_CACHE))
         warnings.resetwarnings()
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
@@ -387,6 +392,7 @@ class World:
         def prepare() -> None:
             sizes = {"n_train": 4, "n_test": 4, "size": 32}
             write_demo(Path("data"), **sizes, classes=("brick", "gauge"))
+            demo_dataset("demo")
             main(command("train", {"--data": ("data",), "--output": ("run",), **TINY}))
 
         ended = call(prepare, folder, limit=60)
