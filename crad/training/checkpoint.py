@@ -209,6 +209,9 @@ def read_checkpoint(
         config = _from_stored(stored, version, file)
         for name, kind in _TYPES.items():
             _check_type(name, run[name], kind)
+        counted = [each["n_images"] for each in run["thresholds"].values()]
+        if min(run["epoch"], *run["feature_size"], *run["n_train"].values(), *counted) < 0:
+            raise ValueError("a number of epochs, images or cells is negative")
         return Checkpoint(
             config=config,
             epoch=run["epoch"],

@@ -3,8 +3,10 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +267,55 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
     torch.save(Runs(), tmp_path / CHECKPOINT_NAME)
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("settings", "model", "depth"), None),
+        (("settings", "model", "depth"), 10**12),
+        (("settings", "model", "image_size"), True),
+        (("settings", "model", "local_resolution"), [2, "2"]),
+        (("settings", "model", "absent"), "other"),
+        (("settings", "training", "jitter_std"), math.nan),
+        (("settings", "decisions", "protocol"), ["other"]),
+        (("feature_size",), [2, 3]),
+        (("n_train",), None),
+        (("n_train", "brick"), -1),
+        (("thresholds", "brick", "score"), "1"),
+        (("thresholds", "brick", "score"), math.inf),
+        (("thresholds", "brick", "n_images"), -1),
+        (("draws",), "other"),
+    ],
+)
+def test_values_that_were_never_written(tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
+    file = shutil.copy(CHECKPOINTS / f"version-{VERSION}.safetensors", tmp_path / CHECKPOINT_NAME)
+    run = holder = stored(file)
+    for key in where[:-1]:
+        holder = holder[key]
+    holder[where[-1]] = value
+    rewrite(file, run=json.dumps(run))
+    with pytest.raises(CheckpointError, match=re.escape(str(file))):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("depth", 2), ("expansion", 2**30), ("local_resolution", [4, 4]), ("global_memory", "none")],
+)
+def test_settings_of_another_model(tmp_path: Path, setting: str, value: Any) -> None:
+    file = shutil.copy(CHECKPOINTS / f"version-{VERSION}.safetensors", tmp_path / CHECKPOINT_NAME)
+    run = stored(file)
+    run["settings"]["model"][setting] = value
+    rewrite(file, run=json.dumps(run))
+    with pytest.raises(CheckpointError, match="does not match"):
+        crad.load(file)
+
+
+def test_an_image_size_that_the_model_does_not_fit(tmp_path: Path) -> None:
+    file = shutil.copy(CHECKPOINTS / f"version-{VERSION}.safetensors", tmp_path / CHECKPOINT_NAME)
+    run = stored(file)
+    run["settings"]["model"]["image_size"] = 64
+    rewrite(file, run=json.dumps(run))
+    with pytest.raises(CheckpointError, match="images of 64 pixels"):
+        crad.load(file).predict(np.zeros((8, 8), np.uint8))

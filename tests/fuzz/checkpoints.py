@@ -293,6 +293,7 @@ _EXAMPLES = (
     Case("version-2", Setting((*_MODEL, "cosine_weight"), "null"), "evaluate"),
     Case("version-2", Setting(("run", "n_train"), "null"), "evaluate"),
     Case("version-2", Setting(("run", "thresholds", "brick", "score"), '"x"'), "load"),
+    Case("version-2", Setting(("run", "thresholds", "brick", "n_images"), "-1"), "evaluate"),
     Case("version-2", Setting(("run", "thresholds", "brick", "score"), "null"), "evaluate"),
     *(Case("version-2", Tensor(0, "fill", value), "predict") for value in (math.nan, 1e38)),
 )
