@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import re
 import signal
@@ -25,6 +26,10 @@ from crad.training import processes
 T = TypeVar("T")
 
 _ERROR_DELAY = 2.0  # seconds
+
+# Seconds in which another signal does not stop what the first one lets end. A later one counts, as
+# an exception in the clean-up of an object is lost.
+_AGAIN = 5.0
 
 _LESS_MEMORY = "lower --batch-size, or close other programs"
 _FULL = {
@@ -241,11 +246,14 @@ def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
         The signal that came, or SIGINT.
     """
     received = [signal.SIGINT]
+    last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        received[0] = signal.Signals(number)
-        for each in former:  # a second one must not stop what the first one lets end
-            signal.signal(each, signal.SIG_IGN)
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _AGAIN:
+            return
+        last, received[0] = now, signal.Signals(number)
         raise KeyboardInterrupt
 
     former = {}

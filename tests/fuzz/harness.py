@@ -4,6 +4,7 @@ import atexit
 import csv
 import faulthandler
 import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -194,6 +195,7 @@ def _be_child(function: Callable[[], object], folder: Path, out: int, err: int, 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.callbacks.clear()  # Hypothesis has one, in which an exception would be lost
         os.chdir(folder)
         os.environ.update(_ENVIRONMENT, TMPDIR=str(folder), CRAD_CACHE=str(_CACHE))
         warnings.resetwarnings()
