@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import make_command
 from crad.errors import OutputError
-from crad.files import Output, check_outputs
+from crad.outputs import Output, check_outputs
 from crad.training.checkpoint import (
     INFERENCE_PARTS,
     checkpoint_path,

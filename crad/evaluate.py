@@ -104,6 +104,8 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     if run:
         check_apart(run.path, source)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
+    if run:
+        run.check_sheets(dataset.classes)
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad, quiet=not processes.is_main())

@@ -1,7 +1,5 @@
-"""Writing files and folders: whole or not at all, and nothing of the user's is replaced."""
+"""Files and folders: writing them whole or not at all, reading what may be damaged, names."""
 
-import errno
-import fcntl
 import glob
 import json
 import os
@@ -11,16 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crad.errors import OutputError, StorageError
+from crad.errors import StorageError
 
 LONGEST_NAME = 255
 """Bytes in the name of a file, of the usual file systems."""
 
-_LOCK_NAME = ".crad.lock"
 _STALE_SECONDS = 24 * 60 * 60  # a killed process left what it wrote; writing takes less
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
@@ -154,146 +150,16 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "a device") if not stat.S_ISREG(mode) else None
 
 
-@dataclass(frozen=True)
-class Output:
-    """A file that a command is asked to write.
-
-    Attributes:
-        option: that asks for it.
-        path: the file.
-        is_own: whether a file there was written by crad, as an earlier output of this kind.
-    """
-
-    option: str
-    path: Path
-    is_own: Callable[[Path], bool]
-
-
-def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path]) -> None:
-    """Refuse, before any work is done, to write over a file that is not an earlier output.
-
-    Args:
-        outputs: what the command is to write.
-        inputs: files that it reads.
-
-    Raises:
-        OutputError: an output is one of the inputs, another output, or a file that crad did not
-            write.
-    """
-    read = {_identity(path): path for path in inputs}
-    written: dict[tuple[int, int] | str, Output] = {}
-    for output in outputs:
-        name, identity = f"{output.option}: '{output.path}'", _identity(output.path)
-        way_out = f"give another {output.option}"
-        if identity in read:
-            raise OutputError(f"{name} is an input of this command; {way_out}")
-        if identity in written:
-            raise OutputError(f"{name} is written by {written[identity].option} too; {way_out}")
-        written[identity] = output
-        if output.path.is_dir():
-            raise OutputError(f"{name} is a folder; {way_out}")
-        there = next(each for each in output.path.absolute().parents if each.exists())
-        if not there.is_dir():
-            raise OutputError(f"{name} cannot be written, as '{there}' is a file; {way_out}")
-        if os.path.lexists(output.path) and not (
-            output.path.is_file() and output.is_own(output.path)
-        ):
-            raise OutputError(
-                f"{name} exists and was not written by crad; {way_out}, or move the file away"
-            )
-
-
-def _identity(path: Path) -> tuple[int, int] | str:
-    """What two names of one file have in common."""
-    try:
-        found = path.stat()
-    except OSError:
-        return os.path.realpath(path)
-    return found.st_dev, found.st_ino
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other commands from writing into a folder during the block; it is made if missing.
-
-    The system releases the lock of a process that dies. A new folder that stays empty is removed.
-    On a file system without locks there is none.
-
-    Raises:
-        OutputError: another command is writing there, or the folder cannot be used.
-        StorageError: the folder cannot be made.
-    """
-    check_folder(folder)
-    new = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
-    path = folder / _LOCK_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(error.errno, reason, str(folder)) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
-        for each in new:
-            with suppress(OSError):  # it is no longer empty
-                each.rmdir()
-
-
-def _lock(path: Path) -> int:
-    """Make and lock a file, and write the number of this process into it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            holder = os.pread(descriptor, 32, 0)
-            if holder and not holder.isdigit():
-                raise OutputError(
-                    f"output: '{path}' was not written by crad; move it away, or choose another "
-                    "folder"
-                )
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-                return descriptor
-        except BlockingIOError:
-            process = f" (process {holder.decode()})" if holder else ""
-            os.close(descriptor)
-            raise OutputError(
-                f"output: another command{process} is writing into '{path.parent}'; wait until it "
-                "ends, or choose another folder"
-            ) from None
-        except FileNotFoundError:
-            pass  # its holder has just removed it
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOSPC, errno.ENOTSUP, errno.ENOSYS):
-                return descriptor
-            os.close(descriptor)
-            raise
-        except OutputError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
 def full_path(path: str | os.PathLike[str]) -> Path:
     """The absolute path, with ``~`` and links followed as far as they lead somewhere."""
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse an output folder that cannot be written into, before any work is done for it.
-
-    Raises:
-        OutputError: it is a file or lies in one, or writing there is not permitted.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise OutputError(f"output: '{there}' is a file; choose a folder with --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"output: writing into '{there}' is not permitted; choose another folder with --output"
-        )
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; None if there is none, or it is damaged or no regular file."""
+    if irregular(path):
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -21,18 +21,11 @@ from crad.data.samples import has_more_note
 from crad.detector import Detector, load
 from crad.devices import compile_network
 from crad.errors import DataError, OutputError, UsageError
-from crad.files import (
-    LONGEST_NAME,
-    Output,
-    check_outputs,
-    cut_name,
-    full_path,
-    locked,
-    remove_leftovers,
-)
+from crad.files import LONGEST_NAME, cut_name, full_path, remove_leftovers
+from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
-from crad.report.scores import DECISIONS, Csv, Format, Json, ScoreFile, row_of
+from crad.report.scores import DECISIONS, Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
@@ -82,10 +75,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
     with locked(options.output) if options.output else nullcontext():
         pictures = _picture_files(found, options)
         tables = _tables(options)
-        outputs = [Output(option, path, form.is_own) for option, path, form in tables]
-        outputs += [Output("--output", path, is_own_png) for path in pictures.values()]
-        check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
-        remove_leftovers(pictures.values())
+        _check_outputs(options, found, pictures, tables)
         detector = load(
             options.checkpoint,
             options.compute.device,
@@ -96,20 +86,23 @@ def predict(options: PredictOptions) -> list[Prediction]:
         if options.compute.compile:
             compile_network(detector.model.fusion, detector.device)
         with ExitStack() as stack:
-            files = [
-                stack.enter_context(closing(ScoreFile(path, form))) for _, path, form in tables
-            ]
-            return _predict(detector, found, n_masks, options, pictures, files)
+            for table in tables:
+                stack.enter_context(closing(table))
+            done, notes = _predict(detector, found, options, pictures, tables)
+    masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
+    for note in filter(None, (masks if n_masks else None, *notes)):
+        print(note)
+    return done
 
 
 def _predict(
     detector: Detector,
     found: Mapping[Path, Path],
-    n_masks: int,
     options: PredictOptions,
     pictures: Mapping[Path, Path],
-    files: Sequence[ScoreFile],
-) -> list[Prediction]:
+    tables: Sequence[ScoreFile],
+) -> tuple[list[Prediction], list[str | None]]:
+    """Score the images, and say what a reader of the scores must know."""
     done: list[Prediction] = []
     bad = BadImages(skip=options.skip_bad)
     predictions = detector.iterate(found, options.compute.batch_size, bad, options.class_)
@@ -119,8 +112,8 @@ def _predict(
             for prediction in bar:
                 path = prediction.path
                 assert path is not None  # every source is a file
-                for file in files:
-                    file.add(row_of(prediction))
+                for table in tables:
+                    table.add(row_of(prediction))
                 done.append(prediction)
                 decision = DECISIONS[prediction.is_defective] or "-"
                 bar.write(f"{prediction.score:10.4g}  {decision:8}  {printable(str(path))}")
@@ -135,11 +128,7 @@ def _predict(
         raise
     if not done:
         raise DataError(f"predict: none of {count(len(found), 'image')} can be read; replace them")
-    masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
-    decided = _how_decided(done, detector, options.class_)
-    for note in filter(None, (masks if n_masks else "", bad.note(), has_more_note(done), *decided)):
-        print(note)
-    return done
+    return done, [bad.note(), has_more_note(done), *_how_decided(done, detector, options.class_)]
 
 
 def _how_decided(
@@ -237,17 +226,40 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     return files
 
 
-def _tables(options: PredictOptions) -> list[tuple[str, Path, Format]]:
-    """The tables of scores to write, each with the option that asks for it."""
-    tables: list[tuple[str, Path, Format]] = []
+def _tables(options: PredictOptions) -> list[ScoreFile]:
+    """The tables of scores to write."""
+    tables = []
     if options.csv:
-        tables.append(("--csv", options.csv, Csv()))
+        tables.append(ScoreFile("--csv", options.csv, Csv()))
     if options.json:
-        tables.append(("--json", options.json, Json()))
+        tables.append(ScoreFile("--json", options.json, Json()))
     if options.output:
-        tables.append(("--output", options.output / "scores.csv", Csv()))
-        tables.append(("--output", options.output / "scores.json", Json()))
+        tables.append(ScoreFile("--output", options.output / "scores.csv", Csv()))
+        tables.append(ScoreFile("--output", options.output / "scores.json", Json()))
     return tables
+
+
+def _check_outputs(
+    options: PredictOptions,
+    found: Mapping[Path, Path],
+    pictures: Mapping[Path, Path],
+    tables: Sequence[ScoreFile],
+) -> None:
+    """Refuse to write over what must not be lost, and remove what a killed process left."""
+    # Heat maps of older versions have no mark, and lie beside scores.
+    scores = options.output and options.output / "scores.csv"
+    is_older = bool(scores and scores.is_file() and Csv().is_own(scores)) and not any(
+        is_own_png(path) for path in pictures.values()
+    )
+    outputs = [table.output for table in tables]
+    outputs += [
+        Output("--output", path, lambda file: is_older or is_own_png(file))
+        for path in pictures.values()
+    ]
+    check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
+    for table in tables:
+        table.check()
+    remove_leftovers(pictures.values())
 
 
 main = make_command(

@@ -204,6 +204,12 @@ class Whole:
     folder: RunFolder
     record: RunRecord
 
+    def has(self, stored: Checkpoint) -> bool:
+        """Whether a run is a part of this training; older versions did not store that."""
+        if stored.part_of is None:
+            return not self.record.replaces
+        return stored.part_of == self.record.id
+
 
 def train_separately(options: TrainOptions) -> Results:
     """Train a model on each class alone, and measure all of them together.
@@ -258,6 +264,7 @@ def train_separately(options: TrainOptions) -> Results:
         results = combine_results(parts)
         if processes.is_main():
             write_results(folder.results, results)
+            replace(whole.record, replaces=False).write(folder.path)
         print(f"{summary(results)}\nwritten to {folder.path}")
         return results
 
@@ -265,10 +272,9 @@ def train_separately(options: TrainOptions) -> Results:
 def _separate_record(options: TrainOptions, names: tuple[str, ...]) -> RunRecord:
     """The record of the run to resume, or of a new one."""
     output, source = options.output, options.config.data.source
-    if not output.resume:
-        return RunRecord(source, secrets.token_hex(8), names, replaces=output.overwrite)
-    former = read_record(options.run.path) or RunRecord()
-    return replace(former, data=source, classes=names)
+    new = RunRecord(source, secrets.token_hex(8), names, replaces=output.overwrite)
+    former = read_record(options.run.path) if output.resume else None
+    return replace(new, id=former.id, replaces=former.replaces) if former else new
 
 
 Prepare = Callable[[Config, Checkpoint | None, torch.device], Inputs]
@@ -310,6 +316,7 @@ def train_model(
     with run.locked(), _saying_how_to_resume(options):
         check_apart(run.path, config.data.source)
         stored = stored_run(options, ALL_PARTS, whole)
+        run.check_sheets(_class_names(config))
         if stored:  # a run keeps the protocol of its thresholds
             kept = stored.config.decisions.decision_protocol
             config = replace(config, decisions=replace(config.decisions, decision_protocol=kept))
@@ -395,6 +402,11 @@ def train_model(
         return processes.on_main(measure)
 
 
+def _class_names(config: Config) -> tuple[str, ...]:
+    data = config.data
+    return data.classes or processes.on_main(lambda: find_dataset(data.source)).classes
+
+
 def _save(checkpoint: Checkpoint, run: RunFolder, whole: Whole | None, *, first: bool) -> None:
     """Write the checkpoint; the first one of a run puts it in the place of a former run."""
     if not first:
@@ -428,7 +440,7 @@ def stored_run(
     if not (output.resume and run.checkpoint.exists()):
         return None
     stored = read_checkpoint(run.checkpoint, parts)
-    if whole and stored.part_of != whole.record.id:
+    if whole and not whole.has(stored):
         if whole.record.replaces:
             return None
         raise OutputError(

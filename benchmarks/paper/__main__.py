@@ -12,7 +12,7 @@ from benchmarks.paper.published import is_published_data
 from benchmarks.paper.runs import Runs
 from benchmarks.paper.targets import TARGETS
 from crad.command_line import run_command
-from crad.files import locked
+from crad.outputs import locked
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

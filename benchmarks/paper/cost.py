@@ -20,7 +20,8 @@ from crad.command_line import InferenceOptions, run_command
 from crad.config import PRESETS, PresetName
 from crad.detector import create_model, multiply_adds
 from crad.devices import select_device, select_precision
-from crad.files import Output, check_outputs, write_json
+from crad.files import write_json
+from crad.outputs import Output, check_outputs
 from crad.report.environment import environment
 from crad.report.tables import lay_out
 

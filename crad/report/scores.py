@@ -6,14 +6,18 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from crad.errors import StorageError
+from crad.errors import OutputError, StorageError
 from crad.files import remove_leftovers, replacing
+from crad.outputs import Output, try_lock
 from crad.scoring.prediction import Prediction
 
 COLUMNS = ("image", "score", "decision", "threshold", "class_name")
+_LONGEST_ROW = 2**16  # bytes; a path has at most 4,096, of which each may become six
+
 DECISIONS = {True: "defect", False: "good", None: None}
 
 Row = Mapping[str, Any]
@@ -83,21 +87,42 @@ class Json:
     def is_own(self, path: Path) -> bool:
         """Whether the file begins as a list of scores."""
         with path.open("rb") as file:
-            return bool(re.match(rb'\[\s*\{\s*"image":', file.read(64)))
+            head = file.read(_LONGEST_ROW).decode("utf-8", errors="replace")
+        begin = re.match(r"\[\s*", head)
+        try:
+            row, _ = json.JSONDecoder().raw_decode(head, begin.end() if begin else 0)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(row, dict) and tuple(row) == COLUMNS
 
 
 class ScoreFile:
-    """A file that takes the place of a former one with its first row, and then grows.
+    """A table that takes the place of a former one with its first row, and then grows.
 
     Args:
+        option: that asks for it.
         path: the file.
         form: of its rows.
     """
 
-    def __init__(self, path: Path, form: Format) -> None:
+    def __init__(self, option: str, path: Path, form: Format) -> None:
+        self.output = Output(option, path, form.is_own)
         self._path = path
         self._form = form
         self._file: BinaryIO | None = None
+
+    def check(self) -> None:
+        """Refuse a table that another command is writing.
+
+        Raises:
+            OutputError: it is.
+        """
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            if not try_lock(file.fileno()):
+                raise OutputError(
+                    f"{self.output.option}: another command is writing '{self._path}'; wait until "
+                    f"it ends, or give another {self.output.option}"
+                )
 
     def add(self, row: Row) -> None:
         """Add a row; it is in the file when this returns.
@@ -111,6 +136,7 @@ class ScoreFile:
                 remove_leftovers([self._path])
                 with replacing(self._path) as temporary:
                     file = temporary.open("w+b", buffering=0)
+                    try_lock(file.fileno())
                     _write(file, self._form.begin + data)
                 self._file = file
             else:
@@ -121,10 +147,17 @@ class ScoreFile:
             raise StorageError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
-        """Wait until the rows are on disk."""
+        """Wait until the rows are on disk.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
         if self._file:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                with self._file as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise StorageError(error.errno, error.strerror, str(self._path)) from error
 
     def _append(self, file: BinaryIO, data: bytes) -> None:
         end = file.seek(0, os.SEEK_END) - len(self._form.end)

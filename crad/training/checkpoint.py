@@ -32,11 +32,11 @@ ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random", "images")
 
 _FORMAT = "crad"
 VERSION = 3
-"""Of what is written. Older ones are read; `_SETTINGS_SINCE` keeps their meaning."""
+"""Of what is written. Older ones are read; `_IMPLIED_UP_TO` keeps their meaning."""
 
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
-_SETTINGS_SINCE: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+_IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}}}
 )
 
@@ -52,7 +52,7 @@ _TYPES: Mapping[str, Any] = MappingProxyType(
         "draws": Draws,
         "best_on_test": dict[str, Any] | None,
         "thresholds": dict[str, dict[str, float]],
-        "part_of": str,
+        "part_of": str | None,
     }
 )
 
@@ -80,7 +80,8 @@ class Checkpoint:
         draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back.
-        part_of: the id of the separate training that the run is a part of; empty if of none.
+        part_of: the id of the separate training that the run is a part of; empty if of none, None
+            if an older version wrote it.
         file: that it was read from, if it was.
     """
 
@@ -99,7 +100,7 @@ class Checkpoint:
     draws: Draws = "class"
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
-    part_of: str = ""
+    part_of: str | None = ""
     file: Path | None = field(default=None, compare=False)
 
     @contextmanager
@@ -185,10 +186,11 @@ def read_checkpoint(
     file = checkpoint_path(path)
     kind = irregular(file)
     if kind or not file.exists():
-        if inner := sorted(each.parent.name for each in file.parent.glob(f"*/{CHECKPOINT_NAME}")):
+        folder = file.parent if file.name == CHECKPOINT_NAME else file
+        if inner := sorted(each.parent.name for each in folder.glob(f"*/{CHECKPOINT_NAME}")):
             raise CheckpointError(
-                f"checkpoint: '{file.parent}' holds a model for each class; give one of its "
-                f"folders: {', '.join(inner)}"
+                f"checkpoint: '{folder}' holds a model for each class; give one of its folders: "
+                f"{', '.join(inner)}"
             )
         problem = f"'{file}' is {kind}" if kind else f"there is no file '{file}'"
         raise CheckpointError(
@@ -204,7 +206,7 @@ def read_checkpoint(
                 part, _, name = key.partition(".")
                 if part in parts:
                     states[part][name] = opened.get_tensor(key)
-        run = {"draws": "run", "part_of": "", **json.loads(metadata["run"])}
+        run = {"draws": "run", "part_of": None, **json.loads(metadata["run"])}
         stored = _from_version_1(run) if version == 1 else run["settings"]
         config = _from_stored(stored, version, file)
         for name, kind in _TYPES.items():
@@ -233,7 +235,7 @@ def read_checkpoint(
         raise
     except (
         *(safetensors.SafetensorError, OSError, RecursionError),
-        *(AttributeError, KeyError, TypeError, ValueError),
+        *(AttributeError, KeyError, OverflowError, TypeError, ValueError),
     ) as error:
         raise CheckpointError(
             f"checkpoint: '{file}' is not a checkpoint, or is damaged or cut short ({error}); use "
@@ -269,15 +271,15 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
 def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Path) -> Config:
     """Undo `_to_stored`, of this version or one before.
 
-    A setting that is missing takes its value in `_SETTINGS_SINCE`, so that the checkpoint means
+    A setting that is missing takes its value in `_IMPLIED_UP_TO`, so that the checkpoint means
     what it meant to the version that wrote it, or else the default. A setting of the model that is
     not known is refused; others are ignored.
     """
     groups: dict[str, Any] = {}
     for name, group in _groups().items():
         values = dict(stored.get(name, {}))
-        for since in sorted(each for each in _SETTINGS_SINCE if each >= version):
-            values = {**_SETTINGS_SINCE[since].get(name, {}), **values}
+        for since in sorted(each for each in _IMPLIED_UP_TO if each >= version):
+            values = {**_IMPLIED_UP_TO[since].get(name, {}), **values}
         known = [each.name for each in dataclasses.fields(group)]
         if name == "model" and (unknown := [each for each in values if each not in known]):
             raise CheckpointError(

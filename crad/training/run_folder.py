@@ -1,23 +1,15 @@
 """The folder of a run: which files it has, and whether a command may use it."""
 
-import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crad.errors import OutputError
-from crad.files import (
-    LONGEST_NAME,
-    Output,
-    check_folder,
-    check_outputs,
-    cut_name,
-    irregular,
-    locked,
-    remove_leftovers,
-)
+from crad.files import LONGEST_NAME, cut_name, read_json, remove_leftovers
+from crad.outputs import Output, check_folder, check_outputs, locked
 from crad.png import is_own_png
 from crad.training import processes
 from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint
@@ -99,17 +91,32 @@ class RunFolder:
         Raises:
             OutputError: there is such a file.
         """
-        pictures = sorted(self.sheets.glob("*.png")) if self.sheets.is_dir() else []
+        if os.path.lexists(self.sheets) and not self.sheets.is_dir():
+            raise OutputError(
+                f"output: '{self.sheets}' is not a folder; move it away, or choose another folder "
+                "with --output"
+            )
         check_outputs(
             [
                 Output("--output", self.checkpoint, is_checkpoint),
                 Output("--output", self.path / RECORD_NAME, lambda _: bool(read_record(self.path))),
                 Output("--output", self.results, lambda _: self.read_results() is not None),
-                Output("--output", self.sheets / "*.png", is_own_png),
-                *(Output("--output", each, is_own_png) for each in pictures),
             ],
             inputs=(),
         )
+
+    def check_sheets(self, names: Iterable[str]) -> None:
+        """Refuse a folder in which a file of another origin has the name of a sheet.
+
+        Args:
+            names: of the classes.
+
+        Raises:
+            OutputError: there is such a file.
+        """
+        own = self._own_sheets()
+        sheets = [self.sheet(name) for name in names]
+        check_outputs([Output("--output", file, own.__contains__) for file in sheets], inputs=())
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Put a new run, with its first checkpoint, in the place of a former one.
@@ -146,7 +153,10 @@ class RunFolder:
             self.sheets.rmdir()
 
     def _own_sheets(self) -> list[Path]:
-        return [file for file in sorted(self.sheets.glob("*.png")) if is_own_png(file)]
+        """The sheets there. Those of older versions have no mark; their results name the class."""
+        measured = [self.sheet(name) for name in (self.read_results() or {}).get("classes", ())]
+        files = sorted(self.sheets.glob("*.png"))
+        return [file for file in files if is_own_png(file) or file in measured]
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""
@@ -154,12 +164,7 @@ class RunFolder:
 
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""
-        if irregular(self.results):
-            return None
-        try:
-            results = json.loads(self.results.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
+        results = read_json(self.results)
         known = isinstance(results, dict) and {"protocol", "classes", "environment"} <= {*results}
         return results if known else None
 

@@ -1,12 +1,10 @@
 """``run.json``: what a run says of itself beside its checkpoint."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from crad.files import irregular, write_json
+from crad.files import read_json, write_json
 
 RECORD_NAME = "run.json"
 
@@ -45,19 +43,12 @@ class RunRecord:
 
 def read_record(folder: Path) -> RunRecord | None:
     """Read the record of a folder; None if there is none, or something else by that name."""
-    file = folder / RECORD_NAME
-    if irregular(file):
+    found = read_json(folder / RECORD_NAME)
+    usual = dataclasses.asdict(RunRecord())
+    if not isinstance(found, dict) or not {"data"} <= {*found} <= {*usual}:
         return None
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known = {each.name for each in dataclasses.fields(RunRecord)}
-        if not isinstance(found, dict) or not {"data"} <= {*found} <= known:
-            return None
-        return RunRecord(
-            data=str(found["data"]),
-            id=str(found.get("id", "")),
-            classes=tuple(map(str, found.get("classes", ()))),
-            replaces=bool(found.get("replaces", False)),
-        )
-    except (OSError, ValueError, TypeError):
-        return None
+    values = {**usual, **found}
+    if isinstance(values["classes"], list):
+        values["classes"] = tuple(map(str, values["classes"]))
+    fits = all(type(values[name]) is type(value) for name, value in usual.items())
+    return RunRecord(**values) if fits else None

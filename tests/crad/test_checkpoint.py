@@ -25,7 +25,7 @@ from crad.errors import CheckpointError, StorageError
 from crad.scoring.calibration import Threshold, Thresholds
 from crad.scoring.metrics import summarise
 from crad.training.checkpoint import (
-    _SETTINGS_SINCE,
+    _IMPLIED_UP_TO,
     ALL_PARTS,
     CHECKPOINT_NAME,
     VERSION,
@@ -33,7 +33,7 @@ from crad.training.checkpoint import (
     _from_version_1,
     read_checkpoint,
 )
-from crad.training.run_record import RECORD_NAME
+from crad.training.run_record import RECORD_NAME, RunRecord, read_record
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -176,7 +176,7 @@ def test_a_missing_setting_is_what_its_version_did(
     del run["settings"]["model"]["absent"]
     rewrite(tmp_path / CHECKPOINT_NAME, run=json.dumps(run))
     since = {VERSION: {"model": {"absent": "zeros"}}, 1: {"model": {"absent": "drop"}}}
-    monkeypatch.setattr("crad.training.checkpoint._SETTINGS_SINCE", since)
+    monkeypatch.setattr("crad.training.checkpoint._IMPLIED_UP_TO", since)
     assert read_checkpoint(tmp_path).config.model.absent == "zeros"
 
 
@@ -206,7 +206,7 @@ def test_the_settings_of_every_version_are_accounted_for() -> None:
     for version in range(1, VERSION + 1):
         run = stored(CHECKPOINTS / f"version-{version}.safetensors")
         found = _from_version_1(run) if version == 1 else run["settings"]
-        since = [group for each, group in _SETTINGS_SINCE.items() if each >= version]
+        since = [group for each, group in _IMPLIED_UP_TO.items() if each >= version]
         known = {*found["model"], *(name for group in since for name in group.get("model", {}))}
         assert names <= known, f"version {version}"
 
@@ -286,6 +286,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
         (("thresholds", "brick", "score"), math.inf),
         (("thresholds", "brick", "n_images"), -1),
         (("draws",), "other"),
+        (("seconds",), 10**400),
     ],
 )
 def test_values_that_were_never_written(tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
@@ -319,3 +320,32 @@ def test_an_image_size_that_the_model_does_not_fit(tmp_path: Path) -> None:
     rewrite(file, run=json.dumps(run))
     with pytest.raises(CheckpointError, match="images of 64 pixels"):
         crad.load(file).predict(np.zeros((8, 8), np.uint8))
+
+
+def test_a_name_that_is_wrong_beside_other_runs(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    (tmp_path / "demo").mkdir()
+    checkpoint.save(tmp_path / "demo")
+    with pytest.raises(CheckpointError, match=r"no file '.*dmeo'"):
+        read_checkpoint(tmp_path / "dmeo")
+    with pytest.raises(CheckpointError, match="a model for each class.*: demo$"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[" * 100_000,
+        "[]",
+        "3",
+        "{}",
+        '{"data": 3}',
+        '{"data": "x", "mine": 1}',
+        '{"data": ["x"]}',
+    ],
+)
+def test_a_record_that_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / RECORD_NAME).write_text(content)
+    assert read_record(tmp_path) is None
+    (tmp_path / RECORD_NAME).write_text('{"data": "x", "classes": ["a"], "id": "3"}')
+    assert read_record(tmp_path) == RunRecord("x", "3", ("a",))

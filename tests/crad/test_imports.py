@@ -14,7 +14,7 @@ from crad.__main__ import COMMANDS
 FLOORS = (
     ("errors",),
     ("files", "devices", "launch", "tensor_files"),
-    ("png",),
+    ("outputs", "png"),
     ("data",),
     ("model",),
     ("backbones",),

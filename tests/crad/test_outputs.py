@@ -18,7 +18,8 @@ import crad.evaluate
 import crad.predict
 import crad.train
 from crad.errors import OutputError
-from crad.files import Output, check_outputs, cut_name, locked
+from crad.files import cut_name
+from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
 from crad.report.scores import Csv, Json, ScoreFile
 from crad.training.checkpoint import CHECKPOINT_NAME, is_checkpoint
@@ -37,7 +38,7 @@ ROWS = [
 def test_a_table_is_complete_after_every_row(tmp_path: Path, form: Csv | Json) -> None:
     path = tmp_path / "scores"
     path.write_text("former")
-    table = ScoreFile(path, form)
+    table = ScoreFile("--csv", path, form)
     assert path.read_text() == "former"
     for number, row in enumerate(ROWS, 1):
         table.add(row)
@@ -52,7 +53,7 @@ def test_a_table_is_complete_after_every_row(tmp_path: Path, form: Csv | Json) -
 @pytest.mark.parametrize("form", [Csv(), Json()], ids=["csv", "json"])
 def test_a_table_on_a_full_disk_keeps_its_rows(tmp_path: Path, form: Csv | Json) -> None:
     path = tmp_path / "scores"
-    table = ScoreFile(path, form)
+    table = ScoreFile("--csv", path, form)
     table.add(ROWS[0])
     before = path.read_bytes()
     with largest_file(len(before) + 10), pytest.raises(OSError, match="scores"):
@@ -67,7 +68,15 @@ def test_a_table_of_an_earlier_version_is_known(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(ROWS[:1], indent=2))
     assert Json().is_own(path)
-    for other in ("[]", '{"image": 1}', '[{"name": 1}]', ""):
+    others = (
+        '[{"image": "a", "label": "cat"}]',
+        "[]",
+        '{"image": 1}',
+        '[{"name": 1}]',
+        "[" * 9999,
+        "",
+    )
+    for other in others:
         path.write_text(other)
         assert not Json().is_own(path)
 
@@ -100,10 +109,12 @@ def test_a_checkpoint_is_known_even_if_it_is_cut_short(trained, tmp_path: Path) 
         (("folder/../image",), "is an input"),
         (("notes",), "'notes' exists and was not written by crad"),
         (("broken",), "'broken' exists and was not written by crad"),
-        (("pipe",), "'pipe' exists and was not written by crad"),
+        (("pipe",), "'pipe' is a FIFO"),
+        (("/dev/null",), "'/dev/null' is a device"),
         (("folder",), "'folder' is a folder"),
         (("notes/a",), "'.*notes' is a file"),
         (("new", "./new"), "'new' is written by --csv too"),
+        (("empty",), None),
         (("own", "new"), None),
         (("elsewhere/new",), None),
     ],
@@ -114,6 +125,7 @@ def test_outputs_that_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("image", "notes", "own"):
         Path(name).write_text(name)
+    Path("empty").touch()
     Path("folder").mkdir()
     Path("link").symlink_to("image")
     Path("hard").hardlink_to("image")
@@ -132,8 +144,15 @@ def test_long_names_are_cut_at_a_character() -> None:
     assert cut_name("aé" * 10, 7) == "aéaéa"
 
 
-@pytest.mark.parametrize("name", ["results.json", "run.json", CHECKPOINT_NAME, "sheets/a.png"])
-@pytest.mark.parametrize("how", [[], ["--resume"], ["--overwrite"], ["--separate", "--overwrite"]])
+NAMES = ("results.json", "run.json", CHECKPOINT_NAME, "sheets/brick.png")
+SEPARATE = ["--separate", "--overwrite"]  # leaves no sheets above those of the classes
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, how) for name in NAMES for how in ([], ["--resume"], ["--overwrite"])]
+    + [(name, SEPARATE) for name in NAMES[:3]],
+)
 def test_training_replaces_no_file_of_the_user(
     demo_root: Path,
     tmp_path: Path,
@@ -159,14 +178,45 @@ def test_files_beside_those_of_a_run_stay(
     trained, tmp_path: Path, train_command: Train, command: Command
 ) -> None:
     output = shutil.copytree(trained.output, tmp_path / "run")
-    mine = [output / "notes.txt", output / "sheets" / "notes.txt", output / "sheets" / "a" / "b"]
-    mine[2].parent.mkdir()
+    mine = [
+        output / name for name in ("notes.txt", "sheets/notes.txt", "sheets/a.png", "sheets/a/b")
+    ]
+    mine[3].parent.mkdir()
     for file in mine:
         file.write_text("mine")
     checkpoint = ["--checkpoint", str(output)]
     assert train_command(trained.data, output, "--overwrite", "--epochs", "1") == 0
     assert command(crad.evaluate.main, *checkpoint, "--output", str(output), "--overwrite") == 0
-    assert [file.read_text() for file in mine] == ["mine"] * 3
+    assert train_command(trained.data, output, "--resume", "--epochs", "1") == 0
+    assert [file.read_text() for file in mine] == ["mine"] * 4
+
+
+def test_pictures_of_an_older_version_are_replaced(
+    trained, tmp_path: Path, train_command: Train, command: Command
+) -> None:
+    """They have no mark."""
+    output = shutil.copytree(trained.output, tmp_path / "run")
+    image, maps = tmp_path / "a.png", tmp_path / "out"
+    Image.new("RGB", (64, 64)).save(image)
+    predict = ["--checkpoint", str(output), str(image), "--output", str(maps)]
+    assert command(crad.predict.main, *predict) == 0
+    for file in (output / "sheets" / "brick.png", maps / "a_heatmap.png"):
+        Image.new("RGB", (8, 8)).save(file)
+    assert command(crad.predict.main, *predict) == 0
+    evaluate = ["--checkpoint", str(output), "--output", str(output), "--overwrite"]
+    assert command(crad.evaluate.main, *evaluate) == 0
+    assert train_command(trained.data, output, "--resume") == 0
+    assert is_own_png(output / "sheets" / "brick.png")
+    assert is_own_png(maps / "a_heatmap.png")
+
+
+def test_a_class_whose_name_is_a_pattern(
+    demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(demo_root / "brick", data / "*")
+    for _ in range(2):
+        assert train_command(data, tmp_path / "run", "--overwrite", "--epochs", "1") == 0
 
 
 def test_the_former_run_stays_until_the_first_checkpoint(
@@ -285,6 +335,28 @@ def test_a_folder_is_locked_and_left_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
+def test_a_table_that_another_command_writes_is_refused(
+    trained, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, path = tmp_path / "a.png", tmp_path / "s.csv"
+    Image.new("RGB", (64, 64)).save(image)
+    table = ScoreFile("--csv", path, Csv())
+    table.add(ROWS[0])
+    arguments = ["--checkpoint", str(trained.output), str(image), "--csv", str(path)]
+    assert command(crad.predict.main, *arguments) == 1
+    assert "another command is writing" in capsys.readouterr().err
+    table.add(ROWS[1])
+    table.close()
+    assert command(crad.predict.main, *arguments) == 0
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_lock_that_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / ".crad.lock")
+    with pytest.raises(OutputError, match=r"'.*\.crad\.lock' is a .*another folder"):
+        locked(tmp_path).__enter__()
+
+
 def test_a_lock_of_another_origin_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".crad.lock").write_text("mine")
     with pytest.raises(OutputError, match="not written by crad"):
@@ -295,7 +367,7 @@ def test_a_lock_of_another_origin_is_left_alone(tmp_path: Path) -> None:
 HOLDING = """
 import sys, time
 from pathlib import Path
-from crad.files import locked
+from crad.outputs import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

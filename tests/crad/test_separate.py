@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from crad.data import find_dataset
 from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
 from crad.train import finished_results, main, parse_options, stored_run
-from crad.training.checkpoint import CHECKPOINT_NAME
+from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
 from tests.fixtures import before_call, before_step, ctrl_c, files_of, run
 
 Train = Callable[..., int]
@@ -167,6 +168,46 @@ def test_a_run_of_another_origin_is_no_part(
     for told in (str(output / "gauge"), "not a part", "--output"):
         assert told in error
     assert files_of(output / "gauge") == files_of(separate / "gauge")
+
+
+def test_a_finished_training_replaces_no_run_any_more(
+    demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    output = tmp_path / "run"
+    options = ("--separate", "--overwrite", "--epochs", "1")
+    assert train_command(demo_root, output, *options) == 0
+    alone = ("--classes", "brick", "--overwrite", "--epochs", "1")
+    assert train_command(demo_root, output / "brick", *alone) == 0
+    before = files_of(output)
+    assert main_resumes(output) == 1
+    assert files_of(output) == before
+
+
+def test_an_ordinary_run_is_no_part_of_a_new_training(
+    demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    output = tmp_path / "run"
+    assert train_command(demo_root, output / "brick", "--classes", "brick") == 0
+    before = files_of(output)
+    assert train_command(demo_root, output, "--separate", "--resume") == 1
+    assert files_of(output) == before
+
+
+@pytest.mark.slow
+def test_runs_of_an_older_version_are_resumed(
+    separate: Path, demo_root: Path, tmp_path: Path, train_command: Train
+) -> None:
+    """They do not say what they are a part of."""
+    output = shutil.copytree(separate, tmp_path / "run")
+    (output / "run.json").unlink()
+    for name in ("brick", "gauge"):
+        stored = read_checkpoint(output / name, ALL_PARTS)
+        replace(stored, part_of=None).write(output / name / CHECKPOINT_NAME)
+    before = written(output / "brick")
+    with before_step(0, ctrl_c):
+        assert train_command(demo_root, output, "--separate", "--resume") == 0
+    assert written(output / "brick") == before
+    assert results_of(output)["classes"] == results_of(separate)["classes"]
 
 
 def test_the_settings_come_from_the_runs_of_the_classes(
