@@ -17,7 +17,7 @@ from crad.data.images import (
     Decoding,
     check_channel_order,
 )
-from crad.devices import PrecisionName, select_device, select_precision
+from crad.devices import PrecisionName, is_out_of_memory, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD
 from crad.scoring.calibration import Thresholds, class_of
@@ -191,22 +191,26 @@ class Detector:
             channel_order=channel_order,
         )
         for batch in batches:
-            features = self.backbone(batch.images.to(self.device))
-            if tuple(features.shape[1:]) != self.model.feature_size:
-                raise CheckpointError(
-                    f"checkpoint: the backbone gives features of {tuple(features.shape[1:])} for "
-                    f"images of {self.image_size} pixels, the model takes "
-                    f"{self.model.feature_size}; use another copy of the checkpoint, or train again"
-                )
+            yield batch, self._map(batch.images.to(self.device))
+
+    def _map(self, images: Tensor) -> Tensor:
+        """The maps of the model; what a damaged checkpoint leads to is a `CheckpointError`."""
+        try:
+            features = self.backbone(images)
             bf16 = self.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                anomaly_maps = self.model(features).anomaly_map
-            if not anomaly_maps.isfinite().all():  # no decision could be made
-                raise CheckpointError(
-                    "checkpoint: the model has no finite anomaly maps of these images; use another "
-                    "copy of the checkpoint, or train again with --overwrite"
-                )
-            yield batch, anomaly_maps
+                maps: Tensor = self.model(features).anomaly_map
+            problem = None if maps.isfinite().all() else "the anomaly maps are not finite"
+        except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            problem = " ".join(str(error).split())
+        if problem:
+            raise CheckpointError(
+                f"checkpoint: it cannot map images of {self.image_size} pixels ({problem}); use "
+                "another copy of it, or train again with --overwrite"
+            )
+        return maps
 
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
+from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.folders import Folder, count
 from crad.data.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, open_image
@@ -203,10 +204,11 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
 
     Raises:
         OutputError: the output folder lies in one that is searched for images, where the next
-            prediction would take heat maps for images.
+            prediction would take heat maps for images, or in a class of a data set.
     """
     if options.output is None:
         return {}
+    check_outside_classes(options.output)
     output = full_path(options.output)
     for given in options.images:
         if given.is_dir() and output.is_relative_to(full_path(given)):

@@ -12,9 +12,18 @@ from crad.data.samples import Dataset, Sample
 from crad.errors import DataError, OutputError
 from crad.files import full_path
 
-__all__ = ["Dataset", "Sample", "check_apart", "find_dataset", "full_source"]
+__all__ = [
+    "Dataset",
+    "Sample",
+    "check_apart",
+    "check_outside_classes",
+    "find_dataset",
+    "full_source",
+]
 
-_IN_A_CLASS = ("train", "test", "Data")  # folders of a class, in any layout
+# Folders of a class, in any layout: what it has, and what other folders hardly have.
+_IN_A_CLASS = ("train", "test", "Data")
+_MARKS_OF_A_CLASS = ("train/good", "test/good", "ground_truth", "Data/Images")
 
 _LONGEST_NAME = 200  # bytes of the name of a class, to which files add; 255 are allowed
 
@@ -101,6 +110,24 @@ def check_apart(output: Path, source: str) -> None:
             f"output: '{output}' lies among the images of '{root}'; choose another folder with "
             "--output"
         )
+
+
+def check_outside_classes(output: Path) -> None:
+    """Refuse an output folder in a class of any data set, whose images it would lie among.
+
+    Args:
+        output: the folder; it need not exist.
+
+    Raises:
+        OutputError: it is or lies in the folder of a class.
+    """
+    folder = full_path(output)
+    for place in (folder, *folder.parents):
+        if any((place / name).is_dir() for name in _MARKS_OF_A_CLASS):
+            raise OutputError(
+                f"output: '{output}' lies among the images of '{place}'; choose another folder "
+                "with --output"
+            )
 
 
 def full_source(source: str) -> str:

@@ -123,7 +123,7 @@ def test_a_checkpoint_that_gives_no_finite_map_decides_nothing(trained) -> None:
     detector = crad.load(trained.output)
     for buffer in detector.backbone.buffers():
         buffer.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="no finite anomaly maps"):
+    with pytest.raises(CheckpointError, match="maps are not finite"):
         detector.predict(np.zeros((64, 64, 3), np.uint8))
 
 

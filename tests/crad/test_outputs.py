@@ -282,6 +282,13 @@ def test_a_prediction_replaces_no_input(
         assert command(crad.predict.main, *arguments) == 1
         assert "searched for images" in capsys.readouterr().err
     assert files_of(tmp_path) == before
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    before = files_of(data)
+    for output in (data / "brick", data / "brick" / "test" / "good", data / "gauge" / "new"):
+        arguments = ["--checkpoint", str(run), str(image), "--output", str(output)]
+        assert command(crad.predict.main, *arguments) == 1
+        assert "lies among the images" in capsys.readouterr().err
+    assert files_of(data) == before
 
 
 def test_a_prediction_replaces_an_earlier_one(trained, tmp_path: Path, command: Command) -> None:

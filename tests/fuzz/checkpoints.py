@@ -295,6 +295,7 @@ _EXAMPLES = (
     Case("version-2", Setting(("run", "thresholds", "brick", "score"), '"x"'), "load"),
     Case("version-2", Setting(("run", "thresholds", "brick", "n_images"), "-1"), "evaluate"),
     Case("version-2", Setting(("run", "thresholds", "brick", "score"), "null"), "evaluate"),
+    Case("run", Bytes(1.0, b"\0"), "predict"),
     *(Case("version-2", Tensor(0, "fill", value), "predict") for value in (math.nan, 1e38)),
 )
 

@@ -285,10 +285,16 @@ def added(before: Tree, after: Tree, root: Path, data: str = "data") -> Iterator
         kind, name = after[path][0], Path(path).name
         if is_leftover(path):
             yield Problem("a temporary file is left", repr(path))
-        elif kind == "file" and path.startswith(f"{data}/") and is_image(path):
+        elif kind == "file" and is_image(path) and _is_in_class(path, before, data):
             yield Problem("a picture of crad's among the images", repr(path))
         elif kind == "file" and name.endswith((".json", ".csv")):
             yield from broken(root / path)
+
+
+def _is_in_class(path: str, before: Tree, data: str) -> bool:
+    """Whether a file lies in a folder that was in the data set before."""
+    place = "/".join(path.split("/")[:2])
+    return path.startswith(f"{data}/") and place != path and place in before
 
 
 def broken(file: Path) -> Iterator[Problem]:
