@@ -202,7 +202,7 @@ def _message(error: BaseException, again: str, less_memory: str) -> str | None:
         return str(error)
     message = str(error)
     if not isinstance(error, CradError) and error.errno and error.filename is None:
-        message = f"output: {error.strerror}"  # files have names, standard output has none
+        message = f"standard output: {error.strerror}"  # files have names, standard output has none
     way_out = _FULL.get(error.errno or 0)
     return f"{message}; {way_out} and {again}" if way_out else message
 

@@ -66,7 +66,7 @@ def convert(options: ConvertOptions) -> Checkpoint:
 
 
 def _convert(options: ConvertOptions, run: RunFolder) -> Checkpoint:
-    run.check(overwrite=options.overwrite)
+    run.check(overwrite=options.overwrite, resume=None)
     if options.data:
         check_apart(run.path, str(options.data))
     try:

@@ -203,8 +203,7 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     """A heat map's file for every image, no two the same; none without an output folder.
 
     Raises:
-        OutputError: the output folder lies in one that is searched for images, where the next
-            prediction would take heat maps for images, or in a class of a data set.
+        OutputError: heat maps would lie among images, where they would be taken for images.
     """
     if options.output is None:
         return {}
@@ -212,10 +211,14 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     output = full_path(options.output)
     for given in options.images:
         if given.is_dir() and output.is_relative_to(full_path(given)):
-            raise OutputError(
-                f"output: '{options.output}' lies in '{given}', which is searched for images; "
-                "choose a folder outside of it with --output"
-            )
+            problem = f"lies in '{given}', which is searched for images"
+        elif not given.is_dir() and output == full_path(given.parent):
+            problem = f"is the folder of '{given}', where heat maps would lie among images"
+        else:
+            continue
+        raise OutputError(
+            f"output: '{options.output}' {problem}; choose another folder with --output"
+        )
     files: dict[Path, Path] = {}
     taken: set[str] = set()
     for path, relative in found.items():

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     run_command(
         lambda: train(parse_options(arguments)),
-        again="continue with --resume",
+        again="run the same command again, with --resume if an epoch was finished",
         less_memory=_LESS_MEMORY,
         shared=True,
     )
@@ -138,7 +138,12 @@ def _default_options(arguments: Sequence[str]) -> TrainOptions:
     run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
     config = default_config(arguments)
     if found.resume:
-        config = _config_of(run, separate=found.separate) or config
+        stored = _config_of(run, separate=found.separate)
+        if not stored and found.output and not found.data:
+            raise UsageError(
+                f"--resume: there is no checkpoint in '{run.path}'; give --data PATH to begin a run"
+            )
+        config = stored or config
     return TrainOptions(config, OutputOptions(run.path))
 
 

@@ -113,16 +113,17 @@ def check_apart(output: Path, source: str) -> None:
 
 
 def check_outside_classes(output: Path) -> None:
-    """Refuse an output folder in a class of any data set, whose images it would lie among.
+    """Refuse an output folder in a class of any data set, or with classes in it.
 
     Args:
         output: the folder; it need not exist.
 
     Raises:
-        OutputError: it is or lies in the folder of a class.
+        OutputError: it is one of these.
     """
     folder = full_path(output)
-    for place in (folder, *folder.parents):
+    inside = [each for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
+    for place in (folder, *folder.parents, *inside):
         if any((place / name).is_dir() for name in _MARKS_OF_A_CLASS):
             raise OutputError(
                 f"output: '{output}' lies among the images of '{place}'; choose another folder "

@@ -1,18 +1,17 @@
 """The folder of a run: which files it has, and whether a command may use it."""
 
-import os
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crad.errors import OutputError
+from crad.errors import CheckpointError, OutputError
 from crad.files import LONGEST_NAME, cut_name, read_json, remove_leftovers
 from crad.outputs import Output, check_folder, check_outputs, locked
 from crad.png import is_own_png
 from crad.training import processes
-from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint
+from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint, read_checkpoint
 from crad.training.run_record import RECORD_NAME, read_record
 
 
@@ -55,12 +54,14 @@ class RunFolder:
             )
         return self.path / name
 
-    def check(self, *, overwrite: bool, resume: bool = False, separate: bool = False) -> None:
+    def check(
+        self, *, overwrite: bool, resume: bool | None = False, separate: bool = False
+    ) -> None:
         """Refuse, before any work is done for it, a folder that is not for this run.
 
         Args:
             overwrite: whether a former run may be replaced.
-            resume: whether it may be resumed.
+            resume: whether it may be resumed; None if the command cannot.
             separate: whether the run is one of several models.
 
         Raises:
@@ -73,6 +74,11 @@ class RunFolder:
         if overwrite or not found:
             return
         has_checkpoint, name = self.checkpoint in found, found[0].relative_to(self.path)
+        if resume is None:
+            raise OutputError(
+                f"output: '{self.path}' already holds a run ({name}); --overwrite replaces it, or "
+                "choose another folder"
+            )
         if not resume:
             problem = f"already holds a run ({name}); --resume continues one, --overwrite replaces"
         elif has_checkpoint and separate:
@@ -91,11 +97,13 @@ class RunFolder:
         Raises:
             OutputError: there is such a file.
         """
-        if os.path.lexists(self.sheets) and not self.sheets.is_dir():
-            raise OutputError(
-                f"output: '{self.sheets}' is not a folder; move it away, or choose another folder "
-                "with --output"
-            )
+        for path in (self.checkpoint, self.path / RECORD_NAME, self.results, self.sheets):
+            if path.is_symlink() or (path == self.sheets and path.exists() and not path.is_dir()):
+                kind = "a link" if path.is_symlink() else "not a folder"
+                raise OutputError(
+                    f"output: '{path}' is {kind}; move it away, or choose another folder with "
+                    "--output"
+                )
         check_outputs(
             [
                 Output("--output", self.checkpoint, is_checkpoint),
@@ -114,9 +122,12 @@ class RunFolder:
         Raises:
             OutputError: there is such a file.
         """
-        own = self._own_sheets()
-        sheets = [self.sheet(name) for name in names]
-        check_outputs([Output("--output", file, own.__contains__) for file in sheets], inputs=())
+        former = self._own_sheets()
+        outputs = [
+            Output("--output", self.sheet(name), lambda file: file in former or is_own_png(file))
+            for name in names
+        ]
+        check_outputs(outputs, inputs=())
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Put a new run, with its first checkpoint, in the place of a former one.
@@ -124,8 +135,9 @@ class RunFolder:
         Raises:
             StorageError: it cannot be written; the former run is untouched.
         """
+        sheets = self._own_sheets()
         checkpoint.save(self.path)
-        self._clear_measurements()
+        self._clear_measurements(sheets)
 
     def measurements(self) -> list[Path]:
         """Results and sheets that are there."""
@@ -133,12 +145,16 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a former run but for its record, once it may not be taken for the new one."""
+        sheets = self._own_sheets()
         self.checkpoint.unlink(missing_ok=True)
-        self._clear_measurements()
+        self._clear_measurements(sheets)
 
-    def _clear_measurements(self) -> None:
+    def _clear_measurements(self, sheets: Iterable[Path]) -> None:
         self.results.unlink(missing_ok=True)
-        self.keep_sheets(())
+        for file in sheets:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or missing
+            self.sheets.rmdir()
 
     def sheet(self, class_name: str) -> Path:
         """The picture sheet of a class."""
@@ -149,14 +165,13 @@ class RunFolder:
         for file in self._own_sheets():
             if file not in kept:
                 file.unlink(missing_ok=True)
-        with suppress(OSError):  # it is not empty, or missing
-            self.sheets.rmdir()
 
     def _own_sheets(self) -> list[Path]:
-        """The sheets there. Those of older versions have no mark; their results name the class."""
-        measured = [self.sheet(name) for name in (self.read_results() or {}).get("classes", ())]
-        files = sorted(self.sheets.glob("*.png"))
-        return [file for file in files if is_own_png(file) or file in measured]
+        """The sheets of the run there, whose classes its results and its checkpoint name."""
+        names = {*(self.read_results() or {}).get("classes", ())}
+        with suppress(CheckpointError):
+            names |= {*read_checkpoint(self.checkpoint, parts=()).n_train}
+        return [file for name in sorted(names) if (file := self.sheet(name)).is_file()]
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""

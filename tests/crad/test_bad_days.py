@@ -220,7 +220,7 @@ def run_shell(line: str, *arguments: object, **environment: str) -> subprocess.C
         (
             'crad predict --csv "$CSV" "$@" >/dev/full',
             1,
-            b"error: output: No space left on device",
+            b"error: standard output: No space left on device",
         ),
         ('crad predict --csv "$CSV" "$@" | true; exit ${PIPESTATUS[0]}', 141, b""),
     ],

@@ -257,6 +257,9 @@ def test_data_that_moved_are_named_when_resuming(
 
 
 def test_resuming_what_does_not_exist_begins_it(tmp_path: Path) -> None:
-    options = parse_options(["--resume", "--output", str(tmp_path), "--epochs", "4"])
+    arguments = ["--resume", "--output", str(tmp_path), "--epochs", "4"]
+    with pytest.raises(UsageError, match=f"no checkpoint in '{re.escape(str(tmp_path))}'.*--data"):
+        parse_options(arguments)
+    options = parse_options([*arguments, "--data", "demo"])
     assert options.config.training.epochs == 4
     assert not (tmp_path / CHECKPOINT_NAME).exists()

@@ -158,9 +158,9 @@ def test_results_are_replaced_when_asked_and_as_a_whole(
     arguments = ["--checkpoint", str(output), "--output", str(output)]
     assert command(main, *arguments) == 1
     assert "--overwrite" in capsys.readouterr().err
-    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "old.png")
-    assert command(main, *arguments, "--overwrite") == 0
-    assert {path.name for path in (output / "sheets").iterdir()} == {"brick.png", "gauge.png"}
+    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "kept.png")
+    assert command(main, *arguments, "--overwrite", "--classes", "brick") == 0
+    assert {path.name for path in (output / "sheets").iterdir()} == {"brick.png", "kept.png"}
     assert (output / "checkpoint.safetensors").exists()
 
 

@@ -70,11 +70,15 @@ def test_an_input_is_never_overwritten(
     for name in names:
         Image.new("RGB", (64, 64)).save(tmp_path / name)
     before = [(tmp_path / name).read_bytes() for name in names]
+    images = [str(tmp_path / name) for name in names]
     arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path)]
-    assert command(main, *arguments, *(str(tmp_path / name) for name in names)) == 1
-    error = capsys.readouterr().err
-    for told in (str(tmp_path / "x_heatmap.png"), "--output", "input"):
-        assert told in error
+    assert command(main, *arguments, *images) == 1
+    assert "heat maps would lie among images" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x_heatmap.png").hardlink_to(tmp_path / "x.png")
+    arguments = ["--checkpoint", str(trained.output), "--output", str(tmp_path / "out")]
+    assert command(main, *arguments, *images) == 1
+    assert "x_heatmap.png' is an input" in capsys.readouterr().err
     assert [(tmp_path / name).read_bytes() for name in names] == before
 
 

@@ -283,10 +283,11 @@ def test_a_run_is_not_overwritten_by_accident(
     error = capsys.readouterr().err
     for told in (str(output), "checkpoint.safetensors", "--resume", "--overwrite", "--output"):
         assert told in error
-    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "old.png")
-    assert train_command(trained.data, output, "--overwrite", "--epochs", "1") == 0
+    shutil.copy(output / "sheets" / "brick.png", output / "sheets" / "kept.png")
+    options = ("--overwrite", "--epochs", "1", "--classes", "gauge")
+    assert train_command(trained.data, output, *options) == 0
     assert measured(output)["epoch"] == 1
-    assert not (output / "sheets" / "old.png").exists()
+    assert {path.name for path in (output / "sheets").iterdir()} == {"gauge.png", "kept.png"}
 
 
 def test_a_bad_image_is_named_before_training(

@@ -61,6 +61,9 @@ def holds_masks(folder: Path) -> bool:
 
 
 def _read_class(folder: Folder, name: str, need_train: bool) -> Split:
+    for other in folder.folders:
+        if (part := other.path.name.casefold()) in ("train", "test") and part != other.path.name:
+            raise DataError(f"{part}: '{other.path}' would not be read; rename it to '{part}'")
     good = folder.at("train", GOOD)
     if not good.exists:
         for other in folder.at("train").folders:
@@ -70,12 +73,13 @@ def _read_class(folder: Folder, name: str, need_train: bool) -> Split:
     if need_train and not train:
         missing = "no images in" if good.exists else "no folder"
         raise DataError(
-            f"train: {missing} '{good.path}' (expected {', '.join(IMAGE_SUFFIXES)}); "
-            f"add normal images directly there or remove the folder '{folder.path}'"
+            f"train: {missing} '{good.path}'; add normal images directly there "
+            f"({', '.join(IMAGE_SUFFIXES)}), or leave the class '{name}' out with --classes"
         )
     if not train and not test:
         raise DataError(
-            f"test: no images in '{folder.path / 'test'}'; add some or remove '{folder.path}'"
+            f"test: no images in '{folder.path / 'test'}'; add some, or leave the class '{name}' "
+            "out with --classes"
         )
     return train, test
 
