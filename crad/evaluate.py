@@ -14,7 +14,7 @@ from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data import check_apart, find_dataset, full_source
 from crad.data.bad_images import BadImages
-from crad.data.images import MAX_MEGAPIXELS
+from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.samples import Sample, has_more_note
 from crad.detector import Detector, from_checkpoint
 from crad.devices import compile_network, select_device

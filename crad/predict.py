@@ -14,8 +14,9 @@ from tqdm import tqdm
 from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data.bad_images import BadImages
-from crad.data.folders import Folder, count
-from crad.data.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, open_image
+from crad.data.decoding import MAX_MEGAPIXELS
+from crad.data.folders import IMAGE_SUFFIXES, Folder, count
+from crad.data.images import open_image
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import has_more_note
 from crad.detector import Detector, load

@@ -16,14 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crad.data.images import (
-    DEFAULT_DECODING,
-    ChannelOrder,
-    Decoding,
-    decode_file,
-    to_rgb,
-    to_tensor,
-)
+from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.images import ChannelOrder, decode_file, to_rgb, to_tensor
 from crad.data.samples import Sample
 from crad.errors import ImageError
 

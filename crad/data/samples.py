@@ -8,14 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crad.data.images import (
-    DEFAULT_DECODING,
-    Decoding,
-    MaskResize,
-    displayed_size,
-    open_mask,
-    resize_mask,
-)
+from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
+from crad.data.masks import MaskResize, open_mask, resize_mask
 from crad.errors import ImageError, MaskError
 
 GOOD = "good"
@@ -60,7 +54,7 @@ class Sample:
 
         Args:
             size: side of the square in pixels.
-            resize: how the mask is resized, as for `crad.data.images.resize_mask`.
+            resize: how the mask is resized, as for `crad.data.masks.resize_mask`.
             decoding: its largest size holds for masks too.
 
         Raises:

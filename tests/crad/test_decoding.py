@@ -21,16 +21,10 @@ import crad
 from crad.data import find_dataset
 from crad.data.batches import load_batches
 from crad.data.bit_depth import recognise_bit_depth
+from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
 from crad.data.download import get
-from crad.data.images import (
-    DEFAULT_DECODING,
-    Decoding,
-    decode_file,
-    displayed_size,
-    open_image,
-    open_mask,
-    to_rgb,
-)
+from crad.data.images import decode_file, open_image, to_rgb
+from crad.data.masks import open_mask
 from crad.data.samples import Sample, has_more_note
 from crad.errors import CheckpointError, DataError, ImageError, UsageError
 from crad.report.sheets import write_sheet

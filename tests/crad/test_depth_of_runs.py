@@ -14,7 +14,8 @@ from PIL import Image
 import crad
 import crad.evaluate
 import crad.predict
-from crad.data.images import Decoding, open_image
+from crad.data.decoding import Decoding
+from crad.data.images import open_image
 from crad.report.heat_maps import heat_map
 from crad.training.checkpoint import read_checkpoint
 from tests.crad.conftest import SMALL

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image, features
 
-from crad.data.images import natural_key, open_image, open_mask, to_rgb, to_tensor
+from crad.data.folders import natural_key
+from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.masks import open_mask
 from crad.errors import ImageError
 
 RAMP = np.linspace(0, 255, 12 * 20).round().astype(np.uint8).reshape(12, 20)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from crad.data.bad_images import BadImages
-from crad.data.images import open_mask, resize_mask
+from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
 from crad.errors import ImageError, MaskError
 from crad.scoring.evaluation import Evaluation, Truths
