@@ -141,6 +141,57 @@ def test_colours_of_16_bits_are_turned_upright(tmp_path: Path) -> None:
     assert displayed_size(tmp_path / "x.png", TWELVE) == (12, 20)
 
 
+def save_turned(path: Path, kind: str, orientation: int) -> None:
+    """Save a picture of 20 x 12 pixels with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (20, 12))
+    if kind.startswith("PNG, late"):
+        frames = [Image.new("RGB", (20, 12), "red")] * kind.endswith("animated")
+        picture.save(path, "PNG", save_all=True, append_images=frames)
+        data = path.read_bytes()
+        start = data.index(b"IDAT") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        late = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        path.write_bytes(data[:end] + late + data[end:])
+    else:
+        picture.save(path, kind, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "kind", ["PNG", "PNG, late", "PNG, late, animated", "TIFF", "JPEG", "WEBP"]
+)
+def test_the_displayed_size_is_that_of_the_decoded_image(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    save_turned(tmp_path / "x", kind, orientation)
+    size = (12, 20) if orientation < 5 else (20, 12)
+    assert displayed_size(tmp_path / "x", DEFAULT_DECODING) == size
+    assert open_image(tmp_path / "x").size[::-1] == size
+
+
+def test_zero_stands_for_white_where_a_tiff_says_so(tmp_path: Path) -> None:
+    for path, levels, depth in (
+        (tmp_path / "8.tif", (RAMP // 16).astype(np.uint8), 8),
+        (tmp_path / "12.tif", RAMP, 12),
+        (tmp_path / "16.tif", RAMP * 16, 16),
+        (tmp_path / "float.tif", (RAMP / 4095).astype(np.float32), 16),
+    ):
+        tifffile.imwrite(path, levels, photometric="minisblack")
+        black_is_zero = pixels(open_image(path, Decoding(depth)))
+        tifffile.imwrite(path, levels, photometric="miniswhite")
+        np.testing.assert_array_equal(
+            pixels(open_image(path, Decoding(depth))), 255 - black_is_zero
+        )
+        with Image.open(path) as image:
+            inverted = pixels(to_rgb(image, Decoding(depth)))
+        np.testing.assert_array_equal(inverted, 255 - black_is_zero)
+    found = recognise_bit_depth([tmp_path / "12.tif"], DEFAULT_DECODING)
+    assert found is not None
+    assert found.bit_depth == 12
+
+
 def test_16_bit_colours_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     four = np.dstack([COLOUR, ALPHA])
     tifffile.imwrite(tmp_path / "cmyk.tif", four, photometric="separated")

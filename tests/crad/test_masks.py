@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from crad.data.bad_images import BadImages
 from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
-from crad.errors import ImageError, MaskError
+from crad.errors import ImageError, MaskError, UsageError
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import PROTOCOLS
 from tests.crad.test_decoding import write_png, write_tiff
@@ -75,6 +76,13 @@ def test_integers_of_32_bits_read_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_mask(tmp_path / "m.tif"), REGION)
 
 
+@pytest.mark.parametrize("levels", [255 - WHITE, 65535 - INDEX.astype(np.uint16), 1.0 - REGION])
+def test_zero_stands_for_white_where_a_tiff_says_so(tmp_path: Path, levels: np.ndarray) -> None:
+    levels = levels.astype(np.float32) if levels.dtype.kind == "f" else levels
+    tifffile.imwrite(tmp_path / "m.tif", levels, photometric="miniswhite")
+    np.testing.assert_array_equal(open_mask(tmp_path / "m.tif"), REGION)
+
+
 @pytest.mark.parametrize("write", [write_png, write_tiff])
 def test_16_bit_colours_below_the_high_byte_count(tmp_path: Path, write: Callable) -> None:
     level = INDEX.astype(np.uint16)
@@ -116,6 +124,16 @@ def test_any_takes_every_pixel_that_is_touched() -> None:
     mask = np.zeros((6, 4), bool)
     mask[1, 1] = True  # in rows 0 and 1 of four
     np.testing.assert_array_equal(resize_mask(mask, 4, "any")[:, 1], [True, True, False, False])
+
+
+def test_another_way_to_resize_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(WHITE).save(tmp_path / "m.png")
+    message = "resize: expected one of nearest, bilinear, any, but got 'bogus'"
+    for size in (None, 8):
+        with pytest.raises(UsageError, match=message):
+            open_mask(tmp_path / "m.png", size, "bogus")
+    with pytest.raises(UsageError, match=message):
+        resize_mask(REGION, 8, "bogus")
 
 
 # Masks that contradict their image
