@@ -114,7 +114,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
-    if more := has_more_note(samples):
+    if more := has_more_note(samples, lambda path: path.relative_to(dataset.root)):
         print(more)
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)

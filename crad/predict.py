@@ -138,7 +138,8 @@ def _predict(
         raise DataError(f"predict: none of {count(len(found), 'image')} can be read; replace them")
     masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
     decided = _how_decided(done, detector, options.class_)
-    for note in filter(None, (masks if n_masks else "", bad.note(), has_more_note(done), *decided)):
+    more = has_more_note(done, lambda path: found[path])
+    for note in filter(None, (masks if n_masks else "", bad.note(), more, *decided)):
         print(note)
     return done
 

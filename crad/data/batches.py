@@ -159,6 +159,6 @@ def _decode(
 
 
 def _digest(path: Path) -> bytes:
-    """A hash of the bytes of a file; two different files have the same one by no accident."""
+    """A hash of the bytes of a file; collisions are negligible."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

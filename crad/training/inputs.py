@@ -162,7 +162,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         ) from error
     bad.share(processes.gather)
     if more := has_more_note(
-        [*features.samples, *features_held_back.samples, *features_test.samples]
+        [*features.samples, *features_held_back.samples, *features_test.samples],
+        lambda path: path.relative_to(dataset.root),
     ):
         print(more, flush=True)
     counts = Counter(sample.class_name for sample in features.samples)

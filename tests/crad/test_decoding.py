@@ -341,14 +341,19 @@ def test_the_first_of_several_pages_or_frames_is_used_and_that_is_told(
 
 
 def test_files_of_several_images_are_named_up_to_three() -> None:
-    samples = [Sample(Path(f"{name}.tif"), has_more=name != "c") for name in "abcde"]
-    assert has_more_note(samples[2:3]) is None
-    assert has_more_note(samples[:1]) == (
-        "1 file has further pages or frames, of which only the first is used: 'a.tif'"
+    root = Path("/some/where")
+    samples = [Sample(root / f"nut/{name}.tif", has_more=name != "c") for name in "abcde"]
+
+    def note(chosen: list[Sample]) -> str | None:
+        return has_more_note(chosen, lambda path: path.relative_to(root))
+
+    assert note(samples[2:3]) is None
+    assert note(samples[:1]) == (
+        "1 file has further pages or frames, of which only the first is used: 'nut/a.tif'"
     )
-    assert has_more_note(samples) == (
-        "4 files have further pages or frames, of which only the first is used: 'a.tif', 'b.tif', "
-        "'d.tif', ..."
+    assert note(samples) == (
+        "4 files have further pages or frames, of which only the first is used: 'nut/a.tif', "
+        "'nut/b.tif', 'nut/d.tif', ..."
     )
 
 
