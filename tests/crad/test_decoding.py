@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 import crad
+import crad.evaluate
+import crad.predict
 from crad.data import find_dataset
 from crad.data.batches import load_batches
 from crad.data.bit_depth import recognise_bit_depth
@@ -39,6 +41,7 @@ COLOUR = np.stack([RAMP, RAMP[::-1], 4095 - RAMP], axis=2)
 ALPHA = np.full((12, 20, 1), 7, np.uint16)
 TWELVE = Decoding(bit_depth=12)
 
+Command = Callable[..., int]
 Writer = Callable[[Path, npt.NDArray[np.uint16]], None]
 
 
@@ -357,6 +360,26 @@ def test_files_of_several_images_are_named_up_to_three() -> None:
     )
 
 
+def test_further_pages_are_told_in_one_line(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    root = shutil.copytree(trained.data, tmp_path / "data")
+    names = ["'brick/train/good/000.tif'", "'brick/test/good/000.tif'"]
+    for name in names:
+        path = (root / name.strip("'")).with_suffix(".png")
+        pages = np.repeat(np.asarray(open_image(path))[None], 2, axis=0)
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="rgb")
+    told = "further pages or frames, of which only the first is used: "
+    run, test = str(tmp_path / "run"), str(root / "brick" / "test")
+    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
+    assert f"2 files have {told}{', '.join(names)}" in capsys.readouterr().out.splitlines()
+    assert command(crad.evaluate.main, "--checkpoint", run) == 0
+    assert f"1 file has {told}{names[1]}" in capsys.readouterr().out.splitlines()
+    assert command(crad.predict.main, "--checkpoint", run, test) == 0
+    assert f"1 file has {told}'good/000.tif'" in capsys.readouterr().out.splitlines()
+
+
 # The largest size
 
 
@@ -371,6 +394,20 @@ def test_the_limit_of_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.M
             sizes = [image.size for image in pool.map(open_image, [tmp_path / "x.png"] * 100)]
     assert sizes == [(500, 400)] * 100
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_the_largest_size_of_every_command(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    few = ["--max-megapixels", "0.001"]
+    image = next((trained.data / "brick" / "test" / "good").iterdir())
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert train_command(trained.data, tmp_path, *few) == 1
+    assert command(crad.evaluate.main, *checkpoint, *few) == 1
+    assert command(crad.predict.main, *checkpoint, str(image), *few) == 1
+    assert capsys.readouterr().err.count("more than the limit of 0.001 million") == 3
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "1") == 0
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "-1") == 2
 
 
 # What is no regular file
@@ -412,6 +449,21 @@ def test_no_file_beside_images_is_waited_for(trained, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "visa" / "split_csv" / "1cls.csv")
     with pytest.raises(DataError, match=r"1cls\.csv' is a FIFO"):
         find_dataset(tmp_path / "visa")
+
+
+def test_a_fifo_is_refused_wherever_a_path_is_given(
+    trained, tmp_path: Path, command: Command, train_command: Command, capsys
+) -> None:
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert command(crad.predict.main, *checkpoint, str(fifo)) == 1
+    assert command(crad.predict.main, "--checkpoint", str(fifo), str(trained.data)) == 1
+    assert command(crad.predict.main, *checkpoint, str(fifo), "--skip-bad") == 1  # nothing is left
+    more = ["--backbone", "resnet18", "--weights", str(fifo)]
+    assert train_command(trained.data, tmp_path / "out", *more) == 1
+    err = capsys.readouterr().err
+    assert err.count("fifo.png") == err.count("is a FIFO") == 4
 
 
 def test_a_sheet_shows_the_bit_depth(deep_image: Path) -> None:

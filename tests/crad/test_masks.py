@@ -1,5 +1,7 @@
 """Masks: every way to save one reads alike, or is refused by name; none vanishes unsaid."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+import crad.evaluate
 from crad.data.bad_images import BadImages
 from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
@@ -213,15 +216,35 @@ def test_masks_that_vanish_are_counted(tmp_path: Path) -> None:
         else:
             samples.append(Sample(folder / "image.png", "nut", "good"))
     truths = Truths(56, BadImages(skip=False))
-    crad, ader = PROTOCOLS["crad"], PROTOCOLS["ader"]
-    size = crad.map_size(56)
-    assert truths.vanished(samples, crad) == (
+    own, ader = PROTOCOLS["crad"], PROTOCOLS["ader"]
+    size = own.map_size(56)
+    assert truths.vanished(samples, own) == (
         f"protocol crad: 2 of 3 masks vanish at {size} x {size} pixels (its rule: nearest); their "
         "defects count as normal pixels"
     )
     assert (truths.vanished(samples[1:], ader) or "").startswith(
         "protocol ader: 1 of 2 masks vanishes at "
     )
-    assert truths.vanished(samples[2:], crad) is None
-    notes = Evaluation(samples, {"nut": 0}, truths).notes([crad, ader])
+    assert truths.vanished(samples[2:], own) is None
+    notes = Evaluation(samples, {"nut": 0}, truths).notes([own, ader])
     assert [note[:13] for note in notes] == ["protocol crad", "protocol ader"]
+
+
+def test_masks_that_vanish_are_told_with_the_results(
+    trained,
+    tmp_path: Path,
+    train_command: Callable[..., int],
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = shutil.copytree(trained.data, tmp_path / "data")
+    for mask in (root / "gauge" / "ground_truth").rglob("*.png"):
+        marks = np.zeros((64, 64), np.uint8)
+        marks[0, 0] = 255
+        Image.fromarray(marks).save(mask)
+    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
+    note = json.loads((tmp_path / "run" / "results.json").read_text())["note"]
+    assert "masks vanish at 32 x 32 pixels (its rule: nearest)" in note
+    assert note in capsys.readouterr().out
+    assert command(crad.evaluate.main, "--checkpoint", str(tmp_path / "run")) == 0
+    assert note in capsys.readouterr().out
