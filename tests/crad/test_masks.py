@@ -18,7 +18,9 @@ from crad.errors import ImageError, MaskError, UsageError
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import PROTOCOLS
 from tests.crad.test_decoding import write_png, write_tiff
+from tests.crad.test_images import RAMP, save
 
+MASK = RAMP > 200
 REGION = np.zeros((12, 20), bool)
 REGION[3:7, 4:11] = True
 INDEX = REGION.astype(np.uint8)
@@ -101,7 +103,71 @@ def test_16_bit_alpha_counts(tmp_path: Path) -> None:
         np.testing.assert_array_equal(open_mask(tmp_path / name), REGION)
 
 
+@pytest.mark.parametrize(
+    "levels",
+    [
+        MASK,
+        MASK.astype(np.uint8),
+        MASK.astype(np.uint8) * np.uint8(255),
+        MASK.astype(np.uint8) * np.uint8(3),
+        MASK.astype(np.uint16),
+        np.dstack([0 * RAMP, MASK.astype(np.uint8), 0 * RAMP]),
+        np.dstack([MASK.astype(np.uint8)] * 3 + [np.full_like(RAMP, 255)]),
+    ],
+    ids=["1-bit", "0/1", "0/255", "class ids", "16-bit 0/1", "one colour", "RGBA"],
+)
+def test_a_mask_is_what_is_above_zero(tmp_path: Path, levels: np.ndarray) -> None:
+    mask = open_mask(save(tmp_path / "m.png", levels))
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, MASK)
+
+
+def test_masks_of_integers_floats_greyscale_alpha_and_palette(tmp_path: Path) -> None:
+    grey_alpha = Image.merge(
+        "LA", [Image.fromarray(MASK.astype(np.uint8)), Image.new("L", (20, 12), 255)]
+    )
+    palette = Image.fromarray(MASK.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 0, 0, 200])
+    for path in (
+        save(tmp_path / "i.tif", MASK.astype(np.int32)),
+        save(tmp_path / "f.tif", MASK.astype(np.float32)),
+        save(tmp_path / "la.png", grey_alpha),
+        save(tmp_path / "p.png", palette),
+    ):
+        np.testing.assert_array_equal(open_mask(path), MASK, err_msg=path.name)
+
+
+def test_a_jpeg_mask_is_not_smeared(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 24:44] = 255
+    opened = open_mask(save(tmp_path / "m.jpg", mask, quality=75))
+    assert (opened != (mask > 0)).mean() < 0.01
+
+
 # Resizing
+
+
+def test_a_mask_is_resized_to_the_frame_of_its_image(tmp_path: Path) -> None:
+    mask = np.zeros((60, 100), np.uint8)
+    mask[30:, 50:] = 1
+    resized = open_mask(save(tmp_path / "m.png", mask), 32)
+    expected = np.zeros((32, 32), bool)
+    expected[16:, 16:] = True
+    np.testing.assert_array_equal(resized, expected)
+
+
+def test_a_mask_resized_bilinearly_keeps_what_covers_half_a_pixel(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :33] = 1  # in the quarter size, 8 columns and a quarter of the next
+    mask[8:11, 48:52] = 1  # three quarters of a pixel; the filter spreads it over more
+    path = save(tmp_path / "m.png", mask)
+    resized = open_mask(path, 16, "bilinear")
+    expected = np.zeros((16, 16), bool)
+    expected[:, :8] = True
+    np.testing.assert_array_equal(resized, expected)
+    enlarged = np.repeat(np.repeat(mask > 0, 2, axis=0), 2, axis=1)
+    np.testing.assert_array_equal(open_mask(path, 128, "bilinear"), enlarged)
+    np.testing.assert_array_equal(open_mask(path, 64, "bilinear"), mask > 0)
 
 
 def test_any_loses_no_defect() -> None:
