@@ -12,8 +12,8 @@ from tyro.conf import Fixed, Suppress, arg
 
 from crad.backbones import BACKBONES, SCATTERING
 from crad.backbones.scattering import CHANNELS
+from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
-from crad.data.images import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.layouts import LAYOUTS
 from crad.errors import UsageError
 from crad.model.crad import AbsentName

@@ -10,13 +10,8 @@ from torch import Tensor
 from crad.backbones import Backbone, create_backbone
 from crad.config import Config, ModelConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
-from crad.data.images import (
-    DEFAULT_DECODING,
-    MAX_MEGAPIXELS,
-    ChannelOrder,
-    Decoding,
-    check_channel_order,
-)
+from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
+from crad.data.images import ChannelOrder, check_channel_order
 from crad.devices import PrecisionName, is_out_of_memory, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
 from crad.model.crad import CRAD

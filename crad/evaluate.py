@@ -14,7 +14,7 @@ from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data import check_apart, find_dataset, full_source
 from crad.data.bad_images import BadImages
-from crad.data.images import MAX_MEGAPIXELS
+from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.samples import Sample, has_more_note
 from crad.detector import Detector, from_checkpoint
 from crad.devices import compile_network, select_device
@@ -116,7 +116,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
-    if more := has_more_note(samples):
+    if more := has_more_note(samples, lambda path: path.relative_to(dataset.root)):
         print(more)
     n_train = {name: checkpoint.n_train.get(name, 0) for name in dataset.classes}
     evaluation = Evaluation(samples, n_train, truths)

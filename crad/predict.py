@@ -15,8 +15,9 @@ from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
-from crad.data.folders import Folder, count
-from crad.data.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, open_image
+from crad.data.decoding import MAX_MEGAPIXELS
+from crad.data.folders import IMAGE_SUFFIXES, Folder, count
+from crad.data.images import open_image
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import has_more_note
 from crad.detector import Detector, load
@@ -129,7 +130,8 @@ def _predict(
         raise
     if not done:
         raise DataError(f"predict: none of {count(len(found), 'image')} can be read; replace them")
-    return done, [bad.note(), has_more_note(done), *_how_decided(done, detector, options.class_)]
+    more = has_more_note(done, lambda path: found[path])
+    return done, [bad.note(), more, *_how_decided(done, detector, options.class_)]
 
 
 def _how_decided(

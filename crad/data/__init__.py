@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crad.data.demo import DEMO_NAMES, demo_dataset
-from crad.data.folders import Folder, not_used
-from crad.data.images import natural_key
+from crad.data.folders import Folder, natural_key, not_used
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError, OutputError

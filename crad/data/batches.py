@@ -16,14 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crad.data.images import (
-    DEFAULT_DECODING,
-    ChannelOrder,
-    Decoding,
-    decode_file,
-    to_rgb,
-    to_tensor,
-)
+from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.images import ChannelOrder, decode_file, to_rgb, to_tensor
 from crad.data.samples import Sample
 from crad.errors import ImageError
 
@@ -165,6 +159,6 @@ def _decode(
 
 
 def _digest(path: Path) -> bytes:
-    """A hash of the bytes of a file; two different files have the same one by no accident."""
+    """A hash of the bytes of a file; collisions are negligible."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

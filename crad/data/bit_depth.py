@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from crad.data.images import Decoding, largest_deep_value
+from crad.data.decoding import Decoding, largest_deep_value
 from crad.errors import ImageError
 
 _USUAL = (8, 10, 12, 14, 16)

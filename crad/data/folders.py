@@ -1,13 +1,16 @@
 """Folders on disk, each read once, and what of them is not used."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from crad.data.images import IMAGE_SUFFIXES, natural_key
 from crad.errors import DataError
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of image files, in lower case; the case of a suffix does not matter."""
 
 _SHOWN = 3  # names in a message
 
@@ -96,6 +99,12 @@ class Folder:
             else:
                 files.append(path)
         return files, folders
+
+
+def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sort key that orders ``img2`` before ``img10``."""
+    pieces = re.findall(r"(\D*)(\d*)", name.casefold())
+    return [(text, int(digits or -1)) for text, digits in pieces], name
 
 
 def is_image(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The records of images and data sets."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from crad.data.images import (
-    DEFAULT_DECODING,
-    Decoding,
-    MaskResize,
-    displayed_size,
-    open_mask,
-    resize_mask,
-)
+from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
+from crad.data.folders import enumerate_some
+from crad.data.masks import MaskResize, open_mask, resize_mask
 from crad.errors import ImageError, MaskError
 
 GOOD = "good"
@@ -60,7 +55,7 @@ class Sample:
 
         Args:
             size: side of the square in pixels.
-            resize: how the mask is resized, as for `crad.data.images.resize_mask`.
+            resize: how the mask is resized, as for `crad.data.masks.resize_mask`.
             decoding: its largest size holds for masks too.
 
         Raises:
@@ -95,14 +90,22 @@ class Sample:
         )
 
 
-def has_more_note(samples: Iterable[Sample]) -> str | None:
-    """Say which files have further pages or frames, naming three; None if none has."""
-    paths = [sample.path for sample in samples if sample.has_more]
-    if not paths:
+def has_more_note(samples: Iterable[Sample], place: Callable[[Path], Path]) -> str | None:
+    """Say which files have further pages or frames, naming three; None if none has.
+
+    Args:
+        samples: images that have been decoded.
+        place: what to call a file.
+    """
+    names = [
+        repr(place(sample.path).as_posix()) for sample in samples if sample.path and sample.has_more
+    ]
+    if not names:
         return None
-    names = ", ".join(f"'{path}'" for path in paths[:3]) + ", ..." * (len(paths) > 3)
-    files = "1 file has" if len(paths) == 1 else f"{len(paths)} files have"
-    return f"{files} further pages or frames, of which only the first is used: {names}"
+    files = "1 file has" if len(names) == 1 else f"{len(names)} files have"
+    return (
+        f"{files} further pages or frames, of which only the first is used: {enumerate_some(names)}"
+    )
 
 
 @dataclass(frozen=True)

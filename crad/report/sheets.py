@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from crad.data.images import DEFAULT_DECODING, Decoding, open_image
+from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.images import open_image
 from crad.png import write_png
 from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of
 from crad.scoring.prediction import Prediction

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
-from crad.data.images import DEFAULT_DECODING, Decoding, MaskResize
+from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.masks import MaskResize
 from crad.data.samples import Sample
 from crad.scoring.calibration import Decisions, Thresholds, decision_scores, measure_decisions
 from crad.scoring.metrics import Metrics, measure_class, summarise

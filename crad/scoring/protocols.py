@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crad.data.images import MaskResize
+from crad.data.masks import MaskResize
 from crad.errors import UsageError
 
 _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
@@ -30,7 +30,7 @@ class Protocol:
         gaussian_sigma: its standard deviation.
         score_window: side of the windows whose means are ranked for the score of the image.
         top_share: the share of the largest means of which the score is the mean, at least one.
-        mask_resize: how masks come to the size of the maps, as `crad.data.images.open_mask` says.
+        mask_resize: how masks come to the size of the maps, as `crad.data.masks.open_mask` says.
     """
 
     name: str

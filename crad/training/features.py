@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
-from crad.data.images import DEFAULT_DECODING, Decoding
+from crad.data.decoding import DEFAULT_DECODING, Decoding
 from crad.data.samples import Sample
 from crad.errors import BackboneError, DataError, TrainingError
 from crad.model.crad import CRAD

@@ -18,8 +18,8 @@ from crad.data import find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
+from crad.data.decoding import Decoding
 from crad.data.folders import count, enumerate_some
-from crad.data.images import Decoding
 from crad.data.samples import Dataset, Sample, has_more_note
 from crad.errors import BackboneError, CradError, DataError, TrainingError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
@@ -162,7 +162,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         ) from error
     bad.share(processes.gather)
     if more := has_more_note(
-        [*features.samples, *features_held_back.samples, *features_test.samples]
+        [*features.samples, *features_held_back.samples, *features_test.samples],
+        lambda path: path.relative_to(dataset.root),
     ):
         print(more, flush=True)
     counts = Counter(sample.class_name for sample in features.samples)

@@ -1,5 +1,6 @@
 """Settings: presets, which default holds when, what is refused, and what resuming compares."""
 
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import crad.train
 from crad.command_line import run_command
 from crad.config import PRESETS, Config, settings, without_effect
 from crad.detector import create_model
+from crad.errors import UsageError
 from crad.train import parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 

@@ -18,19 +18,15 @@ import torch
 from PIL import Image
 
 import crad
+import crad.evaluate
+import crad.predict
 from crad.data import find_dataset
 from crad.data.batches import load_batches
 from crad.data.bit_depth import recognise_bit_depth
+from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
 from crad.data.download import get
-from crad.data.images import (
-    DEFAULT_DECODING,
-    Decoding,
-    decode_file,
-    displayed_size,
-    open_image,
-    open_mask,
-    to_rgb,
-)
+from crad.data.images import decode_file, open_image, to_rgb
+from crad.data.masks import open_mask
 from crad.data.samples import Sample, has_more_note
 from crad.errors import CheckpointError, DataError, ImageError, UsageError
 from crad.report.sheets import write_sheet
@@ -45,6 +41,7 @@ COLOUR = np.stack([RAMP, RAMP[::-1], 4095 - RAMP], axis=2)
 ALPHA = np.full((12, 20, 1), 7, np.uint16)
 TWELVE = Decoding(bit_depth=12)
 
+Command = Callable[..., int]
 Writer = Callable[[Path, npt.NDArray[np.uint16]], None]
 
 
@@ -145,6 +142,57 @@ def test_colours_of_16_bits_are_turned_upright(tmp_path: Path) -> None:
         pixels(open_image(tmp_path / "x.png", TWELVE)), scaled(COLOUR, 12)
     )
     assert displayed_size(tmp_path / "x.png", TWELVE) == (12, 20)
+
+
+def save_turned(path: Path, kind: str, orientation: int) -> None:
+    """Save a picture of 20 x 12 pixels with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.new("RGB", (20, 12))
+    if kind.startswith("PNG, late"):
+        frames = [Image.new("RGB", (20, 12), "red")] * kind.endswith("animated")
+        picture.save(path, "PNG", save_all=True, append_images=frames)
+        data = path.read_bytes()
+        start = data.index(b"IDAT") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        late = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        path.write_bytes(data[:end] + late + data[end:])
+    else:
+        picture.save(path, kind, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "kind", ["PNG", "PNG, late", "PNG, late, animated", "TIFF", "JPEG", "WEBP"]
+)
+def test_the_displayed_size_is_that_of_the_decoded_image(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    save_turned(tmp_path / "x", kind, orientation)
+    size = (12, 20) if orientation < 5 else (20, 12)
+    assert displayed_size(tmp_path / "x", DEFAULT_DECODING) == size
+    assert open_image(tmp_path / "x").size[::-1] == size
+
+
+def test_zero_stands_for_white_where_a_tiff_says_so(tmp_path: Path) -> None:
+    for path, levels, depth in (
+        (tmp_path / "8.tif", (RAMP // 16).astype(np.uint8), 8),
+        (tmp_path / "12.tif", RAMP, 12),
+        (tmp_path / "16.tif", RAMP * 16, 16),
+        (tmp_path / "float.tif", (RAMP / 4095).astype(np.float32), 16),
+    ):
+        tifffile.imwrite(path, levels, photometric="minisblack")
+        black_is_zero = pixels(open_image(path, Decoding(depth)))
+        tifffile.imwrite(path, levels, photometric="miniswhite")
+        np.testing.assert_array_equal(
+            pixels(open_image(path, Decoding(depth))), 255 - black_is_zero
+        )
+        with Image.open(path) as image:
+            inverted = pixels(to_rgb(image, Decoding(depth)))
+        np.testing.assert_array_equal(inverted, 255 - black_is_zero)
+    found = recognise_bit_depth([tmp_path / "12.tif"], DEFAULT_DECODING)
+    assert found is not None
+    assert found.bit_depth == 12
 
 
 def test_16_bit_colours_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
@@ -296,15 +344,40 @@ def test_the_first_of_several_pages_or_frames_is_used_and_that_is_told(
 
 
 def test_files_of_several_images_are_named_up_to_three() -> None:
-    samples = [Sample(Path(f"{name}.tif"), has_more=name != "c") for name in "abcde"]
-    assert has_more_note(samples[2:3]) is None
-    assert has_more_note(samples[:1]) == (
-        "1 file has further pages or frames, of which only the first is used: 'a.tif'"
+    root = Path("/some/where")
+    samples = [Sample(root / f"nut/{name}.tif", has_more=name != "c") for name in "abcde"]
+
+    def note(chosen: list[Sample]) -> str | None:
+        return has_more_note(chosen, lambda path: path.relative_to(root))
+
+    assert note(samples[2:3]) is None
+    assert note(samples[:1]) == (
+        "1 file has further pages or frames, of which only the first is used: 'nut/a.tif'"
     )
-    assert has_more_note(samples) == (
-        "4 files have further pages or frames, of which only the first is used: 'a.tif', 'b.tif', "
-        "'d.tif', ..."
+    assert note(samples) == (
+        "4 files have further pages or frames, of which only the first is used: 'nut/a.tif', "
+        "'nut/b.tif', 'nut/d.tif', ..."
     )
+
+
+def test_further_pages_are_told_in_one_line(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    root = shutil.copytree(trained.data, tmp_path / "data")
+    names = ["'brick/train/good/000.tif'", "'brick/test/good/000.tif'"]
+    for name in names:
+        path = (root / name.strip("'")).with_suffix(".png")
+        pages = np.repeat(np.asarray(open_image(path))[None], 2, axis=0)
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="rgb")
+    told = "further pages or frames, of which only the first is used: "
+    run, test = str(tmp_path / "run"), str(root / "brick" / "test")
+    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
+    assert f"2 files have {told}{', '.join(names)}" in capsys.readouterr().out.splitlines()
+    assert command(crad.evaluate.main, "--checkpoint", run) == 0
+    assert f"1 file has {told}{names[1]}" in capsys.readouterr().out.splitlines()
+    assert command(crad.predict.main, "--checkpoint", run, test) == 0
+    assert f"1 file has {told}'good/000.tif'" in capsys.readouterr().out.splitlines()
 
 
 # The largest size
@@ -321,6 +394,20 @@ def test_the_limit_of_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.M
             sizes = [image.size for image in pool.map(open_image, [tmp_path / "x.png"] * 100)]
     assert sizes == [(500, 400)] * 100
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_the_largest_size_of_every_command(
+    trained, tmp_path: Path, train_command: Command, command: Command, capsys
+) -> None:
+    few = ["--max-megapixels", "0.001"]
+    image = next((trained.data / "brick" / "test" / "good").iterdir())
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert train_command(trained.data, tmp_path, *few) == 1
+    assert command(crad.evaluate.main, *checkpoint, *few) == 1
+    assert command(crad.predict.main, *checkpoint, str(image), *few) == 1
+    assert capsys.readouterr().err.count("more than the limit of 0.001 million") == 3
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "1") == 0
+    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "-1") == 2
 
 
 # What is no regular file
@@ -362,6 +449,21 @@ def test_no_file_beside_images_is_waited_for(trained, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "visa" / "split_csv" / "1cls.csv")
     with pytest.raises(DataError, match=r"1cls\.csv' is a FIFO"):
         find_dataset(tmp_path / "visa")
+
+
+def test_a_fifo_is_refused_wherever_a_path_is_given(
+    trained, tmp_path: Path, command: Command, train_command: Command, capsys
+) -> None:
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    checkpoint = ["--checkpoint", str(trained.output)]
+    assert command(crad.predict.main, *checkpoint, str(fifo)) == 1
+    assert command(crad.predict.main, "--checkpoint", str(fifo), str(trained.data)) == 1
+    assert command(crad.predict.main, *checkpoint, str(fifo), "--skip-bad") == 1  # nothing is left
+    more = ["--backbone", "resnet18", "--weights", str(fifo)]
+    assert train_command(trained.data, tmp_path / "out", *more) == 1
+    err = capsys.readouterr().err
+    assert err.count("fifo.png") == err.count("is a FIFO") == 4
 
 
 def test_a_sheet_shows_the_bit_depth(deep_image: Path) -> None:

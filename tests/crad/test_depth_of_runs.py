@@ -1,25 +1,22 @@
 """Runs on 16-bit images: their bit depth is recognised, said, stored and applied."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 import crad
 import crad.evaluate
 import crad.predict
-from crad.data.images import Decoding, open_image
+from crad.data.decoding import Decoding
+from crad.data.images import open_image
 from crad.report.heat_maps import heat_map
 from crad.training.checkpoint import read_checkpoint
-from tests.crad.conftest import SMALL
 from tests.crad.test_decoding import write_png
-from tests.crad.test_processes import torchrun
 
 Command = Callable[..., int]
 LINE = "bit depth 12: the largest value of {} is 4095; --bit-depth overrides"
@@ -141,79 +138,3 @@ def test_an_evaluation_has_the_stored_depth(
     assert means[1] != means[0]
     assert command(crad.evaluate.main, *arguments, "--bit-depth", "8") == 1
     assert "of bit depth 8" in capsys.readouterr().err
-
-
-def test_the_largest_size_of_every_command(
-    trained, tmp_path: Path, train_command: Command, command: Command, capsys
-) -> None:
-    few = ["--max-megapixels", "0.001"]
-    image = next((trained.data / "brick" / "test" / "good").iterdir())
-    checkpoint = ["--checkpoint", str(trained.output)]
-    assert train_command(trained.data, tmp_path, *few) == 1
-    assert command(crad.evaluate.main, *checkpoint, *few) == 1
-    assert command(crad.predict.main, *checkpoint, str(image), *few) == 1
-    assert capsys.readouterr().err.count("more than the limit of 0.001 million") == 3
-    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "1") == 0
-    assert command(crad.predict.main, *checkpoint, str(image), "--max-megapixels", "-1") == 2
-
-
-def test_further_pages_and_vanishing_masks_are_told_in_one_line_each(
-    trained, tmp_path: Path, train_command: Command, command: Command, capsys
-) -> None:
-    root = shutil.copytree(trained.data, tmp_path / "data")
-    for part in ("train/good", "test/good"):
-        path = next((root / "brick" / part).iterdir())
-        pages = np.repeat(np.asarray(open_image(path))[None], 2, axis=0)
-        path.unlink()
-        tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="rgb")
-    for mask in (root / "gauge" / "ground_truth").rglob("*.png"):
-        marks = np.zeros((64, 64), np.uint8)
-        marks[0, 0] = 255
-        Image.fromarray(marks).save(mask)
-    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
-    out = capsys.readouterr().out
-    assert out.count("2 files have further pages or frames, of which only the first is used") == 1
-    note = json.loads((tmp_path / "run" / "results.json").read_text())["note"]
-    assert "masks vanish at 32 x 32 pixels (its rule: nearest)" in note
-    assert note in out
-
-    assert command(crad.evaluate.main, "--checkpoint", str(tmp_path / "run")) == 0
-    out = capsys.readouterr().out
-    assert out.count("1 file has further pages or frames") == 1
-    assert note in out
-    test = str(root / "brick" / "test")
-    assert command(crad.predict.main, "--checkpoint", str(tmp_path / "run"), test) == 0
-    assert capsys.readouterr().out.count("1 file has further pages or frames") == 1
-
-
-def test_a_fifo_is_refused_wherever_a_path_is_given(
-    trained, tmp_path: Path, command: Command, train_command: Command, capsys
-) -> None:
-    fifo = tmp_path / "fifo.png"
-    os.mkfifo(fifo)
-    checkpoint = ["--checkpoint", str(trained.output)]
-    assert command(crad.predict.main, *checkpoint, str(fifo)) == 1
-    assert command(crad.predict.main, "--checkpoint", str(fifo), str(trained.data)) == 1
-    assert command(crad.predict.main, *checkpoint, str(fifo), "--skip-bad") == 1  # nothing is left
-    more = ["--backbone", "resnet18", "--weights", str(fifo)]
-    assert train_command(trained.data, tmp_path / "out", *more) == 1
-    err = capsys.readouterr().err
-    assert err.count("fifo.png") == err.count("is a FIFO") == 4
-
-
-@pytest.mark.slow
-def test_two_processes_have_one_depth_and_say_it_once(deep_root: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(deep_root, tmp_path / "data")
-    for number in range(20):  # enough for both processes
-        levels = np.full((2, 64, 64), 100 * number, np.uint16)
-        path = root / "brick" / "test" / "good" / f"pages{number}.tif"
-        tifffile.imwrite(path, levels, photometric="minisblack")
-    arguments = ["--data", root, "--output", tmp_path / "run", *SMALL, "--epochs", "1"]
-    ended = torchrun("-m", "crad", "train", *arguments)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("bit depth 12") == 1
-    assert ended.stdout.count("20 files have further pages or frames") == 1
-    assert read_checkpoint(tmp_path / "run").config.model.bit_depth == 12
-    ended = torchrun("-m", "crad", "evaluate", "--checkpoint", tmp_path / "run")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("20 files have further pages or frames") == 1

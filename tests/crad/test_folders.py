@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crad.data.folders import Folder, not_used
+from crad.data.folders import Folder, natural_key, not_used
 from crad.errors import DataError
 
 
@@ -79,3 +79,9 @@ def test_a_file_that_is_used_under_another_name_of_its_folder_is_used(tmp_path: 
     (tmp_path / "a").symlink_to(tmp_path / "b", target_is_directory=True)
     for used in ("a/0.png", "b/0.png"):
         assert not_used(Folder(tmp_path), [tmp_path / used], (), "") == ()
+
+
+def test_names_are_sorted_as_people_count() -> None:
+    names = ["img10.png", "Img2.png", "img1.png", "a", "10", "9", "img²", ""]
+    expected = ["", "9", "10", "a", "img1.png", "Img2.png", "img10.png", "img²"]
+    assert sorted(names, key=natural_key) == expected

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from crad.data.images import natural_key, open_image, open_mask, to_rgb, to_tensor
+from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.masks import open_mask
 from crad.errors import ImageError
 
 RAMP = np.linspace(0, 255, 12 * 20).round().astype(np.uint8).reshape(12, 20)
@@ -263,75 +264,6 @@ def test_a_limit_of_pixels_that_was_lifted_is_none(tmp_path, monkeypatch):
     assert open_image(path).size == (100, 100)
 
 
-# Masks
-
-MASK = RAMP > 200
-
-
-@pytest.mark.parametrize(
-    "levels",
-    [
-        MASK,
-        MASK.astype(np.uint8),
-        MASK.astype(np.uint8) * np.uint8(255),
-        MASK.astype(np.uint8) * np.uint8(3),
-        MASK.astype(np.uint16),
-        np.dstack([0 * RAMP, MASK.astype(np.uint8), 0 * RAMP]),
-        np.dstack([MASK.astype(np.uint8)] * 3 + [np.full_like(RAMP, 255)]),
-    ],
-    ids=["1-bit", "0/1", "0/255", "class ids", "16-bit 0/1", "one colour", "RGBA"],
-)
-def test_a_mask_is_what_is_above_zero(tmp_path, levels):
-    mask = open_mask(save(tmp_path / "m.png", levels))
-    assert mask.dtype == np.bool_
-    np.testing.assert_array_equal(mask, MASK)
-
-
-def test_masks_of_integers_floats_greyscale_alpha_and_palette(tmp_path):
-    grey_alpha = Image.merge(
-        "LA", [Image.fromarray(MASK.astype(np.uint8)), Image.new("L", (20, 12), 255)]
-    )
-    palette = Image.fromarray(MASK.astype(np.uint8))
-    palette.putpalette([0, 0, 0, 0, 0, 200])
-    for path in (
-        save(tmp_path / "i.tif", MASK.astype(np.int32)),
-        save(tmp_path / "f.tif", MASK.astype(np.float32)),
-        save(tmp_path / "la.png", grey_alpha),
-        save(tmp_path / "p.png", palette),
-    ):
-        np.testing.assert_array_equal(open_mask(path), MASK, err_msg=path.name)
-
-
-def test_a_jpeg_mask_is_not_smeared(tmp_path):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[20:40, 24:44] = 255
-    opened = open_mask(save(tmp_path / "m.jpg", mask, quality=75))
-    assert (opened != (mask > 0)).mean() < 0.01
-
-
-def test_a_mask_is_resized_to_the_frame_of_its_image(tmp_path):
-    mask = np.zeros((60, 100), np.uint8)
-    mask[30:, 50:] = 1
-    resized = open_mask(save(tmp_path / "m.png", mask), 32)
-    expected = np.zeros((32, 32), bool)
-    expected[16:, 16:] = True
-    np.testing.assert_array_equal(resized, expected)
-
-
-def test_a_mask_resized_bilinearly_keeps_what_covers_half_a_pixel(tmp_path):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, :33] = 1  # in the quarter size, 8 columns and a quarter of the next
-    mask[8:11, 48:52] = 1  # three quarters of a pixel; the filter spreads it over more
-    path = save(tmp_path / "m.png", mask)
-    resized = open_mask(path, 16, "bilinear")
-    expected = np.zeros((16, 16), bool)
-    expected[:, :8] = True
-    np.testing.assert_array_equal(resized, expected)
-    enlarged = np.repeat(np.repeat(mask > 0, 2, axis=0), 2, axis=1)
-    np.testing.assert_array_equal(open_mask(path, 128, "bilinear"), enlarged)
-    np.testing.assert_array_equal(open_mask(path, 64, "bilinear"), mask > 0)
-
-
 # In memory
 
 
@@ -394,12 +326,3 @@ def test_what_cannot_be_an_image_says_why(image, message):
 def test_other_types_are_a_type_error():
     with pytest.raises(TypeError, match="list"):
         to_rgb([[0, 1]])
-
-
-# Folders
-
-
-def test_names_are_sorted_as_people_count():
-    names = ["img10.png", "Img2.png", "img1.png", "a", "10", "9", "img²", ""]
-    expected = ["", "9", "10", "a", "img1.png", "Img2.png", "img10.png", "img²"]
-    assert sorted(names, key=natural_key) == expected

@@ -1,20 +1,26 @@
 """Masks: every way to save one reads alike, or is refused by name; none vanishes unsaid."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+import crad.evaluate
 from crad.data.bad_images import BadImages
-from crad.data.images import open_mask, resize_mask
+from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
-from crad.errors import ImageError, MaskError
+from crad.errors import ImageError, MaskError, UsageError
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import PROTOCOLS
 from tests.crad.test_decoding import write_png, write_tiff
+from tests.crad.test_images import RAMP, save
 
+MASK = RAMP > 200
 REGION = np.zeros((12, 20), bool)
 REGION[3:7, 4:11] = True
 INDEX = REGION.astype(np.uint8)
@@ -75,6 +81,13 @@ def test_integers_of_32_bits_read_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_mask(tmp_path / "m.tif"), REGION)
 
 
+@pytest.mark.parametrize("levels", [255 - WHITE, 65535 - INDEX.astype(np.uint16), 1.0 - REGION])
+def test_zero_stands_for_white_where_a_tiff_says_so(tmp_path: Path, levels: np.ndarray) -> None:
+    levels = levels.astype(np.float32) if levels.dtype.kind == "f" else levels
+    tifffile.imwrite(tmp_path / "m.tif", levels, photometric="miniswhite")
+    np.testing.assert_array_equal(open_mask(tmp_path / "m.tif"), REGION)
+
+
 @pytest.mark.parametrize("write", [write_png, write_tiff])
 def test_16_bit_colours_below_the_high_byte_count(tmp_path: Path, write: Callable) -> None:
     level = INDEX.astype(np.uint16)
@@ -90,7 +103,71 @@ def test_16_bit_alpha_counts(tmp_path: Path) -> None:
         np.testing.assert_array_equal(open_mask(tmp_path / name), REGION)
 
 
+@pytest.mark.parametrize(
+    "levels",
+    [
+        MASK,
+        MASK.astype(np.uint8),
+        MASK.astype(np.uint8) * np.uint8(255),
+        MASK.astype(np.uint8) * np.uint8(3),
+        MASK.astype(np.uint16),
+        np.dstack([0 * RAMP, MASK.astype(np.uint8), 0 * RAMP]),
+        np.dstack([MASK.astype(np.uint8)] * 3 + [np.full_like(RAMP, 255)]),
+    ],
+    ids=["1-bit", "0/1", "0/255", "class ids", "16-bit 0/1", "one colour", "RGBA"],
+)
+def test_a_mask_is_what_is_above_zero(tmp_path: Path, levels: np.ndarray) -> None:
+    mask = open_mask(save(tmp_path / "m.png", levels))
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, MASK)
+
+
+def test_masks_of_integers_floats_greyscale_alpha_and_palette(tmp_path: Path) -> None:
+    grey_alpha = Image.merge(
+        "LA", [Image.fromarray(MASK.astype(np.uint8)), Image.new("L", (20, 12), 255)]
+    )
+    palette = Image.fromarray(MASK.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 0, 0, 200])
+    for path in (
+        save(tmp_path / "i.tif", MASK.astype(np.int32)),
+        save(tmp_path / "f.tif", MASK.astype(np.float32)),
+        save(tmp_path / "la.png", grey_alpha),
+        save(tmp_path / "p.png", palette),
+    ):
+        np.testing.assert_array_equal(open_mask(path), MASK, err_msg=path.name)
+
+
+def test_a_jpeg_mask_is_not_smeared(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 24:44] = 255
+    opened = open_mask(save(tmp_path / "m.jpg", mask, quality=75))
+    assert (opened != (mask > 0)).mean() < 0.01
+
+
 # Resizing
+
+
+def test_a_mask_is_resized_to_the_frame_of_its_image(tmp_path: Path) -> None:
+    mask = np.zeros((60, 100), np.uint8)
+    mask[30:, 50:] = 1
+    resized = open_mask(save(tmp_path / "m.png", mask), 32)
+    expected = np.zeros((32, 32), bool)
+    expected[16:, 16:] = True
+    np.testing.assert_array_equal(resized, expected)
+
+
+def test_a_mask_resized_bilinearly_keeps_what_covers_half_a_pixel(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :33] = 1  # in the quarter size, 8 columns and a quarter of the next
+    mask[8:11, 48:52] = 1  # three quarters of a pixel; the filter spreads it over more
+    path = save(tmp_path / "m.png", mask)
+    resized = open_mask(path, 16, "bilinear")
+    expected = np.zeros((16, 16), bool)
+    expected[:, :8] = True
+    np.testing.assert_array_equal(resized, expected)
+    enlarged = np.repeat(np.repeat(mask > 0, 2, axis=0), 2, axis=1)
+    np.testing.assert_array_equal(open_mask(path, 128, "bilinear"), enlarged)
+    np.testing.assert_array_equal(open_mask(path, 64, "bilinear"), mask > 0)
 
 
 def test_any_loses_no_defect() -> None:
@@ -116,6 +193,16 @@ def test_any_takes_every_pixel_that_is_touched() -> None:
     mask = np.zeros((6, 4), bool)
     mask[1, 1] = True  # in rows 0 and 1 of four
     np.testing.assert_array_equal(resize_mask(mask, 4, "any")[:, 1], [True, True, False, False])
+
+
+def test_another_way_to_resize_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(WHITE).save(tmp_path / "m.png")
+    message = "resize: expected one of nearest, bilinear, any, but got 'bogus'"
+    for size in (None, 8):
+        with pytest.raises(UsageError, match=message):
+            open_mask(tmp_path / "m.png", size, "bogus")
+    with pytest.raises(UsageError, match=message):
+        resize_mask(REGION, 8, "bogus")
 
 
 # Masks that contradict their image
@@ -195,15 +282,35 @@ def test_masks_that_vanish_are_counted(tmp_path: Path) -> None:
         else:
             samples.append(Sample(folder / "image.png", "nut", "good"))
     truths = Truths(56, BadImages(skip=False))
-    crad, ader = PROTOCOLS["crad"], PROTOCOLS["ader"]
-    size = crad.map_size(56)
-    assert truths.vanished(samples, crad) == (
+    own, ader = PROTOCOLS["crad"], PROTOCOLS["ader"]
+    size = own.map_size(56)
+    assert truths.vanished(samples, own) == (
         f"protocol crad: 2 of 3 masks vanish at {size} x {size} pixels (its rule: nearest); their "
         "defects count as normal pixels"
     )
     assert (truths.vanished(samples[1:], ader) or "").startswith(
         "protocol ader: 1 of 2 masks vanishes at "
     )
-    assert truths.vanished(samples[2:], crad) is None
-    notes = Evaluation(samples, {"nut": 0}, truths).notes([crad, ader])
+    assert truths.vanished(samples[2:], own) is None
+    notes = Evaluation(samples, {"nut": 0}, truths).notes([own, ader])
     assert [note[:13] for note in notes] == ["protocol crad", "protocol ader"]
+
+
+def test_masks_that_vanish_are_told_with_the_results(
+    trained,
+    tmp_path: Path,
+    train_command: Callable[..., int],
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = shutil.copytree(trained.data, tmp_path / "data")
+    for mask in (root / "gauge" / "ground_truth").rglob("*.png"):
+        marks = np.zeros((64, 64), np.uint8)
+        marks[0, 0] = 255
+        Image.fromarray(marks).save(mask)
+    assert train_command(root, tmp_path / "run", "--epochs", "1") == 0
+    note = json.loads((tmp_path / "run" / "results.json").read_text())["note"]
+    assert "masks vanish at 32 x 32 pixels (its rule: nearest)" in note
+    assert note in capsys.readouterr().out
+    assert command(crad.evaluate.main, "--checkpoint", str(tmp_path / "run")) == 0
+    assert note in capsys.readouterr().out

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 
 import crad.evaluate
 from crad.command_line import run_command
@@ -62,6 +65,15 @@ def set_launch(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
     }
     for name, value in (values | changed).items():
         monkeypatch.setenv(name, value)
+
+
+def replace_by_pages(path: Path) -> None:
+    """Make an image one of 12 bits, in a file of two pages."""
+    with Image.open(path) as image:
+        levels = np.asarray(image.convert("L")).astype(np.uint16) * 16
+    path.unlink()
+    pages = np.stack([levels, levels])
+    tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="minisblack")
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -116,13 +128,14 @@ def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
 def test_an_evaluation_by_two_processes_is_that_of_one(
     trained, command: Callable[..., int], tmp_path: Path
 ) -> None:
-    """With two images that are left out, one by each process."""
+    """With two images that are left out and two of 12 bits and two pages, one by each process."""
     data = shutil.copytree(trained.data, tmp_path / "data")
     bad = [data / "brick" / "test" / "good" / "000.png", data / "gauge" / "test" / "good/000.png"]
     for path in bad:
         path.write_bytes(b"no image")
+        replace_by_pages(path.with_name("001.png"))
     arguments = [
-        *("--checkpoint", trained.output, "--data", data, "--protocol", "all"),
+        *("--checkpoint", trained.output, "--data", data, "--protocol", "all", "--bit-depth", "12"),
         *("--skip-bad", "--batch-size", "5", "--output"),
     ]
     ended = torchrun("-m", "crad", "evaluate", *arguments, tmp_path / "two")
@@ -130,6 +143,7 @@ def test_an_evaluation_by_two_processes_is_that_of_one(
     for path in bad:
         assert ended.stderr.count(f"'{path}'") == 1
     assert ended.stdout.count("2 images") == 1
+    assert ended.stdout.count("2 files have further pages") == 1
     assert command(crad.evaluate.main, *map(str, arguments), str(tmp_path / "one")) == 0
     one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
     assert two["decisions"] == one["decisions"]
@@ -170,6 +184,7 @@ def test_an_error_of_one_process_ends_all_and_is_said_once(trained, tmp_path: Pa
     good = data / "gauge" / "test" / "good"
     for number in range(10):  # the last of them is in the second batch, that of the other process
         shutil.copy(good / "000.png", good / f"9{number}.png")
+    replace_by_pages(good / "91.png")
     last = good / "99.png"
     last.write_bytes(b"no image")
     arguments = ["--data", data, "--output", tmp_path / "run", *trained.arguments]
@@ -178,6 +193,7 @@ def test_an_error_of_one_process_ends_all_and_is_said_once(trained, tmp_path: Pa
     said = [line for line in ended.stderr.splitlines() if "error: " in line]
     assert len(said) == 1
     assert f"'{last}'" in said[0]
+    assert ended.stdout.count("bit depth 12: ") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -30,7 +30,7 @@ import torch
 
 from crad.__main__ import COMMANDS, main
 from crad.data.demo import demo_dataset, write_demo
-from crad.data.images import IMAGE_SUFFIXES
+from crad.data.folders import IMAGE_SUFFIXES
 from crad.errors import CradError
 
 TINY = {

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crad.data.folders import Folder
-from crad.data.images import IMAGE_SUFFIXES
+from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.samples import GOOD, Sample, Split
 from crad.errors import DataError
 from crad.files import full_path
