@@ -90,6 +90,8 @@ def _marked(raw: RawImage) -> npt.NDArray[np.bool_]:
             levels = (1 if image.mode == "F" else 65535) - levels
     else:
         levels = np.asarray(image.convert("RGB"))
+    if image.mode == "F" and np.isnan(levels).any():
+        raise ImageError("some pixels are NaN; set them to 0 or 1")
     has_alpha = levels.shape[2] in (2, 4)
     colours = levels[..., :-1] if has_alpha else levels
     marked: npt.NDArray[np.bool_] = np.any(

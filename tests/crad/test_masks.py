@@ -314,3 +314,11 @@ def test_masks_that_vanish_are_told_with_the_results(
     assert note in capsys.readouterr().out
     assert command(crad.evaluate.main, "--checkpoint", str(tmp_path / "run")) == 0
     assert note in capsys.readouterr().out
+
+
+def test_nan_in_a_mask_is_refused(tmp_path: Path) -> None:
+    levels = np.zeros((8, 8), np.float32)
+    levels[2:4, 2:4], levels[6, 6] = 1, np.nan
+    Image.fromarray(levels).save(tmp_path / "mask.tif")
+    with pytest.raises(ImageError, match=r"mask\.tif.*NaN"):
+        open_mask(tmp_path / "mask.tif")
