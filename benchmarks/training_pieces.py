@@ -35,7 +35,7 @@ from crad.config import Config, ModelConfig, TrainingConfig
 from crad.data import Sample
 from crad.data.demo import write_demo
 from crad.detector import create_model
-from crad.devices import freed_memory_kept
+from crad.memory import freed_memory_kept
 from crad.model.crad import CRAD
 from crad.report.results import Results
 from crad.train import TrainOptions, parse_options, train_model

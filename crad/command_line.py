@@ -19,8 +19,9 @@ import tyro
 
 from crad import launch
 from crad.data.batches import BATCH_SIZE
-from crad.devices import PrecisionName, freed_memory_kept, is_out_of_memory
+from crad.devices import PrecisionName
 from crad.errors import CradError, PeerError, UsageError
+from crad.memory import freed_memory_kept, is_out_of_memory
 from crad.training import processes
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data.bad_images import BadImages
-from crad.data.folders import Folder, count
+from crad.data.folders import Folder
 from crad.data.images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, open_image
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import has_more_note
@@ -36,6 +36,7 @@ from crad.report.scores import DECISIONS, Csv, Format, Json, ScoreFile, row_of
 from crad.report.tables import printable
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
+from crad.words import count
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from crad.data.images import IMAGE_SUFFIXES, natural_key
 from crad.errors import DataError
-
-_SHOWN = 3  # names in a message
+from crad.words import count, enumerate_some
 
 
 class Folder:
@@ -111,7 +110,7 @@ def not_used(
     Args:
         root: the folder.
         used: the files that are.
-        passed_over: folders that are of no matter.
+        passed_over: folders to ignore.
         rule: which images are read.
 
     Raises:
@@ -145,16 +144,6 @@ def not_used(
             f"{_places(others)}; images end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return tuple(lines)
-
-
-def count(number: int, thing: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
-def enumerate_some(names: Collection[str]) -> str:
-    """The first of some names."""
-    return ", ".join([*names][:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def _places(folders: Collection[Path]) -> str:

@@ -17,6 +17,7 @@ from crad.data.images import (
     resize_mask,
 )
 from crad.errors import ImageError, MaskError
+from crad.words import count, enumerate_some
 
 GOOD = "good"
 """The `defect` of a normal image."""
@@ -100,9 +101,12 @@ def has_more_note(samples: Iterable[Sample]) -> str | None:
     paths = [sample.path for sample in samples if sample.has_more]
     if not paths:
         return None
-    names = ", ".join(f"'{path}'" for path in paths[:3]) + ", ..." * (len(paths) > 3)
-    files = "1 file has" if len(paths) == 1 else f"{len(paths)} files have"
-    return f"{files} further pages or frames, of which only the first is used: {names}"
+    names = enumerate_some([f"'{path}'" for path in paths])
+    has = "has" if len(paths) == 1 else "have"
+    return (
+        f"{count(len(paths), 'file')} {has} further pages or frames, of which only the first is "
+        f"used: {names}"
+    )
 
 
 @dataclass(frozen=True)

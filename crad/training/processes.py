@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from crad.errors import CradError, DeviceError, LaunchError, PeerError
+from crad.errors import CradError, DeviceError, LaunchError, PeerError, TrainingError
 from crad.launch import Launch, find_launch
+from crad.memory import available_memory
 from crad.training.peers import Peers
 
 T = TypeVar("T")
@@ -153,6 +154,34 @@ def local_rank() -> int:
 def local_count() -> int:
     """Number of processes on this machine."""
     return _launch.local_count if _launch else 1
+
+
+def machine() -> str:
+    """Name of this machine among those of the run."""
+    return _launch.machine if _launch else ""
+
+
+def check_memory(needs: Iterable[tuple[str, float, str]]) -> None:
+    """Refuse what memory cannot hold in all processes, before the system ends one.
+
+    All processes call this together, so that none takes memory before all have seen what is left,
+    and all come to the same result.
+
+    Args:
+        needs: what takes memory, with its verb; its bytes in each process; the option to lower.
+
+    Raises:
+        TrainingError: it needs more than there is.
+    """
+    available = min(gather(available_memory() / local_count()))
+    for what, needed, option in needs:
+        if needed > available:
+            each = " to each process" if local_count() > 1 else ""
+            fewer = ", or start fewer processes" if each else ""
+            raise TrainingError(
+                f"memory: {what} {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are "
+                f"available{each}; lower {option}{fewer}"
+            )
 
 
 def start_command() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import LaunchError
@@ -52,6 +53,7 @@ MASTER = {"MASTER_ADDR": "first", "MASTER_PORT": "1234"}
 FAILING = """
 import os, signal, sys, time
 import torch
+import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import DataError
@@ -81,12 +83,31 @@ run_command(work, shared=True)
 """
 
 
+# Two machines of two processes, whose ranks alternate, as with srun --distribution=cyclic.
+CYCLIC = """
+import sys
+from pathlib import Path
+import torch
+from crad.training import processes
+from crad.training.feature_cache import FeatureCache
+
+with processes.joined(torch.device("cpu")):
+    values = FeatureCache().allocate(4)
+    values[processes.local_rank()] = processes.rank()
+    processes.gather(None)
+    said = (processes.rank(), values[:2].tolist())
+    told = processes.gather(said)
+print(said, file=sys.stderr)
+"""
+
+
 def launched(
-    launcher: str, count: int, *arguments: str, folder: Path
+    launcher: str, count: int, *arguments: str, folder: Path, machines: int = 1
 ) -> tuple[list[int], list[str]]:
     """Run something in several processes; the exit codes, and the lines of all on stderr.
 
-    For srun, which is simulated, each has a code of its own. It ends no process for another.
+    For srun, which is simulated, each has a code of its own. It ends no process for another. The
+    ranks of several ``machines`` alternate.
     """
     if launcher == "mpirun" and not shutil.which("mpirun"):
         pytest.skip("there is no mpirun; Debian's package openmpi-bin has one")
@@ -105,11 +126,18 @@ def launched(
         step = {
             "SLURM_JOB_ID": str(folder),
             "SLURM_STEP_ID": "0",
-            "SLURM_NODEID": "0",
             "SLURM_STEP_NUM_TASKS": str(count),
-            "SLURM_STEP_TASKS_PER_NODE": str(count),
+            "SLURM_STEP_TASKS_PER_NODE": f"{count // machines}(x{machines})",
+            "SLURM_STEP_NODELIST": "localhost",
         }
-        places = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
+        places = [
+            {
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank // machines),
+                "SLURM_NODEID": str(rank % machines),
+            }
+            for rank in range(count)
+        ]
         environments = [environment | step | place for place in places]
         commands = [command] * count
     running = [
@@ -145,6 +173,37 @@ def test_a_launcher_tells_the_place_of_a_process(
     assert launch is not None
     assert launch.start == start
     assert launch.environment() == TORCHRUN
+
+
+def test_a_machine_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the launcher; else by host and kernel, of which containers share one or the other."""
+
+    def name(environment: dict[str, str]) -> str:
+        launch = find_launch(environment | MASTER)
+        assert launch is not None
+        return launch.machine
+
+    assert name(STEP) == STEP["SLURM_NODEID"]
+    assert name(TORCHRUN | {"GROUP_RANK": "5"}) == "5"
+    here = name(OPEN_MPI)
+    assert here == name(HYDRA) == name(OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0"})
+    monkeypatch.setattr("platform.node", lambda: "another")
+    other_host = name(OPEN_MPI)
+    monkeypatch.undo()
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(crad.launch, "_BOOT_ID", tmp_path / "boot_id")
+    other_kernel = name(OPEN_MPI)
+    monkeypatch.setattr(crad.launch, "_BOOT_ID", tmp_path / "missing")
+    assert len({here, other_host, other_kernel, name(OPEN_MPI)}) == 4
+
+
+@pytest.mark.slow
+def test_ranks_of_a_machine_need_not_follow_each_other(tmp_path: Path) -> None:
+    (tmp_path / "cyclic.py").write_text(CYCLIC)
+    codes, lines = launched("srun", 4, str(tmp_path / "cyclic.py"), folder=tmp_path, machines=2)
+    assert codes == 4 * [0], lines
+    found = sorted(line for line in lines if line.startswith("("))
+    assert found == [f"({rank}, [{rank % 2}.0, {rank % 2 + 2}.0])" for rank in range(4)]
 
 
 @pytest.mark.parametrize(
