@@ -408,10 +408,10 @@ def from_files(setting: Setting, precision: Any) -> Report:
     detector = crad.load(setting.run, setting.device, precision)
     paths = sorted(setting.images.rglob("*.png"))[: 16 * setting.batch]
     report: Report = {"images": len(paths), "batch": setting.batch}
-    detector.predict(paths[: setting.batch], setting.batch)
+    detector.predict(paths[: setting.batch], batch_size=setting.batch)
     with peak_bytes(setting, report):
         started = time.perf_counter()
-        detector.predict(paths, setting.batch)
+        detector.predict(paths, batch_size=setting.batch)
         setting.synchronize()
         report["images_per_second"] = len(paths) / (time.perf_counter() - started)
     return report

@@ -1,8 +1,9 @@
 """A trained detector: images in, scores and anomaly maps out."""
 
+import operator
 import os
 from collections.abc import Collection, Iterable, Iterator
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Detector:
     def predict(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         class_name: str | None = None,
         channel_order: ChannelOrder = "rgb",
@@ -99,16 +101,20 @@ class Detector:
         Raises:
             CheckpointError: the model has no finite anomaly maps of them.
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
+            TypeError: an argument is of another type.
             UsageError: ``batch_size`` is not positive, no class has this name, or there is no
                 such order of channels.
         """
         return list(
-            self.iterate(images, batch_size, class_name=class_name, channel_order=channel_order)
+            self.iterate(
+                images, batch_size=batch_size, class_name=class_name, channel_order=channel_order
+            )
         )
 
     def iterate(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
         class_name: str | None = None,
@@ -127,16 +133,19 @@ class Detector:
         Raises:
             CheckpointError: as for `predict`.
             ImageError: as for `predict`.
+            TypeError: as for `predict`, or ``skip`` cannot be called.
             UsageError: as for `predict`.
         """
+        if class_name is not None and not isinstance(class_name, str):
+            raise TypeError(
+                f"predict(): expected class_name as text or None, but got {class_name!r}"
+            )
         if class_name is not None and class_name not in self.classes:
             raise UsageError(
                 f"class: the model has no class '{class_name}'; it has "
                 f"{', '.join(self.classes) or 'none with a threshold'}"
             )
-        if batch_size < 1:
-            raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
-        check_channel_order(channel_order)
+        _check_reading(batch_size, skip, channel_order)
         return self._score(images, batch_size, skip, class_name, channel_order)
 
     @torch.inference_mode()
@@ -148,7 +157,10 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, anomaly_maps in self.map_images(images, batch_size, skip, channel_order):
+        mapped = self.map_images(
+            images, batch_size=batch_size, skip=skip, channel_order=channel_order
+        )
+        for batch, anomaly_maps in mapped:
             maps, scores = self.protocol.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
@@ -170,6 +182,7 @@ class Detector:
     def map_images(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
         channel_order: ChannelOrder = "rgb",
@@ -181,6 +194,7 @@ class Detector:
         Returns:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
+        _check_reading(batch_size, skip, channel_order)
         sources = split_images(images)
         batches = load_batches(
             sources,
@@ -207,6 +221,17 @@ class Detector:
                     "copy of the checkpoint, or train again with --overwrite"
                 )
             yield batch, anomaly_maps
+
+
+def _check_reading(batch_size: object, skip: object, channel_order: str) -> None:
+    """Refuse what says wrongly how images are to be read."""
+    if not isinstance(batch_size, SupportsIndex):
+        raise TypeError(f"predict(): expected batch_size as a whole number, but got {batch_size!r}")
+    if operator.index(batch_size) < 1:
+        raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size!r}")
+    if skip is not None and not callable(skip):
+        raise TypeError(f"predict(): expected skip as a function or None, but got {skip!r}")
+    check_channel_order(channel_order)
 
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:

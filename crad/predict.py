@@ -113,7 +113,9 @@ def _predict(
 ) -> list[Prediction]:
     done: list[Prediction] = []
     bad = BadImages(skip=options.skip_bad)
-    predictions = detector.iterate(found, options.compute.batch_size, bad, options.class_)
+    predictions = detector.iterate(
+        found, batch_size=options.compute.batch_size, skip=bad, class_name=options.class_
+    )
     print("     score  decision  image")
     try:
         with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
