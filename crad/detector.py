@@ -1,9 +1,9 @@
 """A trained detector: images in, scores and anomaly maps out."""
 
-import operator
 import os
 from collections.abc import Collection, Iterable, Iterator
-from typing import Literal, SupportsIndex
+from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -225,9 +225,9 @@ class Detector:
 
 def _check_reading(batch_size: object, skip: object, channel_order: str) -> None:
     """Refuse what says wrongly how images are to be read."""
-    if not isinstance(batch_size, SupportsIndex):
+    if not isinstance(batch_size, Integral):
         raise TypeError(f"predict(): expected batch_size as a whole number, but got {batch_size!r}")
-    if operator.index(batch_size) < 1:
+    if int(batch_size) < 1:
         raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size!r}")
     if skip is not None and not callable(skip):
         raise TypeError(f"predict(): expected skip as a function or None, but got {skip!r}")
@@ -287,9 +287,12 @@ def load(
         CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
+        TypeError: an argument is of another type.
         UsageError: ``bit_depth`` or ``max_megapixels`` is out of range, or there is no such
             precision.
     """
+    if "\0" in os.fsdecode(path):
+        raise CheckpointError(f"checkpoint: no file has a name with a null byte, as {path!r} has")
     selected = select_device(device)
     return from_checkpoint(
         read_checkpoint(path),

@@ -61,7 +61,7 @@ def select_precision(
     Raises:
         UsageError: the name is none of these.
     """
-    if name not in get_args(PrecisionName):
+    if not isinstance(name, str) or name not in get_args(PrecisionName):
         raise UsageError(
             f"precision: expected one of {', '.join(get_args(PrecisionName))}, but got {name!r}"
         )
@@ -80,7 +80,10 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
 
     Raises:
         DeviceError: there is no such device on this machine, or the name is none of these.
+        TypeError: it is no name.
     """
+    if not isinstance(name, str | torch.device | None):
+        raise TypeError(f"device: expected auto, cpu, cuda or, say, cuda:1, but got {name!r}")
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -63,11 +64,11 @@ class Decoding:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        if self.bit_depth not in BIT_DEPTHS:
-            raise UsageError(f"bit_depth: expected 8 to 16, but got {self.bit_depth}")
-        if not 0 < self.max_megapixels < math.inf:
+        if not isinstance(self.bit_depth, Integral) or self.bit_depth not in BIT_DEPTHS:
+            raise UsageError(f"bit_depth: expected 8 to 16, but got {self.bit_depth!r}")
+        if not isinstance(self.max_megapixels, Real) or not 0 < self.max_megapixels < math.inf:
             raise UsageError(
-                f"max_megapixels: expected a number above 0, but got {self.max_megapixels}"
+                f"max_megapixels: expected a number above 0, but got {self.max_megapixels!r}"
             )
 
 
@@ -225,6 +226,8 @@ def to_rgb(
     check_channel_order(channel_order)
     if isinstance(image, Image.Image):
         with _reading(getattr(image, "filename", None) or "(in memory)"):
+            if not image.width or not image.height:
+                raise ImageError(f"it has {image.width} x {image.height} pixels")
             if _has_deep_colours(image):
                 raise ImageError(
                     "Pillow keeps 8 of the 16 bits of its colours; give the name of the file"
@@ -234,6 +237,11 @@ def to_rgb(
         raise TypeError(
             "to_rgb(): expected a Pillow image, a NumPy array or a tensor, "
             f"but got {type(image).__name__}"
+        )
+    if isinstance(image, torch.Tensor) and not _is_plain(image):
+        raise ImageError(
+            f"to_rgb(): a tensor of type {image.dtype}, layout {image.layout}, on {image.device}; "
+            "expected a dense one of bool, uint8, uint16 or float in [0, 1]"
         )
     shape = tuple(image.shape)
     if isinstance(image, torch.Tensor):
@@ -253,13 +261,19 @@ def to_rgb(
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values that NumPy can have."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return is_dense and not tensor.is_quantized and not tensor.is_complex()
+
+
 def check_channel_order(channel_order: str) -> None:
     """Refuse what is no order of channels.
 
     Raises:
         UsageError: it is neither ``"rgb"`` nor ``"bgr"``.
     """
-    if channel_order not in get_args(ChannelOrder):
+    if not isinstance(channel_order, str) or channel_order not in get_args(ChannelOrder):
         raise UsageError(f"channel_order: expected 'rgb' or 'bgr', but got {channel_order!r}")
 
 

@@ -2,19 +2,23 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import LaunchError
 from crad.launch import find_launch
+from crad.training.peers import Peers
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -57,13 +61,12 @@ import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import DataError
-from crad.training import peers, processes
+from crad.training import processes
 
-peers._GRACE = 3.0
 end, wait = sys.argv[1:]
 
 def work():
-    with processes.joined(torch.device("cpu")):
+    with processes.joined(torch.device("cpu"), grace=3.0):
         processes.gather(None)
         if processes.rank() == processes.count() - 1:
             if end == "error":
@@ -253,6 +256,18 @@ def test_what_is_missing_is_named(environment: dict[str, str]) -> None:
                 find_launch(environment | MASTER | {name: value})
 
 
+def test_a_process_that_finds_no_other_says_which_it_is() -> None:
+    launch = find_launch(OPEN_MPI | MASTER)
+    assert launch is not None
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    store = torch.distributed.HashStore()
+    store.set("crad-peers", f"{port} 00")
+    message = "processes: rank 3 of 4 did not find the others .* start all of them again"
+    with pytest.raises(LaunchError, match=message):
+        Peers(store, replace(launch, address="127.0.0.1"), grace=1.0)
+
+
 def test_processes_on_one_machine_agree_on_a_port() -> None:
     def port(environment: dict[str, str], **changed: str) -> int:
         launch = find_launch(environment | changed)
@@ -341,7 +356,7 @@ def test_when_one_process_fails_all_end(
     errors = [line for line in lines if line.startswith("error: ")]
     own = ["error: the reason"] if end == "error" else []
     peers = [line for line in errors if line not in own]
-    assert all("another process failed (number " in line for line in peers)
+    assert all("another process failed (rank " in line for line in peers)
     tracebacks = [line for line in lines if line.startswith("Traceback")]
     assert len(tracebacks) <= (launcher == "torchrun")  # of its own
     if launcher == "srun":
