@@ -157,10 +157,7 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        mapped = self.map_images(
-            images, batch_size=batch_size, skip=skip, channel_order=channel_order
-        )
-        for batch, anomaly_maps in mapped:
+        for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order):
             maps, scores = self.protocol.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
@@ -178,7 +175,6 @@ class Detector:
                     threshold=self.thresholds.score_of(name),
                 )
 
-    @torch.inference_mode()
     def map_images(
         self,
         images: Source | Iterable[Source],
@@ -195,6 +191,16 @@ class Detector:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
         _check_reading(batch_size, skip, channel_order)
+        return self._map(images, batch_size, skip, channel_order)
+
+    @torch.inference_mode()
+    def _map(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int,
+        skip: OnBad | None,
+        channel_order: ChannelOrder,
+    ) -> Iterator[tuple[Batch, Tensor]]:
         sources = split_images(images)
         batches = load_batches(
             sources,

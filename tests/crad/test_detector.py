@@ -91,6 +91,8 @@ def test_a_bad_image_is_named_or_skipped(detector: Detector, image: Path, tmp_pa
     assert "bad.png" in str(errors[0])
 
 
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
 NO_IMAGE = "expected images as file names, Pillow images, arrays or tensors, but got"
 NO_TYPE = "expected bool, uint8, uint16 or float"
 NO_TENSOR = "expected a dense one of bool, uint8, uint16 or float"
@@ -123,6 +125,7 @@ NO_TENSOR = "expected a dense one of bool, uint8, uint16 or float"
         ([None], TypeError, f"{NO_IMAGE} NoneType"),
         (3, TypeError, f"{NO_IMAGE} int"),
         ((each for each in [3]), TypeError, f"{NO_IMAGE} int"),
+        (CIRCLE, TypeError, "a collection that holds itself"),
         (b"a.png", TypeError, f"{NO_IMAGE} bytes"),
     ],
 )
