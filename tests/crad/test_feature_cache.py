@@ -12,8 +12,9 @@ from torch import Tensor
 import crad.training.feature_cache
 from crad.data.batches import load_batches
 from crad.data.samples import Sample
-from crad.errors import ImageError, StorageError
+from crad.errors import ImageError, LaunchError, StorageError
 from crad.model.crad import CRAD
+from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 from crad.training.feature_cache import FeatureCache
 from crad.training.features import extract
@@ -74,6 +75,16 @@ def test_the_default_budget_is_half_of_what_is_available(
     cache = FeatureCache()
     assert not is_mapped(cache.allocate(999))
     assert is_mapped(cache.allocate(2))
+
+
+def test_a_machine_with_two_first_processes_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, own])
+    with pytest.raises(LaunchError, match=r"2 of those .* its first one; start them with torchrun"):
+        FeatureCache().allocate(3)
+    assert not list(folder.iterdir())
 
 
 def test_a_disk_without_space_is_an_error_with_a_way_out(folder: Path) -> None:
