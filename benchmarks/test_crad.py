@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from benchmarks.training_step import features, models, training_step
-from crad.devices import freed_memory_kept
+from crad.memory import freed_memory_kept
 from crad.model.memories import ContinuousMemory
 
 FEATURE_SIZE = (216, 28, 28)

@@ -35,7 +35,7 @@ from crad.config import Config, ModelConfig, TrainingConfig
 from crad.data import Sample
 from crad.data.demo import write_demo
 from crad.detector import create_model
-from crad.devices import freed_memory_kept
+from crad.memory import freed_memory_kept
 from crad.model.crad import CRAD
 from crad.report.results import Results
 from crad.train import TrainOptions, parse_options, train_model
@@ -408,10 +408,10 @@ def from_files(setting: Setting, precision: Any) -> Report:
     detector = crad.load(setting.run, setting.device, precision)
     paths = sorted(setting.images.rglob("*.png"))[: 16 * setting.batch]
     report: Report = {"images": len(paths), "batch": setting.batch}
-    detector.predict(paths[: setting.batch], setting.batch)
+    detector.predict(paths[: setting.batch], batch_size=setting.batch)
     with peak_bytes(setting, report):
         started = time.perf_counter()
-        detector.predict(paths, setting.batch)
+        detector.predict(paths, batch_size=setting.batch)
         setting.synchronize()
         report["images_per_second"] = len(paths) / (time.perf_counter() - started)
     return report

@@ -25,7 +25,9 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'crad' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next use of it finds it there
+    return value
 
 
 def __dir__() -> list[str]:

@@ -19,8 +19,9 @@ import tyro
 
 from crad import launch
 from crad.data.batches import BATCH_SIZE
-from crad.devices import PrecisionName, freed_memory_kept, is_out_of_memory
+from crad.devices import PrecisionName
 from crad.errors import CradError, PeerError, UsageError
+from crad.memory import freed_memory_kept, is_out_of_memory
 from crad.training import processes
 
 T = TypeVar("T")
@@ -186,7 +187,7 @@ def run_command(
             _close_streams()
             if not first or isinstance(error, PeerError):
                 time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
-            if processes.may_speak():
+            if processes.may_print_error():
                 _say("error: " + re.sub(r"\s*\n\s*", " ", message))  # torch's have many lines
             sys.exit(2 if isinstance(error, UsageError) else 1)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Iterator
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -12,8 +13,9 @@ from crad.config import Config, ModelConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
 from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
 from crad.data.images import ChannelOrder, check_channel_order
-from crad.devices import PrecisionName, is_out_of_memory, select_device, select_precision
+from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
+from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
 from crad.scoring.calibration import Thresholds, class_of
 from crad.scoring.prediction import Prediction
@@ -70,6 +72,7 @@ class Detector:
     def predict(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         class_name: str | None = None,
         channel_order: ChannelOrder = "rgb",
@@ -94,16 +97,20 @@ class Detector:
         Raises:
             CheckpointError: the model has no finite anomaly maps of them.
             ImageError: an image cannot be read, or its shape, type or range makes no sense.
+            TypeError: an argument is of another type.
             UsageError: ``batch_size`` is not positive, no class has this name, or there is no
                 such order of channels.
         """
         return list(
-            self.iterate(images, batch_size, class_name=class_name, channel_order=channel_order)
+            self.iterate(
+                images, batch_size=batch_size, class_name=class_name, channel_order=channel_order
+            )
         )
 
     def iterate(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
         class_name: str | None = None,
@@ -122,16 +129,19 @@ class Detector:
         Raises:
             CheckpointError: as for `predict`.
             ImageError: as for `predict`.
+            TypeError: as for `predict`, or ``skip`` cannot be called.
             UsageError: as for `predict`.
         """
+        if class_name is not None and not isinstance(class_name, str):
+            raise TypeError(
+                f"predict(): expected class_name as text or None, but got {class_name!r}"
+            )
         if class_name is not None and class_name not in self.classes:
             raise UsageError(
                 f"class: the model has no class '{class_name}'; it has "
                 f"{', '.join(self.classes) or 'none with a threshold'}"
             )
-        if batch_size < 1:
-            raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size}")
-        check_channel_order(channel_order)
+        _check_reading(batch_size, skip, channel_order)
         return self._score(images, batch_size, skip, class_name, channel_order)
 
     @torch.inference_mode()
@@ -143,7 +153,7 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, anomaly_maps in self.map_images(images, batch_size, skip, channel_order):
+        for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order):
             maps, scores = self.protocol.score(anomaly_maps, self.image_size)
             for sample, scored, score in zip(
                 batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
@@ -161,10 +171,10 @@ class Detector:
                     threshold=self.thresholds.score_of(name),
                 )
 
-    @torch.inference_mode()
     def map_images(
         self,
         images: Source | Iterable[Source],
+        *,
         batch_size: int = BATCH_SIZE,
         skip: OnBad | None = None,
         channel_order: ChannelOrder = "rgb",
@@ -176,6 +186,17 @@ class Detector:
         Returns:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
+        _check_reading(batch_size, skip, channel_order)
+        return self._map(images, batch_size, skip, channel_order)
+
+    @torch.inference_mode()
+    def _map(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int,
+        skip: OnBad | None,
+        channel_order: ChannelOrder,
+    ) -> Iterator[tuple[Batch, Tensor]]:
         sources = split_images(images)
         batches = load_batches(
             sources,
@@ -186,9 +207,9 @@ class Detector:
             channel_order=channel_order,
         )
         for batch in batches:
-            yield batch, self._map(batch.images.to(self.device))
+            yield batch, self._compute(batch.images.to(self.device))
 
-    def _map(self, images: Tensor) -> Tensor:
+    def _compute(self, images: Tensor) -> Tensor:
         """The maps of the model; what a damaged checkpoint leads to is a `CheckpointError`."""
         try:
             features = self.backbone(images)
@@ -206,6 +227,17 @@ class Detector:
                 "another copy of it, or train again with --overwrite"
             )
         return maps
+
+
+def _check_reading(batch_size: object, skip: object, channel_order: str) -> None:
+    """Refuse what says wrongly how images are to be read."""
+    if not isinstance(batch_size, Integral):
+        raise TypeError(f"predict(): expected batch_size as a whole number, but got {batch_size!r}")
+    if int(batch_size) < 1:
+        raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size!r}")
+    if skip is not None and not callable(skip):
+        raise TypeError(f"predict(): expected skip as a function or None, but got {skip!r}")
+    check_channel_order(channel_order)
 
 
 def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
@@ -261,9 +293,12 @@ def load(
         CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
+        TypeError: an argument is of another type.
         UsageError: ``bit_depth`` or ``max_megapixels`` is out of range, or there is no such
             precision.
     """
+    if "\0" in os.fsdecode(path):
+        raise CheckpointError(f"checkpoint: no file has a name with a null byte, as {path!r} has")
     selected = select_device(device)
     return from_checkpoint(
         read_checkpoint(path),

@@ -1,10 +1,7 @@
-"""What to compute on: device, threads, memory, precision."""
+"""What to compute on: device, threads, precision, compiler."""
 
-import ctypes
 import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -17,10 +14,6 @@ from crad.errors import DeviceError, UsageError
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 _SMALL_STEP = 1e9  # multiply-adds
-_OUT_OF_MEMORY = re.compile(  # PyTorch has no error of its own for the memory of the CPU
-    r"can't allocate memory|not enough memory|Storage size calculation overflowed"
-)
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:
@@ -68,7 +61,7 @@ def select_precision(
     Raises:
         UsageError: the name is none of these.
     """
-    if name not in get_args(PrecisionName):
+    if not isinstance(name, str) or name not in get_args(PrecisionName):
         raise UsageError(
             f"precision: expected one of {', '.join(get_args(PrecisionName))}, but got {name!r}"
         )
@@ -76,36 +69,6 @@ def select_precision(
         return name
     native = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bf16" if native and multiply_adds >= _SMALL_STEP else "fp32"
-
-
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep memory that is freed in the block for what is allocated next, until the block ends.
-
-    glibc gives a freed tensor of over 32 MiB back to the system at once, and clearing the pages of
-    the next one makes a training step up to three times as long (benchmarks/test_crad.py). Other C
-    libraries are left as they are.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    mallopt = getattr(libc, "mallopt", None)
-    if libc is None or mallopt is None:
-        yield
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:  # glibc's defaults
-        mallopt(_M_MMAP_MAX, 65536)
-        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
-        libc.malloc_trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice, of this machine or of a GPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def select_device(name: str | torch.device | None = None) -> torch.device:
@@ -117,7 +80,10 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
 
     Raises:
         DeviceError: there is no such device on this machine, or the name is none of these.
+        TypeError: it is no name.
     """
+    if not isinstance(name, str | torch.device | None):
+        raise TypeError(f"device: expected auto, cpu, cuda or, say, cuda:1, but got {name!r}")
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

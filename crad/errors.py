@@ -50,7 +50,7 @@ class TrainingError(CradError, RuntimeError):
 
 
 class LaunchError(CradError):
-    """The environment says only in part that this is one process of several."""
+    """Processes that were started together but cannot work together."""
 
 
 class PeerError(CradError):

@@ -153,7 +153,7 @@ def _map_test_images(
     hidden = not processes.is_main()
     with tqdm(total=len(mine), unit="image", leave=False, disable=hidden) as bar:
         for batch, anomaly_maps in detector.map_images(
-            [samples[number] for number in mine], batch_size, skip=bad
+            [samples[number] for number in mine], batch_size=batch_size, skip=bad
         ):
             found.update({numbers[sample.path]: sample for sample in batch.samples})
             maps.append(anomaly_maps)

@@ -1,10 +1,12 @@
 """Which process of several this is, as torchrun, mpirun or srun tell it in the environment."""
 
 import os
+import platform
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from crad.errors import LaunchError
 
@@ -17,6 +19,7 @@ _HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 _SLURM_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NODEID", "SLURM_STEP_NODELIST")
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PORTS = range(20000, 32000)  # below those that systems hand out by themselves
 
 
@@ -30,6 +33,7 @@ class Launch:
         count: number of processes.
         local_rank: number of this process on its machine, from 0.
         local_count: number of processes on its machine.
+        machine: names its machine, or its part of one, among those of the launch.
         address: host of the process with rank 0.
         port: there, for the processes to find each other.
     """
@@ -39,6 +43,7 @@ class Launch:
     count: int
     local_rank: int
     local_count: int
+    machine: str
     address: str
     port: int
 
@@ -76,7 +81,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
             return None
         numbers = [rank, count, local_rank, _slurm_local_count(environment)]
         job = f"{environment.get('SLURM_JOB_ID')}.{environment['SLURM_STEP_ID']}"
-        return _launch("srun -n", numbers, environment, job, _slurm_first_host(environment))
+        first_host, machine = _slurm_first_host(environment), environment["SLURM_NODEID"]
+        return _launch("srun -n", numbers, environment, job, first_host, machine)
     return None
 
 
@@ -111,6 +117,7 @@ def _from_torchrun(environment: Mapping[str, str]) -> Launch:
         int(values["WORLD_SIZE"]),
         int(values["LOCAL_RANK"]),
         int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        environment.get("GROUP_RANK") or _machine(),
         values["MASTER_ADDR"],
         int(values["MASTER_PORT"]),
     )
@@ -133,6 +140,7 @@ def _launch(
     environment: Mapping[str, str],
     job: str | None,
     first_host: str | None = None,
+    machine: str | None = None,
 ) -> Launch | None:
     """The launch, with the address and port that no launcher but torchrun sets."""
     rank, count, local_rank, local_count = numbers
@@ -153,8 +161,28 @@ def _launch(
     # Processes of one mpirun without an id have its daemon on their machine as their parent.
     derived = _PORTS[zlib.crc32((job or str(os.getppid())).encode()) % len(_PORTS)]
     return Launch(
-        tuple(start.split()), rank, count, local_rank, local_count, address, int(port or derived)
+        tuple(start.split()),
+        rank,
+        count,
+        local_rank,
+        local_count,
+        machine or _machine(),
+        address,
+        int(port or derived),
     )
+
+
+def _machine() -> str:
+    """A name of this machine that no other has.
+
+    Containers on different machines may share a host name, and containers on one machine, each
+    with processes of its own, share the boot id of the kernel: only both together are unique.
+    """
+    try:
+        boot = _BOOT_ID.read_text().strip()
+    except OSError:  # another system
+        boot = ""
+    return f"{platform.node()} {boot}".strip()
 
 
 def _slurm_local_count(environment: Mapping[str, str]) -> int:

@@ -16,7 +16,7 @@ from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.data.folders import IMAGE_SUFFIXES, Folder, count
+from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.images import open_image
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import has_more_note
@@ -31,6 +31,7 @@ from crad.report.scores import DECISIONS, Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
+from crad.words import count
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def _predict(
     """Score the images, and say what a reader of the scores must know."""
     done: list[Prediction] = []
     bad = BadImages(skip=options.skip_bad)
-    predictions = detector.iterate(found, options.compute.batch_size, bad, options.class_)
+    predictions = detector.iterate(
+        found, batch_size=options.compute.batch_size, skip=bad, class_name=options.class_
+    )
     print("     score  decision  image")
     try:
         with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:

@@ -37,7 +37,6 @@ from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
-from crad.training.feature_cache import available_memory
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, bit_depth_of, prepare
 from crad.training.loop import Training, split_epoch
@@ -51,6 +50,11 @@ _LESS_MEMORY = (
     "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
     "--global.resolution"
 )
+_LARGE_PARTS = {  # and the option that each is lowered with
+    "the fusion network": "--depth or --expansion",
+    "the local memory": "--local.resolution",
+    "the global memory": "--global.resolution",
+}
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
 
@@ -537,20 +541,16 @@ def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:
     model, (channels, height, width) = config.model, inputs.feature_size
     local = math.prod(model.local_resolution) * channels * (model.local_memory != "none")
     global_ = math.prod(model.global_resolution) * channels * height * width
-    weights = {
-        "the fusion network": multiply_adds(model, inputs.feature_size) / (height * width),
-        "the local memory": local,
-        "the global memory": global_ * (model.global_memory != "none"),
-    }
-    ways = ("--depth or --expansion", "--local.resolution", "--global.resolution")
     copies = 4 if device.type == "cpu" else 1  # with the gradient and the optimizer's two
-    available = available_memory()
-    for (name, count), way in zip(weights.items(), ways, strict=True):
-        if (needed := 4 * copies * count) > available:
-            raise TrainingError(
-                f"memory: {name} takes {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are "
-                f"available; lower {way}"
-            )
+    numbers = (
+        multiply_adds(model, inputs.feature_size) / (height * width),
+        local,
+        global_ * (model.global_memory != "none"),
+    )
+    processes.check_memory(
+        (f"{name} takes", 4 * copies * number, option)
+        for number, (name, option) in zip(numbers, _LARGE_PARTS.items(), strict=True)
+    )
 
 
 def _take_checkpoint(

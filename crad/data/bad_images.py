@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from crad.errors import ImageError, MaskError
+from crad.words import count
 
 
 class BadImages:
@@ -53,10 +54,10 @@ class BadImages:
         images = len(self._noted) - masks
         notes = []
         if images:
-            notes.append(f"{images} image{'s' * (images > 1)} could not be read and left out")
+            notes.append(f"{count(images, 'image')} could not be read and left out")
         if masks:
             notes.append(
-                f"{masks} mask{'s' * (masks > 1)} could not be used; pixel metrics leave out "
+                f"{count(masks, 'mask')} could not be used; pixel metrics leave out "
                 f"{'their images' if masks > 1 else 'its image'}"
             )
         return "; ".join(notes) or None

@@ -104,12 +104,18 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
         TypeError: an item is none of these.
     """
     if isinstance(images, np.ndarray | Tensor):
-        yield from images if images.ndim == 4 else [images]
+        is_dense = isinstance(images, np.ndarray) or images.layout == torch.strided
+        yield from images if is_dense and images.ndim == 4 else [images]
     elif isinstance(images, str | os.PathLike | Image.Image | Sample):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray):
-        for image in images:
-            yield from split_images(image)
+        try:
+            for image in images:
+                yield from split_images(image)
+        except RecursionError as error:
+            raise TypeError(
+                "predict(): the images are in a collection that holds itself"
+            ) from error
     else:
         raise TypeError(
             "predict(): expected images as file names, Pillow images, arrays or tensors, but got "

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from crad.data.decoding import Decoding, largest_deep_value
 from crad.errors import ImageError
+from crad.words import count
 
 _USUAL = (8, 10, 12, 14, 16)
 
@@ -31,7 +32,7 @@ class BitDepth:
     @property
     def note(self) -> str:
         """One line for a person."""
-        images = "1 16-bit image" if self.n_images == 1 else f"{self.n_images} 16-bit images"
+        images = count(self.n_images, "16-bit image")
         return (
             f"bit depth {self.bit_depth}: the largest value of {images} is {self.largest}; "
             "--bit-depth overrides"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,11 +55,11 @@ class Decoding:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        if self.bit_depth not in BIT_DEPTHS:
-            raise UsageError(f"bit_depth: expected 8 to 16, but got {self.bit_depth}")
-        if not 0 < self.max_megapixels < math.inf:
+        if not isinstance(self.bit_depth, Integral) or self.bit_depth not in BIT_DEPTHS:
+            raise UsageError(f"bit_depth: expected 8 to 16, but got {self.bit_depth!r}")
+        if not isinstance(self.max_megapixels, Real) or not 0 < self.max_megapixels < math.inf:
             raise UsageError(
-                f"max_megapixels: expected a number above 0, but got {self.max_megapixels}"
+                f"max_megapixels: expected a number above 0, but got {self.max_megapixels!r}"
             )
 
 

@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from crad.errors import DataError
+from crad.words import count, enumerate_some
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of image files, in lower case; the case of a suffix does not matter."""
-
-_SHOWN = 3  # names in a message
 
 
 class Folder:
@@ -120,7 +119,7 @@ def not_used(
     Args:
         root: the folder.
         used: the files that are.
-        passed_over: folders that are of no matter.
+        passed_over: folders to ignore.
         rule: which images are read.
 
     Raises:
@@ -154,16 +153,6 @@ def not_used(
             f"{_places(others)}; images end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return tuple(lines)
-
-
-def count(number: int, thing: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
-def enumerate_some(names: Collection[str]) -> str:
-    """The first of some names."""
-    return ", ".join([*names][:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def _places(folders: Collection[Path]) -> str:

@@ -88,11 +88,18 @@ def to_rgb(
     check_channel_order(channel_order)
     if isinstance(image, Image.Image):
         with reading(getattr(image, "filename", None) or "(in memory)"):
+            if not image.width or not image.height:
+                raise ImageError(f"it has {image.width} x {image.height} pixels")
             return _picture(opened_by_pillow(image), decoding.bit_depth)
     if not isinstance(image, np.ndarray | torch.Tensor):
         raise TypeError(
             "to_rgb(): expected a Pillow image, a NumPy array or a tensor, "
             f"but got {type(image).__name__}"
+        )
+    if isinstance(image, torch.Tensor) and not _is_plain(image):
+        raise ImageError(
+            f"to_rgb(): a tensor of type {image.dtype}, layout {image.layout}, on {image.device}; "
+            "expected a dense one of bool, uint8, uint16 or float in [0, 1]"
         )
     shape = tuple(image.shape)
     if isinstance(image, torch.Tensor):
@@ -112,13 +119,19 @@ def to_rgb(
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values that NumPy can have."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    return is_dense and not tensor.is_quantized and not tensor.is_complex()
+
+
 def check_channel_order(channel_order: str) -> None:
     """Refuse what is no order of channels.
 
     Raises:
         UsageError: it is neither ``"rgb"`` nor ``"bgr"``.
     """
-    if channel_order not in get_args(ChannelOrder):
+    if not isinstance(channel_order, str) or channel_order not in get_args(ChannelOrder):
         raise UsageError(f"channel_order: expected 'rgb' or 'bgr', but got {channel_order!r}")
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
-from crad.data.folders import enumerate_some
 from crad.data.masks import MaskResize, open_mask, resize_mask
 from crad.errors import ImageError, MaskError
+from crad.words import count, enumerate_some
 
 GOOD = "good"
 """The `defect` of a normal image."""
@@ -102,9 +102,10 @@ def has_more_note(samples: Iterable[Sample], place: Callable[[Path], Path]) -> s
     ]
     if not names:
         return None
-    files = "1 file has" if len(names) == 1 else f"{len(names)} files have"
+    has = "has" if len(names) == 1 else "have"
     return (
-        f"{files} further pages or frames, of which only the first is used: {enumerate_some(names)}"
+        f"{count(len(names), 'file')} {has} further pages or frames, of which only the first is "
+        f"used: {enumerate_some(names)}"
     )
 
 

@@ -6,6 +6,7 @@ from crad.report.results import Results
 from crad.report.tables import lay_out, printable
 from crad.scoring.calibration import ClassDecisions, Decisions
 from crad.scoring.metrics import COLUMNS, EpochMetrics, Metrics
+from crad.words import count
 
 _BASELINE_COLUMNS = {"image_auroc": "image", "pixel_auroc": "pixel"}
 
@@ -73,7 +74,7 @@ def _decisions(decisions: Decisions) -> list[str]:
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"only {fewest} normal image{'s' * (fewest > 1)} of a class held back: its threshold "
+            f"only {count(fewest, 'normal image')} of a class held back: its threshold "
             f"is their largest score, which on average 1 of {fewest + 1} new normal images "
             "exceeds; add normal images or raise --calibration-share"
         )

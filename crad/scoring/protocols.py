@@ -1,5 +1,6 @@
 """Protocols: how an anomaly map becomes the map that is measured, and the score of its image."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,7 @@ _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(ABC):
     """Smooth maps, then score an image by the largest of its means over windows.
 
     Lengths are in pixels. Without a ``size`` of its own they are for images of 224 x 224, and are
@@ -25,21 +26,11 @@ class Protocol:
         name: what `results.json` calls it.
         size: side of the maps and masks that are measured, whatever the images; None takes the side
             of the images.
-        mean_window: side of the mean filter that smooths a map; scaled to the nearest odd number.
-        gaussian_window: side of the Gaussian filter that smooths a map; scaled likewise.
-        gaussian_sigma: its standard deviation.
-        score_window: side of the windows whose means are ranked for the score of the image.
-        top_share: the share of the largest means of which the score is the mean, at least one.
         mask_resize: how masks come to the size of the maps, as `crad.data.masks.open_mask` says.
     """
 
     name: str
     size: int | None = None
-    mean_window: int = 1
-    gaussian_window: int = 1
-    gaussian_sigma: float = 1.0
-    score_window: int = 1
-    top_share: float = 0.0
     mask_resize: MaskResize = "nearest"
 
     def map_size(self, image_size: int) -> int:
@@ -50,7 +41,7 @@ class Protocol:
         """By how much the lengths are multiplied for maps of a given side."""
         return 1.0 if self.size else map_size / _IMAGE_SIZE
 
-    @torch.no_grad()
+    @abstractmethod
     def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
         """Bring anomaly maps to the size that is measured (bilinear), smooth and score them.
 
@@ -62,18 +53,34 @@ class Protocol:
             The maps ``(B, S, S)``, on which pixels are measured, and the scores ``(B,)``; S is
             `map_size`.
         """
-        size = self.map_size(image_size)
-        resized = F.interpolate(
-            anomaly_maps[:, None], (size, size), mode="bilinear", align_corners=True
-        )
-        return self(resized[:, 0])
+
+
+@dataclass(frozen=True)
+class PublishedProtocol(Protocol):
+    """One of a paper or its code: what lies outside the image counts as zero, or not at all.
+
+    Attributes:
+        mean_window: side of the mean filter that smooths a map; scaled to the nearest odd number.
+        gaussian_window: side of the Gaussian filter that smooths a map; scaled likewise.
+        gaussian_sigma: its standard deviation.
+        score_window: side of the windows whose means are ranked for the score of the image.
+        top_share: the share of the largest means of which the score is the mean, at least one.
+    """
+
+    mean_window: int = 1
+    gaussian_window: int = 1
+    gaussian_sigma: float = 1.0
+    score_window: int = 1
+    top_share: float = 0.0
 
     @torch.no_grad()
-    def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
-        _check_square(maps)
-        scale = self.scale(maps.shape[-1])
-        smooth = maps
+    def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+        """Resize, smooth and score maps; arguments and results are those of the base."""
+        size = self.map_size(image_size)
+        scale = self.scale(size)
+        smooth = F.interpolate(
+            anomaly_maps[:, None], (size, size), mode="bilinear", align_corners=True
+        )[:, 0]
         if self.mean_window > 1:
             window = _odd(self.mean_window * scale)
             smooth = _mean_filter(smooth, window, padding=window // 2)
@@ -97,11 +104,18 @@ class InsideProtocol(Protocol):
 
     Mirroring the map at its edges conserves the sum of a mark too, but folds it onto half the
     pixels: in a corner the map then is up to four times as high, and the score up to 1.4 times.
+
+    Attributes:
+        mean_window: side of the mean filter that smooths a map; scaled to the nearest odd number.
+        score_window: side of the windows of which the largest mean is the score of the image.
     """
+
+    mean_window: int = 1
+    score_window: int = 1
 
     @torch.no_grad()
     def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-        """Resize (bilinear), smooth and score maps; arguments and results are those of the base."""
+        """Resize, smooth and score maps; arguments and results are those of the base."""
         size = self.map_size(image_size)
         level = anomaly_maps.flatten(1).median(dim=1).values[:, None, None]
         above = anomaly_maps - level  # zeros outside now stand for the median
@@ -112,11 +126,6 @@ class InsideProtocol(Protocol):
         maps = rows @ above @ columns.T + level
         means = row_windows @ above @ column_windows.T + level
         return maps, means.amax(dim=(1, 2))
-
-    def __call__(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Smooth and score maps ``(B, S, S)`` of the size that is measured; returns as `score`."""
-        _check_square(maps)
-        return self.score(maps, maps.shape[-1])
 
     def _weights(self, n_cells: int, size: int) -> tuple[Tensor, Tensor]:
         """What the cells along an axis add to each pixel of the smoothed map, and to each window.
@@ -140,16 +149,18 @@ PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         # What the paper's published code computes: a 21-pixel mean filter before both scores.
-        Protocol("crad", mean_window=21, score_window=32),
+        PublishedProtocol("crad", mean_window=21, score_window=32),
         # What its text says.
-        Protocol("paper", score_window=32),
+        PublishedProtocol("paper", score_window=32),
         # You et al., "A Unified Model for Multi-class Anomaly Detection", NeurIPS 2022.
-        Protocol("uniad", score_window=16),
+        PublishedProtocol("uniad", score_window=16),
         # Zhang et al., "ADer: A Comprehensive Benchmark for Multi-class Visual Anomaly Detection",
         # 2024.
-        Protocol("ader", size=256, mask_resize="bilinear"),
+        PublishedProtocol("ader", size=256, mask_resize="bilinear"),
         # Guo et al., "Dinomaly", CVPR 2025.
-        Protocol("dinomaly", size=256, gaussian_window=5, gaussian_sigma=4.0, top_share=0.01),
+        PublishedProtocol(
+            "dinomaly", size=256, gaussian_window=5, gaussian_sigma=4.0, top_share=0.01
+        ),
         # Our own, for decisions and heat maps.
         InsideProtocol("inside", mean_window=21, score_window=32, mask_resize="any"),
     )
@@ -179,13 +190,6 @@ def choose_protocols(choices: Sequence[ProtocolChoice]) -> list[Protocol]:
             f"{', '.join(map(repr, unknown)) or 'none'}"
         )
     return [PROTOCOLS[name] for name in dict.fromkeys(names)]
-
-
-def _check_square(maps: Tensor) -> None:
-    if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.shape[1] == 0:
-        raise ValueError(
-            f"Protocol: expected maps of shape (batch, size, size), but got {tuple(maps.shape)}"
-        )
 
 
 def _odd(size: float) -> int:

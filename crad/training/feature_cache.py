@@ -2,19 +2,15 @@
 
 import math
 import os
-import re
-import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
-from crad.errors import StorageError
+from crad.errors import LaunchError, StorageError
+from crad.memory import available_memory
 from crad.training import processes
 
 _SHARE = 0.5  # of the memory that is available
@@ -42,74 +38,19 @@ class FeatureCache:
             return torch.empty(size)
         path = _reserve(n_bytes) if processes.local_rank() == 0 else None
         try:
-            path = processes.gather(path)[processes.rank() - processes.local_rank()]
-            assert path is not None  # the file of the first process on this machine
-            tensor = torch.from_file(str(path), shared=True, size=math.prod(size))
+            everywhere = processes.gather((processes.machine(), path))
+            own = [file for machine, file in everywhere if file and machine == processes.machine()]
+            if len(own) != 1:
+                raise LaunchError(
+                    f"processes: {len(own)} of those on machine '{processes.machine()}' say that "
+                    "they are its first one; start them with torchrun, mpirun or srun"
+                )
+            tensor = torch.from_file(str(own[0]), shared=True, size=math.prod(size))
             processes.gather(None)  # all have opened it
         finally:
             if path and processes.local_rank() == 0:
                 path.unlink()
         return tensor.view(size)
-
-
-def available_memory(proc: Path = Path("/proc/self")) -> int:
-    """Bytes of memory that can be had without swapping, within the limits on this process.
-
-    These are the limits of its control groups (of containers, for instance), of all that they lie
-    in, and of its address space; what is in use there already does not count.
-
-    Args:
-        proc: what the system tells of this process.
-    """
-    left = [int(psutil.virtual_memory().available)]
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
-        left.append(most - psutil.Process().memory_info().vms)
-    return int(max(0, min([*left, *map(_left_in, _control_groups(proc))])))
-
-
-def _control_groups(proc: Path) -> Iterator[Path]:
-    """The folders of the control groups of a process that limit memory, from the inside out.
-
-    A process sees the file system of its container, where the path of its group may not exist, but
-    the mount point is then its group.
-    """
-    try:
-        groups = (proc / "cgroup").read_text().splitlines()
-        mounts = (proc / "mountinfo").read_text().splitlines()
-    except OSError:  # another system
-        return
-    for mount in mounts:
-        fields, _, kind = mount.partition(" - ")
-        version, *_, options = kind.split() or [""]
-        is_v1 = version == "cgroup" and "memory" in options.split(",")
-        if not (is_v1 or version == "cgroup2"):
-            continue
-        root, point = (Path(_unescape(each)) for each in fields.split()[3:5])
-        for line in groups:
-            _, controllers, path = line.split(":", 2)
-            if ("memory" in controllers.split(",")) if is_v1 else not controllers:
-                group = Path(path)
-                inner = group.relative_to(root) if group.is_relative_to(root) else Path()
-                yield from (point / each for each in (inner, *inner.parents))
-
-
-def _left_in(group: Path) -> float:
-    """Bytes that a control group may still take; infinity without a limit."""
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with suppress(OSError, ValueError):  # not of this version, or "max"
-            most, now = (int((group / file).read_text()) for file in (limit, used))
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            return most - now + int(stat.get(cached, 0))  # the system takes that back when needed
-    return math.inf
-
-
-def _unescape(path: str) -> str:
-    """Undo how ``mountinfo`` writes spaces and the like."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _reserve(n_bytes: int) -> Path:

@@ -19,17 +19,17 @@ from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.decoding import Decoding
-from crad.data.folders import count, enumerate_some
 from crad.data.samples import Dataset, Sample, has_more_note
-from crad.errors import BackboneError, CradError, DataError, TrainingError
+from crad.errors import BackboneError, CradError, DataError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
-from crad.training.feature_cache import FeatureCache, available_memory
+from crad.training.feature_cache import FeatureCache
 from crad.training.features import Features, extract, fit_backbone
+from crad.words import count, enumerate_some
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if not stored:
         check_share(dataset, share)
     size = config.model.image_size
-    needed, available = 4 * 3 * size**2 * BATCH_SIZE, available_memory()
-    if needed > available:
-        raise TrainingError(
-            f"memory: {BATCH_SIZE} images of {size} pixels take {needed / 1e9:.3g} GB, but "
-            f"{available / 1e9:.3g} GB are available; lower --image-size"
-        )
+    images = f"{BATCH_SIZE} images of {size} pixels take"
+    processes.check_memory([(images, 4 * 3 * size**2 * BATCH_SIZE, "--image-size")])
     backbone = create_backbone(
         config.model.backbone,
         weights=config.model.weights,

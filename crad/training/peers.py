@@ -15,7 +15,6 @@ from torch.distributed.distributed_c10d import Store
 from crad.errors import LaunchError
 from crad.launch import Launch
 
-_GRACE = 15.0  # seconds in which a process may end by itself
 _ANSWER = 60.0  # seconds that connecting may take
 _KEY = 16  # bytes, by which the processes of a run know each other
 _DONE, _FAILED = b"d", b"f"
@@ -26,7 +25,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
 class Peers:
-    """The connection of this process to the first one; that of the first one to all others.
+    """Connections between rank 0 and every other rank.
 
     The system closes a connection when a process ends, however it ends, and whatever the other
     side does meanwhile, so that a busy process is never taken for a lost one. A thread waits for
@@ -35,17 +34,19 @@ class Peers:
     Args:
         store: of all processes, to find each other by.
         launch: of this process.
+        grace: seconds in which a process may end by itself.
 
     Raises:
         LaunchError: a process could not be reached.
     """
 
-    def __init__(self, store: Store, launch: Launch) -> None:
+    def __init__(self, store: Store, launch: Launch, grace: float) -> None:
         self._rank = launch.rank
+        self._grace = grace
         self._failed: int | None = None
         self._failure = threading.Event()
         self._first_speaks = False
-        self._speech = threading.Lock()  # held by who speaks, for good
+        self._speech = threading.Lock()  # taken by whoever prints the error, never released
         self._is_done = False
         self._has_failed = False
         self._signals: socket.socket | None = None
@@ -58,7 +59,7 @@ class Peers:
                 self._accept(store, launch.count, local)
         except (OSError, RuntimeError) as error:
             raise LaunchError(
-                f"processes: number {launch.rank} of {launch.count} did not find the others "
+                f"processes: rank {launch.rank} of {launch.count} did not find the others "
                 f"({error}); start all of them again"
             ) from error
         if threading.current_thread() is threading.main_thread():
@@ -69,7 +70,7 @@ class Peers:
         threading.Thread(target=self._watch, name="crad-peers", daemon=True).start()
 
     def done(self) -> None:
-        """Tell the others that this process needs them no more, and they not it."""
+        """Tell the others that this process has finished its work."""
         self._is_done = True
         self._send(_DONE)
         if self._signals:
@@ -83,9 +84,9 @@ class Peers:
 
     def failure(self, seconds: float) -> str | None:
         """Wait for another process to fail, and say which did; None if none does."""
-        return f"number {self._failed}" if self._failure.wait(seconds) else None
+        return f"rank {self._failed}" if self._failure.wait(seconds) else None
 
-    def may_speak(self) -> bool:
+    def may_print_error(self) -> bool:
         """Whether this process is to print its error: once, and not if the first one prints its."""
         return not self._first_speaks and self._speech.acquire(blocking=False)
 
@@ -154,10 +155,10 @@ class Peers:
 
     def _end_later(self, code: int) -> None:
         def end() -> None:
-            time.sleep(_GRACE)
+            time.sleep(self._grace)
             if not self._is_done:
-                if self._failed is not None and self.may_speak():
-                    print(f"error: another process failed (number {self._failed})", file=sys.stderr)
+                if self._failed is not None and self.may_print_error():
+                    print(f"error: another process failed (rank {self._failed})", file=sys.stderr)
                 os._exit(code)
 
         threading.Thread(target=end, name="crad-end", daemon=True).start()

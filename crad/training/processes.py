@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from crad.errors import CradError, DeviceError, LaunchError, PeerError
+from crad.errors import CradError, DeviceError, LaunchError, PeerError, TrainingError
 from crad.launch import Launch, find_launch
+from crad.memory import available_memory
 from crad.training.peers import Peers
 
 T = TypeVar("T")
@@ -34,14 +35,16 @@ _peers: Peers | None = None  # kept when a run fails, until this process ends
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device, *, grace: float = 15.0) -> Iterator[None]:
     """Join the processes of this run for the block, in which only the main one prints.
 
     A model that exchanges anything in training is to be made in the block. When one process fails,
-    the others end within a minute.
+    the others end within half a minute.
 
     Args:
         device: where each computes; of several GPUs on a machine each process gets its own.
+        grace: seconds in which a process may end by itself, after a signal or when another one has
+            failed; then it is ended.
 
     Raises:
         DeviceError: there are fewer GPUs than processes.
@@ -62,7 +65,7 @@ def joined(device: torch.device) -> Iterator[None]:
         )
     os.environ.update(launch.environment())  # that is where accelerate looks
     _share_threads(launch)
-    _launch, _peers = launch, _meet(launch, device)
+    _launch, _peers = launch, _meet(launch, device, grace)
     try:
         state = PartialState(cpu=device.type == "cpu")
         with _silence() if launch.rank else nullcontext():
@@ -97,17 +100,17 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _meet(launch: Launch, device: torch.device) -> Peers:
+def _meet(launch: Launch, device: torch.device, grace: float) -> Peers:
     """Start the group of all processes."""
     try:
         store, _, _ = next(rendezvous("env://", timeout=_JOINING))
     except (OSError, RuntimeError, ValueError) as error:
         raise LaunchError(
-            f"processes: number {launch.rank} of {launch.count} did not find the others at "
+            f"processes: rank {launch.rank} of {launch.count} did not find the others at "
             f"{launch.address}:{launch.port} ({error}); start all of them again, with another "
             "MASTER_PORT if that port is taken"
         ) from error
-    peers = Peers(store, launch)
+    peers = Peers(store, launch, grace)
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "nccl",
         store=PrefixStore("crad-group", store),
@@ -124,13 +127,13 @@ def _is_of_exchange(error: BaseException) -> bool:
     return is_foreign or isinstance(error, PeerError)
 
 
-def may_speak() -> bool:
+def may_print_error() -> bool:
     """Whether this process is to print its error, or another one does."""
-    return _peers is None or _peers.may_speak()
+    return _peers is None or _peers.may_print_error()
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     # accelerate's `PartialState` would start a process group outside of `joined`.
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -146,13 +149,41 @@ def is_main() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Rank of this process on its machine, from 0."""
     return _launch.local_rank if _launch else 0
 
 
 def local_count() -> int:
     """Number of processes on this machine."""
     return _launch.local_count if _launch else 1
+
+
+def machine() -> str:
+    """Name of this machine among those of the run."""
+    return _launch.machine if _launch else ""
+
+
+def check_memory(needs: Iterable[tuple[str, float, str]]) -> None:
+    """Refuse what memory cannot hold in all processes, before the system ends one.
+
+    All processes call this together, so that none takes memory before all have seen what is left,
+    and all come to the same result.
+
+    Args:
+        needs: what takes memory, with its verb; its bytes in each process; the option to lower.
+
+    Raises:
+        TrainingError: it needs more than there is.
+    """
+    available = min(gather(available_memory() / local_count()))
+    for what, needed, option in needs:
+        if needed > available:
+            each = " to each process" if local_count() > 1 else ""
+            fewer = ", or start fewer processes" if each else ""
+            raise TrainingError(
+                f"memory: {what} {needed / 1e9:.3g} GB, but {available / 1e9:.3g} GB are "
+                f"available{each}; lower {option}{fewer}"
+            )
 
 
 def start_command() -> tuple[str, ...]:
@@ -174,7 +205,7 @@ def share(items: Sequence[T], batch_size: int, rank: int, count: int) -> list[T]
 
 
 def gather(value: T) -> list[T]:
-    """Give all processes what each of them has, in order of their number."""
+    """Give all processes what each of them has, in order of rank."""
     if count() == 1:
         return [value]
     with _exchange():

@@ -91,19 +91,118 @@ def test_a_bad_image_is_named_or_skipped(detector: Detector, image: Path, tmp_pa
     assert "bad.png" in str(errors[0])
 
 
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+NO_IMAGE = "expected images as file names, Pillow images, arrays or tensors, but got"
+NO_TYPE = "expected bool, uint8, uint16 or float"
+NO_TENSOR = "expected a dense one of bool, uint8, uint16 or float"
+
+
 @pytest.mark.parametrize(
-    ("wrong", "error"),
+    ("wrong", "error", "message"),
     [
-        (np.zeros((5, 5, 2), np.uint8), ImageError),
-        (np.full((5, 5), 3.0), ImageError),
-        (torch.zeros(2, 5, 5), ImageError),
-        (3, TypeError),
-        ([None], TypeError),
+        (np.zeros((5, 5, 2), np.uint8), ImageError, r"images\[0\]: .* but got \(5, 5, 2\)"),
+        (np.zeros((1, 1, 5, 5, 3)), ImageError, "but got"),
+        (np.array(3.0), ImageError, r"but got \(\)"),
+        (np.full((5, 5), 3.0), ImageError, "expected 0 to 1"),
+        (np.full((5, 5), np.nan), ImageError, "NaN"),
+        (np.zeros((5, 5), object), ImageError, NO_TYPE),
+        (np.zeros((2, 5, 5, 3), object), ImageError, NO_TYPE),
+        (np.zeros((5, 5), complex), ImageError, NO_TYPE),
+        (np.zeros((5, 5), np.int64), ImageError, NO_TYPE),
+        (np.full((5, 5), "a"), ImageError, NO_TYPE),
+        (np.array(["a.png"]), ImageError, r"but got \(1,\)"),
+        (torch.zeros(2, 5, 5), ImageError, r"but got \(2, 5, 5\)"),
+        (torch.tensor(1.0), ImageError, r"but got \(\)"),
+        (torch.zeros(3, 5, 5).to_sparse(), ImageError, NO_TENSOR),
+        (torch.zeros(2, 3, 5, 5).to_sparse(), ImageError, NO_TENSOR),
+        (torch.zeros(2, 3, 5, 5, device="meta"), ImageError, NO_TENSOR),
+        (torch.zeros(3, 5, 5, dtype=torch.complex64).conj(), ImageError, NO_TENSOR),
+        (Image.new("RGB", (0, 5)), ImageError, "0 x 5 pixels"),
+        ("a\0b", ImageError, "null byte"),
+        ("", ImageError, "folder"),
+        (None, TypeError, f"{NO_IMAGE} NoneType"),
+        ([None], TypeError, f"{NO_IMAGE} NoneType"),
+        (3, TypeError, f"{NO_IMAGE} int"),
+        ((each for each in [3]), TypeError, f"{NO_IMAGE} int"),
+        (CIRCLE, TypeError, "a collection that holds itself"),
+        (b"a.png", TypeError, f"{NO_IMAGE} bytes"),
     ],
 )
-def test_what_is_no_image(detector: Detector, wrong: object, error: type[Exception]) -> None:
-    with pytest.raises(error):
+def test_what_is_no_image(
+    detector: Detector, wrong: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         detector.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("batch_size", "a", TypeError),
+        ("batch_size", 1.5, TypeError),
+        ("batch_size", None, TypeError),
+        ("batch_size", np.zeros(3, int), TypeError),
+        ("batch_size", 0, UsageError),
+        ("class_name", 3, TypeError),
+        ("class_name", ["brick"], TypeError),
+        ("class_name", np.zeros(3), TypeError),
+        ("class_name", "nut", UsageError),
+        ("channel_order", 3, UsageError),
+        ("channel_order", np.zeros(3), UsageError),
+        ("skip", 3, TypeError),
+    ],
+)
+def test_wrong_arguments_are_named_at_once(
+    detector: Detector, image: Path, name: str, value: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=name.removesuffix("_name")):
+        detector.iterate(image, **{name: value})
+    if name != "skip":
+        with pytest.raises(error, match=name.removesuffix("_name")):
+            detector.predict(image, **{name: value})
+    if name != "class_name":
+        with pytest.raises(error, match=name):
+            list(detector.map_images(image, **{name: value}))
+
+
+def test_arguments_besides_images_go_by_name(detector: Detector, image: Path) -> None:
+    for method in (detector.predict, detector.iterate, detector.map_images):
+        with pytest.raises(TypeError, match="positional"):
+            method(image, 16)
+    for size in (np.int64(2), True):
+        assert len(detector.predict(image, batch_size=size)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": 3}, TypeError, "not int"),
+        ({"path": None}, TypeError, "not NoneType"),
+        ({"path": "a\0"}, CheckpointError, "null byte"),
+        ({"path": ""}, CheckpointError, "there is no file"),
+        ({"device": 3}, TypeError, "device: expected auto, cpu, cuda"),
+        ({"device": []}, TypeError, "device: expected auto, cpu, cuda"),
+        ({"precision": 3}, UsageError, "precision: expected one of auto"),
+        ({"precision": np.zeros(3)}, UsageError, "precision: expected one of auto"),
+        ({"bit_depth": "a"}, UsageError, "bit_depth: expected 8 to 16, but got 'a'"),
+        ({"bit_depth": 8.5}, UsageError, "bit_depth: expected 8 to 16"),
+        ({"bit_depth": np.zeros(3)}, UsageError, "bit_depth: expected 8 to 16"),
+        ({"max_megapixels": "a"}, UsageError, "max_megapixels: expected a number above 0"),
+        ({"max_megapixels": float("nan")}, UsageError, "max_megapixels: expected a number"),
+    ],
+)
+def test_wrong_arguments_of_load(
+    trained, arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        crad.load(**({"path": trained.output, "device": "cpu"} | arguments))
+
+
+def test_exports_are_looked_up_once() -> None:
+    vars(crad).pop("load", None)
+    load = crad.load
+    assert vars(crad)["load"] is load
 
 
 def test_a_loaded_detector_needs_nothing_but_its_checkpoint(trained, tmp_path: Path) -> None:

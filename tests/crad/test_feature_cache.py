@@ -1,12 +1,10 @@
 """Features in memory or in a file: the same values, no file left, no memory taken."""
 
 import re
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +12,11 @@ from torch import Tensor
 import crad.training.feature_cache
 from crad.data.batches import load_batches
 from crad.data.samples import Sample
-from crad.errors import ImageError, StorageError
+from crad.errors import ImageError, LaunchError, StorageError
 from crad.model.crad import CRAD
+from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
-from crad.training.feature_cache import FeatureCache, available_memory
+from crad.training.feature_cache import FeatureCache
 from crad.training.features import extract
 from tests.fixtures import before_step, largest_file
 
@@ -69,79 +68,6 @@ def test_a_mapped_file_takes_no_memory_of_the_process(folder: Path) -> None:
     assert anonymous() - before < size / 8
 
 
-GROUPS = {
-    2: ("memory.max", "memory.current", "inactive_file"),
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def write_group(folder: Path, version: int, limit: object, used: int, cached: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    files = GROUPS[version]
-    for file, value in zip(files, (limit, used), strict=False):
-        (folder / file).write_text(f"{value}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{files[2]} {cached}\nactive_file 900\n")
-
-
-def write_proc(folder: Path, version: int, path: str, mount: Path, root: str = "/") -> Path:
-    """What the system tells of a process in a control group."""
-    proc = folder / "proc"
-    proc.mkdir()
-    line = f"0::{path}" if version == 2 else f"4:cpu:/other\n3:memory:{path}\n0::/none"
-    (proc / "cgroup").write_text(f"{line}\n")
-    kind = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,memory"
-    point = str(mount).replace(" ", r"\040")
-    (proc / "mountinfo").write_text(
-        "23 1 0:1 / / rw - ext4 /dev/vda rw\n"
-        f"31 23 0:28 {root} {point} rw,relatime shared:9 - {kind}\n"
-    )
-    return proc
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_tightest_control_group_counts_less_its_use(tmp_path: Path, version: int) -> None:
-    mount = tmp_path / "c group"
-    proc = write_proc(tmp_path, version, "/outer/inner/own", mount)
-    whole = available_memory(proc)
-    assert whole > 10**6
-    no_limit = "max" if version == 2 else 2**63 - 4096
-    write_group(mount / "outer/inner/own", version, no_limit, 7)
-    assert available_memory(proc) == pytest.approx(whole, rel=0.5)
-    write_group(mount / "outer", version, 9000, 5000, cached=1500)
-    assert available_memory(proc) == 5500
-    write_group(mount / "outer/inner/own", version, 6000, 1000)
-    assert available_memory(proc) == 5000
-    write_group(mount / "outer/inner", version, 4000, 4100)
-    assert available_memory(proc) == 0
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("path", ["/docker/abc/part", "/elsewhere"])
-def test_the_control_group_of_a_container(tmp_path: Path, version: int, path: str) -> None:
-    """Whose mount point is its own group: its path below that, or none that is there."""
-    mount = tmp_path / "cgroup"
-    proc = write_proc(tmp_path, version, path, mount, root="/docker/abc")
-    write_group(mount, version, 9000, 1000)
-    assert available_memory(proc) == 8000
-    write_group(mount / "part", version, 3000, 1000)
-    assert available_memory(proc) == (2000 if path.endswith("part") else 8000)
-
-
-def test_without_control_groups_the_system_tells(tmp_path: Path) -> None:
-    assert available_memory(tmp_path / "missing") > 10**6
-    assert available_memory() > 10**6
-
-
-def test_a_limit_on_the_address_space_counts(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    size = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (size + 2**27, hard))
-    try:
-        assert 0 < available_memory(tmp_path / "missing") <= 2**27
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def test_the_default_budget_is_half_of_what_is_available(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +75,16 @@ def test_the_default_budget_is_half_of_what_is_available(
     cache = FeatureCache()
     assert not is_mapped(cache.allocate(999))
     assert is_mapped(cache.allocate(2))
+
+
+def test_a_machine_with_two_first_processes_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, own])
+    with pytest.raises(LaunchError, match=r"2 of those .* its first one; start them with torchrun"):
+        FeatureCache().allocate(3)
+    assert not list(folder.iterdir())
 
 
 def test_a_disk_without_space_is_an_error_with_a_way_out(folder: Path) -> None:

@@ -12,8 +12,8 @@ from crad.__main__ import COMMANDS
 
 # From the ground up. Modules of one floor may import each other, without a circle.
 FLOORS = (
-    ("errors",),
-    ("files", "devices", "launch", "tensor_files"),
+    ("errors", "words"),
+    ("files", "devices", "launch", "memory", "tensor_files"),
     ("outputs", "png"),
     ("data",),
     ("model",),

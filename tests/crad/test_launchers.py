@@ -2,18 +2,23 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import LaunchError
 from crad.launch import find_launch
+from crad.training.peers import Peers
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -52,16 +57,16 @@ MASTER = {"MASTER_ADDR": "first", "MASTER_PORT": "1234"}
 FAILING = """
 import os, signal, sys, time
 import torch
+import crad.launch
 from benchmarks.paper.__main__ import main
 from crad.command_line import run_command
 from crad.errors import DataError
-from crad.training import peers, processes
+from crad.training import processes
 
-peers._GRACE = 3.0
 end, wait = sys.argv[1:]
 
 def work():
-    with processes.joined(torch.device("cpu")):
+    with processes.joined(torch.device("cpu"), grace=3.0):
         processes.gather(None)
         if processes.rank() == processes.count() - 1:
             if end == "error":
@@ -81,12 +86,31 @@ run_command(work, shared=True)
 """
 
 
+# Two machines of two processes, whose ranks alternate, as with srun --distribution=cyclic.
+CYCLIC = """
+import sys
+from pathlib import Path
+import torch
+from crad.training import processes
+from crad.training.feature_cache import FeatureCache
+
+with processes.joined(torch.device("cpu")):
+    values = FeatureCache().allocate(4)
+    values[processes.local_rank()] = processes.rank()
+    processes.gather(None)
+    said = (processes.rank(), values[:2].tolist())
+    told = processes.gather(said)
+print(said, file=sys.stderr)
+"""
+
+
 def launched(
-    launcher: str, count: int, *arguments: str, folder: Path
+    launcher: str, count: int, *arguments: str, folder: Path, machines: int = 1
 ) -> tuple[list[int], list[str]]:
     """Run something in several processes; the exit codes, and the lines of all on stderr.
 
-    For srun, which is simulated, each has a code of its own. It ends no process for another.
+    For srun, which is simulated, each has a code of its own. It ends no process for another. The
+    ranks of several ``machines`` alternate.
     """
     if launcher == "mpirun" and not shutil.which("mpirun"):
         pytest.skip("there is no mpirun; Debian's package openmpi-bin has one")
@@ -105,11 +129,18 @@ def launched(
         step = {
             "SLURM_JOB_ID": str(folder),
             "SLURM_STEP_ID": "0",
-            "SLURM_NODEID": "0",
             "SLURM_STEP_NUM_TASKS": str(count),
-            "SLURM_STEP_TASKS_PER_NODE": str(count),
+            "SLURM_STEP_TASKS_PER_NODE": f"{count // machines}(x{machines})",
+            "SLURM_STEP_NODELIST": "localhost",
         }
-        places = [{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
+        places = [
+            {
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank // machines),
+                "SLURM_NODEID": str(rank % machines),
+            }
+            for rank in range(count)
+        ]
         environments = [environment | step | place for place in places]
         commands = [command] * count
     running = [
@@ -145,6 +176,37 @@ def test_a_launcher_tells_the_place_of_a_process(
     assert launch is not None
     assert launch.start == start
     assert launch.environment() == TORCHRUN
+
+
+def test_a_machine_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the launcher; else by host and kernel, of which containers share one or the other."""
+
+    def name(environment: dict[str, str]) -> str:
+        launch = find_launch(environment | MASTER)
+        assert launch is not None
+        return launch.machine
+
+    assert name(STEP) == STEP["SLURM_NODEID"]
+    assert name(TORCHRUN | {"GROUP_RANK": "5"}) == "5"
+    here = name(OPEN_MPI)
+    assert here == name(HYDRA) == name(OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0"})
+    monkeypatch.setattr("platform.node", lambda: "another")
+    other_host = name(OPEN_MPI)
+    monkeypatch.undo()
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(crad.launch, "_BOOT_ID", tmp_path / "boot_id")
+    other_kernel = name(OPEN_MPI)
+    monkeypatch.setattr(crad.launch, "_BOOT_ID", tmp_path / "missing")
+    assert len({here, other_host, other_kernel, name(OPEN_MPI)}) == 4
+
+
+@pytest.mark.slow
+def test_ranks_of_a_machine_need_not_follow_each_other(tmp_path: Path) -> None:
+    (tmp_path / "cyclic.py").write_text(CYCLIC)
+    codes, lines = launched("srun", 4, str(tmp_path / "cyclic.py"), folder=tmp_path, machines=2)
+    assert codes == 4 * [0], lines
+    found = sorted(line for line in lines if line.startswith("("))
+    assert found == [f"({rank}, [{rank % 2}.0, {rank % 2 + 2}.0])" for rank in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +254,18 @@ def test_what_is_missing_is_named(environment: dict[str, str]) -> None:
         for value in ("", "x"):
             with pytest.raises(LaunchError, match=f"{name}.* is "):
                 find_launch(environment | MASTER | {name: value})
+
+
+def test_a_process_that_finds_no_other_says_which_it_is() -> None:
+    launch = find_launch(OPEN_MPI | MASTER)
+    assert launch is not None
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    store = torch.distributed.HashStore()
+    store.set("crad-peers", f"{port} 00")
+    message = "processes: rank 3 of 4 did not find the others .* start all of them again"
+    with pytest.raises(LaunchError, match=message):
+        Peers(store, replace(launch, address="127.0.0.1"), grace=1.0)
 
 
 def test_processes_on_one_machine_agree_on_a_port() -> None:
@@ -282,7 +356,7 @@ def test_when_one_process_fails_all_end(
     errors = [line for line in lines if line.startswith("error: ")]
     own = ["error: the reason"] if end == "error" else []
     peers = [line for line in errors if line not in own]
-    assert all("another process failed (number " in line for line in peers)
+    assert all("another process failed (rank " in line for line in peers)
     tracebacks = [line for line in lines if line.startswith("Traceback")]
     assert len(tracebacks) <= (launcher == "torchrun")  # of its own
     if launcher == "srun":

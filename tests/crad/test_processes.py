@@ -18,7 +18,7 @@ from PIL import Image
 
 import crad.evaluate
 from crad.command_line import run_command
-from crad.errors import DeviceError, OutputError
+from crad.errors import DeviceError, OutputError, TrainingError
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
@@ -238,6 +238,25 @@ def test_a_process_beside_the_main_one_only_says_what_that_does_not(
     assert capsys.readouterr().err == "error: no space\n"
     # If the main process has failed too, torchrun ends this one meanwhile.
     assert time.monotonic() - start > 1.9
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_processes_of_a_machine_share_its_memory(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another machine, with less of it, are refused together with these."""
+    monkeypatch.setattr(processes, "available_memory", lambda: 8e9)
+    monkeypatch.setattr(processes, "local_count", lambda: count)
+    processes.check_memory([("this takes", 8e9 / count, "--size")])
+    with pytest.raises(TrainingError) as caught:
+        processes.check_memory([("this takes", 8e9 / count + 1, "--size")])
+    assert "memory: this takes " in str(caught.value)
+    assert "; lower --size" in str(caught.value)
+    assert ("4 GB are available to each process" in str(caught.value)) == (count == 2)
+    assert ("start fewer processes" in str(caught.value)) == (count == 2)
+    monkeypatch.setattr(processes, "gather", lambda own: [own, 1e9])
+    with pytest.raises(TrainingError, match="1 GB are available"):
+        processes.check_memory([("this takes", 2e9, "--size")])
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate, uniform_filter
 
-from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
+from crad.scoring.protocols import PROTOCOLS, Protocol, PublishedProtocol, choose_protocols
 
 CRAD, INSIDE = PROTOCOLS["crad"], PROTOCOLS["inside"]
 
@@ -37,7 +37,7 @@ def test_choices():
 
 def test_at_224_pixels_it_is_the_definition():
     maps = random_maps(224)
-    filtered, scores = CRAD(maps)
+    filtered, scores = CRAD.score(maps, 224)
     for one, got, score in zip(maps.numpy(), filtered.numpy(), scores, strict=True):
         expected = uniform_filter(one, 21, mode="constant")  # zeros outside, and counted
         np.testing.assert_allclose(got, expected, atol=1e-12)
@@ -47,23 +47,22 @@ def test_at_224_pixels_it_is_the_definition():
 @pytest.mark.parametrize(("name", "window"), [("paper", 32), ("uniad", 16)])
 def test_pixels_as_they_are_and_images_by_the_largest_mean(name: str, window: int) -> None:
     maps = random_maps(224)
-    same, scores = PROTOCOLS[name](maps)
+    same, scores = PROTOCOLS[name].score(maps, 224)
     assert torch.equal(same, maps)
     for one, score in zip(maps.numpy(), scores, strict=True):
         assert score.item() == pytest.approx(window_means(one, window).max(), abs=1e-12)
 
 
-@pytest.mark.parametrize("size", [64, 256, 700])
-def test_ader_scores_by_the_largest_pixel(size: int) -> None:
-    maps = random_maps(size)
-    same, scores = PROTOCOLS["ader"](maps)
+def test_ader_scores_by_the_largest_pixel() -> None:
+    maps = random_maps(256)
+    same, scores = PROTOCOLS["ader"].score(maps, 128)
     assert torch.equal(same, maps)
     assert torch.equal(scores, maps.amax(dim=(1, 2)))
 
 
 def test_dinomaly_smooths_by_a_gaussian_and_scores_by_the_largest_hundredth() -> None:
     maps = random_maps(256)
-    filtered, scores = PROTOCOLS["dinomaly"](maps)
+    filtered, scores = PROTOCOLS["dinomaly"].score(maps, 224)
     y, x = np.mgrid[-2:3, -2:3]
     gaussian = np.exp(-(x**2 + y**2) / (2 * 4**2))
     for one, got, score in zip(maps.numpy(), filtered.numpy(), scores, strict=True):
@@ -80,7 +79,7 @@ def test_dinomaly_smooths_by_a_gaussian_and_scores_by_the_largest_hundredth() ->
 def test_windows_scale_with_the_size(size, mean_window, score_window):
     maps = torch.zeros(1, size, size, dtype=torch.float64)
     maps[0, size // 2, size // 2] = mean_window**2 * score_window**2
-    filtered, scores = CRAD(maps)
+    filtered, scores = CRAD.score(maps, size)
     assert (filtered > 0.5).sum() == mean_window**2
     torch.testing.assert_close(filtered.max().item(), float(score_window**2))
     assert scores.item() == pytest.approx(min(mean_window, score_window) ** 2)
@@ -152,7 +151,7 @@ def test_a_map_without_marks_keeps_its_level_up_to_the_edge(image_size: int) -> 
 
 def test_outside_counts_as_the_median_and_windows_reach_there() -> None:
     maps = random_maps(225)[:, :224, :224]
-    filtered, scores = INSIDE(maps)
+    filtered, scores = INSIDE.score(maps, 224)
     for one, got, score in zip(maps.numpy(), filtered.numpy(), scores, strict=True):
         level = np.sort(one.ravel())[(one.size - 1) // 2]
         smooth = uniform_filter(np.pad(one, 26, constant_values=level), 21, mode="constant")
@@ -180,32 +179,25 @@ def test_model_maps_are_resized_corner_to_corner() -> None:
 def test_images_do_not_affect_each_other_and_inputs_are_left_alone(protocol: Protocol) -> None:
     maps = torch.rand(3, 64, 64, requires_grad=True)
     before = maps.detach().clone()
-    filtered, scores = protocol(maps)
+    filtered, scores = protocol.score(maps, 64)
     assert not scores.requires_grad
-    assert filtered.shape == (3, 64, 64)
+    assert filtered.shape == (3, *2 * [protocol.map_size(64)])
     assert scores.shape == (3,)
     torch.testing.assert_close(maps.detach(), before, rtol=0, atol=0)
-    alone, score = protocol(maps[1:2])
+    alone, score = protocol.score(maps[1:2], 64)
     torch.testing.assert_close(alone[0], filtered[1])
     torch.testing.assert_close(score[0], scores[1])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_an_empty_batch_gives_no_scores(protocol: Protocol) -> None:
-    filtered, scores = protocol(torch.zeros(0, 32, 32))
-    assert filtered.shape == (0, 32, 32)
+    filtered, scores = protocol.score(torch.zeros(0, 32, 32), 64)
+    assert filtered.shape == (0, *2 * [protocol.map_size(64)])
     assert scores.shape == (0,)
-
-
-@pytest.mark.parametrize("protocol", [CRAD, INSIDE])
-@pytest.mark.parametrize("shape", [(32, 32), (1, 32, 48), (1, 1, 32, 32), (2, 0, 0)])
-def test_other_shapes_are_refused(shape, protocol):
-    with pytest.raises(ValueError, match="expected maps of shape"):
-        protocol(torch.zeros(shape))
 
 
 def test_windows_of_one_pixel_score_the_largest_value():
     maps = torch.rand(2, 224, 224)
-    filtered, scores = Protocol("largest", mean_window=1, score_window=1)(maps)
+    filtered, scores = PublishedProtocol("largest").score(maps, 224)
     torch.testing.assert_close(filtered, maps)
     torch.testing.assert_close(scores, maps.amax(dim=(1, 2)))

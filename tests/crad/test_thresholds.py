@@ -218,7 +218,8 @@ def test_a_resumed_run_keeps_the_protocol_of_its_decisions(
     stored = read_checkpoint(folder, ALL_PARTS)
     decisions = replace(stored.config.decisions, decision_protocol="crad")
     epochs = replace(stored.config.training, epochs=2)
-    old = replace(stored, config=replace(stored.config, decisions=decisions, training=epochs))
+    config = replace(stored.config, decisions=decisions, training=epochs)
+    old = replace(stored, config=config, part_of=None)
     old.save(folder)
     again = ("--epochs", "2", "--resume", *(("--separate", *classes) if separate else ()))
     assert train_command(trained.data, tmp_path, *again) == 0

@@ -48,7 +48,7 @@ _IDLE = 4.0  # seconds that it may do nothing: others use this machine too
 _GRACE = 3.0  # seconds that it may compute after Ctrl-C
 _MEMORY = 3 << 30
 _LARGEST_FILE = 1 << 30
-_CODES = (0, 1, 2, 130, 141, 143)
+_CODES = (0, 1, 2, 129, 130, 141, 143)
 _DEVICES = ("/dev/null", "/dev/full")
 
 # Nothing leaves this machine, and no thread outlives a fork.
@@ -351,8 +351,6 @@ def wrong_end(ended: Ended, *, may_be_slow: bool = False) -> Iterator[Problem]:
     elif ended.code in (0, 141):
         if ended.errors:
             yield Problem(f"said in passing: {_start(ended.errors[0])}", told)
-    elif ended.code == 2 and ended.errors and ended.errors[0].startswith("╭"):
-        return  # the parser of options has a box
     elif ended.code in (1, 2):
         if len(ended.errors) != 1 or not ended.errors[0].startswith("error: "):
             first = next((e for e in ended.errors if not e.startswith("error: ")), "nothing")

@@ -46,7 +46,7 @@ class _Fails(Exception):  # noqa: N818, it is a result
 
 
 def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Finding]:
-    """Run the examples, then draw cases until the time is over; print what fails, once.
+    """Run all examples, then draw cases for what is left of the time; print what fails, once.
 
     The same seed draws the same cases; how many depends on the machine.
     """
@@ -66,9 +66,9 @@ def search(fuzzer: Fuzzer, seconds: float, first_seed: int = 0) -> dict[str, Fin
             tell(findings[problem.key])
         return problems, new
 
+    end = time.monotonic() + seconds
     for example in fuzzer.examples:
         run(example)
-    end = time.monotonic() + seconds
     while time.monotonic() < end:
         pinned: str | None = None
         shrink_end = end
