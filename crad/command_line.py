@@ -23,6 +23,7 @@ from crad.devices import PrecisionName
 from crad.errors import CradError, PeerError, UsageError
 from crad.memory import freed_memory_kept, is_out_of_memory
 from crad.training import processes
+from crad.words import one_line
 
 T = TypeVar("T")
 
@@ -173,14 +174,17 @@ def run_command(
             with freed_memory_kept():
                 command()
             sys.stdout.flush()
-        except KeyboardInterrupt as interrupt:
-            if first:
-                _say(f"\n{_STOPPED[received[0]]}{': ' if str(interrupt) else ''}{interrupt}")
-            sys.exit(128 + received[0])
-        except BrokenPipeError:
-            _close_streams()
-            sys.exit(128 + signal.SIGPIPE)
-        except (CradError, OSError, MemoryError, RuntimeError) as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if received or isinstance(error, KeyboardInterrupt):
+                # C code that a signal finds may turn it into an error of another kind.
+                number = received[-1] if received else signal.SIGINT
+                way_on = str(error) if isinstance(error, KeyboardInterrupt) else ""
+                if first:
+                    _say(f"\n{': '.join(filter(None, (_STOPPED[number], way_on)))}")
+                sys.exit(128 + number)
+            if isinstance(error, BrokenPipeError):
+                _close_streams()
+                sys.exit(128 + signal.SIGPIPE)
             message = _message(error, again, less_memory)
             if message is None:
                 raise
@@ -188,7 +192,7 @@ def run_command(
             if not first or isinstance(error, PeerError):
                 time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
             if processes.may_print_error():
-                _say("error: " + re.sub(r"\s*\n\s*", " ", message))  # torch's have many lines
+                _say(f"error: {one_line(message)}")
             sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -244,23 +248,25 @@ def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
     """Turn SIGTERM and SIGHUP in the block into KeyboardInterrupt, as SIGINT is.
 
     Yields:
-        The signal that came, or SIGINT.
+        The signals that came.
     """
-    received = [signal.SIGINT]
+    received: list[signal.Signals] = []
     last = -math.inf
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < _AGAIN:
+        if now - last < _AGAIN and number != signal.SIGINT:
             return
-        last, received[0] = now, signal.Signals(number)
+        last = now
+        received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     former = {}
     if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(each) == signal.SIG_DFL:  # under nohup it is ignored
+        for each in _STOPPED:
+            handler = signal.getsignal(each)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):  # under nohup it is ignored
                 former[each] = signal.signal(each, interrupt)
     try:
         yield received

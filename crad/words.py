@@ -1,5 +1,6 @@
 """Words for messages."""
 
+import re
 from collections.abc import Collection
 
 _SHOWN = 3  # names in a message
@@ -13,3 +14,8 @@ def count(number: int, thing: str) -> str:
 def enumerate_some(names: Collection[str]) -> str:
     """The first of some names."""
     return ", ".join([*names][:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, as names of files and errors of PyTorch may have."""
+    return re.sub(r"\s*\n\s*", " ", text)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from crad.errors import ImageError, MaskError
-from crad.words import count
+from crad.words import count, one_line
 
 
 class BadImages:
@@ -66,4 +66,4 @@ class BadImages:
         if error not in self._noted:
             self._noted[error] = is_mask
             if not self._quiet:
-                tqdm.write(f"skipped: {error}", file=sys.stderr)
+                tqdm.write(f"skipped: {one_line(error)}", file=sys.stderr)

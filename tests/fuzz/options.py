@@ -209,6 +209,8 @@ def _asked_for(options: Mapping[str, Values], after: Tree) -> Tree:
 
 def _is_large(options: Mapping[str, Values]) -> bool:
     """Whether a training that takes long is what was asked for."""
+    if "--image-size" not in options or options.get("--data") in (None, ("demo",)):
+        return True
     for value in (value for values in options.values() for value in values):
         try:
             if float(value) > 64:
