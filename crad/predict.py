@@ -212,7 +212,7 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     """
     if options.output is None:
         return {}
-    check_outside_classes(options.output)
+    check_outside_classes(options.output, is_earlier=_has_scores(options.output))
     output = full_path(options.output)
     for given in options.images:
         if given.is_dir() and output.is_relative_to(full_path(given)):
@@ -249,6 +249,12 @@ def _tables(options: PredictOptions) -> list[ScoreFile]:
     return tables
 
 
+def _has_scores(output: Path) -> bool:
+    """Whether an earlier prediction has written into a folder."""
+    scores = output / "scores.csv"
+    return scores.is_file() and Csv().is_own(scores)
+
+
 def _check_outputs(
     options: PredictOptions,
     found: Mapping[Path, Path],
@@ -257,8 +263,7 @@ def _check_outputs(
 ) -> None:
     """Refuse to write over what must not be lost, and remove what a killed process left."""
     # Heat maps of older versions have no mark, and lie beside scores.
-    scores = options.output and options.output / "scores.csv"
-    is_older = bool(scores and scores.is_file() and Csv().is_own(scores)) and not any(
+    is_older = bool(options.output and _has_scores(options.output)) and not any(
         is_own_png(path) for path in pictures.values()
     )
     outputs = [table.output for table in tables]

@@ -111,18 +111,21 @@ def check_apart(output: Path, source: str) -> None:
         )
 
 
-def check_outside_classes(output: Path) -> None:
+def check_outside_classes(output: Path, *, is_earlier: bool) -> None:
     """Refuse an output folder in a class of any data set, or with classes in it.
 
     Args:
         output: the folder; it need not exist.
+        is_earlier: whether it is one of an earlier command, whose folders may mirror classes.
 
     Raises:
         OutputError: it is one of these.
     """
     folder = full_path(output)
-    inside = [each for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
-    for place in (folder, *folder.parents, *inside):
+    places = [*folder.parents]
+    if not is_earlier:
+        places += [folder, *(folder.iterdir() if folder.is_dir() else ())]
+    for place in places:
         if any((place / name).is_dir() for name in _MARKS_OF_A_CLASS):
             raise OutputError(
                 f"output: '{output}' lies among the images of '{place}'; choose another folder "

@@ -300,6 +300,10 @@ def test_a_prediction_replaces_an_earlier_one(trained, tmp_path: Path, command: 
         assert command(crad.predict.main, *arguments) == 0
     names = {path.name for path in output.iterdir()}
     assert names == {"a_heatmap.png", "scores.csv", "scores.json"}
+    arguments = ["--checkpoint", str(trained.output), str(trained.data)]
+    for _ in range(2):  # the folders of the heat maps are named as those of a class
+        assert command(crad.predict.main, *arguments, "--output", str(tmp_path / "all")) == 0
+    assert (tmp_path / "all" / "brick" / "train" / "good" / "000_heatmap.png").exists()
 
 
 def test_a_long_name_has_a_heat_map(trained, tmp_path: Path, command: Command) -> None:
