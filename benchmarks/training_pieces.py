@@ -38,7 +38,8 @@ from crad.detector import create_model
 from crad.memory import freed_memory_kept
 from crad.model.crad import CRAD
 from crad.report.results import Results
-from crad.train import TrainOptions, parse_options, train_model
+from crad.train import train_model
+from crad.train_options import TrainOptions, parse_options
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 from crad.training.features import Features
 from crad.training.inputs import Inputs, prepare

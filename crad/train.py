@@ -1,28 +1,23 @@
 """``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
-import argparse
 import math
 import secrets
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tqdm import tqdm
-from tyro.conf import arg
 
-from crad.backbones import SCATTERING
-from crad.command_line import ComputeOptions, parse, run_command
-from crad.config import DEFAULT_BACKBONE, PRESETS, Config, changed_setting, without_effect
-from crad.data import check_apart, find_dataset, full_source
-from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.command_line import run_command
+from crad.config import Config, changed_setting, without_effect
+from crad.data import check_apart, find_dataset
+from crad.data.demo import DEMO_NAMES
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
 from crad.errors import CheckpointError, OutputError, TrainingError, UsageError
@@ -35,6 +30,7 @@ from crad.scoring.calibration import check_share, decision_scores, take_threshol
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
+from crad.train_options import TrainOptions, parse_options
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
@@ -44,7 +40,6 @@ from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
 from crad_kernels import backends
 
-_DESCRIPTION = "Train a detector on normal images, for all classes, and measure it on test images."
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
 _LESS_MEMORY = (
     "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
@@ -58,39 +53,6 @@ _LARGE_PARTS = {  # and the option that each is lowered with
 _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 
 
-@dataclass(frozen=True)
-class OutputOptions:
-    """Where results are written."""
-
-    folder: Annotated[Path, arg(name="output")]
-    """Folder for everything the run writes. Default: runs/NAME, with the name of the data."""
-    separate: bool = False
-    """Train a model for each class, each in a folder of --output, instead of one for all."""
-    resume: bool = False
-    """Continue the run in --output with its settings; begin it if there is no checkpoint yet."""
-    overwrite: bool = False
-    """Replace the run in --output."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the training command takes."""
-
-    config: Annotated[Config, arg(name="")]
-    output: OutputOptions
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
-
-    @property
-    def run(self) -> RunFolder:
-        """The folder of the run."""
-        return RunFolder(self.output.folder)
-
-    def with_bit_depth(self, bit_depth: int) -> "TrainOptions":
-        """The same options for images of a bit depth."""
-        model = replace(self.config.model, bit_depth=bit_depth)
-        return replace(self, config=replace(self.config, model=model))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     run_command(
@@ -99,101 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         less_memory=_LESS_MEMORY,
         shared=True,
     )
-
-
-def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
-    """Read the command line; a wrong one prints what is wrong and exits with code 2.
-
-    The defaults depend on the data, the backbone and the preset, or come from the checkpoint to
-    resume; ``--help`` shows those that hold.
-
-    Args:
-        arguments: None takes those of the process.
-
-    Raises:
-        CheckpointError: the checkpoint to resume cannot be read.
-        UsageError: an option is out of range.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(
-        TrainOptions,
-        arguments,
-        command="train",
-        description=_DESCRIPTION,
-        default=_default_options(arguments),
-    )
-    if options.output.resume and options.output.overwrite:
-        raise UsageError("use either --resume or --overwrite, not both")
-    if not options.config.data.source:
-        raise UsageError(
-            f"--data: the run in '{options.output.folder}' does not record where its data are; "
-            "give the folder with --data PATH"
-        )
-    data = replace(options.config.data, source=full_source(options.config.data.source))
-    options = replace(options, config=replace(options.config, data=data))
-    options.config.check()
-    return options
-
-
-def _default_options(arguments: Sequence[str]) -> TrainOptions:
-    """The defaults that a command line asks for, which may be those of the run to resume."""
-    found = _look_ahead(arguments)
-    name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
-    run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
-    config = default_config(arguments)
-    if found.resume:
-        stored = _config_of(run, separate=found.separate)
-        if not stored and found.output and not found.data:
-            raise UsageError(
-                f"--resume: there is no checkpoint in '{run.path}'; give --data PATH to begin a run"
-            )
-        config = stored or config
-    return TrainOptions(config, OutputOptions(run.path))
-
-
-def _config_of(run: RunFolder, *, separate: bool) -> Config | None:
-    """The settings of a run to resume; None if it has no checkpoint yet."""
-    if not separate:
-        return read_checkpoint(run.checkpoint, parts=()).config if run.checkpoint.exists() else None
-    record = read_record(run.path) or RunRecord()
-    parts = [RunFolder(run.path / name) for name in record.classes]
-    for part in parts:
-        if part.checkpoint.exists():
-            stored = read_checkpoint(part.checkpoint, parts=())
-            if stored.part_of == record.id:
-                data = replace(stored.config.data, source=record.data, classes=record.classes)
-                return replace(stored.config, data=data)
-    return None
-
-
-def default_config(arguments: Sequence[str]) -> Config:
-    """The settings that hold unless options say otherwise: those for the data and the backbone.
-
-    Args:
-        arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
-    """
-    found = _look_ahead(arguments)
-    source = found.data or "demo"
-    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else DEFAULT_BACKBONE)
-    preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
-    config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
-    share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
-    return replace(
-        config,
-        data=replace(config.data, source=source),
-        model=replace(config.model, backbone=backbone),
-        decisions=replace(config.decisions, calibration_share=share),
-    )
-
-
-def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options that defaults of others depend on."""
-    early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("--data", "--output", "--backbone", "--preset"):
-        early.add_argument(name, nargs="?")
-    for name in ("--resume", "--separate"):
-        early.add_argument(name, action="store_true")
-    return early.parse_known_args(arguments)[0]
 
 
 def train(options: TrainOptions) -> Results:

@@ -15,7 +15,7 @@ from crad.config import Config, settings
 from crad.data import full_source
 from crad.data.demo import DEMO_NAMES
 from crad.errors import UsageError
-from crad.train import default_config
+from crad.train_options import default_config
 
 TargetName = Literal[
     "table1", "table2", "table3", "table4", "table5",

@@ -12,14 +12,8 @@ from crad.command_line import ComputeOptions
 from crad.config import Config
 from crad.data import Dataset, find_dataset
 from crad.report.results import Results
-from crad.train import (
-    OutputOptions,
-    TrainOptions,
-    finished_results,
-    stored_run,
-    train_model,
-    train_separately,
-)
+from crad.train import finished_results, stored_run, train_model, train_separately
+from crad.train_options import OutputOptions, TrainOptions
 from crad.training.checkpoint import Checkpoint
 from crad.training.inputs import Inputs, prepare
 from crad.training.run_folder import RunFolder

@@ -13,7 +13,7 @@ from crad.command_line import run_command
 from crad.config import PRESETS, Config, settings, without_effect
 from crad.detector import create_model
 from crad.errors import UsageError
-from crad.train import parse_options
+from crad.train_options import parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
 

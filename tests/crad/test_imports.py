@@ -24,6 +24,7 @@ FLOORS = (
     ("report",),
     ("detector",),
     ("command_line",),
+    ("train_options",),
     tuple(module.removeprefix("crad.") for module, _ in COMMANDS.values()),
     ("__init__",),
     ("__main__",),

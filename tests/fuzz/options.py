@@ -123,8 +123,8 @@ def _options_of(name: str) -> dict[str, Any]:
         each
         for each in vars(module).values()
         if dataclasses.is_dataclass(each)
-        and each.__module__ == module.__name__
         and each.__name__.endswith("Options")
+        and (each.__module__ == module.__name__ or each.__name__ == f"{name.title()}Options")
     ]
     return dict(_arguments(found[-1])) if found else {}
 
