@@ -37,7 +37,7 @@ class RunFolder:
         return self.path / "sheets"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other commands out of the folder, as `crad.files.locked`, in the main process."""
+        """Keep other commands out of the folder, as `crad.outputs.locked`, in the main process."""
         return locked(self.path) if processes.is_main() else nullcontext()
 
     def of_class(self, name: str) -> Path:
@@ -168,10 +168,11 @@ class RunFolder:
 
     def _own_sheets(self) -> list[Path]:
         """The sheets of the run there, whose classes its results and its checkpoint name."""
-        names = {*(self.read_results() or {}).get("classes", ())}
+        names = {*(self.read_results() or {"classes": {}})["classes"]}
         with suppress(CheckpointError):
             names |= {*read_checkpoint(self.checkpoint, parts=()).n_train}
-        return [file for name in sorted(names) if (file := self.sheet(name)).is_file()]
+        sheets = [self.sheet(name) for name in sorted(names)]
+        return [file for file in sheets if file.parent == self.sheets and file.is_file()]
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""
@@ -180,8 +181,9 @@ class RunFolder:
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""
         results = read_json(self.results)
-        known = isinstance(results, dict) and {"protocol", "classes", "environment"} <= {*results}
-        return results if known else None
+        if not isinstance(results, dict) or not {"protocol", "environment"} <= {*results}:
+            return None
+        return results if isinstance(results.get("classes"), dict) else None
 
     def written(self) -> int | None:
         """When the checkpoint was written, in nanoseconds; None if there is none."""

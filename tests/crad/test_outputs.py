@@ -219,6 +219,20 @@ def test_a_class_whose_name_is_a_pattern(
         assert train_command(data, tmp_path / "run", "--overwrite", "--epochs", "1") == 0
 
 
+@pytest.mark.parametrize("name", ["../../mine", "/mine", "sub/mine"])
+def test_a_class_in_results_names_no_file_elsewhere(
+    trained, tmp_path: Path, train_command: Train, name: str
+) -> None:
+    output = shutil.copytree(trained.output, tmp_path / "a" / "run")
+    mine = output / "sheets" / f"{name.removeprefix('/')}.png"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    results = {**trained.results, "classes": {name: {}, **trained.results["classes"]}}
+    (output / "results.json").write_text(json.dumps(results))
+    assert train_command(trained.data, output, "--overwrite", "--epochs", "1") == 0
+    assert mine.read_text() == "mine"
+
+
 def test_the_former_run_stays_until_the_first_checkpoint(
     trained, tmp_path: Path, train_command: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
