@@ -339,7 +339,6 @@ def test_processes_of_mpirun_share_a_run(trained, tmp_path: Path) -> None:
     [
         ("srun", 3, "error", "exchange"),
         ("srun", 2, "kill", "computing"),
-        ("srun", 2, "exit", "reading"),
         ("mpirun", 2, "kill", "reading"),
         ("torchrun", 2, "exit", "exchange"),
     ],
