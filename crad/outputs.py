@@ -69,7 +69,7 @@ def _problem(output: Output) -> str | None:
         return f"cannot be written, as writing into '{there}' is not permitted"
     if not os.path.lexists(output.path):
         return None
-    if output.path.is_file() and (not output.path.stat().st_size or output.is_own(output.path)):
+    if output.path.is_file() and output.is_own(output.path):
         return None
     return "exists and was not written by crad (move it away)"
 

@@ -124,8 +124,8 @@ class Checkpoint:
             StorageError: it cannot be written (disk full, no permission); the former one is
                 untouched.
         """
+        RunRecord(self.config.data.source).write(folder)  # first: no checkpoint is without it
         self.write(folder / CHECKPOINT_NAME)
-        RunRecord(self.config.data.source).write(folder)
 
     def write(self, file: Path) -> None:
         """Write the checkpoint alone, in a single step; errors as for `save`."""

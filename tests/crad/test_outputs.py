@@ -114,7 +114,7 @@ def test_a_checkpoint_is_known_even_if_it_is_cut_short(trained, tmp_path: Path) 
         (("folder",), "'folder' is a folder"),
         (("notes/a",), "'.*notes' is a file"),
         (("new", "./new"), "'new' is written by --csv too"),
-        (("empty",), None),
+        (("empty",), "'empty' exists and was not written by crad"),
         (("own", "new"), None),
         (("elsewhere/new",), None),
     ],
