@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -174,6 +174,8 @@ def run_command(
             with freed_memory_kept():
                 command()
             sys.stdout.flush()
+            if processes.has_joined():
+                _exit(0)
         except (KeyboardInterrupt, Exception) as error:
             if received or isinstance(error, KeyboardInterrupt):
                 # C code that a signal finds may turn it into an error of another kind.
@@ -181,10 +183,10 @@ def run_command(
                 way_on = str(error) if isinstance(error, KeyboardInterrupt) else ""
                 if first:
                     _say(f"\n{': '.join(filter(None, (_STOPPED[number], way_on)))}")
-                sys.exit(128 + number)
+                _exit(128 + number)
             if isinstance(error, BrokenPipeError):
                 _close_streams()
-                sys.exit(128 + signal.SIGPIPE)
+                _exit(128 + signal.SIGPIPE)
             message = _message(error, again, less_memory)
             if message is None:
                 raise
@@ -193,7 +195,18 @@ def run_command(
                 time.sleep(_ERROR_DELAY)  # if the first one has failed too, it says so meanwhile
             if processes.may_print_error():
                 _say(f"error: {one_line(message)}")
-            sys.exit(2 if isinstance(error, UsageError) else 1)
+            _exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _exit(code: int) -> NoReturn:
+    """End this process.
+
+    Threads of torch.distributed may abort a process that unloads PyTorch, after all is done.
+    """
+    if processes.has_joined():
+        _close_streams()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _message(error: BaseException, again: str, less_memory: str) -> str | None:

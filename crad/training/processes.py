@@ -30,6 +30,7 @@ _TIMEOUT = timedelta(days=7)  # one may measure while the others wait; if it fai
 _JOINING = timedelta(minutes=5)  # from the first process to the last
 _NOTICE = 2.0  # seconds until the end of a process is noticed
 
+_has_joined = False  # others, at any time
 _launch: Launch | None = None  # of the processes that are joined
 _peers: Peers | None = None  # kept when a run fails, until this process ends
 
@@ -51,7 +52,7 @@ def joined(device: torch.device, *, grace: float = 15.0) -> Iterator[None]:
         LaunchError: what the launcher sets is incomplete, or the processes do not find each other.
         PeerError: another process has failed.
     """
-    global _launch, _peers
+    global _has_joined, _launch, _peers
     AcceleratorState._reset_state(reset_partial_state=True)  # of a former run in this process
     launch = find_launch()
     if launch is None:
@@ -65,6 +66,7 @@ def joined(device: torch.device, *, grace: float = 15.0) -> Iterator[None]:
         )
     os.environ.update(launch.environment())  # that is where accelerate looks
     _share_threads(launch)
+    _has_joined = True
     _launch, _peers = launch, _meet(launch, device, grace)
     try:
         state = PartialState(cpu=device.type == "cpu")
@@ -125,6 +127,11 @@ def _is_of_exchange(error: BaseException) -> bool:
     """Whether an error may come from an exchange with another process."""
     is_foreign = isinstance(error, RuntimeError) and not isinstance(error, CradError)
     return is_foreign or isinstance(error, PeerError)
+
+
+def has_joined() -> bool:
+    """Whether this process has joined others, at any time."""
+    return _has_joined
 
 
 def may_print_error() -> bool:
