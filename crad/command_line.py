@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -169,6 +170,8 @@ def run_command(
             return
         launch.leave()
     _open_streams()
+    # Of a damaged file Pillow warns before it fails, and the error names the file.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     with _signals_as_interrupts() as received:
         try:
             with freed_memory_kept():

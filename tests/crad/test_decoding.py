@@ -480,3 +480,16 @@ def test_a_sheet_shows_the_bit_depth(deep_image: Path) -> None:
 def deep_image(tmp_path: Path) -> Path:
     write_png(tmp_path / "white.png", np.full((64, 64), 4095, np.uint16))
     return tmp_path / "white.png"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cut_tiff_is_one_line(
+    trained, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.tif"
+    Image.new("RGB", (40, 40)).save(file)
+    file.write_bytes(file.read_bytes()[:48])
+    assert command(crad.predict.main, "--checkpoint", str(trained.output), str(file)) == 1
+    error = capsys.readouterr().err
+    assert "a.tif" in error
+    assert "warn" not in error.lower()
