@@ -27,8 +27,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.cases import TARGETS
+from crad_kernels._backends.triton import INTERPRETED, launch
 from crad_kernels._schema import pack
-from crad_kernels.backends.triton import INTERPRETED, launch
 
 ARCHITECTURES = (80, 90, 100)
 MOST = 60

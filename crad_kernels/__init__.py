@@ -1,6 +1,6 @@
 """Sampling of learnable N-dimensional grids, with Gaussian coordinate jitter, for PyTorch."""
 
-from crad_kernels.backends import backends
+from crad_kernels._backends import backends
 from crad_kernels.functional import grid_sample, sample
 from crad_kernels.memory import GridMemory
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from crad_kernels import _derivatives, _schema, _vmap
-from crad_kernels.backends import backends, reference
+from crad_kernels import _derivatives, _schema, _vmap, reference
+from crad_kernels._backends import backends
 
 OPERATORS = {name: _schema.define(name) for name in backends() if name != "reference"}
 # With their derivatives, and their rules for `torch.vmap`.
@@ -43,7 +43,7 @@ def sample(
 
 
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10 on a backend; shapes as in `crad_kernels.backends.reference.philox`."""
+    """Philox4x32-10 on a backend; shapes as in `crad_kernels.reference.philox`."""
     if backend == "reference":
         return reference.philox(counter, key)
     words: Tensor = OPERATORS[backend].philox(counter, key)
@@ -51,7 +51,7 @@ def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
 
 
 def normals(backend: str, seed: Tensor, points: int, ndim: int) -> Tensor:
-    """The jitter's normals; shapes as in `crad_kernels.backends.reference.normals`."""
+    """The jitter's normals; shapes as in `crad_kernels.reference.normals`."""
     if backend == "reference":
         return reference.normals(seed, points, ndim)
     result: Tensor = OPERATORS[backend].normals(seed, points, ndim)

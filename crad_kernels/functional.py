@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, are_deterministic_algorithms_enabled
 
 from crad_kernels import _op, _schema
-from crad_kernels.backends import choose
+from crad_kernels._backends import choose
 
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
@@ -64,7 +64,7 @@ def sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
 
-    The meaning in full, non-finite coordinates included: `crad_kernels.backends.reference`.
+    The meaning in full, non-finite coordinates included: `crad_kernels.reference`.
     Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
     mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """

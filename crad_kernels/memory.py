@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crad_kernels.backends import find
+from crad_kernels._backends import find
 from crad_kernels.functional import check_jitter_std, check_options, sample
 
 

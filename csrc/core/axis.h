@@ -1,5 +1,5 @@
 // One axis of a sample: coordinate -> index -> padding -> taps. Every mode is a product of these
-// over the axes. The docstring of crad_kernels/backends/reference.py is the specification.
+// over the axes. The docstring of crad_kernels/reference.py is the specification.
 #pragma once
 
 #include <cmath>

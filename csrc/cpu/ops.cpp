@@ -288,7 +288,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   return results();
 }
 
-// The generator and the normals of the jitter by themselves, as crad_kernels/backends/reference.py
+// The generator and the normals of the jitter by themselves, as crad_kernels/reference.py
 // defines them.
 Tensor philox_words(const Tensor& counter_in, const Tensor& key_in) {
   const Tensor counter = dense(counter_in), key = dense(key_in);

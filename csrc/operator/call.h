@@ -161,7 +161,7 @@ std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) {
   return {argument.sizes().begin(), argument.sizes().end()};
 }
 
-// The arguments of `philox`, and of `normals`: see crad_kernels/backends/reference.py.
+// The arguments of `philox`, and of `normals`: see crad_kernels/reference.py.
 void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
   STD_TORCH_CHECK(counter.dim() == 2 && counter.size(1) == 4 && key.dim() == 2 &&
                       key.size(1) == 2 && key.size(0) == counter.size(0) &&

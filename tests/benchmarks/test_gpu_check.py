@@ -15,7 +15,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.gpu_steps import End, Step
 from benchmarks.peers import peers
 from crad_kernels import backends
-from crad_kernels.backends import Backend
+from crad_kernels._backends import Backend
 from tests import conftest
 from tests.cases import JUDGE
 

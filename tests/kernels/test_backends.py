@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from crad_kernels import backends, sample
-from crad_kernels.backends import _TABLE, Backend, choose, default, triton
-from crad_kernels.backends.library import load
+from crad_kernels._backends import _TABLE, Backend, choose, default, triton
+from crad_kernels._backends.library import load
 from tests.cases import JUDGE
 
 VALUES, COORDS = torch.zeros(4, 3, 2), torch.zeros(5, 2)

@@ -13,8 +13,8 @@ from tests.kernels.test_cuda import FLOAT32, errors_on_waiting, results
 
 pytest.importorskip("triton")
 
-from crad_kernels.backends.triton import launch, tuning
-from crad_kernels.backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
+from crad_kernels._backends.triton import launch, tuning
+from crad_kernels._backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
 
 GPU = torch.device("cuda", 0)
 

@@ -14,7 +14,7 @@ channels are `groups` of GROUP, from which it sees how rows are aligned.
 import triton
 import triton.language as tl
 
-from crad_kernels.backends.triton.axis import (
+from crad_kernels._backends.triton.axis import (
     base_of,
     entry_at,
     padded,
@@ -22,8 +22,8 @@ from crad_kernels.backends.triton.axis import (
     tap_weight,
     unpadded_index,
 )
-from crad_kernels.backends.triton.jitter import jitter_normal
-from crad_kernels.backends.triton.jitter import philox as philox_words
+from crad_kernels._backends.triton.jitter import jitter_normal
+from crad_kernels._backends.triton.jitter import philox as philox_words
 
 # Loops over so many corners are unrolled.
 UNROLLED = tl.constexpr(16)

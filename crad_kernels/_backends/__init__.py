@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from crad_kernels.backends import cpu, cuda, triton
+from crad_kernels._backends import cpu, cuda, triton
 
 _CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from crad_kernels._backends.triton import kernels
+from crad_kernels._backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
 from crad_kernels._schema import check_tensors, unpack
-from crad_kernels.backends.triton import kernels
-from crad_kernels.backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 

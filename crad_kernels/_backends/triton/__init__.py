@@ -33,7 +33,7 @@ def _missing() -> str:
 
 def _implement(operator: str) -> None:
     def implementation(*arguments: Any) -> Any:
-        launch = importlib.import_module("crad_kernels.backends.triton.launch")
+        launch = importlib.import_module("crad_kernels._backends.triton.launch")
         return getattr(launch, operator)(*arguments)
 
     key = "CPU" if INTERPRETED else "CUDA"

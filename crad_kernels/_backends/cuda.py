@@ -5,7 +5,7 @@ import importlib.util
 
 import torch
 
-from crad_kernels.backends.library import load
+from crad_kernels._backends.library import load
 
 
 def _missing() -> str:
