@@ -191,8 +191,9 @@ def covering(candidates: Sequence[T], *features: Callable[[T], Hashable]) -> lis
 
 
 OPTIONS = ("ndim", "mode", "padding_mode", "align_corners", "dtype", "coords_dtype")
-# Features of a case: every two of its options.
+# Features of a case: every two of its options, and those that taps are found by, together.
 EVERY_TWO_OPTIONS = [attrgetter(*two) for two in combinations(OPTIONS, 2)]
+TAPS = attrgetter("mode", "padding_mode", "align_corners")
 # What tells the cases of SHAPES apart.
 SHAPE = ("size", "channels", "points", "mode")
 
@@ -218,7 +219,8 @@ SHAPES = [
     Case((2, 3), channels=19, points=(450,), batch=2),
     Case((5,), channels=150, points=(400,), padding_mode="border"),
     # Grids larger than a cache; the first two are cut as finely as points allow.
-    Case((300, 260), channels=3, points=(12_000,)),
+    # (of the first, the points are sorted in two pieces)
+    Case((300, 260), channels=3, points=(17_000,)),
     Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
     Case((40, 41, 42), channels=2, points=(700,), batch=2, mode="cubic", padding_mode="reflection"),
     Case((70_000,), channels=1, points=(900,), padding_mode="border"),

@@ -69,16 +69,38 @@ def results(
     ids=str,
 )
 def test_any_number_of_threads_gives_the_same_bits(
-    backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+    compiled_backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
     case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    assert_the_same_for_any_number_of_threads(compiled_backend, case, (2, 4, 4))
+
+
+def test_any_number_of_threads_gives_the_same_bits_of_the_reference() -> None:
+    """Which leaves it to torch, whatever the shapes."""
+    case = Case((20, 30), channels=8, points=(2000,), padding_mode="border", dtype=torch.float32)
+    assert_the_same_for_any_number_of_threads(JUDGE, case, (2, 4, 4))
+
+
+def assert_the_same_for_any_number_of_threads(
+    backend: str, case: Case, numbers: tuple[int, ...]
+) -> None:
     tensors = case.tensors()
     asked = True if sums_vary() else None
     expected = results(case, backend, 1, tensors, asked)
-    for threads in (2, 4, 4):
+    for threads in numbers:
         actual = results(case, backend, threads, tensors, asked)
         for got, wanted in zip(actual, expected, strict=True):
             assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[3], DTYPES[4]], ids=str)
+def test_any_number_of_threads_sums_parts_in_one_order(
+    compiled_backend: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Partial gradients of both arguments, of so many elements that threads share their sum."""
+    case = Case((16, 16), channels=300, points=(17_000,))
+    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+    assert_the_same_for_any_number_of_threads(compiled_backend, case, (3,))
 
 
 @pytest.fixture

@@ -70,8 +70,11 @@ def box_muller(backend: str, seed: int, points: int, ndim: int) -> np.ndarray:
     return np.stack(columns, -1)[:, :ndim]
 
 
-@pytest.mark.parametrize("seed", [0, 7, -1, 2**40 + 7, -(2**63), 2**63 - 1])
-@pytest.mark.parametrize("ndim", SIZES)
+@pytest.mark.parametrize(
+    ("seed", "ndim"),
+    # Fewer components are the first of 8: see below.
+    [*((seed, 8) for seed in (0, -1, 2**40 + 7, -(2**63), 2**63 - 1)), *((7, d) for d in SIZES)],
+)
 def test_normals_are_as_specified(backend: str, seed: int, ndim: int) -> None:
     """To 1e-6, which is 2 units in the last place of the largest possible, 5.77."""
     ours = normals(backend, seed, 5000, ndim)

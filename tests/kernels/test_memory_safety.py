@@ -68,13 +68,13 @@ def test_nothing_around_the_inputs_is_read(compiled_backend: str, case: Case) ->
     ],
     ids=str,
 )
-def test_nothing_of_a_former_result_is_left(backend: str, case: Case) -> None:
+def test_nothing_of_a_former_result_is_left(compiled_backend: str, case: Case) -> None:
     """Large results lie where others lay."""
     case = replace(case, dtype=torch.float32, coords_dtype=torch.float32)
     tensors = case.tensors()
-    expected = [result.clone() for result in results(case, backend, tensors)]
+    expected = [result.clone() for result in results(case, compiled_backend, tensors)]
     for _ in range(2):
-        for result in results(case, backend, tensors):
+        for result in results(case, compiled_backend, tensors):
             result.detach().fill_(math.nan)
             del result
-        assert_same(results(case, backend, tensors), expected)
+        assert_same(results(case, compiled_backend, tensors), expected)

@@ -20,12 +20,14 @@ from tests.cases import (
     EVERY_TWO_OPTIONS,
     JUDGE,
     MODES,
+    MOST_CUBIC,
     OTHER_INDEX,
     PADDING_MODES,
     SAME_INDEX,
     SHAPE,
     SHAPES,
     SIZES,
+    TAPS,
     TORCH_MODES,
     Case,
     assert_near,
@@ -139,7 +141,11 @@ def assert_matches_onnx(case: Case, backend: str) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    list(filter(comparable_to_onnx, cases(1, 3, 4, 5, batch=2, channels=2, points=(9,)))),
+    covering(
+        list(filter(comparable_to_onnx, cases(1, 3, 4, 5, batch=2, channels=2, points=(9,)))),
+        TAPS,
+        *EVERY_TWO_OPTIONS,
+    ),
     ids=str,
 )
 def test_matches_onnx(backend: str, case: Case) -> None:
@@ -156,7 +162,7 @@ ANY_OPTIONS = {
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=50,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
@@ -202,8 +208,12 @@ def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     return torch.tensor(np.stack(channels, -1))
 
 
-# Its third order is a spline, and no convolution.
-@pytest.mark.parametrize("case", cases(*SIZES, modes=("nearest", "linear"), points=(40,)), ids=str)
+@pytest.mark.parametrize(
+    "case",
+    # Its third order is a spline, and no convolution.
+    covering(cases(*SIZES, modes=("nearest", "linear"), points=(40,)), TAPS, *EVERY_TWO_OPTIONS),
+    ids=str,
+)
 def test_matches_scipy(backend: str, case: Case) -> None:
     values, coords, _ = case.tensors()
     actual = sample(values, coords, **case.options, backend=backend)
@@ -253,7 +263,7 @@ def assert_samples_a_product(backend: str | None, ndim: int, mode: str, padding_
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ndim", range(1, 7))
+@pytest.mark.parametrize("ndim", range(1, MOST_CUBIC + 1))
 def test_samples_a_product_as_the_product_of_samples(
     backend: str, ndim: int, mode: str, padding_mode: str
 ) -> None:
@@ -262,7 +272,7 @@ def test_samples_a_product_as_the_product_of_samples(
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ndim", [7, 8])
+@pytest.mark.parametrize("ndim", range(MOST_CUBIC + 1, 9))
 def test_samples_a_product_in_many_dimensions(
     compiled_backend: str, ndim: int, mode: str, padding_mode: str
 ) -> None:
@@ -299,19 +309,32 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
         assert_near(got, wanted, case.condition * SAME_INDEX[coarser], magnitude)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("case", cases(*SIZES), ids=str)
-def test_matches_the_reference(compiled_backend: str, case: Case, dtype: torch.dtype) -> None:
-    case = replace(case, dtype=dtype, coords_dtype=dtype)
+@pytest.mark.parametrize(
+    "case",
+    covering(
+        in_dtypes(cases(*SIZES), [DTYPES[0], DTYPES[3]]),
+        # In up to 3 dimensions, kernels may be compiled for each of these.
+        lambda case: (min(case.ndim, 4), case.mode, case.padding_mode, case.dtype),
+        TAPS,
+        *EVERY_TWO_OPTIONS,
+    ),
+    ids=str,
+)
+def test_matches_the_reference(compiled_backend: str, case: Case) -> None:
     assert_matches_the_reference(case, compiled_backend)
 
 
-@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=str)
-@pytest.mark.parametrize("case", SHAPES, ids=str)
-def test_matches_the_reference_in_every_shape(
-    compiled_backend: str, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
-) -> None:
-    case = replace(case, dtype=dtypes[0], coords_dtype=dtypes[1])
+@pytest.mark.parametrize(
+    "case",
+    covering(
+        in_dtypes(SHAPES, DTYPES[:4]),
+        attrgetter(*SHAPE, "dtype"),
+        attrgetter(*SHAPE, "coords_dtype"),
+        attrgetter("mode", "dtype", "coords_dtype"),
+    ),
+    ids=str,
+)
+def test_matches_the_reference_in_every_shape(compiled_backend: str, case: Case) -> None:
     assert_matches_the_reference(case, compiled_backend)
 
 
@@ -339,18 +362,7 @@ def test_matches_the_reference_in_any_case(compiled_backend: str, case: Case) ->
 # ---- half precision ----
 
 
-HALVES = [
-    *covering(in_dtypes(cases(1, 2, 3, points=(500,)), DTYPES[4:]), *EVERY_TWO_OPTIONS),
-    *covering(
-        in_dtypes(SHAPES, DTYPES[4:]),
-        attrgetter(*SHAPE, "dtype"),
-        attrgetter(*SHAPE, "coords_dtype"),
-    ),
-]
-
-
-@pytest.mark.parametrize("case", HALVES, ids=str)
-def test_half_precision_is_rounded_once(backend: str, case: Case) -> None:
+def assert_half_precision_is_rounded_once(case: Case, backend: str) -> None:
     """Sums are in float32 whatever the storage: only the result is rounded, gradients included."""
     values, coords, grad_output = case.tensors()
     call = lambda v, x: sample(v, x, **case.options, backend=backend)  # noqa: E731
@@ -361,6 +373,28 @@ def test_half_precision_is_rounded_once(backend: str, case: Case) -> None:
     assert_rounded_once(out, exact[0], SAME_INDEX[torch.float32])
     assert_rounded_once(grad_values, exact[1], SAME_INDEX[torch.float32])
     assert_near(grad_coords, exact[2], SAME_INDEX[torch.float32])
+
+
+@pytest.mark.parametrize(
+    "case",
+    covering(in_dtypes(cases(1, 2, 3, points=(500,)), DTYPES[4:]), *EVERY_TWO_OPTIONS),
+    ids=str,
+)
+def test_half_precision_is_rounded_once(backend: str, case: Case) -> None:
+    assert_half_precision_is_rounded_once(case, backend)
+
+
+@pytest.mark.parametrize(
+    "case",
+    covering(
+        in_dtypes(SHAPES, DTYPES[4:]),
+        attrgetter(*SHAPE, "dtype"),
+        attrgetter(*SHAPE, "coords_dtype"),
+    ),
+    ids=str,
+)
+def test_half_precision_is_rounded_once_in_every_shape(compiled_backend: str, case: Case) -> None:
+    assert_half_precision_is_rounded_once(case, compiled_backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,0 +1,235 @@
+"""Whether the kernel tests find faults: each mutant is the library with one character wrong.
+
+`python -m tests.mutants` builds a copy of the repository with each mutant in turn, for the best
+instruction set of this processor and not optimised, and runs the quick kernel tests on the CPU and
+reference backends until one fails. It takes about 15 minutes; `--only` picks mutants.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("csrc", "crad_kernels", "tests", "benchmarks", "setup.py", "pyproject.toml")
+ISAS = {"avx512": "avx512dq", "avx2": "avx2", "baseline": ""}  # flags in /proc/cpuinfo
+LIMIT = 1200  # seconds that tests may take: a loop may have no end
+
+# Those that find most come first, by themselves: to collect all takes longer. Without optimisation
+# the largest tensors take minutes.
+FIRST = ("tests/kernels/test_sample.py", "tests/kernels/test_edge_cases.py")
+LEFT_OUT = (*FIRST, "tests/kernels/test_large.py")
+OTHERS = ("tests/kernels", *(f"--ignore={path}" for path in LEFT_OUT))
+
+# Of each file: what is right, once in it, and what becomes of it. None of them is C++ that another
+# instruction set has a way around, nor one that changes only how long a call takes.
+FAULTS = {
+    "crad_kernels/functional.py": {
+        "no jitter along a component": ("0 <= std <= most", "0 < std <= most"),
+        "seed beyond 63 bits": ("number - 2**64", "number - 2**63"),
+    },
+    "crad_kernels/reference.py": {
+        "reference: a tap inside": ("inside & tap_inside", "inside | tap_inside"),
+        "reference: an outer tap": ("+ 8 * _A) * x", "+ 9 * _A) * x"),
+    },
+    "crad_kernels/_derivatives.py": {
+        "sum of terms": ("sum(given[1:],", "sum(given[2:],"),
+        "gradient that is wanted": ("*args, needs[0], needs[1])", "*args, needs[0], needs[0])"),
+    },
+    "crad_kernels/_vmap.py": {
+        "axis of the slices": ("out.ndim - 2", "out.ndim - 1"),
+        "slices as channels": ("movedim(0, -2)", "movedim(0, -1)"),
+    },
+    "crad_kernels/_schema.py": {
+        "padding in the options": ("(padding_mode) << 2", "(padding_mode) << 3"),
+        "strides told to the compiler": ("values.ndim - 1 - coords", "values.ndim - 0 - coords"),
+        "batch size": ("points[0] != shape[0]", "points[0] != shape[1]"),
+    },
+    "crad_kernels/_backends/__init__.py": {
+        "most dimensions": ("ndim > self.max_ndim", "ndim >= self.max_ndim"),
+    },
+    "csrc/core/philox.h": {
+        "rounds": ("rounds == 0", "rounds == 1"),
+    },
+    "csrc/core/jitter.h": {
+        "series of the logarithm": ("1.0f / 5 +", "1.0f / 6 +"),
+        "logarithm of 0": ("+ 1.0f) * unit", "+ 0.0f) * unit"),
+        "sign of the cosine": ("(quadrant + 1) & 2", "(quadrant + 0) & 2"),
+    },
+    "csrc/core/problem.h": {
+        "order along an axis": ("(4 * axis)", "(3 * axis)"),
+    },
+    "csrc/core/axis.h": {
+        "slope on the border": ("!(index.at > 0)", "!(index.at >= 0)"),
+        "slope of a mirror image": ("+ low, -index.slope", "+ low, +index.slope"),
+        "near the grid": ("low = -2, high", "low = -0, high"),
+        "third derivative": (": 6 * a;", ": 7 * a;"),
+        "last entry of a long axis": ("rounded_up ? size - 1", "rounded_up ? size - 0"),
+        "far away": ("2147483648.0)) || span", "1147483648.0)) || span"),
+    },
+    "csrc/cpu/block.h": {
+        "words of the jitter": ("d / 4, 2, a, b", "d / 4, 1, a, b"),
+        "a point that is no place": ("block.finite[i] &=", "block.finite[i] |="),
+    },
+    "csrc/cpu/few_channels.h": {
+        "NaN from corners outside": ("lanes != kAllLanes", "lanes == kAllLanes"),
+    },
+    "csrc/cpu/rows.h": {
+        "a point after the last": ("i < points ? lanes_of", "i <= points ? lanes_of"),
+        "taps of a row": ("tap * rows.count + r].lane", "tap + rows.count + r].lane"),
+    },
+    "csrc/cpu/planes.h": {
+        "planes of other grids": ("(channels - 1) *", "(channels - 0) *"),
+        "last of a plane": ("shift = entry - kept_inside(entry, size - 1)",
+                            "shift = entry - kept_inside(entry, size - 0)"),
+    },
+    "csrc/cpu/order.h": {
+        "pieces of the points": ("i % pieces * kPiece", "i % pieces / kPiece"),
+    },
+    "csrc/cpu/kernels_impl.h": {
+        "sixteen corners": ("blend<16,", "blend<15,"),
+        "last corner": ("k + N <= count", "k + N < count"),
+        "first part of a sum": ("part = 1; part <", "part = 2; part <"),
+    },
+    "csrc/cpu/ops.cpp": {
+        "last band": ("bands.number + 1 - odd", "bands.number + 0 - odd"),
+        "memory not cleared": ("want_values && !cleared", "want_values && cleared"),
+    },
+    "csrc/cpu/pack.h": {
+        "ties of bfloat16": ("0x7FFF + ((bits", "0x7FFE + ((bits"),
+        "ties of float16": ("0xFFF + ((bits", "0xFFE + ((bits"),
+        "infinity of float16": ("0x477FF000", "0x477FE000"),
+    },
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTANTS = [
+    Mutant(name, file, *texts) for file, faults in FAULTS.items() for name, texts in faults.items()
+]
+
+
+def mutated(mutant: Mutant, text: str) -> str:
+    """The text with the fault; ends the program where the table no longer fits the code."""
+    if (times := text.count(mutant.right)) != 1:
+        sys.exit(
+            f"{mutant.name}: {mutant.right!r} occurs {times} times in {mutant.file}, and should "
+            "once: choose another text in tests/mutants.py"
+        )
+    return text.replace(mutant.right, mutant.wrong)
+
+
+@contextmanager
+def applied(mutant: Mutant, folder: Path) -> Iterator[None]:
+    path = folder / mutant.file
+    text = path.read_text()
+    path.write_text(mutated(mutant, text))
+    yield
+    path.write_text(text)
+
+
+def copy_to(folder: Path) -> str:
+    """Copy what the tests need, with CPU kernels of one instruction set, whose name is returned."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            built = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=built)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    flags = Path("/proc/cpuinfo").read_text()
+    best = next(isa for isa, flag in ISAS.items() if flag in flags)
+    for isa in set(ISAS) - {best}:
+        empty = f'#include "kernels.h"\nnamespace crad {{\nconst Kernels kernels_{isa}{{}};\n}}\n'
+        (folder / f"csrc/cpu/kernels_{isa}.cpp").write_text(empty)
+    return best
+
+
+def build(folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", "objects"],
+        cwd=folder,
+        env={**os.environ, "CRAD_KERNELS_BUILD": "cpu", "CRAD_KERNELS_OPTIMIZATION": "-O0"},
+        check=True,
+        capture_output=True,
+    )
+
+
+def found_by(folder: Path, isa: str) -> str:
+    """What finds a fault, the first failing test; empty if nothing does."""
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+    ]
+    for paths in ([FIRST[0]], [FIRST[1]], OTHERS):
+        try:
+            result = subprocess.run(
+                [*pytest, *paths],
+                cwd=folder,
+                env={**os.environ, "CRAD_KERNELS_CPU_ISA": isa},
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+            )
+        except subprocess.TimeoutExpired:
+            return f"{paths[0]}, which takes more than {LIMIT} s"
+        if result.returncode != 0:
+            failed = re.search(r"^(?:FAILED|ERROR) tests/kernels/(.+?)( - |$)", result.stdout, re.M)
+            return failed[1] if failed else f"{paths[0]}, with status {result.returncode}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="list the mutants, and do nothing")
+    parser.add_argument("--only", metavar="NAME", action="append", help="may be repeated")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if mutant.name in (arguments.only or [mutant.name])]
+    for mutant in chosen:
+        mutated(mutant, (ROOT / mutant.file).read_text())
+        if arguments.list:
+            print(f"{mutant.name}: {mutant.file}: {mutant.right} -> {mutant.wrong}")
+    if arguments.list:
+        return
+    survivors = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        isa = copy_to(folder)
+        build(folder)
+        if by := found_by(folder, isa):
+            sys.exit(f"fails without a mutant, too: {by}")
+        for mutant in chosen:  # those of Python, which need no build, come first
+            with applied(mutant, folder):
+                if mutant.file.startswith("csrc"):
+                    build(folder)
+                start = time.monotonic()
+                by = found_by(folder, isa)
+            verdict = f"found in {time.monotonic() - start:.0f} s by {by}" if by else "SURVIVED"
+            print(f"{mutant.name}: {verdict}", flush=True)
+            survivors += [] if by else [mutant.name]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} were found")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
