@@ -219,10 +219,20 @@ def with_component(coords: Tensor, component: int, coordinate: float) -> Tensor:
     return moved
 
 
-@pytest.mark.parametrize("component", [0, 1])
-@pytest.mark.parametrize("coordinate", [NAN, INF, -INF, 3e38])
+def with_zeros(*coordinates: float) -> list[tuple[Case, float, int]]:
+    """Cases with zeros padding, coordinates and components: each coordinate in every mode."""
+    zeros = [case for case in every_option(SQUARE) if case.padding_mode == "zeros"]
+    return covering(
+        list(product(zeros, coordinates, [0, 1])),
+        lambda each: (each[0].mode, each[1]),
+        lambda each: (each[0].align_corners, each[1]),
+        itemgetter(0, 2),
+        itemgetter(1, 2),
+    )
+
+
 @pytest.mark.parametrize(
-    "case", [case for case in every_option(SQUARE) if case.padding_mode == "zeros"], ids=str
+    ("case", "coordinate", "component"), with_zeros(NAN, INF, -INF, 3e38), ids=str
 )
 def test_zeros_padding_makes_a_non_finite_index_nan(
     backend: str, case: Case, coordinate: float, component: int
@@ -241,10 +251,8 @@ def test_zeros_padding_makes_a_non_finite_index_nan(
     assert torch.equal(grad_coords[~bad], expected[2])
 
 
-@pytest.mark.parametrize("component", [0, 1])
-@pytest.mark.parametrize("coordinate", [1e30, -1e30, 1e8, 1e300, -1e300])
 @pytest.mark.parametrize(
-    "case", [case for case in every_option(SQUARE) if case.padding_mode == "zeros"], ids=str
+    ("case", "coordinate", "component"), with_zeros(1e30, -1e30, 1e8, 1e300, -1e300), ids=str
 )
 def test_zeros_padding_is_zero_far_away(
     backend: str, case: Case, coordinate: float, component: int
@@ -315,6 +323,18 @@ def test_border_and_reflection_padding_give_an_entry(
     assert_same(actual, expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_reflection_repeats_itself_as_far_as_indices_go(backend: str, mode: str) -> None:
+    """To 2^31, from where on there is the first entry alone."""
+    case = Case((4,), mode=mode, padding_mode="reflection")
+    values, coords, grad_output = case.tensors()
+    expected = gradients(values, coords, grad_output, case, backend)
+    for periods in (1e9, -1e9):  # an index of almost 2^31, whose rounding is 2e-7
+        actual = gradients(values, coords + periods, grad_output, case, backend)
+        for got, wanted in zip(actual, expected, strict=True):
+            assert_near(got, wanted, 1e-5)
+
+
 @pytest.mark.parametrize(
     "case", [case for case in every_option(SQUARE) if case.mode == "linear"], ids=str
 )
@@ -334,8 +354,17 @@ def test_torch_follows_the_same_rule(backend: str, case: Case) -> None:
     torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=2e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", every_option(Case((16, 16), points=(8,))), ids=str)
-@pytest.mark.parametrize("poison", [NAN, INF])
+def with_poison(case: Case) -> list[tuple[Case, float]]:
+    """Every option of a case, and either poison in every mode and padding."""
+    return covering(
+        list(product(every_option(case), [NAN, INF])),
+        itemgetter(0),
+        lambda each: (each[0].mode, each[0].padding_mode, each[1]),
+        lambda each: (each[0].align_corners, each[1]),
+    )
+
+
+@pytest.mark.parametrize(("case", "poison"), with_poison(Case((16, 16), points=(8,))), ids=str)
 def test_entries_that_are_not_sampled_do_not_leak(backend: str, case: Case, poison: float) -> None:
     """Neither into the result nor into a gradient."""
     values, coords, grad_output = case.tensors()
@@ -394,8 +423,7 @@ def test_an_entry_beside_a_tap_outside_the_grid_counts_alone(backend: str) -> No
     assert grad_coords.item() == -2 * 3 * 2  # half the size in entries per unit
 
 
-@pytest.mark.parametrize("case", every_option(Case((4, 5), points=(8,))), ids=str)
-@pytest.mark.parametrize("poison", [NAN, INF])
+@pytest.mark.parametrize(("case", "poison"), with_poison(Case((4, 5), points=(8,))), ids=str)
 def test_a_gradient_that_is_no_number_stays_where_its_point_is(
     backend: str, case: Case, poison: float
 ) -> None:
@@ -414,9 +442,14 @@ def test_a_gradient_that_is_no_number_stays_where_its_point_is(
     assert_same((same_out, actual[~reached]), (out, expected[~reached]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("channels", [1, 3, 8])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "channels", "dtype"),
+    covering(
+        list(product(MODES, [1, 3, 8], [torch.float64, torch.float32])),
+        *(itemgetter(*two) for two in combinations(range(3), 2)),
+    ),
+    ids=str,
+)
 def test_a_gradient_that_is_no_number_does_not_come_through_corners_outside(
     compiled_backend: str, mode: str, channels: int, dtype: torch.dtype
 ) -> None:
