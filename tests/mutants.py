@@ -75,7 +75,7 @@ FAULTS = {
     },
     "csrc/cpu/planes.h": {
         "planes of other grids": ("layout", "(channels - 1) *", "(channels - 0) *"),
-        "end of a plane": ("sample", "- kept_inside(entry, size - 1)", "- kept_inside(entry, size - 0)"),
+        "plane end": ("sample", "- kept_inside(entry, size - 1)", "- kept_inside(entry, size - 0)"),
     },
     "csrc/cpu/order.h": {
         "pieces of the points": ("sample", "i % pieces * kPiece", "i % pieces / kPiece"),
