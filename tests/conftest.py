@@ -80,6 +80,12 @@ def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _place(request.param)
 
 
+@pytest.fixture(params=_usable(lambda placed: placed.name == "cpu"))
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the CPU backend."""
+    yield from _place(request.param)
+
+
 @pytest.fixture(params=_usable(lambda placed: placed.name == "triton"))
 def triton_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the Triton backend."""
