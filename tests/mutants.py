@@ -59,6 +59,7 @@ FAULTS = {
     "csrc/core/axis.h": {
         "slope on the border": ("sample", "!(index.at > 0)", "!(index.at >= 0)"),
         "slope of a mirror image": ("sample", "+ low, -index.slope", "+ low, +index.slope"),
+        "near the grid": ("sample", "low = -2, high", "low = -0, high"),
         "third derivative": ("derivatives", ": 6 * a;", ": 7 * a;"),
         "end of a long axis": ("edge_cases", "rounded_up ? size - 1", "rounded_up ? size - 0"),
         "far away": ("edge_cases", "2147483648.0)) || span", "1147483648.0)) || span"),
@@ -72,6 +73,7 @@ FAULTS = {
     },
     "csrc/cpu/rows.h": {
         "beyond the last point": ("sample", "i < points ? lanes_of", "i <= points ? lanes_of"),
+        "taps of a row": ("sample", "tap * rows.count", "tap + rows.count"),
     },
     "csrc/cpu/planes.h": {
         "planes of other grids": ("layout", "(channels - 1) *", "(channels - 0) *"),
@@ -90,6 +92,7 @@ FAULTS = {
     },
     "csrc/cpu/pack.h": {
         "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
+        "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
     },
 }  # fmt: skip
 
@@ -182,7 +185,10 @@ def found_by(folder: Path, isa: str, first: str) -> str:
             return f"{paths[0]}, which takes more than {LIMIT} s"
         if result.returncode != 0:
             failed = re.search(r"^(?:FAILED|ERROR) tests/kernels/(.+?)( - |$)", result.stdout, re.M)
-            return failed[1] if failed else f"{paths[0]}, with status {result.returncode}"
+            crashed = re.search(r"in (test_\w+)$", result.stderr, re.M)  # what faulthandler prints
+            if failed or crashed:
+                return failed[1] if failed else f"a crash in {crashed[1]}"
+            return f"{paths[0]}, with status {result.returncode}"
     return ""
 
 
