@@ -2,7 +2,7 @@
 
 `python -m tests.mutants` builds a copy of the repository with each mutant in turn, for the best
 instruction set of this processor and not optimised, and runs the quick kernel tests on the CPU and
-reference backends until one fails: 10 to 20 minutes; `--only` picks mutants.
+reference backends until one fails: some 10 minutes; `--only` picks mutants.
 """
 
 import argparse
