@@ -42,8 +42,8 @@ int32_t dtype_of(ScalarType type) {
 
 // Gives the memory of a large result back.
 struct GiveBack {
-  int64_t bytes;
-  void operator()(void* memory) const noexcept { recycler.give_back(memory, bytes); }
+  size_t size;
+  void operator()(void* memory) const noexcept { recycler.give_back({memory, size}); }
 };
 
 // A tensor that is dense, with its axes in the order that the strides say.
@@ -58,8 +58,9 @@ Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) 
                                  dtype_of(type), aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
   }
-  const GiveBack give_back{bytes};
-  std::unique_ptr<void, GiveBack> memory(recycler.take(bytes), give_back);
+  const Recycler::Block block = recycler.take(bytes);
+  const GiveBack give_back{block.size};
+  std::unique_ptr<void, GiveBack> memory(block.memory, give_back);
   STD_TORCH_CHECK(memory, "sample(): not enough memory for a result of ", bytes, " bytes");
   const Tensor tensor = torch::stable::from_blob(
       memory.get(), shape, strides, torch::stable::Device(DeviceType::CPU), type, give_back);

@@ -21,32 +21,29 @@ class Recycler {
   static constexpr size_t kSmallest = 8 << 20;  // bytes; smaller blocks the C library keeps itself
   static constexpr size_t kKept = 256 << 20;    // bytes kept at most while no tensor uses them
 
-  // A block of at least so many bytes, `kSmallest` or more, at the beginning of a huge page; null
-  // if there is no memory, not even that of the blocks that were kept.
-  void* take(size_t bytes) noexcept {
+  struct Block {
+    void* memory;  // begins with a huge page
+    size_t size;
+  };
+
+  // A block of at least so many bytes, which are `kSmallest` or more. Null if there is no memory,
+  // not even that of the blocks that were kept.
+  Block take(size_t bytes) noexcept {
     const size_t size = size_of(bytes);
-    // The newest first: caches may still hold it.
-    const uint32_t next = next_.load();
-    for (uint32_t age = 1; age <= kSlots; ++age) {
-      std::atomic<uintptr_t>& slot = slots_[(next - age) % kSlots];
-      uintptr_t block = slot.load();
-      if (block != 0 && size_in(block) == size && slot.compare_exchange_strong(block, 0))
-        return memory_of(block);
-    }
-    if (void* const memory = map(size)) return memory;
+    if (const uintptr_t block = find(size)) return block_of(block);
+    if (void* const memory = map(size)) return {memory, size};
     release();
-    return map(size);
+    return {map(size), size};
   }
 
-  // Keeps a block that was taken for so many bytes, and frees the oldest where too much is kept.
-  void give_back(void* memory, size_t bytes) noexcept {
-    const size_t size = size_of(bytes);
-    if (size > kKept) {
-      munmap(memory, size);
+  // Keeps a block, and frees the oldest where too much is kept.
+  void give_back(Block block) noexcept {
+    if (block.size > kKept) {
+      munmap(block.memory, block.size);
       return;
     }
     const uint32_t place = next_.fetch_add(1);
-    free_block(slots_[place % kSlots].exchange(block_of(memory, size)));
+    free_block(slots_[place % kSlots].exchange(number_of(block)));
     size_t kept = 0;
     for (const std::atomic<uintptr_t>& slot : slots_) kept += size_in(slot.load());
     for (uint32_t i = 1; i < kSlots && kept > kKept; ++i)
@@ -58,9 +55,8 @@ class Recycler {
     for (std::atomic<uintptr_t>& slot : slots_) free_block(slot.exchange(0));
   }
 
-  // The size of the blocks for so many bytes. Of those that are kept there are eight between a
-  // power of two and the next, so that results of varying size find one, and no more than a ninth
-  // of it is not used.
+  // The size of a new block for so many bytes. There are eight between a power of two and the next,
+  // so that results of varying size find one, and no more than a ninth of it is not used.
   static size_t size_of(size_t bytes) noexcept {
     size_t step = kUnit;
     while (16 * step <= bytes && bytes <= kKept) step *= 2;
@@ -68,26 +64,48 @@ class Recycler {
   }
 
  private:
-  static constexpr size_t kUnit = 1 << 20;  // of the sizes of blocks, a multiple of any small page
+  static constexpr size_t kUnit = 1 << 20;  // of the size of a block, a multiple of any small page
   static constexpr uintptr_t kPage = 2 << 20;  // a huge one
   // A block that so many later ones have passed by is freed.
   static constexpr uint32_t kSlots = 256;
 
-  // A block is one number, its address and its size in units, so that who takes it from a slot, in
-  // one step, has both. 0: none.
+  // In a slot a block is one number, its address and its size in units, so that who takes it in one
+  // step has both. 0: none.
   static_assert(kSmallest >= 8 * kUnit && kKept / kUnit < kPage);
-  static uintptr_t block_of(void* memory, size_t size) noexcept {
-    return reinterpret_cast<uintptr_t>(memory) | size / kUnit;
+  static uintptr_t number_of(Block block) noexcept {
+    return reinterpret_cast<uintptr_t>(block.memory) | block.size / kUnit;
   }
-  static void* memory_of(uintptr_t block) noexcept {
-    return reinterpret_cast<void*>(block / kPage * kPage);
+  static Block block_of(uintptr_t number) noexcept {
+    return {reinterpret_cast<void*>(number / kPage * kPage), size_in(number)};
   }
-  static size_t size_in(uintptr_t block) noexcept { return block % kPage * kUnit; }
+  static size_t size_in(uintptr_t number) noexcept { return number % kPage * kUnit; }
 
-  // How much that was.
-  static size_t free_block(uintptr_t block) noexcept {
-    if (block != 0) munmap(memory_of(block), size_in(block));
-    return size_in(block);
+  // Takes one of the smallest blocks that are kept and have this size, or a quarter more at most;
+  // of these the newest, which caches may still hold. 0 if there is none.
+  uintptr_t find(size_t size) noexcept {
+    for (;;) {
+      uintptr_t best = 0;
+      std::atomic<uintptr_t>* from = nullptr;
+      const uint32_t next = next_.load();
+      for (uint32_t age = 1; age <= kSlots; ++age) {
+        std::atomic<uintptr_t>& slot = slots_[(next - age) % kSlots];
+        const uintptr_t number = slot.load();
+        const size_t there = size_in(number);
+        if (there < size || there > size + size / 4) continue;
+        if (best != 0 && there >= size_in(best)) continue;
+        best = number;
+        from = &slot;
+      }
+      // Again if another thread was faster.
+      if (best == 0 || from->compare_exchange_strong(best, 0)) return best;
+    }
+  }
+
+  // Frees the block of a slot, if there was one; returns its size.
+  static size_t free_block(uintptr_t number) noexcept {
+    const Block block = block_of(number);
+    if (block.size > 0) munmap(block.memory, block.size);
+    return block.size;
   }
 
   static void* map(size_t size) noexcept {

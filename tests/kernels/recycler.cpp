@@ -33,14 +33,17 @@ size_t mapped() {
 
 // Takes a block, and finds at its ends what it wrote there.
 void use(Recycler& recycler, size_t bytes, size_t owner) {
-  auto* const block = static_cast<volatile size_t*>(recycler.take(bytes));
+  const Recycler::Block taken = recycler.take(bytes);
+  auto* const block = static_cast<volatile size_t*>(taken.memory);
   expect(block != nullptr, "there is memory");
   expect(reinterpret_cast<uintptr_t>(block) % 64 == 0, "a block begins with a cache line");
+  const size_t least = Recycler::size_of(bytes);
+  expect(taken.size >= least && taken.size <= least + least / 4, "a block is not much too large");
   const size_t last = bytes / sizeof(size_t) - 1;
   block[0] = block[last] = owner;
   std::this_thread::yield();
   expect(block[0] == owner && block[last] == owner, "a block has one owner");
-  recycler.give_back(const_cast<size_t*>(block), bytes);
+  recycler.give_back(taken);
 }
 
 void use_sizes(Recycler& recycler, size_t owner, std::mt19937& random) {
@@ -86,14 +89,14 @@ int main(int, char** arguments) {
   constexpr size_t kOther = 64 << 20;  // stacks, the sanitizer's own
   recycler.release();
   const size_t released = mapped();
-  std::vector<void*> blocks;
+  std::vector<Recycler::Block> blocks;
   for (int i = 0; i < 30; ++i) blocks.push_back(recycler.take(20 << 20));
-  for (void* block : blocks) recycler.give_back(block, 20 << 20);
+  for (const Recycler::Block& block : blocks) recycler.give_back(block);
   const size_t kept = mapped() - released;
   expect(kept > Recycler::kKept - (32 << 20) && kept <= Recycler::kKept,
          "as much is kept as may be");
-  expect(recycler.take(20 << 20) == blocks.back(), "the newest block is taken first");
-  recycler.give_back(blocks.back(), 20 << 20);
+  expect(recycler.take(20 << 20).memory == blocks.back().memory, "the newest block is taken first");
+  recycler.give_back(blocks.back());
   recycler.release();
   expect(mapped() <= released, "all that was kept is released");
   expect(mapped() <= before + kThreads * (16 << 20) + kOther, "nothing is lost");
