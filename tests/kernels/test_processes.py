@@ -94,8 +94,8 @@ def test_results_move_to_shared_memory(strategy: str) -> None:
 
 
 # Two threads make large results and free them while the main one, which has used the threads of
-# OpenMP, forks; a child samples as much as needs them. Prints how many children do not end. Argument:
-# how many there are.
+# OpenMP, forks; a child samples as much as needs them. Prints how many children do not end. The
+# argument: how many there are.
 FORKS = """
 import os, select, signal, sys, threading
 import torch

@@ -29,9 +29,6 @@ _PROGRAMS = 1024
 # Pairs of a point and a corner that are sorted at a time.
 _PAIRS = 1 << 24
 
-# A number up to this is an int32 in a kernel, and so is its product with a constant.
-_MOST_INT32 = 2**31 - 1
-
 # Of fewer outputs, a GPU makes short work however it is cut: a launch takes longer.
 _WORTH_TUNING = 1 << 20
 
@@ -87,7 +84,7 @@ class _Call:
     @property
     def channel_groups(self) -> dict[str, int]:
         """The number of channels, and how many of them are sure to be aligned together."""
-        group = gcd(self.channels, 16) if self.channels <= _MOST_INT32 else 1
+        group = gcd(self.channels, 16)
         return {"groups": self.channels // group, "GROUP": group}
 
     def fastest(
@@ -112,7 +109,6 @@ class _Call:
         block_points = min(elements // block_channels, 256 * configuration.scale)
         blocks = _ceil_div(self.points, block_points)
         blocks_per_tile = _ceil_div(self.channels, _ceil_div(_PROGRAMS, blocks) * block_channels)
-        blocks_per_tile = min(blocks_per_tile, _MOST_INT32 // block_channels)
         tiles = _ceil_div(self.channels, blocks_per_tile * block_channels)
         return (
             blocks * tiles,
