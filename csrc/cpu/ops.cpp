@@ -94,18 +94,15 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, int64
                    });
 }
 
-// Of the corners' rows, one that is read; and in the backward pass, one that is added to.
-constexpr int64_t kForwardRows = 1, kBackwardRows = 3;
-
 // Samples to memory that is channels last.
 void sample_to(const Output& output, const Call& call) {
   const Problem& problem = call.problem;
   if (const Bands bands = forward_bands_of(problem); bands.number > 0)
     return for_each_band(
-        call, bands, band_plan(problem, bands), moved_bytes(problem, kForwardRows),
+        call, bands, band_plan(problem, bands), forward_bytes(problem),
         [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, output); });
   const Plan plan = forward_plan(problem);
-  for_each_range(problem, plan.tiles, plan.chunks, moved_bytes(problem, kForwardRows),
+  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem),
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
                    kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
                  });
@@ -136,8 +133,7 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
                         to + (plane * points + range.point_begin - grid * points) * element,
                         points);
   };
-  for_each_range(problem, plan.tiles, plan.chunks, moved_bytes(problem, kForwardRows),
-                 sample_range);
+  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem), sample_range);
 }
 
 // The number of batch axes of the grids.
@@ -251,7 +247,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     if (want_coords) gradients.grad_coords = coord_parts.part(tile);
     kernels().backward(problem, range, gradients);
   };
-  const int64_t bytes = moved_bytes(problem, kBackwardRows);
+  const int64_t bytes = backward_bytes(problem);
   // Here by all threads, where the ranges that follow would not do it in parallel.
   const bool cleared = bands.number > 0 || is_serial(problem);
   if (want_values && cleared) clear(value_parts);

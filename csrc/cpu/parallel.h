@@ -15,9 +15,9 @@ inline bool is_forked = false;
 // Calls f(begin, end) for parts of [0, count), which all together move so many bytes, to or from
 // caches or memory.
 //
-// A thread moves 20 to 40 GB/s. To share 10 us of work among idle cores is faster by then, but to
-// wait for a thread whose core is busy takes 4 to 30 ms: what takes less than 0.2 ms is not shared.
-// Of more, as many threads have a share as have at least 25 to 50 us to do.
+// A thread moves 20 to 70 GB/s. Idle cores that share 20 us of work are done sooner than one, but a
+// thread that has to wait for a busy core takes 10 to 60 ms. So what takes one thread 0.2 ms at
+// most is not shared, and of more as many threads have a share as have 15 to 50 us to do.
 template <class F>
 void parallel(int64_t count, int64_t bytes, const F& f) {
   constexpr int64_t kAlone = 4 << 20, kShare = 1 << 20;
