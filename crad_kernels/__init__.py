@@ -1,8 +1,9 @@
 """Sampling of learnable N-dimensional grids, with Gaussian coordinate jitter, for PyTorch."""
 
 from crad_kernels._backends import backends
+from crad_kernels._backends.cpu import release_memory
 from crad_kernels.functional import grid_sample, sample
 from crad_kernels.memory import GridMemory
 
 __version__ = "0.1.0"
-__all__ = ["GridMemory", "__version__", "backends", "grid_sample", "sample"]
+__all__ = ["GridMemory", "__version__", "backends", "grid_sample", "release_memory", "sample"]

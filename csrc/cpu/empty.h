@@ -3,6 +3,9 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <memory>
+#include <vector>
+
 #include "../operator/call.h"
 #include "recycler.h"
 
@@ -37,22 +40,32 @@ int32_t dtype_of(ScalarType type) {
   }
 }
 
+// Gives the memory of a large result back.
+struct GiveBack {
+  size_t size;
+  void operator()(void* memory) const noexcept { recycler.give_back({memory, size}); }
+};
+
 // A tensor that is dense, with its axes in the order that the strides say.
 Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) {
   int64_t bytes = bytes_of(type);
-  for (const int64_t length : shape) bytes *= length;
-  if (bytes < Recycler::kSmallest) {
+  for (const int64_t length : shape)
+    if (__builtin_mul_overflow(bytes, length, &bytes)) bytes = INT64_MAX;
+  if (bytes < static_cast<int64_t>(Recycler::kSmallest)) {
     AtenTensorHandle handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                                  dtype_of(type), aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);
   }
-  void* const memory = Recycler::instance().take(bytes);
+  const Recycler::Block block = recycler.take(bytes);
+  const GiveBack give_back{block.size};
+  std::unique_ptr<void, GiveBack> memory(block.memory, give_back);
   STD_TORCH_CHECK(memory, "sample(): not enough memory for a result of ", bytes, " bytes");
-  return torch::stable::from_blob(
-      memory, shape, strides, torch::stable::Device(DeviceType::CPU), type,
-      [bytes](void* data) { Recycler::instance().give_back(data, bytes); });
+  const Tensor tensor = torch::stable::from_blob(
+      memory.get(), shape, strides, torch::stable::Device(DeviceType::CPU), type, give_back);
+  memory.release();
+  return tensor;
 }
 
 Tensor empty(const Shape& shape, ScalarType type) {

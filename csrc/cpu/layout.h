@@ -7,6 +7,7 @@
 
 #include "empty.h"
 #include "kernels.h"
+#include "parallel.h"
 #include "plan.h"
 
 namespace crad {
@@ -63,7 +64,8 @@ void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const 
   if (shape.outer * rows * channels == 0) return;
   const int64_t run = std::max(kFewestRows, kBytes / (element * channels) / 64 * 64);
   const int64_t pieces = ceil_div(rows, run);
-  torch::stable::parallel_for(0, shape.outer * pieces, 1, [&](int64_t first, int64_t last) {
+  const int64_t moved = 2 * shape.outer * rows * channels * element;
+  parallel(shape.outer * pieces, moved, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; ++piece) {
       const int64_t outer = piece / pieces * rows * channels * element;
       const int64_t begin = piece % pieces * run, number = std::min(run, rows - begin);

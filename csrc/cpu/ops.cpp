@@ -1,4 +1,7 @@
 // The operators of the CPU backend: tensors in and out, on the LibTorch stable ABI.
+#include <pthread.h>
+
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -12,6 +15,7 @@
 #include "kernels.h"
 #include "layout.h"
 #include "order.h"
+#include "parallel.h"
 #include "plan.h"
 
 namespace crad {
@@ -47,46 +51,39 @@ const Kernels& choose_kernels() {
       "', which this processor does not have; use avx512, avx2 or baseline, or unset it");
 }
 
+// Chosen at the first call, with no guard that another thread might hold while this process forks.
 const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels();
-  return chosen;
+  static std::atomic<const Kernels*> chosen{nullptr};
+  const Kernels* known = chosen.load();
+  if (known == nullptr) chosen.store(known = &choose_kernels());
+  return *known;
 }
 
-// Calls f(grid, tile, chunk) for all of so many, in parallel if there is enough to do; the chunks
+// Calls f(grid, tile, chunk) for all of so many, in parallel if they move enough bytes; the chunks
 // of a tile lie next to each other, so that a thread stays with one tile of the grid.
 template <class F>
-void for_each_range(const Problem& problem, int64_t tiles, int64_t chunks, F f) {
-  const int64_t ranges = problem.grids * tiles * chunks;
-  auto run = [&](int64_t begin, int64_t end) {
+void for_each_range(const Problem& problem, int64_t tiles, int64_t chunks, int64_t bytes, F f) {
+  parallel(problem.grids * tiles * chunks, bytes, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i / (tiles * chunks), i / chunks % tiles, i % chunks);
-  };
-  if (is_serial(problem) || ranges == 1)
-    run(0, ranges);
-  else
-    torch::stable::parallel_for(0, ranges, 1, run);
-}
-
-template <class F>
-void for_each_block(int64_t elements, F f) {
-  torch::stable::parallel_for(0, elements, 32 * 1024, f);
+  });
 }
 
 // Sorts the points of a call by the part of the grid that they read, and calls f(grid, tile, range)
 // for every band and tile, in parallel, but never for neighbouring bands at once.
 template <class F>
-void for_each_band(const Call& call, const Bands& bands, const Plan& plan, F f) {
+void for_each_band(const Call& call, const Bands& bands, const Plan& plan, int64_t bytes, F f) {
   const Problem& problem = call.problem;
   const Tensor part = empty({call.points}, ScalarType::Int);
   const Tensor order = empty({call.points}, ScalarType::Long);
   int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
   const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()), numbers,
-                         [](int64_t count, auto f) {
-                           torch::stable::parallel_for(0, count, 1, [&](int64_t b, int64_t e) {
+                         [&](int64_t count, auto f) {
+                           parallel(count, bytes, [&](int64_t b, int64_t e) {
                              for (int64_t i = b; i < e; ++i) f(i);
                            });
                          });
   for (int64_t odd = 0; odd < 2; ++odd)
-    for_each_range(problem, plan.tiles, (bands.number + 1 - odd) / 2,
+    for_each_range(problem, plan.tiles, (bands.number + 1 - odd) / 2, bytes / 2,
                    [&](int64_t grid, int64_t tile, int64_t pair) {
                      const int64_t band = 2 * pair + odd;
                      Range range = plan.range(grid, tile, 0, problem);
@@ -102,12 +99,13 @@ void sample_to(const Output& output, const Call& call) {
   const Problem& problem = call.problem;
   if (const Bands bands = forward_bands_of(problem); bands.number > 0)
     return for_each_band(
-        call, bands, band_plan(problem, bands),
+        call, bands, band_plan(problem, bands), forward_bytes(problem),
         [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, output); });
   const Plan plan = forward_plan(problem);
-  for_each_range(problem, plan.tiles, plan.chunks, [&](int64_t grid, int64_t tile, int64_t chunk) {
-    kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
-  });
+  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem),
+                 [&](int64_t grid, int64_t tile, int64_t chunk) {
+                   kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
+                 });
 }
 
 // Samples to a tensor that is channels first, by way of rows that stay in a cache.
@@ -135,7 +133,7 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
                         to + (plane * points + range.point_begin - grid * points) * element,
                         points);
   };
-  for_each_range(problem, plan.tiles, plan.chunks, sample_range);
+  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem), sample_range);
 }
 
 // The number of batch axes of the grids.
@@ -185,13 +183,16 @@ struct Parts {
     if (summed) storage = empty({number, stride}, type);
   }
 
+  int64_t bytes() const { return number * stride * element; }
+
   char* part(int64_t index) const {
     return static_cast<char*>(storage.data_ptr()) + index * stride * element;
   }
 };
 
 void clear(const Parts& parts) {
-  for_each_block(parts.number * parts.stride, [&](int64_t begin, int64_t end) {
+  const int64_t elements = parts.number * parts.stride;
+  parallel(elements, elements * parts.element, [&](int64_t begin, int64_t end) {
     std::memset(parts.part(0) + begin * parts.element, 0, (end - begin) * parts.element);
   });
 }
@@ -246,15 +247,16 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     if (want_coords) gradients.grad_coords = coord_parts.part(tile);
     kernels().backward(problem, range, gradients);
   };
+  const int64_t bytes = backward_bytes(problem);
   // Here by all threads, where the ranges that follow would not do it in parallel.
   const bool cleared = bands.number > 0 || is_serial(problem);
   if (want_values && cleared) clear(value_parts);
   if (bands.number > 0) {
-    for_each_band(call, bands, plan, [&](int64_t grid, int64_t tile, const Range& range) {
+    for_each_band(call, bands, plan, bytes, [&](int64_t grid, int64_t tile, const Range& range) {
       add(grid, tile, 0, range);
     });
   } else {
-    for_each_range(problem, plan.tiles, plan.chunks,
+    for_each_range(problem, plan.tiles, plan.chunks, bytes,
                    [&](int64_t grid, int64_t tile, int64_t chunk) {
                      const Range range = plan.range(grid, tile, chunk, problem);
                      if (want_values && !cleared)
@@ -272,16 +274,16 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                            static_cast<char*>(grad_values.data_ptr()) + to * element, 0, elements);
     };
     if (problem.row == problem.channels)
-      for_each_block(value_parts.stride,
-                     [&](int64_t begin, int64_t end) { sum(begin, begin, end - begin); });
+      parallel(value_parts.stride, value_parts.bytes(),
+               [&](int64_t begin, int64_t end) { sum(begin, begin, end - begin); });
     else
-      torch::stable::parallel_for(0, entries, 16, [&](int64_t begin, int64_t end) {
+      parallel(entries, value_parts.bytes(), [&](int64_t begin, int64_t end) {
         for (int64_t entry = begin; entry < end; ++entry)
           sum(entry * problem.row, entry * problem.channels, problem.channels);
       });
   }
   if (want_coords && coord_parts.summed)
-    for_each_block(coord_parts.stride, [&](int64_t begin, int64_t end) {
+    parallel(coord_parts.stride, coord_parts.bytes(), [&](int64_t begin, int64_t end) {
       kernels().sum_coords(problem.coord_type, coord_parts.part(0), coord_parts.number,
                            coord_parts.stride, grad_coords.data_ptr(), begin, end);
     });
@@ -312,7 +314,8 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   Tensor result = empty({points, ndim}, ScalarType::Float);
   const uint64_t key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data_ptr()));
   float* to = static_cast<float*>(result.data_ptr());
-  torch::stable::parallel_for(0, points, 4096, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kBytes = 1024;  // moved in the time of four normals
+  parallel(points, points * ceil_div(ndim, 4) * kBytes, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
       for (int64_t d = 0; d < ndim; d += 4) {
         float normal[4];
@@ -323,8 +326,21 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   return result;
 }
 
+// In the child of a fork. It has one thread, and no use for the blocks that its parent keeps: to
+// write to them would copy them.
+void begin_as_child() noexcept {
+  is_forked = true;
+  recycler.release();
+}
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, begin_as_child);
+
 }  // namespace
 }  // namespace crad
+
+// Returns the memory that is kept for results to the system.
+extern "C" __attribute__((visibility("default"))) void crad_kernels_release_memory() {
+  crad::recycler.release();
+}
 
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
   library.impl("sample.cpu", TORCH_BOX(&crad::sample));

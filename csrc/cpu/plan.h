@@ -40,10 +40,32 @@ inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
   return {tile, ceil_div(problem.channels, tile), chunk, ceil_div(problem.points_per_grid, chunk)};
 }
 
-// Whether there is too little to do for more than one thread.
+// Whether there is too little to do to cut a call for more than one thread. What is cut may still
+// be done by one: see parallel.h.
 inline bool is_serial(const Problem& problem) {
   constexpr int64_t kSerial = 32 * 1024;  // elements
   return problem.grids * problem.points_per_grid * problem.channels < kSerial;
+}
+
+// Bytes that all ranges move: of every point its coordinates, its row of the output, and those of
+// its corners, so many times.
+inline int64_t moved_bytes(const Problem& problem, int64_t channels, int64_t times) {
+  int64_t corners = 1;
+  for (int axis = 0; axis < problem.ndim; ++axis) corners *= tap_count(problem.mode);
+  const int64_t value = problem.value_type == ValueType::float64 ? 8 : 4;  // as it is computed with
+  const int64_t coord = problem.coord_type == CoordType::float64 ? 8 : 4;
+  return problem.grids * problem.points_per_grid *
+         (problem.ndim * coord + (1 + times * corners) * channels * value);
+}
+
+inline int64_t forward_bytes(const Problem& problem) {
+  return moved_bytes(problem, problem.channels, 1);
+}
+
+// A row is read, and one is read and written. Fewer channels take no less time.
+inline int64_t backward_bytes(const Problem& problem) {
+  constexpr int64_t kFewest = 16;
+  return moved_bytes(problem, std::max(problem.channels, kFewest), 3);
 }
 
 constexpr int64_t kForwardBytes = 4;  // of an entry

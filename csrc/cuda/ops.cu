@@ -70,11 +70,13 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
 
 // Adds to `sums`, the zeroed gradient of the values, without atomic additions.
 void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_output, Tensor& sums) {
-  // Contributions that are sorted together; each takes 36 bytes and a 64th of a row of channels.
-  constexpr int64_t kMost = 1 << 22;
+  // Contributions that are sorted together; each takes 36 bytes. Their rests, a row of channels for
+  // every piece, have at most kRests elements, or as many as those of one point.
+  constexpr int64_t kMost = 1 << 22, kRests = 1 << 24;
   const int64_t corners = contributions_of_a_point(problem);
   const int64_t points = problem.grids * problem.points_per_grid;
-  const int64_t together = std::min(points, std::max<int64_t>(1, kMost / corners));
+  const int64_t most = std::min(kMost, kRests / problem.channels * (kMost / pieces_of(kMost)));
+  const int64_t together = std::min(points, std::max<int64_t>(1, most / corners));
   Tensor entries = torch::stable::new_empty(sums, {together * corners}, ScalarType::Long);
   Tensor weights = torch::stable::new_empty(sums, {together * corners});
   Tensor rests = torch::stable::new_empty(sums, {pieces_of(together * corners), problem.channels});

@@ -42,6 +42,12 @@ _CHANGING = [
 
 
 @triton.jit
+def product_of(number, constant: tl.constexpr):
+    """A number of channels, which may be more than an int32 holds."""
+    return number.to(tl.int64) * constant
+
+
+@triton.jit
 def locate(
     coords,
     point,
@@ -241,8 +247,8 @@ def sample_kernel(
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """The sample: a program gathers a tile of channels for a block of points."""
-    channels = groups * GROUP
-    tile = blocks_per_tile * BLOCK_CHANNELS
+    channels = product_of(groups, GROUP)
+    tile = product_of(blocks_per_tile, BLOCK_CHANNELS)
     tiles = tl.cdiv(channels, tile)
     program = tl.program_id(0).to(tl.int64)
     point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
@@ -326,7 +332,7 @@ def dense_sample_kernel(
 
     A program holds a tile of the channels of all entries for a chunk of points.
     """
-    channels = groups * GROUP
+    channels = product_of(groups, GROUP)
     _, item, begin, end, first = held_by_program(channels, points_per_item, chunk, BLOCK_CHANNELS)
     lane = tl.arange(0, BLOCK_CHANNELS)
     here = lane < channels - first
@@ -423,8 +429,8 @@ def grad_coords_kernel(
     """
     CORNERS: tl.constexpr = TAPS**NDIM
     TOGETHER: tl.constexpr = min(CORNERS, 8)
-    channels = groups * GROUP
-    tile = blocks_per_tile * BLOCK_CHANNELS
+    channels = product_of(groups, GROUP)
+    tile = product_of(blocks_per_tile, BLOCK_CHANNELS)
     tiles = tl.cdiv(channels, tile)
     program = tl.program_id(0).to(tl.int64)
     point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
@@ -506,7 +512,7 @@ def owned_grad_values_kernel(
     It holds the tile in registers and adds a product of matrices for each block of its points, in
     order. The tiles of chunks are `parts`, to be summed.
     """
-    channels = groups * GROUP
+    channels = product_of(groups, GROUP)
     part, item, begin, end, first = held_by_program(
         channels, points_per_item, chunk, BLOCK_CHANNELS
     )
@@ -590,8 +596,8 @@ def atomic_grad_values_kernel(
 ):
     """The gradient of a large grid: a program adds a tile of channels for a block of points."""
     CORNERS: tl.constexpr = TAPS**NDIM
-    channels = groups * GROUP
-    tile = blocks_per_tile * BLOCK_CHANNELS
+    channels = product_of(groups, GROUP)
+    tile = product_of(blocks_per_tile, BLOCK_CHANNELS)
     tiles = tl.cdiv(channels, tile)
     program = tl.program_id(0).to(tl.int64)
     point = program // tiles * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
@@ -689,7 +695,7 @@ def segments_kernel(
     `rows` are sorted, and `order` says which pair each is of; the program of the first of equal
     ones sums them in order, a tile of channels, and the others have nothing to do.
     """
-    channels = groups * GROUP
+    channels = product_of(groups, GROUP)
     tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     program = tl.program_id(0).to(tl.int64)
     first = program // tiles
