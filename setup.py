@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -25,8 +26,8 @@ from setuptools.command.build_ext import build_ext
 HEADERS = Path("csrc/third_party")
 TORCH_TARGET_VERSION = "0x020b000000000000"
 
-# For CI: a header of another toolkit may warn, and must not keep anyone from installing, nor may an
-# assembler that spills registers, nor what does not compile.
+# For CI: what does not compile, or warns, or spills registers, fails there. It must not keep anyone
+# from installing.
 STRICT = bool(os.environ.get("CRAD_KERNELS_WERROR"))
 
 # For sanitizers: see .ci/sanitize.
@@ -261,37 +262,36 @@ def linked(recipe: Recipe, objects: list[Path], target: Path) -> None:
 
     Python has loaded torch's before, so all that is needed of it is its name.
     """
-    torch = target.with_name("libtorch_cpu.so")
-    part = target.with_suffix(f".{os.getpid()}")
-    try:
-        name = f"-Wl,-soname,{torch.name}"
-        run([*cxx(), "-shared", "-nostdlib", name, "-x", "c", "/dev/null", "-o", str(torch)])
-        arguments = [*map(str, objects), "-Wl,--no-as-needed", str(torch), *recipe.link]
-        run([*cxx(), "-shared", *flags("LDFLAGS"), *arguments, "-o", str(part)])
-        part.replace(target)  # as a whole: a process may have the former one loaded
-    finally:
-        torch.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
+    with TemporaryDirectory() as folder:
+        torch = str(Path(folder) / "libtorch_cpu.so")
+        name = "-Wl,-soname,libtorch_cpu.so"
+        run([*cxx(), "-shared", "-nostdlib", name, "-x", "c", "/dev/null", "-o", torch])
+        part = target.with_suffix(f".{os.getpid()}")
+        arguments = [*map(str, objects), "-Wl,--no-as-needed", torch, *recipe.link]
+        try:
+            run([*cxx(), "-shared", *flags("LDFLAGS"), *arguments, "-o", str(part)])
+            part.replace(target)  # as a whole: a process may have the former one loaded
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class Build(build_ext):
     """Makes the package's libraries those that are asked for, with notes for those that are not."""
 
     def run(self) -> None:
-        """Compile what is wanted, link it, and leave nothing of former builds."""
+        """Compile what is asked for, link it, and leave nothing of former builds."""
         wanted = [n for n in os.environ.get("CRAD_KERNELS_BUILD", "cpu,cuda").split(",") if n]
-        if unknown := set(wanted) - set(RECIPES):
+        if unknown := sorted(set(wanted) - set(RECIPES)):
             raise SystemExit(
                 f"CRAD_KERNELS_BUILD: expected some of {', '.join(RECIPES)}, but got "
-                f"{', '.join(sorted(unknown))}"
+                f"{', '.join(unknown)}"
             )
-        root = Path() if self.inplace else Path(self.build_lib)
-        left_out = (
-            f"CRAD_KERNELS_BUILD={','.join(wanted)} left it out; install from source without that"
+        missing = dict.fromkeys(
+            RECIPES,
+            f"CRAD_KERNELS_BUILD={','.join(wanted)} left it out; install from source without that",
         )
-        missing = dict.fromkeys(RECIPES, left_out)
-        OBJECTS.mkdir(parents=True, exist_ok=True)
         begun = {}
+        OBJECTS.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             for name in wanted:
                 try:
@@ -300,11 +300,12 @@ class Build(build_ext):
                     missing[name] = str(error)
                 else:
                     begun[name] = recipe, [pool.submit(compiled, s, recipe) for s in recipe.sources]
+
+        package = (Path() if self.inplace else Path(self.build_lib)) / "crad_kernels"
+        package.mkdir(parents=True, exist_ok=True)
+        suffix = self.get_ext_filename("crad_kernels._cpu").partition("_cpu")[2]
         for name in RECIPES:
-            library = root / self.get_ext_filename(f"crad_kernels._{name}")
-            note = library.with_name(f"_{name}.missing.txt")
-            library.parent.mkdir(parents=True, exist_ok=True)
-            # What is there may be made of other sources.
+            library, note = package / f"_{name}{suffix}", package / f"_{name}.missing.txt"
             note.unlink(missing_ok=True)
             if name in begun:
                 recipe, objects = begun[name]
@@ -312,13 +313,22 @@ class Build(build_ext):
                     linked(recipe, [done.result() for done in objects], library)
                     continue
                 except MissingError as error:
+                    if STRICT:
+                        raise SystemExit(f"{library}: {error}") from error
                     missing[name] = str(error)
-            library.unlink(missing_ok=True)
-            note.write_text(missing[name] + "\n")
+            library.unlink(missing_ok=True)  # one that is there may be of other sources
             if name in wanted:
                 print(f"warning: {library} is left out: {missing[name]}", file=sys.stderr)
-                if STRICT:
-                    raise SystemExit(1)
+            if name in wanted or name != "cuda_emulated":
+                note.write_text(missing[name] + "\n")
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """What an editable install links to."""
+        return {
+            built: source
+            for built, source in super().get_output_mapping().items()
+            if Path(source).exists()
+        }
 
 
 # A free-threaded Python has no limited API.
