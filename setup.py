@@ -1,29 +1,49 @@
-"""Builds the native libraries; everything else is in pyproject.toml."""
+"""Builds the native libraries; everything else is in pyproject.toml.
 
+A library that cannot be built here is left out, and a note beside the package's modules says why:
+`crad_kernels.backends()` shows it. Objects are kept in build/objects, under names that hold a
+digest of all that they are made of, so an install compiles only what has changed.
+"""
+
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-# The oldest torch whose stable ABI the libraries are written for: they load in it and in any later.
+# PyTorch's stable ABI, in headers of the oldest version that the libraries load in.
+HEADERS = Path("csrc/third_party")
 TORCH_TARGET_VERSION = "0x020b000000000000"
 
-# For CI: a header of another toolkit may warn, and must not keep anyone from installing, nor may an
-# assembler that spills registers.
+# For CI: what does not compile, or warns, or spills registers, fails there. It must not keep anyone
+# from installing.
 STRICT = bool(os.environ.get("CRAD_KERNELS_WERROR"))
 
 # For sanitizers: see .ci/sanitize.
 OPTIMIZATION = os.environ.get("CRAD_KERNELS_OPTIMIZATION", "-O3")
 
-COMMON_ARGS = ["-std=c++17", OPTIMIZATION, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+COMMON_ARGS = [
+    "-std=c++17",
+    OPTIMIZATION,
+    "-DNDEBUG",
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+    *("-isystem", str(HEADERS)),
+]
 CXX_ARGS = [
     *COMMON_ARGS,
-    "-g0",
+    "-fPIC",
+    "-fwrapv",
     # A contracted a * b + c would round an index differently from one backend to another.
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -31,29 +51,89 @@ CXX_ARGS = [
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
+    *(["-Werror"] if STRICT else []),
 ]
 NVCC_ARGS = [
     *COMMON_ARGS,
     "-fmad=false",  # as above
     "--threads=2",
-    "-Xcompiler=-fvisibility=hidden",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
     *(["-Werror=all-warnings", "-Xptxas=--warn-on-spills"] if STRICT else []),
 ]
+OBJECTS = Path("build/objects")
+KEPT_OBJECTS = 4  # of a source, the last used ones: a few compilers, sanitizers
 
 
-def warn(message: str) -> None:
-    """Say why something is not built, where pip -v and the build log show it."""
-    print(f"warning: {message}", file=sys.stderr)
+COMPILERS = "g++ (11 or later) or clang++ (14 or later)"
 
 
-def has_cpp_compiler() -> bool:
-    """Whether the compiler that setuptools and torch will call is there."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    return bool(compiler) and shutil.which(compiler[0]) is not None
+class MissingError(Exception):
+    """Why a library cannot be built here, and the way out."""
 
 
-def cuda_toolkit() -> Path | None:
-    """The folder of the CUDA toolkit, if there is one that can build the kernels.
+@dataclass(frozen=True)
+class Recipe:
+    """How a library is built.
+
+    Attributes:
+        sources: its translation units.
+        compile: the command that compiles one of them.
+        link: what the linker takes after the objects.
+        tools: what the compilers say of themselves.
+    """
+
+    sources: list[Path]
+    compile: list[str]
+    link: list[str]
+    tools: str
+
+
+def flags(*names: str) -> list[str]:
+    """Those that the user gives in environment variables."""
+    return [flag for name in names for flag in shlex.split(os.environ.get(name, ""))]
+
+
+def run(command: list[str]) -> str:
+    """What a command prints.
+
+    Raises:
+        MissingError: with the lines that tell why it failed.
+    """
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise MissingError(f"{command[0]} does not run: {error}") from error
+    if result.returncode:
+        print(shlex.join(command), result.stdout, sep="\n", file=sys.stderr)
+        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line.lower()][:2] or lines[-2:]
+        raise MissingError(
+            f"`{command[0]}` failed with exit status {result.returncode}: "
+            + (" | ".join(told)[:600] or "it said nothing")
+        )
+    return result.stdout
+
+
+def cxx() -> list[str]:
+    """The command of the C++ compiler."""
+    if os.environ.get("CXX"):
+        command = shlex.split(os.environ["CXX"])
+        if shutil.which(command[0]):
+            return command
+        raise MissingError(f"there is no {command[0]}, which CXX names; set it to a C++ compiler")
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise MissingError(
+        "there is no C++ compiler; install g++ (11 or later) or clang++ (14 or later)"
+    )
+
+
+def cuda_toolkit() -> Path:
+    """The folder of the CUDA toolkit.
 
     It is what nvcc says it is: an nvcc on the PATH may be a script that calls another.
     """
@@ -62,113 +142,204 @@ def cuda_toolkit() -> Path | None:
     if nvcc is None and Path("/usr/local/cuda/bin/nvcc").exists():
         nvcc = "/usr/local/cuda/bin/nvcc"
     if nvcc is None:
-        warn("no nvcc found: the CUDA kernels are not built; install a CUDA toolkit for them")
-        return None
-    report = subprocess.run(
-        [nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"], capture_output=True, text=True
-    ).stderr
+        raise MissingError("there is no nvcc; install a CUDA toolkit")
+    report = run([nvcc, "--dryrun", "-c", "-x", "cu", "/dev/null"])
     here = re.search(r"^#\$ _HERE_=(.+)$", report, re.MULTILINE)
     if here is None or not (Path(here[1]).parent / "include").is_dir():
-        last = report.strip().splitlines()[-1:]
-        warn(
-            f"{nvcc} does not work, or does not say where its toolkit lies: the CUDA kernels are "
-            f"not built; it said: {' '.join(last)}"
-        )
-        return None
+        raise MissingError(f"{nvcc} does not say where its toolkit lies; set CUDA_HOME")
     return Path(here[1]).parent
 
 
-def cuda_version(toolkit: Path) -> tuple[int, int]:
-    """Major and minor version of a toolkit."""
-    report = subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)
-    major, minor = re.search(r"release (\d+)\.(\d+)", report).groups()  # type: ignore[union-attr]
-    return int(major), int(minor)
+def architectures() -> list[str]:
+    """What nvcc is to compile for: TORCH_CUDA_ARCH_LIST, or else the GPUs that are here."""
+    named = re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,"))
+    if named == [""]:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        try:
+            here = set(run(query).split()) if shutil.which(query[0]) else set()
+        except MissingError:  # a driver without a GPU
+            here = set()
+        named = sorted(here, key=float)
+        if not named:
+            raise MissingError(
+                "there was no GPU to compile for; name some by `TORCH_CUDA_ARCH_LIST="
+                "'8.0 9.0 10.0+PTX' pip install -e .`, which takes minutes; without it, GPUs are "
+                "served by Triton"
+            )
+        named[-1] += "+PTX"
+    generate = []
+    for name in named:
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if match is None:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: expected compute capabilities such as '8.0 9.0+PTX', but "
+                f"got {name!r}"
+            )
+        number = match[1] + match[2]
+        generate.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            generate.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return generate
 
 
-def architectures(toolkit: Path) -> list[str]:
-    """What to compile for, unless TORCH_CUDA_ARCH_LIST says it: A100, H100, B200, and later."""
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return []  # torch heeds it
-    known = [80, 90, 100] if cuda_version(toolkit) >= (12, 8) else [80, 90]
-    return [
-        *(f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in known),
-        f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}",
-    ]
+def cpp_recipe(*sources: str) -> Recipe:
+    """Of a library in C++."""
+    command = cxx()
+    return Recipe(
+        sorted(path for pattern in sources for path in Path("csrc").glob(pattern)),
+        [*command, *CXX_ARGS, *flags("CPPFLAGS", "CFLAGS", "CXXFLAGS")],
+        [],
+        run([*command, "--version"]),
+    )
 
 
-def cuda_libraries(toolkit: Path) -> Path | None:
-    """The folder of the static CUDA runtime."""
-    for folder in ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib"):
-        if (toolkit / folder / "libcudart_static.a").exists():
-            return toolkit / folder
-    warn(f"no libcudart_static.a in {toolkit}: the CUDA kernels are not built")
-    return None
+def cuda_recipe() -> Recipe:
+    """Of the CUDA library, into which the runtime is linked: all that is shared is the driver."""
+    toolkit, host = cuda_toolkit(), cxx()
+    chosen = architectures()
+    folders = ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib")
+    runtimes = [toolkit / folder / "libcudart_static.a" for folder in folders]
+    runtime = next((path for path in runtimes if path.exists()), None)
+    if runtime is None:
+        raise MissingError(f"there is no libcudart_static.a in {toolkit}; install it")
+    nvcc = str(toolkit / "bin" / "nvcc")
+    host_args = [f"-ccbin={shutil.which(host[0])}"] if os.environ.get("CXX") else []
+    return Recipe(
+        sorted(Path("csrc/cuda").glob("*.cu")),
+        [nvcc, *NVCC_ARGS, *host_args, *chosen],
+        [str(runtime), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"],
+        run([nvcc, "--version"]) + run([*host, "--version"]),
+    )
 
 
-def main() -> None:
-    """Build what can be built here: without a compiler, the install succeeds without it."""
-    wanted = os.environ.get("CRAD_KERNELS_BUILD", "cpu,cuda").split(",")
-    toolkit = cuda_toolkit() if has_cpp_compiler() and "cuda" in wanted else None
-    if toolkit is not None:
-        os.environ["CUDA_HOME"] = str(toolkit)
-    from torch.utils import cpp_extension
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "cpu": lambda: cpp_recipe("cpu/*.cpp"),
+    "cuda": cuda_recipe,
+    "cuda_emulated": lambda: cpp_recipe("cuda/emulated.cpp"),  # for tests: see emulator.h there
+}
 
-    # A toolkit need not be of the CUDA that torch was built with: the runtime is linked statically,
-    # and all that is shared is the driver.
-    cpp_extension._check_cuda_version = lambda *_: None
 
-    def library(name: str, sources: list[Path], **options: object) -> cpp_extension.CppExtension:
-        headers = sorted(str(path) for path in Path("csrc").glob("*/*.[hc]*"))
-        return cpp_extension.CppExtension(
-            f"crad_kernels.{name}",
-            sorted(map(str, sources)),
-            depends=headers,
-            py_limited_api=True,
-            **options,
-        )
+def digest(source: Path, recipe: Recipe) -> str:
+    """Of all that an object is made of: source, headers, flags, compilers."""
+    files, todo = set(HEADERS.rglob("*.h")), [source]
+    while todo:
+        path = todo.pop()
+        if path not in files and path.is_file():
+            files.add(path)
+            for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+                todo.append(Path(os.path.normpath(path.parent / name)))
+    hashed = hashlib.sha256(repr((recipe.compile, recipe.tools)).encode())
+    for path in sorted(files):
+        hashed.update(f"\0{path}\0".encode() + path.read_bytes())
+    return hashed.hexdigest()[:20]
 
-    libraries = []
-    if has_cpp_compiler():
-        for name, sources in {
-            "cpu": list(Path("csrc/cpu").glob("*.cpp")),
-            "cuda_emulated": [Path("csrc/cuda/emulated.cpp")],  # for tests: see emulator.h there
-        }.items():
-            if name in wanted:
-                libraries.append(library(f"_{name}", sources, extra_compile_args=CXX_ARGS))
+
+def compiled(source: Path, recipe: Recipe) -> Path:
+    """The object of a source: the one that is kept, if it was made of the same."""
+    name = f"{source.parent.name}-{source.stem}"
+    target = OBJECTS / f"{name}-{digest(source, recipe)}.o"
+    if target.exists():
+        target.touch()
     else:
-        warn(
-            "no C++ compiler found: nothing is compiled, and crad_kernels will run on its slow "
-            "reference backend; install g++ or clang++, then install again"
+        part = target.with_suffix(f".{os.getpid()}")
+        try:
+            print(run([*recipe.compile, "-c", str(source), "-o", str(part)]), end="")
+            part.replace(target)
+        except MissingError as error:
+            raise MissingError(
+                f"{source} does not compile: {error}; choose another compiler by CXX: {COMPILERS}"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+    others = sorted(OBJECTS.glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime)
+    for path in others[:-KEPT_OBJECTS]:
+        path.unlink(missing_ok=True)
+    return target
+
+
+def linked(recipe: Recipe, objects: list[Path], target: Path) -> None:
+    """Link a library.
+
+    Python has loaded torch's before, so all that is needed of it is its name.
+    """
+    with TemporaryDirectory() as folder:
+        torch = str(Path(folder) / "libtorch_cpu.so")
+        name = "-Wl,-soname,libtorch_cpu.so"
+        run([*cxx(), "-shared", "-nostdlib", name, "-x", "c", "/dev/null", "-o", torch])
+        part = target.with_suffix(f".{os.getpid()}")
+        arguments = [*map(str, objects), "-Wl,--no-as-needed", torch, *recipe.link]
+        try:
+            run([*cxx(), "-shared", *flags("LDFLAGS"), *arguments, "-o", str(part)])
+            part.replace(target)  # as a whole: a process may have the former one loaded
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class Build(build_ext):
+    """Makes the package's libraries those that are asked for, with notes for those that are not."""
+
+    def run(self) -> None:
+        """Compile what is asked for, link it, and leave nothing of former builds."""
+        wanted = [n for n in os.environ.get("CRAD_KERNELS_BUILD", "cpu,cuda").split(",") if n]
+        if unknown := sorted(set(wanted) - set(RECIPES)):
+            raise SystemExit(
+                f"CRAD_KERNELS_BUILD: expected some of {', '.join(RECIPES)}, but got "
+                f"{', '.join(unknown)}"
+            )
+        missing = dict.fromkeys(
+            RECIPES,
+            f"CRAD_KERNELS_BUILD={','.join(wanted)} left it out; install from source without that",
         )
-    runtime = cuda_libraries(toolkit) if toolkit is not None else None
-    if toolkit is not None and runtime is not None:
-        cuda = library(
-            "_cuda",
-            list(Path("csrc/cuda").glob("*.cu")),
-            extra_compile_args={"cxx": CXX_ARGS, "nvcc": [*NVCC_ARGS, *architectures(toolkit)]},
-            extra_link_args=[
-                str(runtime / "libcudart_static.a"),
-                "-Wl,--exclude-libs,ALL",
-                *("-ldl", "-lrt", "-lpthread"),
-            ],
-        )
-        cuda.optional = not STRICT
-        libraries.append(cuda)
+        begun = {}
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            for name in wanted:
+                try:
+                    recipe = RECIPES[name]()
+                except MissingError as error:
+                    missing[name] = str(error)
+                else:
+                    begun[name] = recipe, [pool.submit(compiled, s, recipe) for s in recipe.sources]
 
-    class Build(cpp_extension.BuildExtension):
-        """A toolkit that cannot compile the CUDA kernels must not keep the rest away."""
+        package = (Path() if self.inplace else Path(self.build_lib)) / "crad_kernels"
+        package.mkdir(parents=True, exist_ok=True)
+        suffix = self.get_ext_filename("crad_kernels._cpu").partition("_cpu")[2]
+        for name in RECIPES:
+            library, note = package / f"_{name}{suffix}", package / f"_{name}.missing.txt"
+            note.unlink(missing_ok=True)
+            if name in begun:
+                recipe, objects = begun[name]
+                try:
+                    linked(recipe, [done.result() for done in objects], library)
+                    continue
+                except MissingError as error:
+                    if STRICT:
+                        raise SystemExit(f"{library}: {error}") from error
+                    missing[name] = str(error)
+            library.unlink(missing_ok=True)  # one that is there may be of other sources
+            if name in wanted:
+                print(f"warning: {library} is left out: {missing[name]}", file=sys.stderr)
+            if name in wanted or name != "cuda_emulated":
+                note.write_text(missing[name] + "\n")
 
-        def build_extension(self, extension: cpp_extension.CppExtension) -> None:
-            try:
-                super().build_extension(extension)
-            except RuntimeError as error:  # of torch, which setuptools' `optional` does not know
-                if not extension.optional:
-                    raise
-                warn(f"{extension.name} does not compile, and is left out: {error}")
-                # Nor may one that was built before from other sources be taken for it.
-                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
-
-    setup(ext_modules=libraries, cmdclass={"build_ext": Build})
+    def get_output_mapping(self) -> dict[str, str]:
+        """What an editable install links to."""
+        return {
+            built: source
+            for built, source in super().get_output_mapping().items()
+            if Path(source).exists()
+        }
 
 
-main()
+# A free-threaded Python has no limited API.
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+if __name__ == "__main__":  # and not a test, which imports this
+    setup(
+        ext_modules=[
+            Extension(f"crad_kernels._{name}", [], py_limited_api=LIMITED, optional=True)
+            for name in ("cpu", "cuda")
+        ],
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+    )

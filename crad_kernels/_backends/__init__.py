@@ -1,7 +1,8 @@
 """The backends of the operation: which there are, what each can do, and which one to take."""
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -99,8 +100,26 @@ def default(device: torch.device, ndim: int) -> Backend:
     """
     for backend in _TABLE.values():
         if backend.takes(device, ndim) and not backend.by_name_only:
+            if backend.name == "reference":
+                _warn_of_slowness(device, ndim)
             return backend
     raise AssertionError("the last backend of the table takes everything")
+
+
+_warned = False
+
+
+def _warn_of_slowness(device: torch.device, ndim: int) -> None:
+    """Say once that the CPU backend would be faster, and what keeps it from being used."""
+    global _warned
+    cpu_backend = _TABLE["cpu"]
+    if _warned or device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if cpu_backend.missing and replace(cpu_backend, missing="").takes(device, ndim):
+        _warned = True
+        warnings.warn(
+            f"sample() runs on the slow reference backend: {cpu_backend.missing}", stacklevel=5
+        )
 
 
 def choose(name: str | None, device: torch.device, ndim: int) -> Backend:

@@ -1,8 +1,11 @@
 """Loads a compiled library."""
 
 import importlib.util
+from pathlib import Path
 
 import torch
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def load(name: str, needs: str) -> str:
@@ -14,13 +17,19 @@ def load(name: str, needs: str) -> str:
     """
     spec = importlib.util.find_spec(f"crad_kernels.{name}")
     if spec is None or spec.origin is None:
-        return (
-            f"its library was not built; install {needs}, then run `pip install -e .` again and "
-            "read the build's warnings"
-        )
+        reason = _note(name) or f"install {needs}, then run `pip install -e .` again"
+        return f"its library was not built: {reason}"
     try:
         torch.ops.load_library(spec.origin)
     except OSError as error:
         why = error.__cause__ or error  # torch's own message does not say
         return f"its library {spec.origin} does not load: {why}; run `pip install -e .` again"
     return ""
+
+
+def _note(name: str) -> str:
+    """Why setup.py did not build a library; empty if it left no note."""
+    try:
+        return (PACKAGE / f"{name}.missing.txt").read_text().strip()
+    except OSError:
+        return ""

@@ -21,8 +21,11 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 // What loops write in halves, and packs read whole, would stall the processor.
 #pragma GCC target("prefer-vector-width=512")
-// GCC 12 warns of its own intrinsics.
+// GCC 11 and 12 warn of their own intrinsics, and of vectors that functions return, though all of
+// these are inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define CRAD_VECTOR_BYTES 64

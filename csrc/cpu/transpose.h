@@ -7,6 +7,13 @@
 
 #include "kernels.h"
 
+// A vector of lanes of two, those of the second numbered after those of the first.
+#if defined(__clang__) || __GNUC__ > 11
+#define CRAD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CRAD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a < b){__VA_ARGS__})
+#endif
+
 namespace crad {
 namespace {
 
@@ -30,8 +37,8 @@ struct Square {
 #pragma GCC unroll 16
       for (int k = 0; k < half; ++k) {
         const Vector a = row[k], b = row[k + half];
-        dealt[2 * k] = __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * width)...);
-        dealt[2 * k + 1] = __builtin_shufflevector(a, b, (half + lane / 2 + lane % 2 * width)...);
+        dealt[2 * k] = CRAD_SHUFFLE(a, b, (lane / 2 + lane % 2 * width)...);
+        dealt[2 * k + 1] = CRAD_SHUFFLE(a, b, (half + lane / 2 + lane % 2 * width)...);
       }
 #pragma GCC unroll 32
       for (int k = 0; k < width; ++k) row[k] = dealt[k];

@@ -5,6 +5,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(CRAD_EMULATED)
+#include <torch/headeronly/util/Half.h>
+#endif
+
 #include "runtime.h"
 
 namespace crad {
@@ -13,7 +17,7 @@ namespace crad {
 struct bfloat16 {
   uint16_t bits;
 };
-using float16 = _Float16;
+using float16 = c10::Half;  // _Float16 needs GCC 12 or clang 15
 
 inline float widened(bfloat16 number) {
   const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
