@@ -47,9 +47,10 @@ def sample(
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
             (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
-            The compiler makes a graph for every float; for one that changes, give a 0-d or (D,)
-            tensor on the device of ``coords``: it is not differentiated, and its values are not
-            checked, as that would wait for the device.
+            Or a real 0-d or (D,) tensor on the device of ``coords``, with derivatives as any other
+            argument: to learn it, or to change it without another graph of the compiler, which
+            makes one for every float. Its values are not checked, as that would wait for the
+            device; a negative one mirrors the noise.
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
@@ -241,7 +242,7 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
                 f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},) on "
                 f"{coords.device}, but got shape {_shape(jitter_std)} on {jitter_std.device}"
             )
-        return jitter_std.detach().to(coords.dtype).expand(ndim)
+        return jitter_std.to(coords.dtype).expand(ndim)
     stds = check_jitter_std(jitter_std, ndim, coords.dtype)
     if not any(stds):
         return None
