@@ -221,6 +221,20 @@ def check_jitter_std(
     return stds
 
 
+def check_jitter_tensor(jitter_std: Tensor, ndim: int) -> None:
+    """Raise unless each component can have its standard deviation from this tensor."""
+    if jitter_std.is_complex() or jitter_std.dtype == torch.bool:
+        raise TypeError(
+            "sample(): expected jitter_std as a tensor to be of real numbers, but got "
+            f"{jitter_std.dtype}"
+        )
+    if _shape(jitter_std) not in ((), (ndim,)):
+        raise ValueError(
+            f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},), but got "
+            f"shape {_shape(jitter_std)}"
+        )
+
+
 def _is_real(number: object) -> TypeGuard[float]:
     # In this order: 0.25 us faster.
     return isinstance(number, (float, numbers.Real)) and not isinstance(number, bool)
@@ -232,15 +246,11 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
         return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
-        if jitter_std.is_complex() or jitter_std.dtype == torch.bool:
-            raise TypeError(
-                "sample(): expected jitter_std as a tensor to be of real numbers, but got "
-                f"{jitter_std.dtype}"
-            )
-        if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
+        check_jitter_tensor(jitter_std, ndim)
+        if jitter_std.device != coords.device:
             raise ValueError(
-                f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},) on "
-                f"{coords.device}, but got shape {_shape(jitter_std)} on {jitter_std.device}"
+                f"sample(): expected jitter_std as a tensor to be on {coords.device}, but got one "
+                f"on {jitter_std.device}"
             )
         return jitter_std.to(coords.dtype).expand(ndim)
     stds = check_jitter_std(jitter_std, ndim, coords.dtype)
