@@ -34,7 +34,6 @@ from torch._C._functorch import maybe_current_level, unwrap_if_dead
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
-from torch.overrides import has_torch_function
 
 from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
@@ -319,7 +318,6 @@ def _install(
             or _get_tracing_state() is not None
             or maybe_current_level() is not None
             or fwAD._current_level >= 0
-            or has_torch_function(given)
         ):
             check(*args)
             return operator(*args)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, are_deterministic_algorithms_enabled
+from torch import Tensor, are_deterministic_algorithms_enabled, is_autocast_enabled
+from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crad_kernels import _op, _schema
 from crad_kernels._backends import choose
 
+_HALVES = (torch.float16, torch.bfloat16)
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
@@ -39,8 +42,9 @@ def sample(
             item; float64, float32, bfloat16 or float16.
         coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64;
             in [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis
-            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision is refused, for it
-            tells few places apart: what a layer computes under autocast needs ``.float()``.
+            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision tells few places
+            apart: it is refused, but under autocast, where it is what layers compute, converted to
+            float32; values keep their dtype there.
         mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
             ``"bicubic"`` in any D).
         padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
@@ -69,6 +73,21 @@ def sample(
     Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
     mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """
+    if has_torch_function_variadic(values, coords, jitter_std, seed) and not is_compiling():
+        out: Tensor = handle_torch_function(
+            sample,
+            (values, coords, jitter_std, seed),
+            values,
+            coords,
+            mode=mode,
+            padding_mode=padding_mode,
+            align_corners=align_corners,
+            jitter_std=jitter_std,
+            seed=seed,
+            deterministic=deterministic,
+            backend=backend,
+        )
+        return out
     try:
         check_options(mode, padding_mode, align_corners)
         if deterministic is None:
@@ -78,6 +97,8 @@ def sample(
                 f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
             )
         device = coords.device
+        if coords.dtype in _HALVES and is_autocast_enabled(device.type):
+            coords = coords.float()
         chosen = choose(backend, device, coords.shape[-1])
         std = _jitter_std(jitter_std, coords)
         if seed is not None:
@@ -138,6 +159,21 @@ def grid_sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
     """
+    if has_torch_function_variadic(input, grid, jitter_std, seed) and not is_compiling():
+        overridden: Tensor = handle_torch_function(
+            grid_sample,
+            (input, grid, jitter_std, seed),
+            input,
+            grid,
+            mode,
+            padding_mode,
+            align_corners,
+            jitter_std=jitter_std,
+            seed=seed,
+            deterministic=deterministic,
+            backend=backend,
+        )
+        return overridden
     if mode not in tuple(_TORCH_MODES):
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
@@ -173,7 +209,7 @@ def grid_sample(
     values = input.movedim(1, -1)
     out = sample(
         values,
-        grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid,
+        grid.float() if grid.dtype in _HALVES else grid,
         mode=_TORCH_MODES[mode],
         padding_mode=padding_mode,
         align_corners=False if align_corners is None else align_corners,
