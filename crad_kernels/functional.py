@@ -138,7 +138,8 @@ def grid_sample(
     """Drop-in for `torch.nn.functional.grid_sample` in any number of dimensions.
 
     Equivalent to ``F.grid_sample(input, grid, mode, padding_mode, align_corners)`` for D = 2 and 3.
-    The result is in channels-last memory format if ``input`` is, or else contiguous.
+    The result is contiguous, or in channels-last memory format if ``input`` is; what can be taken
+    for either, of one channel or one place, is contiguous.
 
     Args:
         input: ``(N, C, *size)``; dtypes as `sample`.
@@ -219,8 +220,22 @@ def grid_sample(
         backend=backend,
     )
     out = out.movedim(-1, 1)
-    # The CPU backend has done so already; of no axes beside the channels, both are one.
-    return out if values.is_contiguous() else out.contiguous()
+    if out.is_contiguous():
+        if min(out.shape) > 1 or out.stride() == _contiguous_strides(out.shape):
+            return out
+    elif values.is_contiguous() and not input.is_contiguous():
+        return out
+    # To `view` axes of length 1, and those of no elements at all, have PyTorch's strides.
+    return out.reshape(-1).view(out.shape)
+
+
+SCRIPT_UNSUPPORTED = (
+    "crad_kernels is not for torch.jit.script; use torch.compile, or torch.export for a program "
+    "without Python"
+)
+# Where `torch.jit.script` looks for what to say of a function, in the functions that call it too.
+for _function in (sample, grid_sample):
+    setattr(_function, "__script_unsupported", SCRIPT_UNSUPPORTED)
 
 
 def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
@@ -326,6 +341,14 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     number = seed if isinstance(seed, int) else int(seed)  # of NumPy
     wrapped = number - 2**64 if number >= 2**63 else number
     return torch.full((), wrapped, dtype=torch.int64, device=device)
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, stride = [], 1
+    for length in reversed(shape):
+        strides.append(stride)
+        stride *= max(length, 1)
+    return tuple(reversed(strides))
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

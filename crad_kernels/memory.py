@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crad_kernels._backends import find
 from crad_kernels.functional import (
+    SCRIPT_UNSUPPORTED,
     check_jitter_std,
     check_jitter_tensor,
     check_options,
@@ -99,6 +100,10 @@ class GridMemory(nn.Module):
         """Draw new entries."""
         *size, channels = self.weight.shape
         nn.init.normal_(self.weight, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """`torch.jit.script` asks for a module that it can compile: there is none."""
+        raise RuntimeError(f"GridMemory: {SCRIPT_UNSUPPORTED}")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         former, name = prefix + "values", prefix + "weight"
