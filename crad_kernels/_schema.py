@@ -93,6 +93,12 @@ def check_tensors(values: Tensor, coords: Tensor) -> None:
     """Raise unless the tensors fit together."""
     for name, tensor in (("values", values), ("coords", coords)):
         check_type("sample()", name, tensor)
+        if tensor.is_nested:
+            raise TypeError(
+                f"sample(): expected {name} to be one dense tensor, but got a nested one; sample "
+                f"the parts of {name}.unbind() one by one, or make them one tensor with "
+                f"torch.nested.to_padded_tensor({name}, 0.0)"
+            )
         if tensor.layout != torch.strided:
             raise TypeError(
                 f"sample(): expected {name} to be dense, but got a tensor of {tensor.layout}; "
@@ -139,6 +145,65 @@ def check_tensors(values: Tensor, coords: Tensor) -> None:
         )
 
 
+def check_call(
+    values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
+) -> None:
+    """Raise unless these are arguments of the operators: what `crad_kernels.sample` gives them."""
+    check_tensors(values, coords)
+    if (seed is None) != (jitter_std is None):
+        raise ValueError("sample(): expected seed and jitter_std together, or neither")
+    if seed is not None and jitter_std is not None:
+        _check_like("sample()", "seed", seed, (), torch.int64, coords.device)
+        stds = (coords.shape[-1],)
+        _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
+    if options not in range(1 << 40) or options & 3 == 3 or options >> 2 & 3 == 3:
+        raise ValueError(f"sample(): expected options as of pack(), but got {options}")
+
+
+def check_grad_output(grad_output: Tensor, values: Tensor, coords: Tensor) -> None:
+    """Raise unless this can be the gradient of the sample of tensors that fit together."""
+    shape = (*coords.shape[:-1], values.shape[-1])
+    _check_like("sample_backward()", "grad_output", grad_output, shape, values.dtype, values.device)
+
+
+def check_philox(counter: Tensor, key: Tensor) -> None:
+    """Raise unless these are arguments of `philox`."""
+    number = counter.shape[0] if counter.ndim else 0
+    _check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
+    _check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
+
+
+def check_normals(seed: Tensor, points: int, ndim: int) -> None:
+    """Raise unless these are arguments of `normals`."""
+    _check_like("normals()", "seed", seed, (), torch.int64, seed.device)
+    if points < 0 or not 0 <= ndim <= 8:
+        raise ValueError(
+            "normals(): expected a number of points and at most 8 components, but got "
+            f"{points} and {ndim}"
+        )
+
+
+def _check_like(
+    function: str,
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    if (
+        tensor.layout != torch.strided
+        or tuple(tensor.shape) != tuple(shape)
+        or tensor.dtype != dtype
+        or tensor.device != device
+    ):
+        raise ValueError(
+            f"{function}: expected {name} to be dense, of shape {tuple(shape)} and {dtype} on "
+            f"{device}, but got {tensor.layout}, {tuple(tensor.shape)} and {tensor.dtype} on "
+            f"{tensor.device}"
+        )
+
+
 def _contiguous(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
     return values.new_empty(shape)
 
@@ -152,15 +217,19 @@ def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor
     return values.new_empty(*others[:axis], channels, *others[axis:]).movedim(axis, -1)
 
 
-def _sample_fake(empty: Callable[..., Tensor], values: Tensor, coords: Tensor, *_: Any) -> Tensor:
-    check_tensors(values, coords)
+def _sample_fake(empty: Callable[..., Tensor], *args: Any) -> Tensor:
+    check_call(*args)
+    values, coords = args[:2]
     return empty((*coords.shape[:-1], values.shape[-1]), values, coords)
 
 
 def _sample_backward_fake(
-    empty: Callable[..., Tensor], grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
+    empty: Callable[..., Tensor], grad_output: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor]:
-    want_values, want_coords = args[-2:]
+    *call, want_values, want_coords = args
+    check_call(*call)
+    values, coords = args[:2]
+    check_grad_output(grad_output, values, coords)
     return (
         empty(values.shape, values, coords) if want_values else values.new_empty(0),
         coords.new_empty(coords.shape if want_coords else 0),
@@ -168,10 +237,12 @@ def _sample_backward_fake(
 
 
 def _philox_fake(counter: Tensor, key: Tensor) -> Tensor:
+    check_philox(counter, key)
     return counter.new_empty(counter.shape)
 
 
 def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
+    check_normals(seed, points, ndim)
     return seed.new_empty(points, ndim, dtype=torch.float32)
 
 
