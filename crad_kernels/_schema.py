@@ -81,33 +81,35 @@ class Operators:
     normals: Any
 
 
-def check_type(function: str, name: str, tensor: object) -> None:
-    """Raise unless this is a tensor."""
+def check_dense(function: str, name: str, tensor: object) -> None:
+    """Raise unless this is a tensor whose elements all are somewhere in memory."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{function}: expected {name} to be a tensor, but got {type(tensor).__name__}"
+        )
+    if tensor.is_nested:
+        raise TypeError(
+            f"{function}: expected {name} to be one dense tensor, but got a nested one; give the "
+            f"tensors of {name}.unbind() one by one"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{function}: expected {name} to be dense, but got a tensor of {tensor.layout}; "
+            f"convert it with {name}.to_dense()"
         )
 
 
 def check_tensors(values: Tensor, coords: Tensor) -> None:
     """Raise unless the tensors fit together."""
-    for name, tensor in (("values", values), ("coords", coords)):
-        check_type("sample()", name, tensor)
-        if tensor.is_nested:
-            raise TypeError(
-                f"sample(): expected {name} to be one dense tensor, but got a nested one; sample "
-                f"the parts of {name}.unbind() one by one, or make them one tensor with "
-                f"torch.nested.to_padded_tensor({name}, 0.0)"
-            )
-        if tensor.layout != torch.strided:
-            raise TypeError(
-                f"sample(): expected {name} to be dense, but got a tensor of {tensor.layout}; "
-                f"convert it with {name}.to_dense()"
-            )
+    check_dense("sample()", "values", values)
+    check_dense("sample()", "coords", coords)
     if coords.dtype not in _COORD_DTYPES:
+        way = "torch.view_as_real(coords)" if coords.is_complex() else "coords.float()"
+        if coords.is_quantized:
+            way = "coords.dequantize()"
         raise TypeError(
             f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
-            "convert them with coords.float()"
+            f"convert them with {way}"
         )
     if values.dtype not in VALUE_DTYPES:
         raise TypeError(
@@ -191,16 +193,12 @@ def _check_like(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    if (
-        tensor.layout != torch.strided
-        or tuple(tensor.shape) != tuple(shape)
-        or tensor.dtype != dtype
-        or tensor.device != device
-    ):
+    check_dense(function, name, tensor)
+    given = tuple(tensor.shape), tensor.dtype, tensor.device
+    if given != (tuple(shape), dtype, device):
         raise ValueError(
-            f"{function}: expected {name} to be dense, of shape {tuple(shape)} and {dtype} on "
-            f"{device}, but got {tensor.layout}, {tuple(tensor.shape)} and {tensor.dtype} on "
-            f"{tensor.device}"
+            f"{function}: expected {name} of shape {tuple(shape)} and {dtype} on {device}, but got "
+            f"shape {given[0]} and {tensor.dtype} on {tensor.device}"
         )
 
 

@@ -179,8 +179,8 @@ def grid_sample(
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
         )
-    _schema.check_type("grid_sample()", "input", input)
-    _schema.check_type("grid_sample()", "grid", grid)
+    _schema.check_dense("grid_sample()", "input", input)
+    _schema.check_dense("grid_sample()", "grid", grid)
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
             "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
@@ -274,7 +274,8 @@ def check_jitter_std(
 
 def check_jitter_tensor(jitter_std: Tensor, ndim: int) -> None:
     """Raise unless each component can have its standard deviation from this tensor."""
-    if jitter_std.is_complex() or jitter_std.dtype == torch.bool:
+    _schema.check_dense("sample()", "jitter_std", jitter_std)
+    if jitter_std.is_complex() or jitter_std.is_quantized or jitter_std.dtype == torch.bool:
         raise TypeError(
             "sample(): expected jitter_std as a tensor to be of real numbers, but got "
             f"{jitter_std.dtype}"
@@ -318,6 +319,7 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
 def _check_seed(seed: int | Tensor | None, device: torch.device) -> None:
     """Raise unless this is a seed that `sample` takes."""
     if isinstance(seed, Tensor):
+        _schema.check_dense("sample()", "seed", seed)
         if seed.dtype != torch.int64 or seed.ndim != 0 or seed.device != device:
             raise TypeError(
                 f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but "
