@@ -152,16 +152,16 @@ def test_is_a_proper_operator(compiled_backend: str) -> None:
 
 
 def test_the_compiler_takes_any_in_one_graph(backend: str) -> None:
-    values, coords, _ = SHARED.tensors()
+    values, coords, _ = SMALL.tensors()
 
     def energy(std: Tensor) -> Tensor:
-        return call(SHARED, backend)(values, coords, std).square().sum()
+        return call(SMALL, backend)(values, coords, std).square().sum()
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(energy, backend=counter, fullgraph=True)
     for scale in (0.1, 0.2, 0.0):
-        std = std_of(SHARED, True, scale)
+        std = std_of(SMALL, True, scale)
         for got, wanted in zip(
             *(torch.autograd.grad(f(std), std) for f in (compiled, energy)), strict=True
         ):
