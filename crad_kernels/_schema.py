@@ -170,6 +170,7 @@ def check_grad_output(grad_output: Tensor, values: Tensor, coords: Tensor) -> No
 
 def check_philox(counter: Tensor, key: Tensor) -> None:
     """Raise unless these are arguments of `philox`."""
+    check_dense("philox()", "counter", counter)
     number = counter.shape[0] if counter.ndim else 0
     _check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
     _check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
@@ -177,6 +178,7 @@ def check_philox(counter: Tensor, key: Tensor) -> None:
 
 def check_normals(seed: Tensor, points: int, ndim: int) -> None:
     """Raise unless these are arguments of `normals`."""
+    check_dense("normals()", "seed", seed)
     _check_like("normals()", "seed", seed, (), torch.int64, seed.device)
     if points < 0 or not 0 <= ndim <= 8:
         raise ValueError(
