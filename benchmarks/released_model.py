@@ -84,8 +84,8 @@ class ReleasedCRAD(nn.Module):
         assert isinstance(local, ContinuousMemory)
         assert isinstance(whole, ContinuousMemory)
         channels, height, width = model.feature_size
-        self.coord.copy_(local.memory.values.movedim(-1, 0))
-        entries = whole.memory.values.unflatten(-1, (height, width, channels))
+        self.coord.copy_(local.memory.weight.movedim(-1, 0))
+        entries = whole.memory.weight.unflatten(-1, (height, width, channels))
         self.coord_.copy_(entries.permute(4, 2, 3, 0, 1).flatten(0, 2))
         for own, other in (
             (self.query[0], local.coordinates),

@@ -12,6 +12,9 @@ J_d = sum over channels of g * S_{k + e_d}(v, x). Every derivative of either is 
     A_k           S_k (reverse), A_k          sum_d A_{k + e_d}(g dx_d) (forward)
     ============  ==========================  ===============================================
 
+The jitter moves x by std * n, n known: with respect to std, a derivative is that with respect to x
+times n, summed over the points.
+
 The operators have their own kernel for the Autograd key, an `autograd.Function` that redispatches
 below it: the compiler sees one opaque operator, and forward-mode AD works, which
 `torch.library.register_autograd` does not offer.
@@ -31,7 +34,6 @@ from torch._C._functorch import maybe_current_level, unwrap_if_dead
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
-from torch.overrides import has_torch_function
 
 from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
@@ -60,19 +62,45 @@ def _to(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(like.dtype)
 
 
+def _normals(ops: Operators, coords: Tensor, seed: Tensor) -> Tensor:
+    """The noise of a call before it is scaled, in the shape and the dtype of its coordinates."""
+    ndim = coords.shape[-1]
+    normals: Tensor = ops.normals(seed, coords.numel() // ndim, ndim)
+    return normals.to(coords.dtype).view(coords.shape)
+
+
+def _to_std(ops: Operators, to_coords: Tensor, coords: Tensor, seed: Tensor) -> Tensor:
+    """The gradient of the jitter's standard deviations, from that of the coordinates."""
+    return (to_coords * _normals(ops, coords, seed)).reshape(-1, coords.shape[-1]).sum(0)
+
+
+def _moved(
+    ops: Operators, coords: Tensor, seed: Tensor, d_coords: Tensor | None, d_std: Tensor | None
+) -> Tensor | None:
+    """The tangent of the coordinates with their jitter."""
+    by_std = None if d_std is None else d_std * _normals(ops, coords, seed)
+    return _sum([d_coords, by_std])
+
+
 def _sample_vjp(
     ops: Operators, needs: Sequence[bool], args: Sequence[Any], grad: Tensor | None
 ) -> list[Tensor | None]:
     if grad is None:
         return []
-    to_values, to_coords = ops.sample_backward(grad, *args, needs[0], needs[1])
-    return [to_values if needs[0] else None, to_coords if needs[1] else None]
+    for_values, for_coords, _, for_std = needs
+    to_values, to_coords = ops.sample_backward(grad, *args, for_values, for_coords or for_std)
+    return [
+        to_values if for_values else None,
+        to_coords if for_coords else None,
+        None,
+        _to_std(ops, to_coords, *args[1:3]) if for_std else None,
+    ]
 
 
 def _sample_jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
     values, coords, *noise, options = args
     wide_values, d_values = _wide(values, tangents[0])
-    d_coords = tangents[1]
+    d_coords = _moved(ops, coords, noise[0], tangents[1], tangents[3])
     terms: list[Tensor | None] = []
     if d_values is not None:
         terms.append(ops.sample(d_values, coords, *noise, options))
@@ -94,15 +122,17 @@ def _sample_backward_vjp(
     to_coords: Tensor | None,
 ) -> list[Tensor | None]:
     grad, values, coords, *noise, options, want_values, want_coords = args
+    for_grad, for_values, for_coords, _, for_std = needs
+    moves = for_coords or for_std
     wide_grad, wide_values, to_values = _wide(grad, values, to_values)
     ndim = coords.shape[-1]
     grad_terms: list[Tensor | None] = []
     value_terms: list[Tensor | None] = []
     coord_terms: list[Tensor | None] = []
     if want_values and to_values is not None:
-        if needs[0]:
+        if for_grad:
             grad_terms.append(ops.sample(to_values, coords, *noise, options))
-        if needs[2]:
+        if moves:
             coord_terms.append(
                 ops.sample_backward(wide_grad, to_values, coords, *noise, options, False, True)[1]
             )
@@ -110,15 +140,22 @@ def _sample_backward_vjp(
         for d in range(ndim):
             share = to_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(options, d, ndim)
-            if needs[0]:
+            if for_grad:
                 grad_terms.append(share * ops.sample(wide_values, coords, *noise, raised))
-            if needs[1] or needs[2]:
+            if for_values or moves:
                 value_term, coord_term = ops.sample_backward(
-                    wide_grad * share, wide_values, coords, *noise, raised, needs[1], needs[2]
+                    wide_grad * share, wide_values, coords, *noise, raised, for_values, moves
                 )
-                value_terms.append(value_term if needs[1] else None)
-                coord_terms.append(coord_term if needs[2] else None)
-    return [_to(_sum(grad_terms), grad), _to(_sum(value_terms), values), _sum(coord_terms)]
+                value_terms.append(value_term if for_values else None)
+                coord_terms.append(coord_term if moves else None)
+    total = _sum(coord_terms)
+    return [
+        _to(_sum(grad_terms), grad),
+        _to(_sum(value_terms), values),
+        total if for_coords else None,
+        None,
+        _to_std(ops, total, coords, noise[0]) if for_std and total is not None else None,
+    ]
 
 
 def _sample_backward_jvp(
@@ -126,7 +163,7 @@ def _sample_backward_jvp(
 ) -> tuple[Tensor, Tensor]:
     grad, values, coords, *noise, options, want_values, want_coords = args
     wide_grad, wide_values, d_grad, d_values = _wide(grad, values, *tangents[:2])
-    d_coords = tangents[2]
+    d_coords = _moved(ops, coords, noise[0], tangents[2], tangents[4])
     wanted = (want_values, want_coords)
     ndim = coords.shape[-1]
     terms: list[tuple[Tensor | None, Tensor | None]] = []
@@ -281,7 +318,6 @@ def _install(
             or _get_tracing_state() is not None
             or maybe_current_level() is not None
             or fwAD._current_level >= 0
-            or has_torch_function(given)
         ):
             check(*args)
             return operator(*args)

@@ -81,27 +81,35 @@ class Operators:
     normals: Any
 
 
-def check_type(function: str, name: str, tensor: object) -> None:
-    """Raise unless this is a tensor."""
+def check_dense(function: str, name: str, tensor: object) -> None:
+    """Raise unless this is a tensor whose elements all are somewhere in memory."""
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"{function}: expected {name} to be a tensor, but got {type(tensor).__name__}"
+        )
+    if tensor.is_nested:
+        raise TypeError(
+            f"{function}: expected {name} to be one dense tensor, but got a nested one; give the "
+            f"tensors of {name}.unbind() one by one"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{function}: expected {name} to be dense, but got a tensor of {tensor.layout}; "
+            f"convert it with {name}.to_dense()"
         )
 
 
 def check_tensors(values: Tensor, coords: Tensor) -> None:
     """Raise unless the tensors fit together."""
-    for name, tensor in (("values", values), ("coords", coords)):
-        check_type("sample()", name, tensor)
-        if tensor.layout != torch.strided:
-            raise TypeError(
-                f"sample(): expected {name} to be dense, but got a tensor of {tensor.layout}; "
-                f"convert it with {name}.to_dense()"
-            )
+    check_dense("sample()", "values", values)
+    check_dense("sample()", "coords", coords)
     if coords.dtype not in _COORD_DTYPES:
+        way = "torch.view_as_real(coords)" if coords.is_complex() else "coords.float()"
+        if coords.is_quantized:
+            way = "coords.dequantize()"
         raise TypeError(
             f"sample(): expected coords to be float32 or float64, but got {coords.dtype}; "
-            "convert them with coords.float()"
+            f"convert them with {way}"
         )
     if values.dtype not in VALUE_DTYPES:
         raise TypeError(
@@ -139,6 +147,63 @@ def check_tensors(values: Tensor, coords: Tensor) -> None:
         )
 
 
+def check_call(
+    values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
+) -> None:
+    """Raise unless these are arguments of the operators: what `crad_kernels.sample` gives them."""
+    check_tensors(values, coords)
+    if (seed is None) != (jitter_std is None):
+        raise ValueError("sample(): expected seed and jitter_std together, or neither")
+    if seed is not None and jitter_std is not None:
+        _check_like("sample()", "seed", seed, (), torch.int64, coords.device)
+        stds = (coords.shape[-1],)
+        _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
+    if options not in range(1 << 40) or options & 3 == 3 or options >> 2 & 3 == 3:
+        raise ValueError(f"sample(): expected options as of pack(), but got {options}")
+
+
+def check_grad_output(grad_output: Tensor, values: Tensor, coords: Tensor) -> None:
+    """Raise unless this can be the gradient of the sample of tensors that fit together."""
+    shape = (*coords.shape[:-1], values.shape[-1])
+    _check_like("sample_backward()", "grad_output", grad_output, shape, values.dtype, values.device)
+
+
+def check_philox(counter: Tensor, key: Tensor) -> None:
+    """Raise unless these are arguments of `philox`."""
+    check_dense("philox()", "counter", counter)
+    number = counter.shape[0] if counter.ndim else 0
+    _check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
+    _check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
+
+
+def check_normals(seed: Tensor, points: int, ndim: int) -> None:
+    """Raise unless these are arguments of `normals`."""
+    check_dense("normals()", "seed", seed)
+    _check_like("normals()", "seed", seed, (), torch.int64, seed.device)
+    if points < 0 or not 0 <= ndim <= 8:
+        raise ValueError(
+            "normals(): expected a number of points and at most 8 components, but got "
+            f"{points} and {ndim}"
+        )
+
+
+def _check_like(
+    function: str,
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    check_dense(function, name, tensor)
+    given = tuple(tensor.shape), tensor.dtype, tensor.device
+    if given != (tuple(shape), dtype, device):
+        raise ValueError(
+            f"{function}: expected {name} of shape {tuple(shape)} and {dtype} on {device}, but got "
+            f"shape {given[0]} and {tensor.dtype} on {tensor.device}"
+        )
+
+
 def _contiguous(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
     return values.new_empty(shape)
 
@@ -152,15 +217,19 @@ def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor
     return values.new_empty(*others[:axis], channels, *others[axis:]).movedim(axis, -1)
 
 
-def _sample_fake(empty: Callable[..., Tensor], values: Tensor, coords: Tensor, *_: Any) -> Tensor:
-    check_tensors(values, coords)
+def _sample_fake(empty: Callable[..., Tensor], *args: Any) -> Tensor:
+    check_call(*args)
+    values, coords = args[:2]
     return empty((*coords.shape[:-1], values.shape[-1]), values, coords)
 
 
 def _sample_backward_fake(
-    empty: Callable[..., Tensor], grad_output: Tensor, values: Tensor, coords: Tensor, *args: Any
+    empty: Callable[..., Tensor], grad_output: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor]:
-    want_values, want_coords = args[-2:]
+    *call, want_values, want_coords = args
+    check_call(*call)
+    values, coords = args[:2]
+    check_grad_output(grad_output, values, coords)
     return (
         empty(values.shape, values, coords) if want_values else values.new_empty(0),
         coords.new_empty(coords.shape if want_coords else 0),
@@ -168,10 +237,12 @@ def _sample_backward_fake(
 
 
 def _philox_fake(counter: Tensor, key: Tensor) -> Tensor:
+    check_philox(counter, key)
     return counter.new_empty(counter.shape)
 
 
 def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
+    check_normals(seed, points, ndim)
     return seed.new_empty(points, ndim, dtype=torch.float32)
 
 

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, are_deterministic_algorithms_enabled
+from torch import Tensor, are_deterministic_algorithms_enabled, is_autocast_enabled
+from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crad_kernels import _op, _schema
 from crad_kernels._backends import choose
 
+_HALVES = (torch.float16, torch.bfloat16)
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
@@ -39,17 +42,19 @@ def sample(
             item; float64, float32, bfloat16 or float16.
         coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64;
             in [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis
-            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision is refused, for it
-            tells few places apart: what a layer computes under autocast needs ``.float()``.
+            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision tells few places
+            apart: it is refused, but under autocast, where it is what layers compute, converted to
+            float32; values keep their dtype there.
         mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
             ``"bicubic"`` in any D).
         padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
             (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
-            The compiler makes a graph for every float; for one that changes, give a 0-d or (D,)
-            tensor on the device of ``coords``: it is not differentiated, and its values are not
-            checked, as that would wait for the device.
+            Or a real 0-d or (D,) tensor on the device of ``coords``, with derivatives as any other
+            argument: to learn it, or to change it without another graph of the compiler, which
+            makes one for every float. Its values are not checked, as that would wait for the
+            device; a negative one mirrors the noise.
         seed: of the noise, which depends on (seed, point, component) alone: an int, or an int64 0-d
             tensor on the device of ``coords``; None draws one from that device's generator.
         deterministic: never sum in an order that varies from run to run; None follows
@@ -68,6 +73,21 @@ def sample(
     Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
     mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """
+    if has_torch_function_variadic(values, coords, jitter_std, seed) and not is_compiling():
+        out: Tensor = handle_torch_function(
+            sample,
+            (values, coords, jitter_std, seed),
+            values,
+            coords,
+            mode=mode,
+            padding_mode=padding_mode,
+            align_corners=align_corners,
+            jitter_std=jitter_std,
+            seed=seed,
+            deterministic=deterministic,
+            backend=backend,
+        )
+        return out
     try:
         check_options(mode, padding_mode, align_corners)
         if deterministic is None:
@@ -77,6 +97,8 @@ def sample(
                 f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
             )
         device = coords.device
+        if coords.dtype in _HALVES and is_autocast_enabled(device.type):
+            coords = coords.float()
         chosen = choose(backend, device, coords.shape[-1])
         std = _jitter_std(jitter_std, coords)
         if seed is not None:
@@ -116,7 +138,8 @@ def grid_sample(
     """Drop-in for `torch.nn.functional.grid_sample` in any number of dimensions.
 
     Equivalent to ``F.grid_sample(input, grid, mode, padding_mode, align_corners)`` for D = 2 and 3.
-    The result is in channels-last memory format if ``input`` is, or else contiguous.
+    The result is contiguous, or in channels-last memory format if ``input`` is; what can be taken
+    for either, of one channel or one place, is contiguous.
 
     Args:
         input: ``(N, C, *size)``; dtypes as `sample`.
@@ -137,12 +160,27 @@ def grid_sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
     """
+    if has_torch_function_variadic(input, grid, jitter_std, seed) and not is_compiling():
+        overridden: Tensor = handle_torch_function(
+            grid_sample,
+            (input, grid, jitter_std, seed),
+            input,
+            grid,
+            mode,
+            padding_mode,
+            align_corners,
+            jitter_std=jitter_std,
+            seed=seed,
+            deterministic=deterministic,
+            backend=backend,
+        )
+        return overridden
     if mode not in tuple(_TORCH_MODES):
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
         )
-    _schema.check_type("grid_sample()", "input", input)
-    _schema.check_type("grid_sample()", "grid", grid)
+    _schema.check_dense("grid_sample()", "input", input)
+    _schema.check_dense("grid_sample()", "grid", grid)
     if input.ndim < 3 or grid.ndim != input.ndim or grid.shape[-1] != input.ndim - 2:
         raise ValueError(
             "grid_sample(): expected input of shape (N, C, *size) and grid of shape (N, *out, D), "
@@ -172,7 +210,7 @@ def grid_sample(
     values = input.movedim(1, -1)
     out = sample(
         values,
-        grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid,
+        grid.float() if grid.dtype in _HALVES else grid,
         mode=_TORCH_MODES[mode],
         padding_mode=padding_mode,
         align_corners=False if align_corners is None else align_corners,
@@ -182,8 +220,22 @@ def grid_sample(
         backend=backend,
     )
     out = out.movedim(-1, 1)
-    # The CPU backend has done so already; of no axes beside the channels, both are one.
-    return out if values.is_contiguous() else out.contiguous()
+    if out.is_contiguous():
+        if min(out.shape) > 1 or out.stride() == _contiguous_strides(out.shape):
+            return out
+    elif values.is_contiguous() and not input.is_contiguous():
+        return out
+    # To `view` axes of length 1, and those of no elements at all, have PyTorch's strides.
+    return out.reshape(-1).view(out.shape)
+
+
+SCRIPT_UNSUPPORTED = (
+    "crad_kernels is not for torch.jit.script; use torch.compile, or torch.export for a program "
+    "without Python"
+)
+# Where `torch.jit.script` looks for what to say of a function, in the functions that call it too.
+for _function in (sample, grid_sample):
+    setattr(_function, "__script_unsupported", SCRIPT_UNSUPPORTED)
 
 
 def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
@@ -220,6 +272,21 @@ def check_jitter_std(
     return stds
 
 
+def check_jitter_tensor(jitter_std: Tensor, ndim: int) -> None:
+    """Raise unless each component can have its standard deviation from this tensor."""
+    _schema.check_dense("sample()", "jitter_std", jitter_std)
+    if jitter_std.is_complex() or jitter_std.is_quantized or jitter_std.dtype == torch.bool:
+        raise TypeError(
+            "sample(): expected jitter_std as a tensor to be of real numbers, but got "
+            f"{jitter_std.dtype}"
+        )
+    if _shape(jitter_std) not in ((), (ndim,)):
+        raise ValueError(
+            f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},), but got "
+            f"shape {_shape(jitter_std)}"
+        )
+
+
 def _is_real(number: object) -> TypeGuard[float]:
     # In this order: 0.25 us faster.
     return isinstance(number, (float, numbers.Real)) and not isinstance(number, bool)
@@ -231,17 +298,13 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
         return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
-        if jitter_std.is_complex() or jitter_std.dtype == torch.bool:
-            raise TypeError(
-                "sample(): expected jitter_std as a tensor to be of real numbers, but got "
-                f"{jitter_std.dtype}"
-            )
-        if _shape(jitter_std) not in ((), (ndim,)) or jitter_std.device != coords.device:
+        check_jitter_tensor(jitter_std, ndim)
+        if jitter_std.device != coords.device:
             raise ValueError(
-                f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},) on "
-                f"{coords.device}, but got shape {_shape(jitter_std)} on {jitter_std.device}"
+                f"sample(): expected jitter_std as a tensor to be on {coords.device}, but got one "
+                f"on {jitter_std.device}"
             )
-        return jitter_std.detach().to(coords.dtype).expand(ndim)
+        return jitter_std.to(coords.dtype).expand(ndim)
     stds = check_jitter_std(jitter_std, ndim, coords.dtype)
     if not any(stds):
         return None
@@ -256,6 +319,7 @@ def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) ->
 def _check_seed(seed: int | Tensor | None, device: torch.device) -> None:
     """Raise unless this is a seed that `sample` takes."""
     if isinstance(seed, Tensor):
+        _schema.check_dense("sample()", "seed", seed)
         if seed.dtype != torch.int64 or seed.ndim != 0 or seed.device != device:
             raise TypeError(
                 f"sample(): expected seed to be an int, or an int64 0-d tensor on {device}, but "
@@ -279,6 +343,14 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     number = seed if isinstance(seed, int) else int(seed)  # of NumPy
     wrapped = number - 2**64 if number >= 2**63 else number
     return torch.full((), wrapped, dtype=torch.int64, device=device)
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, stride = [], 1
+    for length in reversed(shape):
+        strides.append(stride)
+        stride *= max(length, 1)
+    return tuple(reversed(strides))
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

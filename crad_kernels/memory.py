@@ -4,20 +4,27 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from crad_kernels._backends import find
-from crad_kernels.functional import check_jitter_std, check_options, sample
+from crad_kernels.functional import (
+    SCRIPT_UNSUPPORTED,
+    check_jitter_std,
+    check_jitter_tensor,
+    check_options,
+    sample,
+)
 
 
 class GridMemory(nn.Module):
     """A learnable N-dimensional grid: coordinates in, interpolated entries out.
 
-    Equivalent to ``crad_kernels.sample(self.values, coords, ...)``, with the jitter on in training
-    mode only.
+    Equivalent to ``crad_kernels.sample(self.weight, coords, ...)``, with the jitter on in training
+    mode only. Parametrizations of ``torch.nn.utils`` find the entries where those of other modules
+    are, in ``weight``; a state that holds them as ``values``, their former name, loads as well.
 
     Args:
         channels: channels C of an entry.
@@ -25,14 +32,15 @@ class GridMemory(nn.Module):
             that the *last* component of a coordinate moves along comes first).
         ndim: number of axes D, if ``resolution`` is an int; else it follows from it.
         jitter_std: standard deviation of the Gaussian jitter in [-1, 1] units, a float or one per
-            component in coords order.
+            component in coords order. A ``torch.nn.Parameter`` is learned, and another tensor
+            becomes a buffer: 0-d or ``(D,)``, as in `crad_kernels.sample`.
         mode: as in `crad_kernels.sample`, and so are the three that follow.
         padding_mode: see ``mode``.
         align_corners: see ``mode``.
         backend: see ``mode``.
 
     Attributes:
-        values: the entries, ``(*size, C)``, Xavier-normal with the fans of a ``(1, C, *size)``
+        weight: the entries, ``(*size, C)``, Xavier-normal with the fans of a ``(1, C, *size)``
             tensor (Glorot and Bengio, 2010).
 
     Raises:
@@ -47,7 +55,7 @@ class GridMemory(nn.Module):
         resolution: int | Sequence[int],
         ndim: int = 2,
         *,
-        jitter_std: float | Sequence[float] = 0.0,
+        jitter_std: float | Sequence[float] | Tensor = 0.0,
         mode: str = "linear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
@@ -71,11 +79,17 @@ class GridMemory(nn.Module):
                 f"channels={channels} and resolution={resolution} with ndim={ndim}"
             )
         check_options(mode, padding_mode, align_corners)
-        check_jitter_std(jitter_std, len(size))
+        if isinstance(jitter_std, Tensor):
+            check_jitter_tensor(jitter_std, len(size))
+        else:
+            check_jitter_std(jitter_std, len(size))
         if backend is not None:
             find(backend)
-        self.values = nn.Parameter(torch.empty(*size, channels))
-        self.jitter_std = jitter_std
+        self.weight = nn.Parameter(torch.empty(*size, channels))
+        if isinstance(jitter_std, Tensor) and not isinstance(jitter_std, nn.Parameter):
+            self.register_buffer("jitter_std", jitter_std)
+        else:
+            self.jitter_std = jitter_std
         self.mode = mode
         self.padding_mode = padding_mode
         self.align_corners = align_corners
@@ -84,15 +98,25 @@ class GridMemory(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new entries."""
-        *size, channels = self.values.shape
-        nn.init.normal_(self.values, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
+        *size, channels = self.weight.shape
+        nn.init.normal_(self.weight, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """`torch.jit.script` asks for a module that it can compile: there is none."""
+        raise RuntimeError(f"GridMemory: {SCRIPT_UNSUPPORTED}")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        former, name = prefix + "values", prefix + "weight"
+        if former in state_dict and name not in state_dict:
+            state_dict[name] = state_dict.pop(former)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,
         coords: Tensor,
         seed: int | Tensor | None = None,
         *,
-        jitter_std: float | Sequence[float] | None = None,
+        jitter_std: float | Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         """Sample the entries at ``coords``.
 
@@ -102,12 +126,12 @@ class GridMemory(nn.Module):
             jitter_std: of this call; None takes that of the module in training mode, else 0.
 
         Returns:
-            ``(..., C)``, of the dtype of ``values``.
+            ``(..., C)``, of the dtype of ``weight``.
         """
         if jitter_std is None:
             jitter_std = self.jitter_std if self.training else 0.0
         return sample(
-            self.values,
+            self.weight,
             coords,
             mode=self.mode,
             padding_mode=self.padding_mode,
@@ -119,8 +143,11 @@ class GridMemory(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
-        *size, channels = self.values.shape
+        *size, channels = self.weight.shape
+        std = repr(self.jitter_std)
+        if isinstance(self.jitter_std, Tensor):
+            std = f"<{type(self.jitter_std).__name__} {tuple(self.jitter_std.shape)}>"
         return (
-            f"{channels}, {tuple(size)}, jitter_std={self.jitter_std}, mode={self.mode!r}, "
+            f"{channels}, {tuple(size)}, jitter_std={std}, mode={self.mode!r}, "
             f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
         )

@@ -25,7 +25,7 @@ def plane(model: CRAD, name: PlaneName) -> ContinuousMemory:
         UsageError: it is not.
     """
     memory = model.local_representation if name == "local" else model.global_representation
-    size = tuple(memory.memory.values.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
+    size = tuple(memory.memory.weight.shape[:-1]) if isinstance(memory, ContinuousMemory) else ()
     if not isinstance(memory, ContinuousMemory) or len(size) != 2:
         found = f"a grid of {' x '.join(map(str, size))}" if size else "none or another kind"
         raise UsageError(

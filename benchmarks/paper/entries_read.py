@@ -78,7 +78,7 @@ def count_read(model: CRAD, feature: Tensor) -> int:
     with torch.no_grad():
         coords = memory.coordinates(query)
     # The gradient of the sum of samples with respect to an entry is the sum of its weights.
-    values = torch.ones_like(memory.memory.values[..., :1], requires_grad=True)
+    values = torch.ones_like(memory.memory.weight[..., :1], requires_grad=True)
     (weights,) = torch.autograd.grad(sample(values, coords).sum(), values)
     return int((weights > 0).sum())
 

@@ -66,7 +66,7 @@ def entry_gradients(
 
     memory.register_forward_hook(keep)
     loss = model(feature).loss
-    values = memory.memory.values
+    values = memory.memory.weight
     (upstream,) = torch.autograd.grad(loss, recalled, retain_graph=True)
     single = torch.zeros_like(upstream)
     single[position] = upstream[position]

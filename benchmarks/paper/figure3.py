@@ -228,7 +228,7 @@ def _draw(
             _mark(image_axis, places, each.marker, [(0.7, 0.7)] * len(patches))
         _draw_local(axis, shown, patches, run)
         axis = left.subplots()
-        draw_plane(axis, plane(run.model, "global").memory.values.shape[:-1])
+        draw_plane(axis, plane(run.model, "global").memory.weight.shape[:-1])
         draw_images(axis, coords, samples, run.dataset.classes)
         axis.set(title="(b) global coordinates", xlabel="Dim 1", ylabel="Dim 2")
         draw_legend(legend, run.dataset.classes)
@@ -242,7 +242,7 @@ def _draw_local(
     """The local coordinates of all patches, as near as they fill the axis."""
     from matplotlib.ticker import MaxNLocator
 
-    draw_plane(axis, plane(run.model, "local").memory.values.shape[:-1])
+    draw_plane(axis, plane(run.model, "local").memory.weight.shape[:-1])
     for each, colour in zip(shown, ("0.55", "0.8"), strict=False):
         axis.scatter(*each.coords.reshape(-1, 2).T, s=3, c=colour, linewidths=0)
     everything = np.concatenate([each.coords.reshape(-1, 2) for each in shown])

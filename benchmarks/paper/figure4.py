@@ -180,7 +180,7 @@ def _draw(
         figure = pyplot.figure(figsize=(7, 4.4))
         left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
         axis = left.subplots()
-        draw_plane(axis, plane(run.model, "global").memory.values.shape[:-1])
+        draw_plane(axis, plane(run.model, "global").memory.weight.shape[:-1])
         draw_images(axis, coords, samples, run.dataset.classes)
         for line in lines:
             axis.plot(*line.coords.T, color="black", marker=".", markersize=4, linewidth=0.8)

@@ -98,7 +98,7 @@ class ContinuousMemory(nn.Module):
 
     def entries(self) -> Iterator[nn.Parameter]:
         """What is stored."""
-        yield self.memory.values
+        yield self.memory.weight
 
 
 class QuantizedMemory(nn.Module):

@@ -62,8 +62,8 @@ def from_released(state_dict: Mapping[str, Tensor], ignore: Collection[str] = ()
         if not name.startswith(ignored):
             released[name] = tensor
     tensors = translate(released)
-    values = tensors["local_representation.memory.values"]
-    entries = tensors["global_representation.memory.values"]
+    values = tensors["local_representation.memory.weight"]
+    entries = tensors["global_representation.memory.weight"]
     side = math.isqrt(entries.shape[-1] // values.shape[-1])
     model = CRAD(
         values.shape[-1],
@@ -128,8 +128,8 @@ def _memories(tensors: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]
     assigned = _assign(
         tensors,
         {
-            f"{local}.memory.values": lambda grid: _side(grid, channels) == 1,
-            f"{whole}.memory.values": lambda grid: _side(grid, channels) > 1,
+            f"{local}.memory.weight": lambda grid: _side(grid, channels) == 1,
+            f"{whole}.memory.weight": lambda grid: _side(grid, channels) > 1,
             f"{local}.coordinates.0.weight": _has((channels, channels, 1, 1)),
             f"{local}.coordinates.2.weight": _has((2, channels, 1, 1)),
             f"{whole}.coordinates.0.weight": _has((channels, channels)),
@@ -138,7 +138,7 @@ def _memories(tensors: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]
         "memories",
     )
     for name, tensor in assigned.items():
-        if name.endswith("values"):
+        if name.endswith("memory.weight"):
             side = _side(tensor, channels)
             entries: Tensor = tensor[0].unflatten(0, (channels, side, side))
             assigned[name] = entries.permute(3, 4, 1, 2, 0).flatten(2).contiguous()

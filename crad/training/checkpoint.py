@@ -40,6 +40,9 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
     {2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}}}
 )
 
+# What a parameter is called, and what it was called when the format was made.
+_ENTRIES, _STORED_ENTRIES = ".memory.weight", ".memory.values"
+
 # Of what is stored beside the settings.
 _TYPES: Mapping[str, Any] = MappingProxyType(
     {
@@ -130,7 +133,7 @@ class Checkpoint:
     def write(self, file: Path) -> None:
         """Write the checkpoint alone, in a single step; errors as for `save`."""
         tensors = {
-            f"{part}.{name}": tensor.detach().cpu().contiguous()
+            f"{part}.{name.replace(_ENTRIES, _STORED_ENTRIES)}": tensor.detach().cpu().contiguous()
             for part in ALL_PARTS
             for name, tensor in getattr(self, part).items()
         }
@@ -205,7 +208,7 @@ def read_checkpoint(
             for key in opened.keys():  # noqa: SIM118, it is no mapping
                 part, _, name = key.partition(".")
                 if part in parts:
-                    states[part][name] = opened.get_tensor(key)
+                    states[part][name.replace(_STORED_ENTRIES, _ENTRIES)] = opened.get_tensor(key)
         run = {"draws": "run", "part_of": None, **json.loads(metadata["run"])}
         stored = _from_version_1(run) if version == 1 else run["settings"]
         config = _from_stored(stored, version, file)

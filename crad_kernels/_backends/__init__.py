@@ -16,13 +16,16 @@ _CPU = torch.device("cpu")
 class Backend:
     """One implementation of the operation.
 
+    It is usable if it can run on this machine: one for GPUs, on at least one of them. Whether it
+    can on a certain device, and with a certain number of components, says `takes`.
+
     Attributes:
         name: what ``backend=`` takes.
         devices: the types of device whose tensors it takes; empty if it takes any.
         missing: what keeps it from being used in this installation; empty if nothing does.
         max_ndim: the most coordinate components it takes; None if there is no limit.
         by_name_only: whether it is never taken by default: kernels for a GPU, run on the CPU.
-        unfit_gpu: says why the current GPU cannot run it; empty if it can.
+        unfit_gpu: says why the GPU of an index cannot run it; empty if it can. None if all can.
     """
 
     name: str
@@ -30,7 +33,7 @@ class Backend:
     missing: str
     max_ndim: int | None = 8
     by_name_only: bool = False
-    unfit_gpu: Callable[[], str] = str
+    unfit_gpu: Callable[[int], str] | None = None
 
     @property
     def reason(self) -> str:
@@ -39,7 +42,10 @@ class Backend:
             return self.missing
         if not torch.cuda.is_available():
             return "there is no GPU here that PyTorch can use"
-        return self.unfit_gpu()
+        if self.unfit_gpu is None:
+            return ""
+        reasons = [self.unfit_gpu(index) for index in range(torch.cuda.device_count())]
+        return "" if "" in reasons else "; ".join(dict.fromkeys(reasons))
 
     @property
     def usable(self) -> bool:
@@ -51,7 +57,33 @@ class Backend:
         if self.missing or (self.max_ndim is not None and ndim > self.max_ndim):
             return False
         # To ask a device for its type takes 0.2 us.
-        return not self.devices or ("cpu" if device == _CPU else device.type) in self.devices
+        kind = "cpu" if device == _CPU else device.type
+        if self.devices and kind not in self.devices:
+            return False
+        return kind != "cuda" or not self.unfit(device)
+
+    def unfit(self, device: torch.device) -> str:
+        """Why a GPU cannot run it; empty if it can, or if it is no backend for GPUs."""
+        if self.unfit_gpu is None or device.type != "cuda":
+            return ""
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return _unfit(self.name, index)
+
+
+# What `Backend.unfit_gpu` has said, by name and index: no GPU changes.
+_UNFIT: dict[tuple[str, int], str] = {}
+
+
+def _unfit(name: str, index: int) -> str:
+    key = name, index
+    if key not in _UNFIT:
+        says = _TABLE[name].unfit_gpu
+        _UNFIT[key] = says(index) if says else ""
+    return _UNFIT[key]
+
+
+# What `torch.compiler.assume_constant_result` does, which takes a second to import.
+_unfit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # In order of preference: see `default`.
@@ -64,9 +96,15 @@ _TABLE = {
             cuda.DEVICES,
             cuda.MISSING,
             by_name_only=cuda.EMULATED,
-            unfit_gpu=cuda.too_old,
+            unfit_gpu=cuda.unfit_gpu,
         ),
-        Backend("triton", triton.DEVICES, triton.MISSING, by_name_only=triton.INTERPRETED),
+        Backend(
+            "triton",
+            triton.DEVICES,
+            triton.MISSING,
+            by_name_only=triton.INTERPRETED,
+            unfit_gpu=triton.unfit_gpu,
+        ),
         Backend("reference", (), "", max_ndim=None),
     )
 }
@@ -94,9 +132,9 @@ def find(name: str | None) -> Backend:
 def default(device: torch.device, ndim: int) -> Backend:
     """The backend of tensors for which none is named: the first of the table that takes them.
 
-    On a GPU that is cuda, and triton where cuda's library is missing, whatever the shapes and the
-    dtypes. This rests on no measurement: no GPU has run either yet. Where triton is found to be
-    faster, this is the place to say so, for those shapes and dtypes.
+    On a GPU that is cuda, and triton where cuda's library is missing or has no code for this GPU,
+    whatever the shapes and the dtypes. This rests on no measurement: no GPU has run either yet.
+    Where triton is found to be faster, this is the place to say so, for those shapes and dtypes.
     """
     for backend in _TABLE.values():
         if backend.takes(device, ndim) and not backend.by_name_only:
@@ -133,6 +171,8 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
     backend = find(name)
     if backend.missing:
         raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.missing}")
+    if unfit := backend.unfit(device):
+        raise ValueError(f"sample(): the backend {name!r} cannot run on {device}: {unfit}")
     if not backend.takes(device, ndim):
         raise ValueError(
             f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and "

@@ -14,18 +14,18 @@ def _missing() -> str:
     return load("_cuda", "a CUDA toolkit (nvcc)")
 
 
-def too_old() -> str:
-    """Why the library has no code for the current GPU and how to get it; empty if it has."""
+def unfit_gpu(index: int) -> str:
+    """Why the library has no code for a GPU and how to get it; empty if it has."""
     spec = importlib.util.find_spec("crad_kernels._cuda")
     assert spec is not None
     assert spec.origin is not None  # it has been loaded
     oldest = ctypes.CDLL(spec.origin).crad_kernels_oldest_architecture() // 10
-    major, minor = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability(index)
     if 10 * major + minor >= oldest:
         return ""
     return (
         f"its library was built for compute capability {oldest / 10} and later, but "
-        f"{torch.cuda.get_device_name()} has {major}.{minor}; run "
+        f"{torch.cuda.get_device_name(index)} has {major}.{minor}; run "
         f"`TORCH_CUDA_ARCH_LIST={major}.{minor} pip install -e .` again, or use backend='triton'"
     )
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -110,21 +111,23 @@ struct Call {
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
     const int64_t mode = options & 3, padding = options >> 2 & 3;
-    STD_TORCH_CHECK(is_mode(mode) && is_padding(padding),
-                    "sample(): unexpected mode or padding mode");
+    STD_TORCH_CHECK(is_mode(mode) && is_padding(padding) && options >> 40 == 0,
+                    "sample(): unexpected options");
     problem.mode = static_cast<Mode>(mode);
     problem.padding = static_cast<Padding>(padding);
     problem.align_corners = options >> 4 & 1;
     problem.derivative = options >> 8;
     deterministic = options >> 5 & 1;
+    STD_TORCH_CHECK(seed_in.has_value() == jitter_std_in.has_value(),
+                    "sample(): expected seed and jitter_std together, or neither");
     if (seed_in && jitter_std_in) {
       seed = dense(*seed_in);
       jitter_std = dense(*jitter_std_in);
-      STD_TORCH_CHECK(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long &&
-                          same_device(*seed, coords) && jitter_std->numel() == ndim &&
-                          jitter_std->scalar_type() == coords.scalar_type() &&
-                          same_device(*jitter_std, coords),
-                      "sample(): unexpected seed or jitter_std");
+      STD_TORCH_CHECK(
+          seed->dim() == 0 && seed->scalar_type() == ScalarType::Long &&
+              same_device(*seed, coords) && jitter_std->dim() == 1 && jitter_std->numel() == ndim &&
+              jitter_std->scalar_type() == coords.scalar_type() && same_device(*jitter_std, coords),
+          "sample(): unexpected seed or jitter_std");
       problem.seed = static_cast<const int64_t*>(seed->data_ptr());
       problem.jitter_std = jitter_std->data_ptr();
     }
@@ -146,12 +149,14 @@ struct Call {
 
   // The gradient of the output, contiguous.
   Tensor checked(const Tensor& grad_output_in) const {
-    const Tensor grad_output = dense(grad_output_in);
-    STD_TORCH_CHECK(same_device(grad_output, values) &&
-                        grad_output.scalar_type() == values.scalar_type() &&
-                        grad_output.numel() == points * problem.channels,
-                    "sample_backward(): grad_output does not fit values and coords");
-    return grad_output;
+    const std::vector<int64_t> shape = output_shape();
+    STD_TORCH_CHECK(same_device(grad_output_in, values) &&
+                        grad_output_in.scalar_type() == values.scalar_type() &&
+                        std::equal(shape.begin(), shape.end(), grad_output_in.sizes().begin(),
+                                   grad_output_in.sizes().end()),
+                    "sample_backward(): expected grad_output of the shape of the sample, with the "
+                    "dtype and device of values");
+    return dense(grad_output_in);
   }
 };
 
@@ -173,7 +178,7 @@ void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
 
 void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
   STD_TORCH_CHECK(
-      seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
+      seed.dim() == 0 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
       "normals(): expected an int64 seed on the backend's device");
   STD_TORCH_CHECK(points >= 0 && ndim >= 0 && ndim <= kMaxDim,
                   "normals(): expected a number of points and at most 8 components");

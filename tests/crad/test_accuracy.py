@@ -90,7 +90,7 @@ def look_up(memory: nn.Module, feature: Tensor) -> Tensor:
     state = dict(memory.named_parameters())
     for layer in ("coordinates.0", "coordinates.2"):
         feature = torch.tanh(feature @ state[f"{layer}.weight"].T + state[f"{layer}.bias"])
-    return interpolate(state["memory.values"], feature)
+    return interpolate(state["memory.weight"], feature)
 
 
 def fuse(fusion: nn.Module, whole: Tensor, local: Tensor) -> Tensor:

@@ -213,9 +213,9 @@ def test_a_loaded_detector_needs_nothing_but_its_checkpoint(trained, tmp_path: P
 
 def test_a_model_that_is_spoilt_decides_nothing(trained, tmp_path: Path) -> None:
     spoilt = read_checkpoint(trained.output)
-    spoilt.model["local_representation.memory.values"][0, 0, 0] = torch.nan
+    spoilt.model["local_representation.memory.weight"][0, 0, 0] = torch.nan
     spoilt.save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"memory\.values'.*NaN.*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"memory\.weight'.*NaN.*--overwrite"):
         crad.load(tmp_path)
 
 

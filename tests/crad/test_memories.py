@@ -46,7 +46,7 @@ def test_a_grid_is_looked_up_as_it_is_told(
         torch.nn.init.normal_(layer, std=2)
     x = feature(2, 5, 7)
     torch_mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
-    grid = memory.memory.values.movedim(-1, 0).expand(2, -1, -1, -1)
+    grid = memory.memory.weight.movedim(-1, 0).expand(2, -1, -1, -1)
     coords = memory.coordinates(x)
     expected = F.grid_sample(grid, coords, torch_mode, padding_mode, align_corners)
     found = memory(x)

@@ -150,7 +150,7 @@ def test_a_backbone_in_the_file_is_left_out_only_if_told(released: ReleasedCRAD)
         ("query.2.weight", torch.zeros(2, CHANNELS), r"no place .*'query\.2\.weight'"),
         ("recover.bias", torch.zeros(CHANNELS), "one tensor 'recover'"),
         ("recover.weight", torch.zeros(CHANNELS, CHANNELS, 1, 1), "one tensor 'recover' of"),
-        ("coord", None, "looks like 'local_representation.memory.values'"),
+        ("coord", None, "looks like 'local_representation.memory.weight'"),
         ("query.0.2.bias", None, r"Missing .*local_representation\.coordinates\.2\.bias"),
         ("layer.0.change.3.weight", None, "no depthwise convolution among"),
         ("layer.0.change.1.running_var", None, "running_var"),

@@ -84,7 +84,7 @@ def test_the_seed_decides_all(trained, train_command: Train, tmp_path: Path) -> 
     assert measured(tmp_path / "same") == measured(trained.output)
     assert train_command(trained.data, tmp_path / "other", "--seed", "1") == 0
     first, same, other = (
-        read_checkpoint(folder).model["global_representation.memory.values"]
+        read_checkpoint(folder).model["global_representation.memory.weight"]
         for folder in (trained.output, tmp_path / "same", tmp_path / "other")
     )
     assert torch.equal(first, same)
@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_and_spoils_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def spoil(model: CRAD) -> None:
-        model.local_representation.memory.values.data.fill_(float("nan"))
+        model.local_representation.memory.weight.data.fill_(float("nan"))
 
     with before_step(STEPS, spoil):
         assert train_command(trained.data, tmp_path) == 1

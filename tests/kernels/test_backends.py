@@ -151,8 +151,9 @@ def test_a_gpu_that_is_too_old_for_the_library_is_named(monkeypatch: pytest.Monk
     if record.missing or record.by_name_only:
         pytest.skip(record.missing or "the kernels are compiled for the processor")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (3, 5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (3, 5))
     assert "A GPU has 3.5; run `TORCH_CUDA_ARCH_LIST=3.5 pip install" in record.reason
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (99, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (99, 0))
     assert record.usable

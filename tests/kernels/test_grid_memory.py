@@ -17,10 +17,10 @@ def places() -> Tensor:
 
 
 def test_resolution_is_in_the_order_of_the_axes() -> None:
-    assert GridMemory(6, 4).values.shape == (4, 4, 6)
-    assert GridMemory(6, 4, ndim=3).values.shape == (4, 4, 4, 6)
-    assert GridMemory(6, (5, 3)).values.shape == (5, 3, 6)
-    assert GridMemory(6, [7]).values.shape == (7, 6)
+    assert GridMemory(6, 4).weight.shape == (4, 4, 6)
+    assert GridMemory(6, 4, ndim=3).weight.shape == (4, 4, 4, 6)
+    assert GridMemory(6, (5, 3)).weight.shape == (5, 3, 6)
+    assert GridMemory(6, [7]).weight.shape == (7, 6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -34,14 +34,14 @@ def test_samples_its_values(
     memory = GridMemory(6, (5, 3), **options, backend=backend)
     out = memory(coords)
     assert out.shape == (4, 5, 6)
-    assert torch.equal(out, sample(memory.values, coords, **options, backend=backend))
+    assert torch.equal(out, sample(memory.weight, coords, **options, backend=backend))
 
 
 def test_jitters_in_training_mode_only(backend: str) -> None:
     coords = places()
     memory = GridMemory(6, (5, 3), jitter_std=(0.1, 0.3), backend=backend)
-    still = sample(memory.values, coords, backend=backend)
-    jittered = sample(memory.values, coords, jitter_std=(0.1, 0.3), seed=8, backend=backend)
+    still = sample(memory.weight, coords, backend=backend)
+    jittered = sample(memory.weight, coords, jitter_std=(0.1, 0.3), seed=8, backend=backend)
     assert torch.equal(memory(coords, seed=8), jittered)
     assert torch.equal(memory(coords, seed=torch.tensor(8)), jittered)
     assert not torch.equal(memory(coords), memory(coords))
@@ -71,17 +71,17 @@ def test_draws_xavier_normal_entries() -> None:
     memory = GridMemory(30, (20, 10, 5), ndim=3)
     theirs = torch.nn.init.xavier_normal_(torch.empty(1, 30, 20, 10, 5))
     count = theirs.numel()
-    assert abs(memory.values.var() / theirs.var() - 1) <= 5 * math.sqrt(2 * 2 / count)
-    assert abs(memory.values.mean()) <= 5 * theirs.std() / math.sqrt(count)
-    before = memory.values.detach().clone()
+    assert abs(memory.weight.var() / theirs.var() - 1) <= 5 * math.sqrt(2 * 2 / count)
+    assert abs(memory.weight.mean()) <= 5 * theirs.std() / math.sqrt(count)
+    before = memory.weight.detach().clone()
     memory.reset_parameters()
-    assert not torch.equal(memory.values, before)
+    assert not torch.equal(memory.weight, before)
 
 
 def test_is_a_module_like_any_other() -> None:
     coords = places()
     memory = GridMemory(6, (5, 3), jitter_std=0.1)
-    assert list(dict(memory.named_parameters())) == ["values"]
+    assert list(dict(memory.named_parameters())) == ["weight"]
     twin = GridMemory(6, (5, 3))
     twin.load_state_dict(memory.state_dict())
     assert torch.equal(twin.eval()(coords), memory.eval()(coords))
@@ -92,5 +92,5 @@ def test_is_a_module_like_any_other() -> None:
 
 
 def test_takes_numbers_of_numpy() -> None:
-    assert GridMemory(3, np.int64(4)).values.shape == (4, 4, 3)
-    assert GridMemory(3, np.array([4, 5])).values.shape == (4, 5, 3)
+    assert GridMemory(3, np.int64(4)).weight.shape == (4, 4, 3)
+    assert GridMemory(3, np.array([4, 5])).weight.shape == (4, 5, 3)

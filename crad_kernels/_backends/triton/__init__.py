@@ -10,12 +10,17 @@ import importlib.util
 import os
 from typing import Any
 
+import torch
+
 from crad_kernels._schema import library
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ("cpu",) if INTERPRETED else ("cuda",)
 
 _OLDEST = (3, 6)
+
+# Compute capability: what PyTorch's own compiler asks of a GPU for Triton.
+_OLDEST_GPU = (7, 0)
 
 
 def _missing() -> str:
@@ -29,6 +34,18 @@ def _missing() -> str:
     if version and tuple(map(int, version.split(".")[:2])) < _OLDEST:
         return f"Triton {version} is too old; upgrade torch, or run `pip install 'triton>=3.6'`"
     return ""
+
+
+def unfit_gpu(index: int) -> str:
+    """Why Triton has no code for a GPU; empty if it has."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= _OLDEST_GPU:
+        return ""
+    oldest, has = (".".join(map(str, each)) for each in (_OLDEST_GPU, capability))
+    return (
+        f"Triton is for compute capability {oldest} and later, but "
+        f"{torch.cuda.get_device_name(index)} has {has}; use backend='reference'"
+    )
 
 
 def _implement(operator: str) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from crad_kernels._backends.triton import kernels
 from crad_kernels._backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
-from crad_kernels._schema import check_tensors, unpack
+from crad_kernels._schema import (
+    check_call,
+    check_grad_output,
+    check_normals,
+    check_philox,
+    unpack,
+)
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 
@@ -203,7 +209,7 @@ def sample(
     options: int,
 ) -> Tensor:
     """The sample: gathered, or as a product of matrices (`_Call.dense`)."""
-    check_tensors(values, coords)
+    check_call(values, coords, seed, jitter_std, options)
     call = _call(values, coords, seed, jitter_std, options)
     output = values.new_empty(*coords.shape[:-1], call.channels)
     if call.empty:
@@ -245,9 +251,9 @@ def sample_backward(
     want_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of sum(grad_output * sample(values, coords)); empty if not wanted."""
-    check_tensors(values, coords)
+    check_call(values, coords, seed, jitter_std, options)
+    check_grad_output(grad_output, values, coords)
     call = _call(values, coords, seed, jitter_std, options)
-    _check_grad_output(grad_output, values, call)
     grad_output = grad_output.contiguous()
     if call.empty:
         return (
@@ -264,20 +270,6 @@ def sample_backward(
         grad_values = _atomic_grad_values(call, grad_output, values)
     grad_coords = _grad_coords(call, grad_output, values, coords) if want_coords else None
     return grad_values, coords.new_empty(0) if grad_coords is None else grad_coords
-
-
-def _check_grad_output(grad_output: Tensor, values: Tensor, call: _Call) -> None:
-    """Raise unless it is of the device and dtype of `values`, with an element for each output."""
-    if (
-        grad_output.device != values.device
-        or grad_output.dtype != values.dtype
-        or grad_output.numel() != call.points * call.channels
-    ):
-        raise ValueError(
-            f"sample_backward(): expected grad_output with the {call.points * call.channels} "
-            f"elements of the sample, {values.dtype} on {values.device}, but got shape "
-            f"{tuple(grad_output.shape)}, {grad_output.dtype} on {grad_output.device}"
-        )
 
 
 def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tensor) -> Tensor:
@@ -391,6 +383,7 @@ def _sorted_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10 on int64 tensors of words, ``(N, 4)`` and ``(N, 2)``."""
+    check_philox(counter, key)
     words = torch.empty_like(counter, memory_format=torch.contiguous_format)
     if len(counter):
         run(
@@ -408,6 +401,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
     """The normals of the jitter, float32 ``(points, ndim)``."""
+    check_normals(seed, points, ndim)
     result = seed.new_empty(points, ndim, dtype=torch.float32)
     if points:
         run(
