@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled
+from torch.compiler import is_exporting
 
 from crad_kernels import _op, _schema
 from crad_kernels._backends import choose
@@ -77,12 +78,15 @@ def sample(
                 f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
             )
         device = coords.device
-        chosen = choose(backend, device, coords.shape[-1])
+        if backend is None and is_exporting():
+            name = _schema.NEUTRAL  # the program picks one where it runs
+        else:
+            name = choose(backend, device, coords.shape[-1]).name
         std = _jitter_std(jitter_std, coords)
         if seed is not None:
             _check_seed(seed, device)
         return _op.sample(
-            chosen.name,
+            name,
             values,
             coords,
             None if std is None else _seed(seed, device),

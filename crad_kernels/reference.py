@@ -127,9 +127,9 @@ def sample(
     channels = values.shape[-1]
     points = coords.reshape(-1, ndim)
     if seed is not None and jitter_std is not None:
-        points = points + jitter_std * normals(seed, len(points), ndim).to(coords.dtype)
+        points = points + jitter_std * normals(seed, points.shape[0], ndim).to(coords.dtype)
 
-    finite = torch.ones(len(points), dtype=torch.bool, device=coords.device)
+    finite = torch.ones_like(points[:, 0], dtype=torch.bool)
     axes = []
     for axis in range(ndim):
         index = _index(points[:, ndim - 1 - axis], size[axis], align_corners)
@@ -139,12 +139,14 @@ def sample(
         axes.append(_taps(index, size[axis], mode, padding_mode, align_corners))
 
     # One grid per batch item, one after the other; a shared grid is the only one.
-    batch = values.shape[0] if values.ndim == ndim + 2 else 1
+    batched = values.ndim == ndim + 2
+    batch = values.shape[0] if batched else 1
     compute = torch.float64 if values.dtype == torch.float64 else torch.float32
     entries = values.reshape(batch * math.prod(size), channels).to(compute)
-    item = torch.arange(batch, device=coords.device).repeat_interleave(len(points) // max(batch, 1))
+    each = math.prod(coords.shape[1:-1]) if batched else 1
+    item = torch.arange(batch, device=coords.device)[:, None].expand(batch, each).flatten()
 
-    out = torch.zeros(len(points), channels, dtype=compute, device=values.device)
+    out = torch.zeros(points.shape[0], channels, dtype=compute, device=values.device)
     for taps in itertools.product(*axes):
         entry, weight, inside = item, torch.ones_like(points[:, 0]), finite
         for (tap, tap_weight, tap_inside), length in zip(taps, size, strict=True):
@@ -174,7 +176,7 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
     if padding_mode == "zeros":
         return index
     if padding_mode == "reflection":
-        low, span = (0.0, float(size - 1)) if align_corners else (-0.5, float(size))
+        low, span = (0.0, size - 1) if align_corners else (-0.5, size)
         usable = index.abs() < 2.0**31
         index = torch.where(usable, index, 0)
         distance = index - low
