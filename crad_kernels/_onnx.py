@@ -5,6 +5,7 @@ that `torch._decomp` keeps; the compilers of PyTorch have tables of their own.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,47 +76,51 @@ def _is_grid_sample(
 def _grid_sample(
     values: Tensor, coords: Tensor, mode: str, padding_mode: str, align_corners: bool
 ) -> Tensor:
+    """The sample by GridSample.
+
+    Of a coordinate far away or not finite, runtimes make an index that is undefined, or that they
+    read outside of the grid with: it is replaced by one near the grid that is sampled alike.
+    """
     ndim = coords.shape[-1]
     size = values.shape[-1 - ndim : -1]
+    finite = None
+    if padding_mode == "zeros":
+        finite = _index(coords, size, align_corners).isfinite().all(-1, keepdim=True)
+        near = torch.where(coords.isnan(), 0, coords).clamp(-8, 8)
+    elif padding_mode == "border":
+        near = torch.where(coords.isnan(), -1, coords).clamp(-1, 1)
+    else:
+        near = _reflected(coords, size, align_corners)
+        if mode != "cubic":
+            padding_mode = "border"  # nothing is left to reflect
     batched = values.ndim == ndim + 2
-    moved = [
-        _near(coords[..., d], size[ndim - 1 - d], padding_mode, align_corners) for d in range(ndim)
-    ]
-    grid = torch.stack(moved, -1)
-    if not batched:
-        values, grid = values[None], grid[None]
+    channels_first = (values if batched else values[None]).movedim(-1, 1).to(coords.dtype)
+    grid = near if batched else near[None]
     if grid.ndim != ndim + 2:
         points = math.prod(grid.shape[1:-1])
         grid = grid.reshape(grid.shape[0], points, *(1,) * (ndim - 1), ndim)
-    if padding_mode == "reflection" and mode != "cubic":
-        padding_mode = "border"  # `_near` has reflected it
-    out = _by_onnx(values.movedim(-1, 1).to(coords.dtype), grid, mode, padding_mode, align_corners)
+    out = _by_onnx(channels_first, grid, mode, padding_mode, align_corners)
     out = out.movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
-    if padding_mode == "zeros":
-        finite = [
-            reference._index(coords[..., d], size[ndim - 1 - d], align_corners).isfinite()
-            for d in range(ndim)
-        ]
-        out = torch.where(torch.stack(finite, -1).all(-1, keepdim=True), out, torch.nan)
-    return out.to(values.dtype)
+    return (out if finite is None else torch.where(finite, out, torch.nan)).to(values.dtype)
 
 
-def _near(coord: Tensor, size: int, padding_mode: str, align_corners: bool) -> Tensor:
-    """A coordinate that is sampled as this one, but in or next to the grid and a finite number.
+def _index(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Fractional positions, one for each component."""
+    pairs = zip(coords.unbind(-1), reversed(size), strict=True)
+    return torch.stack([reference._index(x, length, align_corners) for x, length in pairs], -1)
 
-    Of others, runtimes make an index that is undefined, or read outside of the grid.
-    """
-    if padding_mode == "zeros":
-        return torch.where(coord.isnan(), 0, coord).clamp(-8, 8)
-    if padding_mode == "border":
-        return torch.where(coord.isnan(), -1, coord).clamp(-1, 1)
-    distance = torch.fmod((coord + 1).abs(), 4)
+
+def _reflected(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Coordinates in the grid that reflection samples as these."""
+    distance = torch.fmod((coords + 1).abs(), 4)
     mirrored = torch.where(distance > 2, 4 - distance, distance) - 1
-    near = torch.where(coord.abs() <= 1, coord, mirrored)
-    # The centre of the first entry.
-    first = torch.full_like(coord, -1) if align_corners else torch.ones_like(coord) / size - 1
-    usable = reference._index(coord, size, align_corners).abs() < 2.0**31
-    return torch.where(usable, near, first)
+    inside = torch.where(coords.abs() <= 1, coords, mirrored)
+    ones = torch.ones_like(coords[..., 0])
+    first = torch.stack(
+        [-ones if align_corners else ones / length - 1 for length in reversed(size)], -1
+    )
+    usable = _index(coords, size, align_corners).abs() < 2.0**31
+    return torch.where(usable, inside, first)
 
 
 def _by_onnx(

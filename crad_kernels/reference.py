@@ -33,11 +33,15 @@ NaN for a non-finite ``u`` under any padding.
 The sum is taken in float32 (float64 for float64 values), whatever the storage dtype.
 """
 
-import itertools
 import math
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+# Per point: an entry that can be read (int64), its weight, and whether it lies inside the grid.
+_Tap: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -147,12 +151,8 @@ def sample(
     item = torch.arange(batch, device=coords.device)[:, None].expand(batch, each).flatten()
 
     out = torch.zeros(points.shape[0], channels, dtype=compute, device=values.device)
-    for taps in itertools.product(*axes):
-        entry, weight, inside = item, torch.ones_like(points[:, 0]), finite
-        for (tap, tap_weight, tap_inside), length in zip(taps, size, strict=True):
-            entry = entry * length + tap
-            weight = weight * tap_weight
-            inside = inside & tap_inside
+    start = item, torch.ones_like(points[:, 0]), finite
+    for entry, weight, inside in _products(start, list(zip(size, axes, strict=True))):
         # The gradient of `entries[entry]` is summed in order of a stable sort; that of
         # `index_select` is faster, on a GPU by atomic additions.
         value = entries[entry] if deterministic else entries.index_select(0, entry)
@@ -162,6 +162,18 @@ def sample(
     poison = (torch.where(finite[:, None], 0, points) * torch.nan).sum(-1)
     out = out + torch.where(finite, 0, poison).to(compute)[:, None]
     return out.to(values.dtype).reshape(*coords.shape[:-1], channels)
+
+
+def _products(start: _Tap, axes: Sequence[tuple[int, Sequence[_Tap]]]) -> Iterator[_Tap]:
+    """The taps of a point: all combinations of a tap of each axis, given with its length."""
+    if not axes:
+        yield start
+        return
+    entry, weight, inside = start
+    (length, taps), *others = axes
+    for tap, tap_weight, tap_inside in taps:
+        longer = entry * length + tap, weight * tap_weight, inside & tap_inside
+        yield from _products(longer, others)
 
 
 def _index(coord: Tensor, size: int, align_corners: bool) -> Tensor:
@@ -195,8 +207,8 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
 
 def _taps(
     index: Tensor, size: int, mode: str, padding_mode: str, align_corners: bool
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per tap: entry (int64, always readable), weight, and whether it lies inside the grid."""
+) -> list[_Tap]:
+    """The taps of an axis."""
     if mode == "cubic":
         index = _keep_near(index, size, padding_mode)
         low = torch.floor(index)
