@@ -87,21 +87,25 @@ def everything(call: Call, values: Tensor, coords: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_program_names_no_backend(strict: bool) -> None:
-    memory = GridMemory(3, 4, jitter_std=0.1)
+    class Three(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = GridMemory(3, 4, jitter_std=0.1)
 
-    def call(values: Tensor, coords: Tensor, seed: Tensor) -> Tensor:
-        drawn = sample(values, coords, jitter_std=0.0)
-        return drawn + sample(values, coords, jitter_std=0.1, seed=seed) + memory(coords)
+        def forward(self, values: Tensor, coords: Tensor, seed: Tensor) -> Tensor:
+            jittered = sample(values, coords, jitter_std=0.1, seed=seed)
+            return sample(values, coords) + jittered + self.memory(coords)
 
+    module = Three()
     values, coords, _ = Case((4, 3), dtype=torch.float32, coords_dtype=torch.float32).tensors()
     seed = torch.tensor(4)
-    program = export(Module(call), (values, coords, seed), strict=strict)
+    program = export(module, (values, coords, seed), strict=strict)
     for same in (program, program.run_decompositions()):
         assert operators(same) == [NEUTRAL.sample] * 3
     torch.manual_seed(0)
     got = program.module()(values, coords, seed)
     torch.manual_seed(0)
-    assert torch.equal(got, call(values, coords, seed))
+    assert torch.equal(got, module(values, coords, seed))
     assert not torch.equal(got, program.module()(values, coords, torch.tensor(5)))
 
 
