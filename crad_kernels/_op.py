@@ -2,14 +2,17 @@
 
 from torch import Tensor
 
-from crad_kernels import _derivatives, _schema, _vmap, reference
+from crad_kernels import _derivatives, _exported, _onnx, _schema, _vmap, reference
 from crad_kernels._backends import backends
 
 OPERATORS = {name: _schema.define(name) for name in backends() if name != "reference"}
-# With their derivatives, and their rules for `torch.vmap`.
+# Those of exported programs, which pick one of the backends where they run.
+OPERATORS[_schema.NEUTRAL] = _exported.define(dict(OPERATORS))
+# With their derivatives, their rules for `torch.vmap`, and their way to ONNX.
 _CALLS = {name: _derivatives.install(operators) for name, operators in OPERATORS.items()}
 for _operators in OPERATORS.values():
     _vmap.install(_operators)
+    _onnx.install(_operators)
 
 
 def sample(

@@ -17,6 +17,9 @@ _COORD_DTYPES = (torch.float32, torch.float64)
 
 library = torch.library.Library("crad_kernels", "DEF")
 
+# Stands for a backend in the names of the operators that exported programs hold: ``sample.any``.
+NEUTRAL = "any"
+
 # The first bit of a call's derivative in its options: see `pack`.
 DERIVATIVE = 8
 
@@ -208,13 +211,27 @@ def _contiguous(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
     return values.new_empty(shape)
 
 
-def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
-    """Channels first if ``values`` are so, or else channels last."""
+def _channels_axis(values: Tensor, coords: Tensor) -> int:
+    """The axis in which a result that lies as ``values`` has its channels, if they moved there."""
     axis = values.ndim - 1 - coords.shape[-1]
     if values.is_contiguous() or not values.movedim(-1, axis).is_contiguous():
+        return -1
+    return axis
+
+
+def _laid_out_as(shape: Sequence[int], values: Tensor, coords: Tensor) -> Tensor:
+    """Channels first if ``values`` are so, or else channels last."""
+    axis = _channels_axis(values, coords)
+    if axis == -1:
         return values.new_empty(shape)
     *others, channels = shape
     return values.new_empty(*others[:axis], channels, *others[axis:]).movedim(axis, -1)
+
+
+def lay_out_as(result: Tensor, values: Tensor, coords: Tensor) -> Tensor:
+    """A result with channels first if ``values`` have them so, or else last; copied if need be."""
+    axis = _channels_axis(values, coords)
+    return result.movedim(-1, axis).contiguous().movedim(axis, -1)
 
 
 def _sample_fake(empty: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -248,8 +265,8 @@ def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
 
 def define(backend: str) -> Operators:
     """Define the operators of a backend, which then implements them."""
-    # A result of the CPU's lies in memory as values do; a GPU's is contiguous.
-    empty = _laid_out_as if backend == "cpu" else _contiguous
+    # A result of these lies in memory as values do; that of the others is contiguous.
+    empty = _laid_out_as if backend in ("cpu", NEUTRAL) else _contiguous
     fakes: dict[str, Callable[..., Any]] = {
         "sample": partial(_sample_fake, empty),
         "sample_backward": partial(_sample_backward_fake, empty),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
-from torch import Tensor, are_deterministic_algorithms_enabled, is_autocast_enabled
+from torch import Tensor, are_deterministic_algorithms_enabled, compiler, is_autocast_enabled
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -99,12 +99,16 @@ def sample(
         device = coords.device
         if coords.dtype in _HALVES and is_autocast_enabled(device.type):
             coords = coords.float()
-        chosen = choose(backend, device, coords.shape[-1])
+        # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
+        if backend is None and compiler._is_exporting_flag:
+            name = _schema.NEUTRAL  # the program picks one where it runs
+        else:
+            name = choose(backend, device, coords.shape[-1]).name
         std = _jitter_std(jitter_std, coords)
         if seed is not None:
             _check_seed(seed, device)
         return _op.sample(
-            chosen.name,
+            name,
             values,
             coords,
             None if std is None else _seed(seed, device),

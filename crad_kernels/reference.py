@@ -33,11 +33,15 @@ NaN for a non-finite ``u`` under any padding.
 The sum is taken in float32 (float64 for float64 values), whatever the storage dtype.
 """
 
-import itertools
 import math
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+# Per point: an entry that can be read (int64), its weight, and whether it lies inside the grid.
+_Tap: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -141,9 +145,9 @@ def sample(
     channels = values.shape[-1]
     points = coords.reshape(-1, ndim)
     if seed is not None and jitter_std is not None:
-        points = points + jitter_std * normals(seed, len(points), ndim).to(coords.dtype)
+        points = points + jitter_std * normals(seed, points.shape[0], ndim).to(coords.dtype)
 
-    finite = torch.ones(len(points), dtype=torch.bool, device=coords.device)
+    finite = torch.ones_like(points[:, 0], dtype=torch.bool)
     axes = []
     for axis in range(ndim):
         index = _index(points[:, ndim - 1 - axis], size[axis], align_corners)
@@ -153,18 +157,16 @@ def sample(
         axes.append(_taps(index, size[axis], mode, padding_mode, align_corners))
 
     # One grid per batch item, one after the other; a shared grid is the only one.
-    batch = values.shape[0] if values.ndim == ndim + 2 else 1
+    batched = values.ndim == ndim + 2
+    batch = values.shape[0] if batched else 1
     compute = torch.float64 if values.dtype == torch.float64 else torch.float32
     entries = values.reshape(batch * math.prod(size), channels).to(compute)
-    item = torch.arange(batch, device=coords.device).repeat_interleave(len(points) // max(batch, 1))
+    each = math.prod(coords.shape[1:-1]) if batched else 1
+    item = torch.arange(batch, device=coords.device)[:, None].expand(batch, each).flatten()
 
-    out = torch.zeros(len(points), channels, dtype=compute, device=values.device)
-    for taps in itertools.product(*axes):
-        entry, weight, inside = item, torch.ones_like(points[:, 0]), finite
-        for (tap, tap_weight, tap_inside), length in zip(taps, size, strict=True):
-            entry = entry * length + tap
-            weight = weight * tap_weight
-            inside = inside & tap_inside
+    out = torch.zeros(points.shape[0], channels, dtype=compute, device=values.device)
+    start = item, torch.ones_like(points[:, 0]), finite
+    for entry, weight, inside in _products(start, list(zip(size, axes, strict=True))):
         # The gradient of `entries[entry]` is summed in order of a stable sort; that of
         # `index_select` is faster, on a GPU by atomic additions.
         value = entries[entry] if deterministic else entries.index_select(0, entry)
@@ -174,6 +176,18 @@ def sample(
     poison = (torch.where(finite[:, None], 0, points) * torch.nan).sum(-1)
     out = out + torch.where(finite, 0, poison).to(compute)[:, None]
     return out.to(values.dtype).reshape(*coords.shape[:-1], channels)
+
+
+def _products(start: _Tap, axes: Sequence[tuple[int, Sequence[_Tap]]]) -> Iterator[_Tap]:
+    """The taps of a point: all combinations of a tap of each axis, given with its length."""
+    if not axes:
+        yield start
+        return
+    entry, weight, inside = start
+    (length, taps), *others = axes
+    for tap, tap_weight, tap_inside in taps:
+        longer = entry * length + tap, weight * tap_weight, inside & tap_inside
+        yield from _products(longer, others)
 
 
 def _index(coord: Tensor, size: int, align_corners: bool) -> Tensor:
@@ -188,7 +202,7 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
     if padding_mode == "zeros":
         return index
     if padding_mode == "reflection":
-        low, span = (0.0, float(size - 1)) if align_corners else (-0.5, float(size))
+        low, span = (0.0, size - 1) if align_corners else (-0.5, size)
         usable = index.abs() < 2.0**31
         index = torch.where(usable, index, 0)
         distance = index - low
@@ -207,8 +221,8 @@ def _pad(index: Tensor, size: int, padding_mode: str, align_corners: bool) -> Te
 
 def _taps(
     index: Tensor, size: int, mode: str, padding_mode: str, align_corners: bool
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per tap: entry (int64, always readable), weight, and whether it lies inside the grid."""
+) -> list[_Tap]:
+    """The taps of an axis."""
     if mode == "cubic":
         index = _keep_near(index, size, padding_mode)
         low = torch.floor(index)

@@ -1,0 +1,148 @@
+"""How the operators go to ONNX: as GridSample where it means the same, or else as gathers.
+
+`torch.onnx.export(dynamo=True)` takes apart what it has no translation for, by the decompositions
+that `torch._decomp` keeps; the compilers of PyTorch have tables of their own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table, meta_table
+
+from crad_kernels import reference
+from crad_kernels._schema import PADDING_MODES, Operators, unpack
+
+# In the order of PyTorch's enumeration.
+_TORCH_MODES = ("linear", "nearest", "cubic")
+
+
+def install(operators: Operators) -> None:
+    """Give the operators of a backend, whichever it is, their way to ONNX."""
+    for operator, decomposition in (
+        (operators.sample, _sample),
+        (operators.sample_backward, _refuse_derivative),
+        (operators.philox, reference.philox),
+        (operators.normals, reference.normals),
+    ):
+        decomposition_table[operator] = decomposition
+        # Fake tensors would take the decomposition where no meaning on them is known.
+        meta_table[operator] = operator
+
+
+def _refuse_derivative(*_: Any) -> Any:
+    raise NotImplementedError(
+        "sample(): ONNX has no operator for the derivative of a sample; name backend='reference' "
+        "to export the operations of PyTorch that it is made of"
+    )
+
+
+def _sample(
+    values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
+) -> Tensor:
+    mode, padding_mode, align_corners, deterministic, derivative = unpack(options)
+    if derivative:
+        _refuse_derivative()
+    if not _is_grid_sample(values, coords, mode, padding_mode, align_corners):
+        return reference.sample(
+            values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
+        )
+    if seed is not None and jitter_std is not None:
+        points = coords.reshape(-1, coords.shape[-1])
+        noise = reference.normals(seed, points.shape[0], points.shape[1]).to(coords.dtype)
+        coords = (points + jitter_std * noise).reshape(coords.shape)
+    return _grid_sample(values, coords, mode, padding_mode, align_corners)
+
+
+def _is_grid_sample(
+    values: Tensor, coords: Tensor, mode: str, padding_mode: str, align_corners: bool
+) -> bool:
+    """Whether ONNX's GridSample, and that of its runtimes, has the same meaning.
+
+    Its tensors have one dtype, and its cubic clamps the index under border padding, not the taps.
+    ONNX Runtime has no cubic in 3-D, and reflects in an axis of one aligned entry to outside of it.
+    """
+    if coords.dtype != (torch.float64 if values.dtype == torch.float64 else torch.float32):
+        return False
+    ndim = coords.shape[-1]
+    if mode != "cubic":
+        return ndim in (2, 3)
+    same = padding_mode == "zeros" or (padding_mode == "reflection" and not align_corners)
+    return ndim == 2 and same
+
+
+def _grid_sample(
+    values: Tensor, coords: Tensor, mode: str, padding_mode: str, align_corners: bool
+) -> Tensor:
+    """The sample by GridSample.
+
+    Of a coordinate far away or not finite, runtimes make an index that is undefined, or that they
+    read outside of the grid with: it is replaced by one near the grid that is sampled alike.
+    """
+    ndim = coords.shape[-1]
+    size = values.shape[-1 - ndim : -1]
+    finite = None
+    if padding_mode == "zeros":
+        finite = _index(coords, size, align_corners).isfinite().all(-1, keepdim=True)
+        near = torch.where(coords.isnan(), 0, coords).clamp(-8, 8)
+    elif padding_mode == "border":
+        near = torch.where(coords.isnan(), -1, coords).clamp(-1, 1)
+    else:
+        near = _reflected(coords, size, align_corners)
+        if mode != "cubic":
+            padding_mode = "border"  # nothing is left to reflect
+    batched = values.ndim == ndim + 2
+    channels_first = (values if batched else values[None]).movedim(-1, 1).to(coords.dtype)
+    grid = near if batched else near[None]
+    if grid.ndim != ndim + 2:
+        points = math.prod(grid.shape[1:-1])
+        grid = grid.reshape(grid.shape[0], points, *(1,) * (ndim - 1), ndim)
+    out = _by_onnx(channels_first, grid, mode, padding_mode, align_corners)
+    out = out.movedim(1, -1).reshape(*coords.shape[:-1], values.shape[-1])
+    return (out if finite is None else torch.where(finite, out, torch.nan)).to(values.dtype)
+
+
+def _index(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Fractional positions, one for each component."""
+    pairs = zip(coords.unbind(-1), reversed(size), strict=True)
+    return torch.stack([reference._index(x, length, align_corners) for x, length in pairs], -1)
+
+
+def _reflected(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Coordinates in the grid that reflection samples as these."""
+    distance = torch.fmod((coords + 1).abs(), 4)
+    mirrored = torch.where(distance > 2, 4 - distance, distance) - 1
+    inside = torch.where(coords.abs() <= 1, coords, mirrored)
+    ones = torch.ones_like(coords[..., 0])
+    first = torch.stack(
+        [-ones if align_corners else ones / length - 1 for length in reversed(size)], -1
+    )
+    usable = _index(coords, size, align_corners).abs() < 2.0**31
+    return torch.where(usable, inside, first)
+
+
+def _by_onnx(
+    values: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool
+) -> Tensor:
+    """GridSample; shapes as in `torch.nn.functional.grid_sample`."""
+    if grid.shape[-1] == 2:
+        out: Tensor = torch.ops.aten.grid_sampler_2d(
+            values,
+            grid,
+            _TORCH_MODES.index(mode),
+            PADDING_MODES.index(padding_mode),
+            align_corners,
+        )
+        return out
+    from torch.onnx import ops  # only while it exports
+
+    return ops.symbolic(
+        "GridSample",
+        (values, grid),
+        {"mode": mode, "padding_mode": padding_mode, "align_corners": int(align_corners)},
+        dtype=values.dtype,
+        shape=(*values.shape[:2], *grid.shape[1:-1]),
+        version=20,
+    )
