@@ -165,7 +165,7 @@ def test_trains() -> None:
     """What is learned is that of the module, wherever it runs."""
     values, coords, target = CASES[0].tensors()
     memory = GridMemory(3, (4, 3)).double()
-    memory.values.data = values
+    memory.weight.data = values
     program = export(memory, (coords,)).module()
 
     def gradient(module: torch.nn.Module) -> Tensor:
