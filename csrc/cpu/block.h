@@ -211,8 +211,12 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
 }
 
 // Where the rows of points begin, in elements.
-inline void offsets_of(const RowStrides& rows, const int64_t (&point)[kLanes],
-                       int64_t (&offset)[kLanes]) {
+__attribute__((noinline)) void offsets_of(const RowStrides& rows, const int64_t (&point)[kLanes],
+                                          int64_t (&offset)[kLanes]) {
+  if (rows.axes == 1) {
+    for (int i = 0; i < kLanes; ++i) offset[i] = point[i] * rows.stride[0];
+    return;
+  }
   const int last = rows.axes - 1;
   int64_t left = 0;  // points after the one before, in its line along the last axis
   for (int i = 0; i < kLanes; ++i) {
@@ -254,6 +258,18 @@ inline void take_apart(const X* coords, int ndim, X (&coord)[kMaxDim][kLanes]) {
   }
 }
 
+// The coordinates of the points of a block where they are not contiguous.
+template <class X>
+__attribute__((noinline)) void fetch_strided(const Geometry<X>& geometry, const X* coords,
+                                             Block<X>& block) {
+  int64_t offset[kLanes];
+  offsets_of(*geometry.coords_strides, block.point, offset);
+  const int64_t step = geometry.coords_strides->step;
+  for (int axis = 0; axis < geometry.ndim; ++axis)
+    for (int i = 0; i < kLanes; ++i)
+      block.coord[axis][i] = coords[offset[i] + (geometry.ndim - 1 - axis) * step];
+}
+
 // Fetches the coordinates of the points from number `first` of the order on (null: of their own),
 // of which `remaining` are left, and returns how many of the lanes are points; the others repeat
 // the last one. `coords` holds those of all points.
@@ -265,12 +281,8 @@ inline int fetch(const Geometry<X>& geometry, const X* coords, const int64_t* or
     const int64_t number = first + (i < points ? i : points - 1);
     block.point[i] = order ? order[number] : number;
   }
-  if (const RowStrides* const strides = geometry.coords_strides) {
-    int64_t offset[kLanes];
-    offsets_of(*strides, block.point, offset);
-    for (int axis = 0; axis < geometry.ndim; ++axis)
-      for (int i = 0; i < kLanes; ++i)
-        block.coord[axis][i] = coords[offset[i] + (geometry.ndim - 1 - axis) * strides->step];
+  if (geometry.coords_strides) {
+    fetch_strided(geometry, coords, block);
   } else if (!order && points == kLanes) {
     take_apart(coords + first * geometry.ndim, geometry.ndim, block.coord);
   } else {

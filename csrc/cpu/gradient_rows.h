@@ -36,33 +36,34 @@ class GradientRows {
   // That of a point of the block, from the first channel of the range on.
   const T* operator[](int i) const { return row_[i]; }
 
-  // Asks for the start of a row ahead of its use.
-  void prefetch(int64_t point) const {
-    if (!strides_) __builtin_prefetch(first_ + point * channels_);
+  // Asks for the start of a row ahead of its use; not where it would take a division to find it.
+  // (Inlined by force: GCC drops calls of a function that does nothing else.)
+  __attribute__((always_inline)) void prefetch(int64_t point) const {
+    if (!strides_)
+      __builtin_prefetch(first_ + point * channels_);
+    else if (strides_->axes == 1)
+      __builtin_prefetch(first_ + point * strides_->stride[0]);
   }
 
  private:
-  void pack(const int64_t (&offset)[kLanes]) {
-    bool follow = true;
-    for (int i = 1; i < kLanes; ++i) follow &= offset[i] == offset[0] + i;
-    if (follow) {
-      transpose_matrix(sizeof(T), first_ + offset[0], strides_->step, wanted_, kLanes,
-                       packed_.get(), wanted_);
-      for (int i = 0; i < kLanes; ++i) row_[i] = packed_.get() + i * wanted_;
+  __attribute__((noinline)) void pack(const int64_t (&offset)[kLanes]) {
+    bool same = true, follow = true;
+    for (int i = 1; i < kLanes; ++i) {
+      same &= offset[i] == offset[0];
+      follow &= offset[i] == offset[0] + i;
     }
-    for (int i = 0; !follow && i < kLanes; ++i) {
-      // Points that share a row follow each other, as do those of a sum.
-      if (i > 0 && offset[i] == offset[i - 1]) {
-        row_[i] = row_[i - 1];
-        continue;
-      }
-      T* const to = packed_.get() + i * wanted_;
-      row_[i] = to;
-      if (i == 0 && offset[0] == first_packed_) continue;
-      const T* const from = first_ + offset[i];
-      for (int64_t c = 0; c < wanted_; ++c) to[c] = from[c * strides_->step];
-    }
-    first_packed_ = offset[0];
+    const T* const from = first_;
+    T* const to = packed_.get();
+    const int64_t step = strides_->step;
+    for (int i = 0; i < kLanes; ++i) row_[i] = to + (same ? 0 : i * wanted_);
+    if (same && offset[0] == only_packed_) return;
+    only_packed_ = same ? offset[0] : -1;
+    if (follow)
+      return transpose_matrix(sizeof(T), from + offset[0], step, wanted_, kLanes, to, wanted_);
+    // Channel by channel: those of a row may all fall into one set of a cache.
+    const int rows = same ? 1 : kLanes;
+    for (int64_t c = 0, wanted = wanted_; c < wanted; ++c)
+      for (int i = 0; i < rows; ++i) to[i * wanted + c] = from[offset[i] + c * step];
   }
 
   const RowStrides* const strides_;  // null: contiguous
@@ -70,7 +71,7 @@ class GradientRows {
   const T* const first_;
   Buffer<T> packed_;
   const T* row_[kLanes];
-  int64_t first_packed_ = -1;  // the offset of the row that the buffer begins with
+  int64_t only_packed_ = -1;  // the offset of the one row in the buffer, if there is one
 };
 
 }  // namespace

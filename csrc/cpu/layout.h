@@ -155,6 +155,16 @@ void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pa
   problem.grid_stride = 0;
 }
 
+// The gradient of a call's output: a copy where it is channels first and points are taken band by
+// band, since rows of points that are apart are slow to gather from planes.
+Tensor rows_of(const Kernels& kernels, const Call& call, const Tensor& grad_output) {
+  if (grad_output.is_contiguous() || bands_of(call.problem).number == 0) return grad_output;
+  for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)
+    if (is_channels_first(grad_output, batch_axes))
+      return channels_last(kernels, grad_output, batch_axes);
+  return grad_output;
+}
+
 // Lets a call read a copy of its dense values whose entries lie `row` elements apart.
 void copy_rows(Call& call, int64_t row) {
   Problem& problem = call.problem;

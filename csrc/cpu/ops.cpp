@@ -294,25 +294,26 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
                                            bool want_values, bool want_coords) {
   Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
   call.check(grad_output);
-  RowStrides coords_strides, grad_output_strides;
+  RowStrides coords_strides;
   call.problem.coords_strides = strides_of(coords, coords_strides);
-  const RowStrides* const strides = strides_of(grad_output, grad_output_strides);
   const int64_t batch_axes = batch_axes_of(values, coords);
-  const Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
-  const Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
+  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
+  Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
   if (call.empty()) {
-    if (want_values)
-      std::memset(grad_values.data_ptr(), 0,
-                  grad_values.numel() * bytes_of(grad_values.scalar_type()));
+    torch::stable::zero_(grad_values);
+    torch::stable::zero_(grad_coords);
   } else {
     if (want_coords) read_values(kernels(), call, batch_axes, Pass::backward, want_values);
+    const Tensor rows = rows_of(kernels(), call, grad_output);
+    RowStrides rows_strides;
+    const RowStrides* const strides = strides_of(rows, rows_strides);
     if (want_values && want_coords && is_dense(call.problem)) {
-      differentiate(call, grad_output, strides, &grad_values, &grad_coords);
+      differentiate(call, rows, strides, &grad_values, &grad_coords);
     } else {
-      if (want_coords) differentiate(call, grad_output, strides, nullptr, &grad_coords);
+      if (want_coords) differentiate(call, rows, strides, nullptr, &grad_coords);
       // Which reads no values.
       call.set_contiguous(values, call.problem.channels);
-      if (want_values) differentiate(call, grad_output, strides, &grad_values, nullptr);
+      if (want_values) differentiate(call, rows, strides, &grad_values, nullptr);
     }
   }
   if (!want_values || !is_channels_first(values, batch_axes)) return {grad_values, grad_coords};

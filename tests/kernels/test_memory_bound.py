@@ -93,6 +93,8 @@ def of_grad_output() -> Iterator[Named]:
     }
     for size, bands in ((8, 8), 0), ((90, 80), points):
         for name, make in gradients.items():
+            if bands and name == "transposed":
+                continue  # which is copied there
             yield (
                 f"grad_output {name}, {size}",
                 bands,
