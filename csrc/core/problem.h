@@ -12,20 +12,31 @@ constexpr int kMaxDim = 8;
 enum class ValueType { float64, float32, bfloat16, float16 };
 enum class CoordType { float64, float32 };
 
+// Where the rows of a tensor (..., row) lie that is not contiguous, in elements from its first.
+struct RowStrides {
+  static constexpr int kMostAxes = 63;  // of 2 and more: no tensor has 2^63 rows
+  int axes;                             // of the rows, slowest first; none that continues the next
+  int64_t size[kMostAxes], stride[kMostAxes];
+  int64_t step;  // from an element of a row to the next
+};
+
 // Axes are in the order of `size`, slowest first; the components of a coordinate come in the
 // reverse order. Points are those of all batch items, in row-major order.
 struct Problem {
   ValueType value_type;
   CoordType coord_type;
-  const void* values;      // (grids, *size, channels), entries `row` elements apart
-  bool planes;             // values are (grids, channels, *size) instead
-  const void* coords;      // (grids * points_per_grid, ndim)
-  const int64_t* seed;     // null: no jitter
-  const void* jitter_std;  // (ndim), of coord_type
+  const void* values;                // (grids, *size, channels); where, the strides say
+  bool planes;                       // the forward pass reads a plane of each channel
+  const void* coords;                // (grids * points_per_grid, ndim)
+  const RowStrides* coords_strides;  // null: contiguous
+  const int64_t* seed;               // null: no jitter
+  const void* jitter_std;            // (ndim), of coord_type
   int ndim;
   int64_t size[kMaxDim];
   int64_t channels;
-  int64_t row;      // elements from an entry to the next: the channels, or more
+  // Of values, in elements.
+  int64_t grid_stride, stride[kMaxDim], channel_stride;
+  int64_t row;      // elements from an entry of their gradient to the next: the channels, or more
   int64_t entries;  // of one grid
   int64_t grids;    // 1 if all points share one
   int64_t points_per_grid;
@@ -34,6 +45,31 @@ struct Problem {
   bool align_corners;
   int64_t derivative;  // see order_along
 };
+
+// Says that the channels of an entry follow each other, and the entries, `row` elements apart, as
+// those of the gradient do.
+inline void set_dense(Problem& problem, int64_t row) {
+  problem.row = row;
+  problem.channel_stride = 1;
+  int64_t stride = row;
+  for (int axis = problem.ndim - 1; axis >= 0; --axis) {
+    problem.stride[axis] = stride;
+    stride *= problem.size[axis];
+  }
+  problem.grid_stride = stride;
+}
+
+// Whether the channels of an entry follow each other, and the entries of a grid, `row` elements
+// apart, as those of its gradient do.
+CRAD_INLINE bool is_dense(const Problem& problem) {
+  int64_t stride = problem.row;
+  bool dense = problem.channel_stride == 1;
+  for (int axis = problem.ndim - 1; axis >= 0; --axis) {
+    dense &= problem.stride[axis] == stride;
+    stride *= problem.size[axis];
+  }
+  return dense;
+}
 
 // The order of the derivative that the weights along an axis are.
 CRAD_INLINE int order_along(const Problem& problem, int axis) {

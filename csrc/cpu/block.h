@@ -210,6 +210,33 @@ inline void locate_along(const Geometry<X>& geometry, int axis, Block<X>& block)
   });
 }
 
+// Where the rows of points begin, in elements.
+__attribute__((noinline)) void offsets_of(const RowStrides& rows, const int64_t (&point)[kLanes],
+                                          int64_t (&offset)[kLanes]) {
+  if (rows.axes == 1) {
+    for (int i = 0; i < kLanes; ++i) offset[i] = point[i] * rows.stride[0];
+    return;
+  }
+  const int last = rows.axes - 1;
+  int64_t left = 0;  // points after the one before, in its line along the last axis
+  for (int i = 0; i < kLanes; ++i) {
+    if (left > 0 && point[i] == point[i - 1] + 1) {
+      offset[i] = offset[i - 1] + rows.stride[last];
+      --left;
+      continue;
+    }
+    offset[i] = 0;
+    int64_t number = point[i];
+    for (int axis = last; axis >= 0; --axis) {
+      const int64_t line = axis > 0 ? number / rows.size[axis] : 0;
+      const int64_t at = number - line * rows.size[axis];
+      offset[i] += at * rows.stride[axis];
+      if (axis == last) left = rows.size[axis] - 1 - at;
+      number = line;
+    }
+  }
+}
+
 // The components of points that lie next to each other, along the axes.
 template <class X>
 inline void take_apart(const X* coords, int ndim, X (&coord)[kMaxDim][kLanes]) {
@@ -231,6 +258,18 @@ inline void take_apart(const X* coords, int ndim, X (&coord)[kMaxDim][kLanes]) {
   }
 }
 
+// The coordinates of the points of a block where they are not contiguous.
+template <class X>
+__attribute__((noinline)) void fetch_strided(const Geometry<X>& geometry, const X* coords,
+                                             Block<X>& block) {
+  int64_t offset[kLanes];
+  offsets_of(*geometry.coords_strides, block.point, offset);
+  const int64_t step = geometry.coords_strides->step;
+  for (int axis = 0; axis < geometry.ndim; ++axis)
+    for (int i = 0; i < kLanes; ++i)
+      block.coord[axis][i] = coords[offset[i] + (geometry.ndim - 1 - axis) * step];
+}
+
 // Fetches the coordinates of the points from number `first` of the order on (null: of their own),
 // of which `remaining` are left, and returns how many of the lanes are points; the others repeat
 // the last one. `coords` holds those of all points.
@@ -242,7 +281,9 @@ inline int fetch(const Geometry<X>& geometry, const X* coords, const int64_t* or
     const int64_t number = first + (i < points ? i : points - 1);
     block.point[i] = order ? order[number] : number;
   }
-  if (!order && points == kLanes) {
+  if (geometry.coords_strides) {
+    fetch_strided(geometry, coords, block);
+  } else if (!order && points == kLanes) {
     take_apart(coords + first * geometry.ndim, geometry.ndim, block.coord);
   } else {
     for (int axis = 0; axis < geometry.ndim; ++axis)
@@ -332,22 +373,25 @@ inline int prepare(const Geometry<X>& geometry, const X* coords, const Range& ra
 // corner the product of the output's gradient with its entry, 0 for corners outside.
 template <class X, class A>
 inline void differentiate(const Geometry<X>& geometry, const Block<X>& block, Corners<A>& corners,
-                          const Buffer<Lanes<A>>& dot, int points, X* grad_coords) {
+                          const Buffer<Lanes<A>>& dot, int points, const Gradients& gradients) {
+  X* const grad_coords = static_cast<X*>(gradients.grad_coords);
   for (int axis = 0; axis < geometry.ndim; ++axis) {
     weigh(geometry, block, axis, corners);
     Lanes<A> total = {};
     for (int k = 0; k < corners.count; ++k)
       for (int i = 0; i < kLanes; ++i) total[i] += corners.weight[k][i] * dot[k][i];
-    for (int i = 0; i < points; ++i)
-      grad_coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis] =
-          static_cast<X>(total[i]);
+    for (int i = 0; i < points; ++i) {
+      X& to = grad_coords[block.point[i] * geometry.ndim + geometry.ndim - 1 - axis];
+      to = gradients.add_coords ? to + static_cast<X>(total[i]) : static_cast<X>(total[i]);
+    }
   }
 }
 
 // Where the result of a point goes.
 template <class T>
-inline T* row_of(const Output& output, int64_t point, int64_t channels) {
-  return static_cast<T*>(output.data) + (point - output.first_point) * channels;
+inline T* row_of(const Output& output, int64_t point) {
+  return static_cast<T*>(output.data) + (point - output.first_point) * output.row -
+         output.first_channel;
 }
 
 // Those of a point's corners that lie inside the grid.

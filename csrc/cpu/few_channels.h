@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block.h"
+#include "gradient_rows.h"
 #include "kernels.h"
 #include "pack.h"
 
@@ -104,18 +105,19 @@ void forward_few(const Problem& problem, const Range& range, const A* grid, cons
     for (int64_t c = 0; c < channels; ++c) {
       total[c] = beginning;
       for (int k = 0; k < corners.count; ++k)
-        add_product(gather(grid + c, reads.offset[k], reads.lanes[k]), corners.weight[k], total[c]);
+        add_product(gather(grid + c * problem.channel_stride, reads.offset[k], reads.lanes[k]),
+                    corners.weight[k], total[c]);
     }
     for (int i = 0; i < points; ++i) {
-      A* const row = row_of<A>(output, block.point[i], channels);
+      A* const row = row_of<A>(output, block.point[i]);
       for (int64_t c = 0; c < channels; ++c) row[c] = total[c][i];
     }
   }
 }
 
 template <bool Values, bool Coords, class A, class X>
-void backward_few(const Problem& problem, const Range& range, const A* grid, const A* grad_output,
-                  A* grad_values, X* grad_coords) {
+void backward_few(const Problem& problem, const Range& range, const A* grid,
+                  const Gradients& gradients) {
   const Geometry<X> geometry = geometry_of<X>(problem);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t channels = problem.channels;
@@ -124,21 +126,23 @@ void backward_few(const Problem& problem, const Range& range, const A* grid, con
   Reads<A> reads(corners.count);
   Buffer<Lanes<A>> dot(corners.count);  // of grad_output with the entry of a corner
   Lanes<A> grad[kFewChannels];
+  GradientRows<A> rows(problem, range, gradients);
   A outside[kFewChannels] = {};
-  A* const grids[] = {outside, grad_values};
+  A* const grids[] = {outside, static_cast<A*>(gradients.grad_values)};
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     reads.set(corners, block);
+    rows.fetch(block.point);
     for (int i = 0; i < kLanes; ++i)
-      for (int64_t c = 0; c < channels; ++c)
-        grad[c][i] = grad_output[block.point[i] * channels + c];
+      for (int64_t c = 0; c < channels; ++c) grad[c][i] = rows[i][c];
     const Lanes<A> beginning = reads.beginning();
     for (int k = 0; k < corners.count; ++k) {
       const uint32_t lanes = reads.lanes[k];
       if (Coords) {
         dot[k] = beginning;
         for (int64_t c = 0; c < channels; ++c)
-          add_product(gather(grid + c, reads.offset[k], lanes), grad[c], dot[k]);
+          add_product(gather(grid + c * problem.channel_stride, reads.offset[k], lanes), grad[c],
+                      dot[k]);
         // A gradient that is no number stays away from corners outside.
         if (lanes != kAllLanes)
           for (int i = 0; i < kLanes; ++i)
@@ -153,7 +157,7 @@ void backward_few(const Problem& problem, const Range& range, const A* grid, con
         for (int64_t c = 0; c < channels; ++c) entry[c] += weight * grad[c][i];
       }
     }
-    if (Coords) differentiate(geometry, block, corners, dot, points, grad_coords);
+    if (Coords) differentiate(geometry, block, corners, dot, points, gradients);
   }
 }
 

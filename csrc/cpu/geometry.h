@@ -15,8 +15,9 @@ template <class X>
 struct Geometry {
   int ndim;
   int64_t size[kMaxDim];
-  int64_t stride[kMaxDim];  // of an axis of the grid, in elements
-  bool small;               // entries and their offsets fit an int32_t
+  int64_t stride[kMaxDim];           // of an axis of the grid, in elements
+  const RowStrides* coords_strides;  // null: contiguous
+  bool small;                        // entries and their offsets fit an int32_t
   Mode mode;
   Padding padding;
   bool align_corners;
@@ -31,16 +32,15 @@ Geometry<X> geometry_of(const Problem& problem) {
   Geometry<X> geometry{};
   geometry.ndim = problem.ndim;
   geometry.small = true;
-  int64_t stride = problem.row;
+  geometry.coords_strides = problem.coords_strides;
   for (int axis = problem.ndim - 1; axis >= 0; --axis) {
     geometry.size[axis] = problem.size[axis];
-    geometry.stride[axis] = stride;
-    stride *= problem.size[axis];
+    geometry.stride[axis] = problem.stride[axis];
     geometry.order[axis] = order_along(problem, axis);
     // A tap may lie outside, by no more than the number of taps.
     geometry.small &=
-        problem.size[axis] <= kExactSize &&
-        stride + kMaxTaps * geometry.stride[axis] < std::numeric_limits<int32_t>::max();
+        problem.size[axis] <= kExactSize && (problem.size[axis] + kMaxTaps) * problem.stride[axis] <
+                                                std::numeric_limits<int32_t>::max();
   }
   geometry.mode = problem.mode;
   geometry.padding = problem.padding;

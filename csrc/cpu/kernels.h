@@ -22,10 +22,11 @@ struct Range {
 
 // Where a forward pass puts its results.
 struct Output {
-  void* data;  // (points, channels), those of the points from number `first_point` on
-  int64_t first_point = 0;
+  void* data;              // (points, channels), those of the points from number `first_point` on
+  int64_t row;             // elements from a point to the next
   bool streaming = false;  // past the caches, if the rows are aligned for that
   bool planes = false;     // (grids, channels, points of a grid) instead, those of all points
+  int64_t first_point = 0, first_channel = 0;
 };
 
 // Parts of the grid: those of a band have the same bits above `shift` of their entries along an
@@ -38,9 +39,13 @@ struct Bands {
 
 // A part of the backward pass; null: not wanted.
 struct Gradients {
-  const void* grad_output;  // (points, channels), never null
-  void* grad_values;        // entries of the range's grid, `row` elements apart, accumulator's type
-  void* grad_coords;        // (points, ndim), of coord_type: the share of the range's channels
+  const void* grad_output;                // (points, channels), never null
+  const RowStrides* grad_output_strides;  // null: contiguous
+  // Of the range's grid, of the accumulator's type. Where grad_coords is wanted, too, its entries
+  // lie as those of the values do.
+  void* grad_values;
+  void* grad_coords;  // (points, ndim), of coord_type: the share of the range's channels
+  bool add_coords;    // to what is there
 };
 
 struct Kernels {

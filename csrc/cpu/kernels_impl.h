@@ -15,7 +15,7 @@ namespace {
 template <class T>
 const T* grid_of(const Problem& problem, const Range& range) {
   const int64_t item = range.point_begin / problem.points_per_grid;  // in any order of its own
-  return static_cast<const T*>(problem.values) + item * problem.entries * problem.row;
+  return static_cast<const T*>(problem.values) + item * problem.grid_stride;
 }
 
 // ---- forward ----
@@ -30,15 +30,15 @@ void fill(accumulator<T> value, T* output, int64_t begin, int64_t end) {
 }
 
 // output[c] = sum over N corners of weight * grid[offset + c]
-template <int N, bool streaming, class G, class T, class At>
-void blend(const G* grid, At at, T* output, int64_t begin, int64_t end) {
+template <int N, bool streaming, class Grid, class T, class At>
+void blend(Grid grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N];
-  const G* row[N];
+  Grid row[N];
   for (int k = 0; k < N; ++k) {
     const Inside<A> corner = at(k);
     w[k] = broadcast(corner.weight);
-    row[k] = grid + corner.offset;
+    row[k] = entry_at_offset(grid, corner.offset);
   }
   for_each_pack<A, streaming>(begin, end,
                               [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
@@ -49,23 +49,24 @@ void blend(const G* grid, At at, T* output, int64_t begin, int64_t end) {
                               });
 }
 
-template <bool streaming, class G, class T, class At>
-void blend_many(int count, const G* grid, At at, T* output, int64_t begin, int64_t end) {
+template <bool streaming, class Grid, class T, class At>
+void blend_many(int count, Grid grid, At at, T* output, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   for_each_pack<A, streaming>(
       begin, end, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
         Pack<A> total = broadcast(A(0));
         for (int k = 0; k < count; ++k) {
           const Inside<A> corner = at(k);
-          total = multiply_add(load(grid + corner.offset + c), broadcast(corner.weight), total);
+          total = multiply_add(load(entry_at_offset(grid, corner.offset) + c),
+                               broadcast(corner.weight), total);
         }
         store(output + c, total);
       });
 }
 
 // Of `count` corners, of which number k is at(k).
-template <bool streaming, class G, class T, class At>
-void blend_all(int count, const G* grid, At at, T* output, int64_t begin, int64_t end) {
+template <bool streaming, class Grid, class T, class At>
+void blend_all(int count, Grid grid, At at, T* output, int64_t begin, int64_t end) {
   switch (count) {
     case 0:
       return fill<streaming>(accumulator<T>(0), output, begin, end);
@@ -84,8 +85,8 @@ void blend_all(int count, const G* grid, At at, T* output, int64_t begin, int64_
   }
 }
 
-template <bool streaming, class T, class X, class G>
-void forward(const Problem& problem, const Range& range, const G* grid, const Output& output) {
+template <bool streaming, class T, class X, class Grid>
+void forward(const Problem& problem, const Range& range, Grid grid, const Output& output) {
   using A = accumulator<T>;
   const Geometry<X> geometry = geometry_of<X>(problem);
   const X* coords = static_cast<const X*>(problem.coords);
@@ -96,7 +97,7 @@ void forward(const Problem& problem, const Range& range, const G* grid, const Ou
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     for (int i = 0; i < points; ++i) {
-      T* row = row_of<T>(output, block.point[i], problem.channels);
+      T* row = row_of<T>(output, block.point[i]);
       if (corners.all_inside(block, i)) {
         blend_all<streaming>(
             corners.count, grid, [&](int k) { return corners.corner(k, i); }, row, begin, end);
@@ -114,7 +115,7 @@ void forward(const Problem& problem, const Range& range, const G* grid, const Ou
 // Whether to widen the halves of a grid once for all points of a range, and not at each of them.
 bool is_widened_once(const Problem& problem, const Range& range) {
   constexpr int64_t kOften = 4, kBytes = 256 * 1024;  // as a core's cache has room for
-  return range.point_end - range.point_begin >= kOften * problem.entries &&
+  return is_dense(problem) && range.point_end - range.point_begin >= kOften * problem.entries &&
          problem.entries * problem.channels * static_cast<int64_t>(sizeof(float)) <= kBytes;
 }
 
@@ -144,7 +145,7 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
   const bool streaming = output.streaming &&
                          reinterpret_cast<intptr_t>(output.data) % kStreamBytes<T> == 0 &&
                          aligned(problem.channels) && aligned(range.channel_begin);
-  const auto sample = [&](const auto* grid) {
+  const auto sample = [&](auto grid) {
     if (streaming) {
       forward<true, T, X>(problem, range, grid, output);
       finish_streaming();
@@ -153,11 +154,13 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
     }
   };
   const T* const grid = grid_of<T>(problem, range);
+  if (problem.channel_stride != 1)
+    return forward<false, T, X>(problem, range, Spread<T>{grid, problem.channel_stride}, output);
   if constexpr (!unconverted)
     if (is_widened_once(problem, range)) {
       Buffer<accumulator<T>> wide(problem.entries * problem.channels);
       widen(problem, range, grid, wide.get());
-      return sample(wide.get());
+      return sample(static_cast<const accumulator<T>*>(wide.get()));
     }
   sample(grid);
 }
@@ -166,22 +169,22 @@ void forward_any(const Problem& problem, const Range& range, const Output& outpu
 
 // For N corners at once: adds weight * grad_output to their rows of grad_values (if Values), and
 // returns in `dot` the products of grad_output with their rows of the grid (if Coords).
-template <int N, bool Values, bool Coords, class T>
-void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values,
+template <int N, bool Values, bool Coords, class T, class Grid>
+void splat(const T* grad_output, Grid grid, accumulator<T>* grad_values,
            const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin, int64_t end) {
   using A = accumulator<T>;
   Pack<A> w[N], products[N];
-  const T* row[N];
+  Grid row[N];
   A* grad_row[N];
   for (int k = 0; k < N; ++k) {
     w[k] = broadcast(Values ? corner[k].weight : A(0));
     products[k] = broadcast(A(0));
-    row[k] = grid + corner[k].offset;
+    row[k] = entry_at_offset(grid, corner[k].offset);
     grad_row[k] = Values ? grad_values + corner[k].offset : nullptr;
   }
   for_each_pack<A>(begin, end,
                    [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
-                     const Pack<A> grad = load(grad_output + c);
+                     const Pack<A> grad = load(grad_output + (c - begin));
                      for (int k = 0; k < N; ++k) {
                        if (Coords) products[k] = multiply_add(grad, load(row[k] + c), products[k]);
                        if (Values)
@@ -191,8 +194,9 @@ void splat(const T* grad_output, const T* grid, accumulator<T>* grad_values,
   if (Coords) sums(products, dot);
 }
 
-template <bool Values, bool Coords, class T>
-void splat_all(int count, const T* grad_output, const T* grid, accumulator<T>* grad_values,
+// `grad_output` begins with channel `begin`.
+template <bool Values, bool Coords, class T, class Grid>
+void splat_all(int count, const T* grad_output, Grid grid, accumulator<T>* grad_values,
                const Inside<accumulator<T>>* corner, accumulator<T>* dot, int64_t begin,
                int64_t end) {
   int k = 0;
@@ -216,18 +220,10 @@ void prefetch(const T* row, int64_t channels) {
   for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(from + byte);
 }
 
-template <bool Values, bool Coords, class T, class X>
-void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
+template <bool Values, bool Coords, class T, class X, class Grid>
+void backward(const Problem& problem, const Range& range, Grid grid, const Gradients& gradients) {
   using A = accumulator<T>;
-  if (backward_in_rows<Values, Coords, X>(problem, range, grid_of<T>(problem, range), gradients))
-    return;
-  if constexpr (std::is_same_v<T, A>)
-    if (problem.channels <= kFewChannels)
-      return backward_few<Values, Coords, A, X>(
-          problem, range, grid_of<T>(problem, range), static_cast<const A*>(gradients.grad_output),
-          static_cast<A*>(gradients.grad_values), static_cast<X*>(gradients.grad_coords));
   const Geometry<X> geometry = geometry_of<X>(problem);
-  const T* grid = grid_of<T>(problem, range);
   const X* coords = static_cast<const X*>(problem.coords);
   const int64_t begin = range.channel_begin, end = range.channel_end;
   Block<X> block;
@@ -236,28 +232,26 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
   Buffer<A> dot(corners.count);               // of grad_output with the entry of a corner inside
   Buffer<Lanes<A>> block_dot(corners.count);  // of all corners, 0 for those outside
   for (int k = 0; k < corners.count; ++k) block_dot[k] = {};
+  GradientRows<T> rows(problem, range, gradients);
   for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
     const int points = prepare(geometry, coords, range, p, block, corners);
     constexpr int64_t kAhead = kLanes;
     if (range.order && p + kAhead + kLanes <= range.point_end)
       for (int i = 0; i < kLanes; ++i) {
         const int64_t point = range.order[p + kAhead + i];
-        const T* const rows = static_cast<const T*>(gradients.grad_output);
-        __builtin_prefetch(coords + point * geometry.ndim);
-        __builtin_prefetch(rows + point * problem.channels + begin);
+        if (!geometry.coords_strides) __builtin_prefetch(coords + point * geometry.ndim);
+        rows.prefetch(point);
       }
+    rows.fetch(block.point);
     for (int i = 0; i < points; ++i) {
-      const T* const rows = static_cast<const T*>(gradients.grad_output);
-      const T* const row = rows + block.point[i] * problem.channels;
-      if (i + 1 < points)
-        prefetch(rows + block.point[i + 1] * problem.channels + begin, end - begin);
+      if (i + 1 < points) prefetch(rows[i + 1], end - begin);
       const bool all = block.finite[i] && corners.all_inside(block, i);
       if (all)
         inside.take_all(corners, i);
       else
         inside.gather(corners, block, i);
       if (!block.finite[i]) inside.count = 0;
-      splat_all<Values, Coords>(inside.count, row, grid, static_cast<A*>(gradients.grad_values),
+      splat_all<Values, Coords>(inside.count, rows[i], grid, static_cast<A*>(gradients.grad_values),
                                 inside.corner.get(), dot.get(), begin, end);
       if (!Coords) continue;
       if (!all)
@@ -266,19 +260,32 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
       for (int k = 0; k < inside.count; ++k) block_dot[inside.corner[k].corner][i] = dot[k];
     }
     if (!Coords) continue;
-    differentiate(geometry, block, corners, block_dot, points,
-                  static_cast<X*>(gradients.grad_coords));
+    differentiate(geometry, block, corners, block_dot, points, gradients);
   }
+}
+
+template <bool Values, bool Coords, class T, class X>
+void backward_some(const Problem& problem, const Range& range, const Gradients& gradients) {
+  const T* const grid = grid_of<T>(problem, range);
+  if (backward_in_rows<Values, Coords, X>(problem, range, grid, gradients)) return;
+  if constexpr (std::is_same_v<T, accumulator<T>>)
+    if (problem.channels <= kFewChannels)
+      return backward_few<Values, Coords, T, X>(problem, range, grid, gradients);
+  if constexpr (!Values)
+    if (problem.channel_stride != 1)
+      return backward<Values, Coords, T, X>(problem, range, Spread<T>{grid, problem.channel_stride},
+                                            gradients);
+  backward<Values, Coords, T, X>(problem, range, grid, gradients);
 }
 
 template <class T, class X>
 void backward_any(const Problem& problem, const Range& range, const Gradients& gradients) {
   if (gradients.grad_values && gradients.grad_coords)
-    backward<true, true, T, X>(problem, range, gradients);
+    backward_some<true, true, T, X>(problem, range, gradients);
   else if (gradients.grad_values)
-    backward<true, false, T, X>(problem, range, gradients);
+    backward_some<true, false, T, X>(problem, range, gradients);
   else if (gradients.grad_coords)
-    backward<false, true, T, X>(problem, range, gradients);
+    backward_some<false, true, T, X>(problem, range, gradients);
 }
 
 // ---- the order of points ----

@@ -81,17 +81,12 @@ void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const 
   });
 }
 
-// The tensor itself if it is contiguous, or else a contiguous copy.
-Tensor channels_last(const Kernels& kernels, const Tensor& tensor) {
-  if (tensor.is_contiguous()) return tensor;
-  for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < tensor.dim(); ++batch_axes)
-    if (is_channels_first(tensor, batch_axes)) {
-      const Shape shape = shape_of(tensor);
-      const Tensor copy = empty(shape, tensor.scalar_type());
-      transpose(kernels, To::rows, seen(shape, batch_axes), tensor, copy);
-      return copy;
-    }
-  return dense(tensor);
+// A contiguous copy of a tensor that is channels first.
+Tensor channels_last(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
+  const Shape shape = shape_of(tensor);
+  const Tensor copy = empty(shape, tensor.scalar_type());
+  transpose(kernels, To::rows, seen(shape, batch_axes), tensor, copy);
+  return copy;
 }
 
 // A copy of a contiguous tensor, channels first.
@@ -103,19 +98,92 @@ Tensor channels_first(const Kernels& kernels, const Tensor& tensor, int64_t batc
   return copy;
 }
 
-// Lets a call read a copy of its contiguous values whose entries lie `row` elements apart.
+// Where the rows of a tensor lie: null if it is contiguous, or else `strides`, filled in.
+const RowStrides* strides_of(const Tensor& tensor, RowStrides& strides) {
+  if (tensor.is_contiguous()) return nullptr;
+  const int64_t last = tensor.dim() - 1;
+  strides.step = tensor.size(last) == 1 ? 1 : tensor.stride(last);
+  strides.axes = 0;
+  for (int64_t axis = 0; axis < last; ++axis) {
+    const int64_t size = tensor.size(axis), stride = tensor.stride(axis);
+    if (size == 1) continue;
+    const int before = strides.axes - 1;
+    if (before >= 0 && strides.stride[before] == size * stride) {
+      strides.size[before] *= size;
+      strides.stride[before] = stride;
+    } else {
+      strides.size[strides.axes] = size;
+      strides.stride[strides.axes++] = stride;
+    }
+  }
+  return &strides;
+}
+
+enum class Pass { forward, backward };
+
+// Lets a call read values that are not contiguous: in place, or, where they are small, a copy.
+void read_strided(const Kernels& kernels, Call& call, const Tensor& values, int64_t batch_axes,
+                  Pass pass) {
+  constexpr int64_t kSmall = 4 * 1024 * 1024;  // bytes
+  call.set_strided(values);
+  if (is_dense(call.problem)) return;
+  if (pass == Pass::forward && has_planes(call.problem) && samples_planes(call.problem)) return;
+  if (is_channels_first(values, batch_axes))
+    call.set_contiguous(channels_last(kernels, values, batch_axes), call.problem.channels);
+  else if (values.numel() * bytes_of(values.scalar_type()) <= kSmall)
+    call.set_contiguous(dense(values), call.problem.channels);
+}
+
+// Lets a call read its values, whatever their strides. Where all batch items have the same grid,
+// there is one, and all points are its own, unless each item's gradient is wanted.
+void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pass,
+                 bool want_values) {
+  Problem& problem = call.problem;
+  const Tensor values = call.values;
+  if (values.is_contiguous()) return;
+  if (batch_axes == 0 || problem.grids <= 1 || values.stride(0) != 0)
+    return read_strided(kernels, call, values, batch_axes, pass);
+  const Tensor grid = torch::stable::narrow(call.values, 0, 0, 1);
+  const int64_t grids = problem.grids, points = problem.points_per_grid;
+  problem.grids = 1;
+  problem.points_per_grid = call.points;
+  if (grid.is_contiguous())
+    call.set_contiguous(grid, problem.channels);
+  else
+    read_strided(kernels, call, grid, batch_axes, pass);
+  if (!want_values) return;
+  problem.grids = grids;
+  problem.points_per_grid = points;
+  problem.grid_stride = 0;
+}
+
+// The gradient of a call's output: a copy where it is channels first and points are taken band by
+// band, since rows of points that are apart are slow to gather from planes.
+Tensor rows_of(const Kernels& kernels, const Call& call, const Tensor& grad_output) {
+  if (grad_output.is_contiguous() || bands_of(call.problem).number == 0) return grad_output;
+  for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)
+    if (is_channels_first(grad_output, batch_axes))
+      return channels_last(kernels, grad_output, batch_axes);
+  return grad_output;
+}
+
+// Lets a call read a copy of its dense values whose entries lie `row` elements apart.
 void copy_rows(Call& call, int64_t row) {
   Problem& problem = call.problem;
   if (row == problem.row) return;
   const int64_t element = bytes_of(call.values.scalar_type());
   const Tensor copy = empty({problem.grids * problem.entries, row}, call.values.scalar_type());
-  const char* const from = static_cast<const char*>(problem.values);
-  char* const to = static_cast<char*>(copy.data_ptr());
-  for (int64_t entry = 0; entry < problem.grids * problem.entries; ++entry)
-    std::memcpy(to + entry * row * element, from + entry * problem.channels * element,
-                problem.channels * element);
-  call.set_values(copy);
-  problem.row = row;
+  char* to = static_cast<char*>(copy.data_ptr());
+  for (int64_t grid = 0; grid < problem.grids; ++grid) {
+    const char* from =
+        static_cast<const char*>(problem.values) + grid * problem.grid_stride * element;
+    for (int64_t entry = 0; entry < problem.entries; ++entry) {
+      std::memcpy(to, from, problem.channels * element);
+      to += row * element;
+      from += problem.channels * element;
+    }
+  }
+  call.set_contiguous(copy, row);
 }
 
 }  // namespace

@@ -59,13 +59,17 @@ const Kernels& kernels() {
   return *known;
 }
 
-// Calls f(grid, tile, chunk) for all of so many, in parallel if they move enough bytes; the chunks
-// of a tile lie next to each other, so that a thread stays with one tile of the grid.
+// Calls f(grid, tile, chunk) for all tiles of a plan and so many chunks, in parallel if they move
+// enough bytes; the chunks of a tile lie next to each other, so that a thread stays with one tile
+// of the grid.
 template <class F>
-void for_each_range(const Problem& problem, int64_t tiles, int64_t chunks, int64_t bytes, F f) {
-  parallel(problem.grids * tiles * chunks, bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i / (tiles * chunks), i / chunks % tiles, i % chunks);
-  });
+void for_each_range(const Problem& problem, const Plan& plan, int64_t chunks, int64_t bytes, F f) {
+  const int64_t tiles = plan.tiles_at_once, ranges = problem.grids * tiles * chunks;
+  for (int64_t first = 0; first < plan.tiles; first += tiles)
+    parallel(ranges, bytes / plan.tiles * tiles, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        f(i / (tiles * chunks), first + i / chunks % tiles, i % chunks);
+    });
 }
 
 // Sorts the points of a call by the part of the grid that they read, and calls f(grid, tile, range)
@@ -83,7 +87,7 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, int64
                            });
                          });
   for (int64_t odd = 0; odd < 2; ++odd)
-    for_each_range(problem, plan.tiles, (bands.number + 1 - odd) / 2, bytes / 2,
+    for_each_range(problem, plan, (bands.number + 1 - odd) / 2, bytes / 2,
                    [&](int64_t grid, int64_t tile, int64_t pair) {
                      const int64_t band = 2 * pair + odd;
                      Range range = plan.range(grid, tile, 0, problem);
@@ -99,10 +103,10 @@ void sample_to(const Output& output, const Call& call) {
   const Problem& problem = call.problem;
   if (const Bands bands = forward_bands_of(problem); bands.number > 0)
     return for_each_band(
-        call, bands, band_plan(problem, bands), forward_bytes(problem),
+        call, bands, band_plan(problem, bands, false), forward_bytes(problem),
         [&](int64_t, int64_t, const Range& range) { kernels().forward(problem, range, output); });
   const Plan plan = forward_plan(problem);
-  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem),
+  for_each_range(problem, plan, plan.chunks, forward_bytes(problem),
                  [&](int64_t grid, int64_t tile, int64_t chunk) {
                    kernels().forward(problem, plan.range(grid, tile, chunk, problem), output);
                  });
@@ -115,7 +119,7 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
   if (forward_bands_of(problem).number > 0) {
     const Shape shape = call.output_shape();
     const Tensor rows = empty(shape, type);
-    sample_to({rows.data_ptr()}, call);
+    sample_to({rows.data_ptr(), problem.channels}, call);
     return transpose(kernels(), To::planes, seen(shape, batch_axes), rows, planes);
   }
   const Plan plan = forward_plan(problem);
@@ -124,16 +128,17 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
   const auto sample_range = [&](int64_t grid, int64_t tile, int64_t chunk) {
     const Range range = plan.range(grid, tile, chunk, problem);
     const int64_t number = range.point_end - range.point_begin;
-    const std::unique_ptr<char[]> rows(new char[number * channels * element]);
-    kernels().forward(problem, range, {rows.get(), range.point_begin});
+    const int64_t width = range.channel_end - range.channel_begin;
+    const std::unique_ptr<char[]> rows(new char[number * width * element]);
+    kernels().forward(problem, range,
+                      {rows.get(), width, false, false, range.point_begin, range.channel_begin});
     const int64_t plane = grid * channels + range.channel_begin;
     char* const to = static_cast<char*>(planes.data_ptr());
-    kernels().transpose(element, rows.get() + range.channel_begin * element, channels, number,
-                        range.channel_end - range.channel_begin,
+    kernels().transpose(element, rows.get(), width, number, width,
                         to + (plane * points + range.point_begin - grid * points) * element,
                         points);
   };
-  for_each_range(problem, plan.tiles, plan.chunks, forward_bytes(problem), sample_range);
+  for_each_range(problem, plan, plan.chunks, forward_bytes(problem), sample_range);
 }
 
 // The number of batch axes of the grids.
@@ -145,14 +150,17 @@ int64_t batch_axes_of(const Tensor& values, const Tensor& coords) {
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t options) {
   Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  const Problem& problem = call.problem;
+  RowStrides coords_strides;
+  call.problem.coords_strides = strides_of(coords, coords_strides);
   const int64_t batch_axes = batch_axes_of(values, coords);
   const bool first = is_channels_first(values, batch_axes);
-  const bool planes = samples_planes(call.problem, first);
-  if (!planes || !first) call.set_values(channels_last(kernels(), values));
-  if (planes && !first && call.problem.channels > 1)
-    call.set_values(channels_first(kernels(), call.values, batch_axes));
+  read_values(kernels(), call, batch_axes, Pass::forward, false);
+  const bool planes = samples_planes(problem);
+  if (planes && !has_planes(problem))
+    call.set_strided(channels_first(kernels(), call.values, batch_axes));
   call.problem.planes = planes;
-  copy_rows(call, copied_row(call.problem, forward_bands_of(call.problem)));
+  copy_rows(call, copied_row(problem, forward_bands_of(problem), 1));
 
   const ScalarType type = values.scalar_type();
   const Shape shape = call.output_shape();
@@ -163,7 +171,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   if (first && !planes)
     sample_to_planes(output, call, batch_axes);
   else
-    sample_to({output.data_ptr(), 0, streams(call.problem), first}, call);
+    sample_to({output.data_ptr(), problem.channels, streams(problem), first}, call);
   return output;
 }
 
@@ -208,86 +216,111 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
     std::memset(grid + (entry * problem.row + range.channel_begin) * element, 0, bytes);
 }
 
-// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
-// memory as they do, and coords; an empty tensor for the one that is not wanted. They are always
-// deterministic.
-std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
-                                           const Tensor& coords, const std::optional<Tensor>& seed,
-                                           const std::optional<Tensor>& jitter_std, int64_t options,
-                                           bool want_values, bool want_coords) {
-  Call call(DeviceType::CPU, channels_last(kernels(), values), coords, seed, jitter_std, options);
+// Sets gradients of sum(grad_output * sample(values, coords)); null: not wanted. With both, the
+// values are dense. They are always deterministic.
+void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad_output_strides,
+                   const Tensor* grad_values, const Tensor* grad_coords) {
   const Problem& problem = call.problem;
-  const Tensor grad_output = call.checked(channels_last(kernels(), grad_output_in));
-  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
-  Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
-  const auto results = [&]() -> std::tuple<Tensor, Tensor> {
-    const int64_t batch_axes = batch_axes_of(values, coords);
-    if (!want_values || !is_channels_first(values, batch_axes)) return {grad_values, grad_coords};
-    return {channels_first(kernels(), grad_values, batch_axes), grad_coords};
-  };
-  if (call.empty()) {
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return results();
-  }
-
   const Bands bands = bands_of(problem);
-  const Plan plan = bands.number > 0 ? band_plan(problem, bands) : backward_plan(problem);
-  if (!want_values || plan.chunks > 1) copy_rows(call, copied_row(problem, bands));
-  const int64_t entries = want_values ? problem.grids * problem.entries : 0;
-  const Parts value_parts(grad_values, plan.chunks, entries * problem.row,
-                          accumulator_of(problem.value_type));
-  const Parts coord_parts(grad_coords, plan.tiles, grad_coords.numel(), coords.scalar_type());
+  const Plan plan = bands.number > 0 ? band_plan(problem, bands, grad_coords)
+                                     : backward_plan(problem, grad_coords);
+  if (!grad_values)
+    copy_rows(call, copied_row(problem, bands, 1));
+  else if (plan.chunks > 1)
+    copy_rows(call, copied_row(problem, bands, 1 + plan.chunks));
+  const int64_t entries = problem.grids * problem.entries;
+  std::optional<Parts> value_parts, coord_parts;
+  if (grad_values)
+    value_parts.emplace(*grad_values, plan.chunks, entries * problem.row,
+                        accumulator_of(problem.value_type));
+  if (grad_coords)
+    coord_parts.emplace(*grad_coords, plan.tiles_at_once, grad_coords->numel(),
+                        grad_coords->scalar_type());
+  const auto grid_of = [&](int64_t grid, int64_t chunk) {
+    return value_parts->part(chunk) + grid * problem.entries * problem.row * value_parts->element;
+  };
   // Adds the gradients of a range.
   const auto add = [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
-    Gradients gradients{grad_output.data_ptr(), nullptr, nullptr};
-    if (want_values)
-      gradients.grad_values =
-          value_parts.part(chunk) + grid * problem.entries * problem.row * value_parts.element;
-    if (want_coords) gradients.grad_coords = coord_parts.part(tile);
+    Gradients gradients{grad_output.data_ptr(), grad_output_strides, nullptr, nullptr, false};
+    if (grad_values) gradients.grad_values = grid_of(grid, chunk);
+    if (grad_coords) {
+      gradients.grad_coords = coord_parts->part(tile % plan.tiles_at_once);
+      gradients.add_coords = tile >= plan.tiles_at_once;
+    }
     kernels().backward(problem, range, gradients);
   };
   const int64_t bytes = backward_bytes(problem);
   // Here by all threads, where the ranges that follow would not do it in parallel.
   const bool cleared = bands.number > 0 || is_serial(problem);
-  if (want_values && cleared) clear(value_parts);
+  if (grad_values && cleared) clear(*value_parts);
   if (bands.number > 0) {
     for_each_band(call, bands, plan, bytes, [&](int64_t grid, int64_t tile, const Range& range) {
       add(grid, tile, 0, range);
     });
   } else {
-    for_each_range(problem, plan.tiles, plan.chunks, bytes,
+    for_each_range(problem, plan, plan.chunks, bytes,
                    [&](int64_t grid, int64_t tile, int64_t chunk) {
                      const Range range = plan.range(grid, tile, chunk, problem);
-                     if (want_values && !cleared)
-                       clear(value_parts.part(chunk) +
-                                 grid * problem.entries * problem.row * value_parts.element,
-                             problem, range, value_parts.element);
+                     if (grad_values && !cleared)
+                       clear(grid_of(grid, chunk), problem, range, value_parts->element);
                      add(grid, tile, chunk, range);
                    });
   }
-  if (want_values && value_parts.summed) {
+  if (grad_values && value_parts->summed) {
     const auto sum = [&](int64_t from, int64_t to, int64_t elements) {
-      const int64_t element = bytes_of(grad_values.scalar_type());
-      kernels().sum_values(problem.value_type, value_parts.part(0) + from * value_parts.element,
-                           value_parts.number, value_parts.stride,
-                           static_cast<char*>(grad_values.data_ptr()) + to * element, 0, elements);
+      const int64_t element = bytes_of(grad_values->scalar_type());
+      kernels().sum_values(problem.value_type, value_parts->part(0) + from * value_parts->element,
+                           value_parts->number, value_parts->stride,
+                           static_cast<char*>(grad_values->data_ptr()) + to * element, 0, elements);
     };
     if (problem.row == problem.channels)
-      parallel(value_parts.stride, value_parts.bytes(),
+      parallel(value_parts->stride, value_parts->bytes(),
                [&](int64_t begin, int64_t end) { sum(begin, begin, end - begin); });
     else
-      parallel(entries, value_parts.bytes(), [&](int64_t begin, int64_t end) {
+      parallel(entries, value_parts->bytes(), [&](int64_t begin, int64_t end) {
         for (int64_t entry = begin; entry < end; ++entry)
           sum(entry * problem.row, entry * problem.channels, problem.channels);
       });
   }
-  if (want_coords && coord_parts.summed)
-    parallel(coord_parts.stride, coord_parts.bytes(), [&](int64_t begin, int64_t end) {
-      kernels().sum_coords(problem.coord_type, coord_parts.part(0), coord_parts.number,
-                           coord_parts.stride, grad_coords.data_ptr(), begin, end);
+  if (grad_coords && coord_parts->summed)
+    parallel(coord_parts->stride, coord_parts->bytes(), [&](int64_t begin, int64_t end) {
+      kernels().sum_coords(problem.coord_type, coord_parts->part(0), coord_parts->number,
+                           coord_parts->stride, grad_coords->data_ptr(), begin, end);
     });
-  return results();
+}
+
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
+// memory as they do, and coords; an empty tensor for the one that is not wanted.
+std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tensor& values,
+                                           const Tensor& coords, const std::optional<Tensor>& seed,
+                                           const std::optional<Tensor>& jitter_std, int64_t options,
+                                           bool want_values, bool want_coords) {
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  call.check(grad_output);
+  RowStrides coords_strides;
+  call.problem.coords_strides = strides_of(coords, coords_strides);
+  const int64_t batch_axes = batch_axes_of(values, coords);
+  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
+  Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
+  if (call.empty()) {
+    torch::stable::zero_(grad_values);
+    torch::stable::zero_(grad_coords);
+  } else {
+    if (want_coords) read_values(kernels(), call, batch_axes, Pass::backward, want_values);
+    const Tensor rows = rows_of(kernels(), call, grad_output);
+    RowStrides rows_strides;
+    const RowStrides* const strides = strides_of(rows, rows_strides);
+    if (want_values && want_coords && is_dense(call.problem)) {
+      differentiate(call, rows, strides, &grad_values, &grad_coords);
+    } else {
+      if (want_coords) differentiate(call, rows, strides, nullptr, &grad_coords);
+      // Which reads no values.
+      call.set_contiguous(values, call.problem.channels);
+      if (want_values) differentiate(call, rows, strides, &grad_values, nullptr);
+    }
+  }
+  if (!want_values || !is_channels_first(values, batch_axes)) return {grad_values, grad_coords};
+  return {channels_first(kernels(), grad_values, batch_axes), grad_coords};
 }
 
 // The generator and the normals of the jitter by themselves, as crad_kernels/reference.py

@@ -246,6 +246,43 @@ inline void store_first(float* to, Pack<float> pack, int count) {
 }
 #endif
 
+// ---- channels that do not follow each other ----
+
+// Stands for a pointer to channels that lie `step` elements apart.
+template <class T>
+struct Spread {
+  const T* first;
+  int64_t step;
+};
+
+template <class T>
+inline Spread<T> operator+(Spread<T> from, int64_t channels) {
+  return {from.first + channels * from.step, from.step};
+}
+
+template <class T>
+inline Pack<accumulator<T>> load_first(Spread<T> from, int count) {
+  T lanes[Pack<accumulator<T>>::width] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = from.first[i * from.step];
+  return load(lanes);
+}
+
+template <class T>
+inline Pack<accumulator<T>> load(Spread<T> from) {
+  return load_first(from, Pack<accumulator<T>>::width);
+}
+
+// The channels of the entry at an offset, in elements.
+template <class T>
+inline const T* entry_at_offset(const T* grid, int64_t offset) {
+  return grid + offset;
+}
+
+template <class T>
+inline Spread<T> entry_at_offset(Spread<T> grid, int64_t offset) {
+  return {grid.first + offset, grid.step};
+}
+
 // ---- stores past the caches, for results larger than they are ----
 
 // What is streamed at once, in bytes, and its alignment: half as much of halves, whose rows are
@@ -299,7 +336,7 @@ inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t 
   int64_t channel = begin;
   for (; channel + Pack<A>::width <= end; channel += Pack<A>::width)
     f(
-        channel, [](auto* from) __attribute__((always_inline)) { return load(from); },
+        channel, [](auto from) __attribute__((always_inline)) { return load(from); },
         [](auto* to, Pack<A> pack) __attribute__((always_inline)) {
           if constexpr (streaming)
             stream_first(to, pack, Pack<A>::width);
@@ -309,7 +346,7 @@ inline __attribute__((always_inline)) void for_each_pack(int64_t begin, int64_t 
   if (const int rest = static_cast<int>(end - channel))
     f(
         channel,
-        [rest](auto* from) __attribute__((always_inline)) { return load_first(from, rest); },
+        [rest](auto from) __attribute__((always_inline)) { return load_first(from, rest); },
         [rest](auto* to, Pack<A> pack) __attribute__((always_inline)) {
           if constexpr (streaming)
             stream_first(to, pack, rest);

@@ -14,6 +14,7 @@ struct Plan {
   int64_t tiles;   // of all channels
   int64_t chunk;   // points of a range
   int64_t chunks;  // of the points of one grid
+  int64_t tiles_at_once;
 
   Range range(int64_t item, int64_t tile_index, int64_t chunk_index, const Problem& problem) const {
     const int64_t first = item * problem.points_per_grid;
@@ -29,6 +30,13 @@ constexpr int64_t kCache = 128 * 1024;     // bytes, of those of a core's own
 constexpr int64_t kNearCache = 64 * 1024;  // of those nearer to it
 constexpr int64_t kNarrow = 64;            // channels of a tile, at least
 
+// Bytes of partial sums and of copies, at most: a call takes little more beside its results.
+constexpr int64_t kSpare = 16 * 1024 * 1024;
+
+inline int64_t bytes_of_sum(const Problem& problem) {
+  return problem.value_type == ValueType::float64 ? 8 : 4;
+}
+
 // As many channels as keep the tile of so many entries, at so many bytes an element, in a cache.
 inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
                        int64_t cache = kCache) {
@@ -37,7 +45,8 @@ inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
 }
 
 inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
-  return {tile, ceil_div(problem.channels, tile), chunk, ceil_div(problem.points_per_grid, chunk)};
+  const int64_t tiles = ceil_div(problem.channels, tile);
+  return {tile, tiles, chunk, ceil_div(problem.points_per_grid, chunk), tiles};
 }
 
 // Whether there is too little to do to cut a call for more than one thread. What is cut may still
@@ -69,6 +78,7 @@ inline int64_t backward_bytes(const Problem& problem) {
 }
 
 constexpr int64_t kForwardBytes = 4;  // of an entry
+constexpr int64_t kPointBytes = 12;   // of memory that a call may take beside its results
 
 // Whether a grid is near enough when it is only read: to read rows in pieces costs more than it
 // gains.
@@ -95,22 +105,34 @@ inline int64_t backward_tile(const Problem& problem, int64_t entries) {
   return tile_of(problem, entries, kBackwardBytes, kNearCache);
 }
 
+// How many tiles of the backward pass are taken at once: each has its share of the gradients of
+// coords, and one by one they add to what there is.
+inline int64_t tiles_at_once(const Problem& problem, int64_t tile, bool want_coords) {
+  const int64_t tiles = ceil_div(problem.channels, tile);
+  const int64_t coord = problem.coord_type == CoordType::float64 ? 8 : 4;
+  const int64_t share = problem.grids * problem.points_per_grid * problem.ndim * coord;
+  return want_coords && tiles * share > kSpare / 4 ? 1 : tiles;
+}
+
 // Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
 // many that the sum costs more than reading grad_output, or that they take much memory.
-inline Plan backward_plan(const Problem& problem) {
+inline Plan backward_plan(const Problem& problem, bool want_coords) {
   constexpr int64_t kPoints = 64, kAlways = 1 << 20;
-  constexpr int64_t kMost = 8 << 20;  // elements of all grids
+  const int64_t most = kSpare / bytes_of_sum(problem);  // elements of all grids
   const int64_t tile = backward_tile(problem, problem.entries);
-  const int64_t wanted = ceil_div(kRanges, ceil_div(problem.channels, tile) * problem.grids);
+  const int64_t at_once = tiles_at_once(problem, tile, want_coords);
+  const int64_t wanted = ceil_div(kRanges, at_once * problem.grids);
   const int64_t points = problem.points_per_grid;
   const int64_t affordable =
-      std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, kMost) /
+      std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, most) /
       (problem.grids * problem.entries * problem.channels);
   const int64_t chunks =
       is_serial(problem)
           ? 1
           : std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
-  return plan_of(problem, tile, ceil_div(points, chunks));
+  Plan plan = plan_of(problem, tile, ceil_div(points, chunks));
+  plan.tiles_at_once = at_once;
+  return plan;
 }
 
 // The entries of a part of a grid, with those beside it that its points read.
@@ -172,31 +194,48 @@ inline Bands forward_bands_of(const Problem& problem) {
   return bands_of(problem);
 }
 
-// Whether the forward pass reads planes, one of each channel, and writes them (planes.h), from
-// values that are `planes`, or else are made so, which must not take longer than the sampling.
-inline bool samples_planes(const Problem& problem, bool planes) {
+// Whether the entries of a channel follow each other along the last axis.
+inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
+
+// Whether the forward pass reads planes, one of each channel (planes.h), from values that have
+// them, or are made so, which must take neither longer than the sampling nor much memory.
+inline bool samples_planes(const Problem& problem) {
   constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too
-  for (int axis = 0; axis < problem.ndim; ++axis)
+  int64_t extent = 1;                        // of a plane
+  for (int axis = 0; axis < problem.ndim; ++axis) {
     if (problem.size[axis] > kExactSize) return false;
+    extent += (problem.size[axis] - 1) * problem.stride[axis];
+  }
+  const auto is_made_so = [&] {
+    const bool follow =
+        problem.grids == 1 || problem.grid_stride == problem.entries * problem.channels;
+    const int64_t points = problem.grids * problem.points_per_grid;
+    return is_dense(problem) && follow && problem.entries <= problem.points_per_grid &&
+           problem.entries <= kMostEntries &&
+           problem.grids * problem.entries * problem.channels * kForwardBytes <=
+               kSpare + kPointBytes * points;
+  };
   return problem.channels <= kMostPlanes && problem.value_type == ValueType::float32 &&
          problem.coord_type == CoordType::float32 && problem.mode == Mode::linear &&
          problem.derivative == 0 && problem.ndim <= 3 && problem.size[problem.ndim - 1] > 1 &&
-         problem.entries <= kMostEntries && forward_bands_of(problem).number == 0 &&
-         (planes || problem.entries <= problem.points_per_grid);
+         forward_bands_of(problem).number == 0 &&
+         (has_planes(problem) ? extent <= kMostEntries : is_made_so());
 }
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds
-// to: each begins with a cache line there, as half of those of 216 channels do not, and a vector
-// that lies in two lines takes twice as long. No more than the channels: there is no copy, as the
-// points are too few, or in bands.
-inline int64_t copied_row(const Problem& problem, const Bands& bands) {
+// to, of which there are `copies`: each begins with a cache line there, as half of those of 216
+// channels do not, and a vector that lies in two lines takes twice as long. No more than the
+// channels: there is no copy, as the points are too few, or in bands, or the grids too large.
+inline int64_t copied_row(const Problem& problem, const Bands& bands, int64_t copies) {
   constexpr int64_t kLine = 64, kFewest = 16, kOften = 64;
   const int64_t line = kLine / (problem.value_type == ValueType::float64 ? 8 : 4);
+  const int64_t row = ceil_div(problem.channels, line) * line;
   const bool pays =
       (problem.value_type == ValueType::float32 || problem.value_type == ValueType::float64) &&
-      !problem.planes && bands.number == 0 && problem.channels >= kFewest &&
-      problem.entries * kOften <= problem.points_per_grid;
-  return pays ? ceil_div(problem.channels, line) * line : problem.channels;
+      !problem.planes && is_dense(problem) && bands.number == 0 && problem.channels >= kFewest &&
+      problem.entries * kOften <= problem.points_per_grid &&
+      copies * problem.grids * problem.entries * row * bytes_of_sum(problem) <= kSpare;
+  return pays ? row : problem.channels;
 }
 
 // Whether the result is larger than the caches, and so is written past them. (Where the grid is
@@ -209,9 +248,11 @@ inline bool streams(const Problem& problem) {
 // All bands add to one array, so there is one chunk. A tile is as wide as a part of the grid
 // allows: to locate points again for every tile, and to read their gradients in pieces, costs more
 // than it gains.
-inline Plan band_plan(const Problem& problem, const Bands& bands) {
-  return plan_of(problem, tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes),
-                 problem.points_per_grid);
+inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coords) {
+  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  Plan plan = plan_of(problem, tile, problem.points_per_grid);
+  plan.tiles_at_once = tiles_at_once(problem, tile, want_coords);
+  return plan;
 }
 
 }  // namespace crad

@@ -126,8 +126,7 @@ struct PlaneCorners {
 template <Padding padding, int ndim>
 void forward_planes(const Problem& problem, const Range& range, const float* grid,
                     const Output& output) {
-  Geometry<float> geometry = geometry_of<float>(problem);
-  for (int64_t& stride : geometry.stride) stride /= problem.channels;  // of a plane
+  const Geometry<float> geometry = geometry_of<float>(problem);
   const float* coords = static_cast<const float*>(problem.coords);
   const int64_t channels = problem.channels;
   float* const data = static_cast<float*>(output.data);
@@ -147,7 +146,7 @@ void forward_planes(const Problem& problem, const Range& range, const float* gri
       PlaneCorners<ndim> corners;
       corners.template locate<padding>(geometry, block.coord, at);
       for (int64_t c = 0; c < channels; ++c)
-        store(to + c * stride + at, corners.sum(grid + c * problem.entries));
+        store(to + c * stride + at, corners.sum(grid + c * problem.channel_stride));
     }
     if (direct) continue;
     if (planes)

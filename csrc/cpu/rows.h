@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "block.h"
+#include "gradient_rows.h"
 #include "kernels.h"
 #include "row.h"
 #include "transpose.h"
@@ -84,12 +85,29 @@ inline void for_each_apart(F f) {
     for (int i = first; i < kLanes; i += apart) f(i);
 }
 
+// A row of taps and channels whose lanes do not lie next to each other.
+template <int width, int taps>
+Row<width> load_apart(const Problem& problem, const float* grid, uint32_t bits) {
+  float lane[width] = {};
+  const int channels = static_cast<int>(problem.channels);
+  for (int tap = 0, i = 0; tap < taps; ++tap)
+    for (int c = 0; c < channels; ++c, ++i)
+      if (bits >> i & 1)
+        lane[i] = grid[tap * problem.stride[problem.ndim - 1] + c * problem.channel_stride];
+  return Row<width>::load(lane, (uint32_t{1} << width) - 1);
+}
+
 template <bool Values, bool Coords, int width, int taps, class X>
 void backward_rows(const Problem& problem, const Range& range, const float* grid,
-                   const float* grad_output, float* grad_values, X* grad_coords) {
+                   const Gradients& gradients) {
   using Vector = Row<width>;
   const Geometry<X> geometry = geometry_of<X>(problem);
   const X* coords = static_cast<const X*>(problem.coords);
+  float* const grad_values = static_cast<float*>(gradients.grad_values);
+  X* const grad_coords = static_cast<X*>(gradients.grad_coords);
+  const bool apart =
+      problem.channel_stride != 1 || problem.stride[problem.ndim - 1] != problem.channels;
+  GradientRows<float> grad_rows(problem, range, gradients);
   Rows<width, taps, X> rows(problem, geometry);
   const int channels = rows.channels;
   Buffer<Lanes<float>> dot(rows.corners.count);  // of grad_output with the entry of a corner
@@ -103,23 +121,25 @@ void backward_rows(const Problem& problem, const Range& range, const float* grid
     if (range.order && p + kAhead + kLanes <= range.point_end)
       for (int i = 0; i < kLanes; ++i) {
         const int64_t point = range.order[p + kAhead + i];
-        __builtin_prefetch(coords + point * geometry.ndim);
-        __builtin_prefetch(grad_output + point * channels);
+        if (!geometry.coords_strides) __builtin_prefetch(coords + point * geometry.ndim);
+        grad_rows.prefetch(point);
         if (Coords) __builtin_prefetch(grad_coords + point * geometry.ndim, 1);
       }
+    grad_rows.fetch(rows.block.point);
     for (int i = 0; i < kLanes; ++i)
-      grad[i] = Vector::load(grad_output + rows.block.point[i] * channels, rows.lanes_of[1])
-                    .permuted(repeated);
+      grad[i] = Vector::load(grad_rows[i], rows.lanes_of[1]).permuted(repeated);
     for (int r = 0; r < rows.count; ++r) {
       for_each_apart([&](int i) __attribute__((always_inline)) {
-        const auto bits = rows.bits(r, i);
+        const uint32_t bits = rows.bits(r, i);
         const int64_t offset = rows.offset(r, i);
         if (Values)
           multiply_add(rows.weight(r, i), grad[i], Vector::load(grad_values + offset, bits))
               .store(grad_values + offset, bits);
         if (Coords) {
           // A gradient that is no number stays away from corners outside.
-          const Vector row = grad[i].only(bits) * Vector::load(grid + offset, bits);
+          const Vector entries = apart ? load_apart<width, taps>(problem, grid + offset, bits)
+                                       : Vector::load(grid + offset, bits);
+          const Vector row = grad[i].only(bits) * entries;
           memcpy(&product[i / width].row[i % width], &row, sizeof(row));
         }
       });
@@ -137,7 +157,7 @@ void backward_rows(const Problem& problem, const Range& range, const float* grid
     for (int i = 0; i < points; ++i)
       if (!rows.block.finite[i])
         for (int k = 0; k < rows.corners.count; ++k) dot[k][i] = NAN;
-    differentiate(geometry, rows.block, rows.corners, dot, points, grad_coords);
+    differentiate(geometry, rows.block, rows.corners, dot, points, gradients);
   }
 }
 
@@ -166,9 +186,7 @@ bool backward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] 
 #if CRAD_VECTOR_BYTES > 16
   if constexpr (std::is_same_v<T, float>)
     return with_row(problem, [&](auto width, auto taps) {
-      backward_rows<Values, Coords, width, taps>(
-          problem, range, grid, static_cast<const float*>(gradients.grad_output),
-          static_cast<float*>(gradients.grad_values), static_cast<X*>(gradients.grad_coords));
+      backward_rows<Values, Coords, width, taps, X>(problem, range, grid, gradients);
     });
 #endif
   return false;

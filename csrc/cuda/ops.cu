@@ -52,7 +52,7 @@ struct Current {
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t options) {
   const Current current(values);
-  const Call call(kDevice, dense(values), coords, seed, jitter_std, options);
+  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
   Tensor output = torch::stable::new_empty(values, call.output_shape());
   if (!call.empty()) launch_sample(call.problem, current.stream, output.data_ptr());
   return output;
@@ -99,9 +99,10 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
                                            const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
   const Current current(values);
-  const Call call(kDevice, dense(values), coords, seed, jitter_std, options);
+  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
   const Problem& problem = call.problem;
-  const Tensor grad_output = call.checked(grad_output_in);
+  call.check(grad_output_in);
+  const Tensor grad_output = dense(grad_output_in);
   Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
   Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
   if (call.empty()) {

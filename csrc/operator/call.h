@@ -71,9 +71,9 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
-// A call with its tensors kept alive. They are contiguous; `values` in the layout that they are
-// given in, which `problem.planes` may say. For its options, which are one integer, see
-// crad_kernels/_schema.py.
+// A call with its tensors kept alive, in the layout that they are given in; `problem` takes values
+// and coords to be contiguous until it is told otherwise. For its options, which are one integer,
+// see crad_kernels/_schema.py.
 struct Call {
   Tensor values, coords;
   std::optional<Tensor> seed, jitter_std;
@@ -84,7 +84,7 @@ struct Call {
   Call(DeviceType device, const Tensor& values_in, const Tensor& coords_in,
        const std::optional<Tensor>& seed_in, const std::optional<Tensor>& jitter_std_in,
        int64_t options)
-      : values(values_in), coords(dense(coords_in)), problem{} {
+      : values(values_in), coords(coords_in), problem{} {
     STD_TORCH_CHECK(values.device().type() == device && same_device(values, coords),
                     "sample(): expected values and coords on one device, of the backend's type");
     STD_TORCH_CHECK(coords.dim() >= 1, "sample(): expected coords to have an axis");
@@ -95,7 +95,6 @@ struct Call {
                     "sample(): values and coords do not fit together");
     problem.value_type = value_type_of(values);
     problem.coord_type = coord_type_of(coords);
-    set_values(values);
     problem.coords = coords.data_ptr();
     problem.ndim = static_cast<int>(ndim);
     problem.entries = 1;
@@ -104,8 +103,9 @@ struct Call {
       problem.entries *= problem.size[axis];
     }
     STD_TORCH_CHECK(problem.entries > 0, "sample(): expected values to have an entry");
-    problem.channels = problem.row = values.size(values.dim() - 1);
+    problem.channels = values.size(values.dim() - 1);
     problem.grids = batched ? values.size(0) : 1;
+    set_contiguous(values, problem.channels);
     points = coords.numel() / ndim;
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
                     "sample(): values and coords do not have the same batch size");
@@ -133,10 +133,29 @@ struct Call {
     }
   }
 
-  // The same values in another layout.
-  void set_values(const Tensor& laid_out) {
+  // The same values, channels last, with entries that lie `row` elements apart; and so does their
+  // gradient.
+  void set_contiguous(const Tensor& laid_out, int64_t row) {
     values = laid_out;
     problem.values = values.data_ptr();
+    set_dense(problem, row);
+  }
+
+  // Lets the call read values where they lie; their gradient lies as it did.
+  void set_strided(const Tensor& laid_out) {
+    values = laid_out;
+    problem.values = values.data_ptr();
+    const int64_t last = values.dim() - 1;
+    problem.channel_stride = problem.channels == 1 ? 1 : values.stride(last);
+    // Of an axis of one entry, any stride is right, but not every one is small.
+    int64_t stride = problem.channels * problem.channel_stride;
+    for (int axis = problem.ndim - 1; axis >= 0; --axis) {
+      if (problem.size[axis] > 1) stride = values.stride(last - problem.ndim + axis);
+      problem.stride[axis] = stride;
+      stride *= problem.size[axis];
+    }
+    const bool batched = last > problem.ndim;
+    problem.grid_stride = batched ? values.stride(0) : 0;
   }
 
   bool empty() const { return points == 0 || problem.channels == 0; }
@@ -147,16 +166,15 @@ struct Call {
     return shape;
   }
 
-  // The gradient of the output, contiguous.
-  Tensor checked(const Tensor& grad_output_in) const {
+  // Raises unless this is the gradient of an output.
+  void check(const Tensor& grad_output) const {
     const std::vector<int64_t> shape = output_shape();
-    STD_TORCH_CHECK(same_device(grad_output_in, values) &&
-                        grad_output_in.scalar_type() == values.scalar_type() &&
-                        std::equal(shape.begin(), shape.end(), grad_output_in.sizes().begin(),
-                                   grad_output_in.sizes().end()),
+    STD_TORCH_CHECK(same_device(grad_output, values) &&
+                        grad_output.scalar_type() == values.scalar_type() &&
+                        std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
+                                   grad_output.sizes().end()),
                     "sample_backward(): expected grad_output of the shape of the sample, with the "
                     "dtype and device of values");
-    return dense(grad_output_in);
   }
 };
 

@@ -39,7 +39,8 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels) {
   problem.ndim = ndim;
   problem.entries = 1;
   for (int axis = 0; axis < ndim; ++axis) problem.entries *= problem.size[axis] = 5 - axis;
-  problem.channels = problem.row = channels;
+  problem.channels = channels;
+  crad::set_dense(problem, channels);
   problem.grids = 1;
   problem.points_per_grid = kPoints;
   problem.mode = mode;
@@ -58,6 +59,7 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels) {
   const crad::Range range{0, kPoints, 0, channels};
   crad::Output output{};
   output.data = out.data();
+  output.row = channels;
   crad::kernels_baseline.forward(problem, range, output);
   crad::Gradients gradients{};
   gradients.grad_output = grad_output.data();

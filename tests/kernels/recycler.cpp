@@ -3,6 +3,7 @@
 // is kept than may be. Prints what is not so. Argument: number of forks.
 #include "../../csrc/cpu/recycler.h"
 
+#include <malloc.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,6 +58,7 @@ void use_sizes(Recycler& recycler, size_t owner, std::mt19937& random) {
 int main(int, char** arguments) {
   using crad::recycler;
   constexpr size_t kThreads = 4;
+  mallopt(M_ARENA_MAX, 1);  // or each thread may reserve 64 MiB of addresses for small blocks
   const size_t before = mapped();
   std::atomic<bool> done{false};
   std::vector<std::thread> threads;
