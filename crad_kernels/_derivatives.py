@@ -35,6 +35,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
+from crad_kernels import _onnx
 from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
 
@@ -243,6 +244,7 @@ def _install(
     check: Callable[..., None],
     vjp: Callable[..., list[Tensor | None]],
     jvp: Callable[..., Any],
+    in_onnx: Callable[..., Any],
 ) -> Callable[..., Any]:
     """Give an operator its kernel for the Autograd key, and return the shortest way to call it.
 
@@ -252,6 +254,7 @@ def _install(
         check: raises unless the arguments fit together: before a transform gives them other shapes.
         vjp: from (which tensors need a gradient, arguments, cotangents) to the gradients.
         jvp: from (arguments, tangents) to the tangents of the results.
+        in_onnx: what it is made of in ONNX.
     """
 
     straight = operator._op
@@ -297,6 +300,8 @@ def _install(
     apply = cast(Any, Function).apply
 
     def kernel(keys: Any, *args: Any) -> Any:
+        if _onnx.is_exporting():
+            return in_onnx(*args)
         given = args[:tensors]
         differentiates = is_grad_enabled() and _need_grad(given)
         if not (differentiates or fwAD._current_level >= 0 or maybe_current_level() is not None):
@@ -346,6 +351,7 @@ def install(ops: Operators) -> Operators:
         lambda values, coords, *_: check_tensors(values, coords),
         partial(_sample_vjp, calls),
         partial(_sample_jvp, calls),
+        _onnx.sample,
     )
     calls.sample_backward = _install(
         ops.sample_backward,
@@ -353,5 +359,6 @@ def install(ops: Operators) -> Operators:
         lambda *_: None,  # they have been `sample`'s
         partial(_sample_backward_vjp, calls),
         partial(_sample_backward_jvp, calls),
+        _onnx.refuse_derivative,
     )
     return calls

@@ -1,50 +1,63 @@
 """How the operators go to ONNX: as GridSample where it means the same, or else as gathers.
 
-`torch.onnx.export(dynamo=True)` takes apart what it has no translation for, by the decompositions
-that `torch._decomp` keeps; the compilers of PyTorch have tables of their own.
+`torch.onnx.export(dynamo=True)` traces a program anew, with what it has translations for. While it
+does, the operators' kernels for the Autograd key run these forms instead.
 """
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table, meta_table
+from torch._C import _AutoDispatchBelowAutograd
 
 from crad_kernels import reference
-from crad_kernels._schema import PADDING_MODES, Operators, unpack
+from crad_kernels._schema import PADDING_MODES, Operators, library, unpack
 
 # In the order of PyTorch's enumeration.
 _TORCH_MODES = ("linear", "nearest", "cubic")
 
 
+def is_exporting() -> bool:
+    """What `torch.onnx.is_in_onnx_export` returns of this exporter, without importing any."""
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags")
+    return getattr(flags, "_is_onnx_exporting", False)
+
+
 def install(operators: Operators) -> None:
-    """Give the operators of a backend, whichever it is, their way to ONNX."""
-    for operator, decomposition in (
-        (operators.sample, _sample),
-        (operators.sample_backward, _refuse_derivative),
+    """Give the operators of the noise their form; `_derivatives` does so for the others."""
+    for operator, form in (
         (operators.philox, reference.philox),
         (operators.normals, reference.normals),
     ):
-        decomposition_table[operator] = decomposition
-        # Fake tensors would take the decomposition where no meaning on them is known.
-        meta_table[operator] = operator
+        _install(operator, form)
 
 
-def _refuse_derivative(*_: Any) -> Any:
+def _install(operator: Any, form: Callable[..., Any]) -> None:
+    def kernel(keys: Any, *args: Any) -> Any:
+        if is_exporting():
+            return form(*args)
+        with _AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    library.impl(operator, kernel, "Autograd", with_keyset=True)
+
+
+def refuse_derivative(*_: Any) -> Any:
     raise NotImplementedError(
         "sample(): ONNX has no operator for the derivative of a sample; name backend='reference' "
         "to export the operations of PyTorch that it is made of"
     )
 
 
-def _sample(
+def sample(
     values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
 ) -> Tensor:
     mode, padding_mode, align_corners, deterministic, derivative = unpack(options)
     if derivative:
-        _refuse_derivative()
+        refuse_derivative()
     if not _is_grid_sample(values, coords, mode, padding_mode, align_corners):
         return reference.sample(
             values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
