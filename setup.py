@@ -65,6 +65,7 @@ OBJECTS = Path("build/objects")
 KEPT_OBJECTS = 4  # of a source, the last used ones: a few compilers, sanitizers
 
 
+LAUNCHERS = ("ccache", "distcc", "sccache")  # of compilers, which nvcc does not take
 COMPILERS = "g++ (11 or later) or clang++ (14 or later)"
 
 
@@ -81,12 +82,14 @@ class Recipe:
         compile: the command that compiles one of them.
         link: what the linker takes after the objects.
         tools: what the compilers say of themselves.
+        advice: the way out if a source does not compile.
     """
 
     sources: list[Path]
     compile: list[str]
     link: list[str]
     tools: str
+    advice: str
 
 
 def flags(*names: str) -> list[str]:
@@ -127,9 +130,7 @@ def cxx() -> list[str]:
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]
-    raise MissingError(
-        "there is no C++ compiler; install g++ (11 or later) or clang++ (14 or later)"
-    )
+    raise MissingError(f"there is no C++ compiler; install {COMPILERS}")
 
 
 def cuda_toolkit() -> Path:
@@ -171,7 +172,7 @@ def architectures() -> list[str]:
     for name in named:
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
         if match is None:
-            raise SystemExit(
+            raise MissingError(
                 f"TORCH_CUDA_ARCH_LIST: expected compute capabilities such as '8.0 9.0+PTX', but "
                 f"got {name!r}"
             )
@@ -190,6 +191,7 @@ def cpp_recipe(*sources: str) -> Recipe:
         [*command, *CXX_ARGS, *flags("CPPFLAGS", "CFLAGS", "CXXFLAGS")],
         [],
         run([*command, "--version"]),
+        f"choose another compiler by CXX: {COMPILERS}",
     )
 
 
@@ -203,12 +205,13 @@ def cuda_recipe() -> Recipe:
     if runtime is None:
         raise MissingError(f"there is no libcudart_static.a in {toolkit}; install it")
     nvcc = str(toolkit / "bin" / "nvcc")
-    host_args = [f"-ccbin={shutil.which(host[0])}"] if os.environ.get("CXX") else []
+    compiler = next(word for word in host if Path(word).name not in LAUNCHERS)
     return Recipe(
         sorted(Path("csrc/cuda").glob("*.cu")),
-        [nvcc, *NVCC_ARGS, *host_args, *chosen],
+        [nvcc, *NVCC_ARGS, f"-ccbin={shutil.which(compiler)}", *chosen],
         [str(runtime), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"],
         run([nvcc, "--version"]) + run([*host, "--version"]),
+        "choose what this toolkit compiles for by TORCH_CUDA_ARCH_LIST, or its compiler by CXX",
     )
 
 
@@ -228,7 +231,9 @@ def digest(source: Path, recipe: Recipe) -> str:
             files.add(path)
             for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
                 todo.append(Path(os.path.normpath(path.parent / name)))
-    hashed = hashlib.sha256(repr((recipe.compile, recipe.tools)).encode())
+    heeded = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "CPATH", "CPLUS_INCLUDE_PATH")
+    environment = [os.environ.get(name) for name in heeded]
+    hashed = hashlib.sha256(repr((recipe.compile, recipe.tools, environment)).encode())
     for path in sorted(files):
         hashed.update(f"\0{path}\0".encode() + path.read_bytes())
     return hashed.hexdigest()[:20]
@@ -246,9 +251,7 @@ def compiled(source: Path, recipe: Recipe) -> Path:
             print(run([*recipe.compile, "-c", str(source), "-o", str(part)]), end="")
             part.replace(target)
         except MissingError as error:
-            raise MissingError(
-                f"{source} does not compile: {error}; choose another compiler by CXX: {COMPILERS}"
-            ) from error
+            raise MissingError(f"{source} does not compile: {error}; {recipe.advice}") from error
         finally:
             part.unlink(missing_ok=True)
     others = sorted(OBJECTS.glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime)

@@ -73,7 +73,11 @@ def _slope(function: _Function, component: int, values: Tensor, coords: Tensor) 
     """The derivative of a sample along a component of its coordinates."""
     along = torch.zeros_like(coords)
     along[..., component] = 1
-    slope: Tensor = torch.func.jvp(partial(function, values), (coords,), (along,))[1]
+    # The derivative along a direction in reverse mode, twice: the caller may be in forward mode,
+    # which does not nest.
+    out, backward = torch.func.vjp(partial(function, values), coords)[:2]
+    forward = torch.func.vjp(lambda grad: backward(grad)[0], torch.zeros_like(out))[1]
+    slope: Tensor = forward(along)[0]
     return slope
 
 

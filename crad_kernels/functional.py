@@ -100,7 +100,7 @@ def sample(
         if coords.dtype in _HALVES and is_autocast_enabled(device.type):
             coords = coords.float()
         # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
-        if backend is None and compiler._is_exporting_flag:
+        if backend is None and getattr(compiler, "_is_exporting_flag", False):
             name = _schema.NEUTRAL  # the program picks one where it runs
         else:
             name = choose(backend, device, coords.shape[-1]).name
@@ -233,10 +233,7 @@ def grid_sample(
     return out.reshape(-1).view(out.shape)
 
 
-SCRIPT_UNSUPPORTED = (
-    "crad_kernels is not for torch.jit.script; use torch.compile, or torch.export for a program "
-    "without Python"
-)
+SCRIPT_UNSUPPORTED = "crad_kernels is not for torch.jit.script; use torch.compile or torch.export"
 # Where `torch.jit.script` looks for what to say of a function, in the functions that call it too.
 for _function in (sample, grid_sample):
     setattr(_function, "__script_unsupported", SCRIPT_UNSUPPORTED)

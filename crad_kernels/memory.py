@@ -105,6 +105,11 @@ class GridMemory(nn.Module):
         """`torch.jit.script` asks for a module that it can compile: there is none."""
         raise RuntimeError(f"GridMemory: {SCRIPT_UNSUPPORTED}")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "values" in self._parameters:  # pickled as a whole, under the former name
+            self._parameters["weight"] = self._parameters.pop("values")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         former, name = prefix + "values", prefix + "weight"
         if former in state_dict and name not in state_dict:

@@ -37,7 +37,7 @@ FAULTS = {
     },
     "crad_kernels/_derivatives.py": {
         "sum of terms": ("derivatives", "sum(given[1:],", "sum(given[2:],"),
-        "wanted gradient": ("derivatives", "needs[0], needs[1])", "needs[0], needs[0])"),
+        "wanted gradient": ("derivatives", "for_coords or for_std)", "for_coords and for_std)"),
     },
     "crad_kernels/_vmap.py": {
         "axis of slices": ("derivatives", "out.ndim - 2", "out.ndim - 1"),
@@ -80,7 +80,7 @@ FAULTS = {
         "plane end": ("sample", "- kept_inside(entry, size - 1)", "- kept_inside(entry, size - 0)"),
     },
     "csrc/cpu/order.h": {
-        "pieces of the points": ("sample", "i % pieces * kPiece", "i % pieces / kPiece"),
+        "pieces of the points": ("sample", "pieces * piece_points", "pieces / piece_points"),
     },
     "csrc/cpu/kernels_impl.h": {
         "sixteen corners": ("sample", "blend<16,", "blend<15,"),
@@ -147,7 +147,7 @@ def copy_to(folder: Path) -> str:
 
 def build(folder: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", "objects"],
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=folder,
         env={**os.environ, "CRAD_KERNELS_BUILD": "cpu", "CRAD_KERNELS_OPTIMIZATION": "-O0"},
         capture_output=True,

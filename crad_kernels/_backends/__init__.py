@@ -66,17 +66,20 @@ class Backend:
         """Why a GPU cannot run it; empty if it can, or if it is no backend for GPUs."""
         if self.unfit_gpu is None or device.type != "cuda":
             return ""
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return _unfit(self.name, index)
+        return _unfit(self.name, device.index)
 
 
 # What `Backend.unfit_gpu` has said, by name and index: no GPU changes.
 _UNFIT: dict[tuple[str, int], str] = {}
 
 
-def _unfit(name: str, index: int) -> str:
+def _unfit(name: str, index: int | None) -> str:
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.device_count() else 0
     key = name, index
     if key not in _UNFIT:
+        if index >= torch.cuda.device_count():
+            return ""  # fake tensors may be on the GPU of another machine
         says = _TABLE[name].unfit_gpu
         _UNFIT[key] = says(index) if says else ""
     return _UNFIT[key]

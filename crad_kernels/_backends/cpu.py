@@ -1,9 +1,8 @@
 """The CPU backend: C++ in `csrc/cpu`."""
 
 import ctypes
-import importlib.util
 
-from crad_kernels._backends.library import load
+from crad_kernels._backends.library import load, path_of
 
 MISSING = load("_cpu", "a C++17 compiler (g++ or clang++)")
 
@@ -15,9 +14,5 @@ def release_memory() -> None:
     the next ones. Other backends keep nothing; where the CPU backend's library is missing, this
     does nothing.
     """
-    if MISSING:
-        return
-    spec = importlib.util.find_spec("crad_kernels._cpu")
-    assert spec is not None
-    assert spec.origin is not None  # it has been loaded
-    ctypes.CDLL(spec.origin).crad_kernels_release_memory()
+    if not MISSING:
+        ctypes.CDLL(path_of("_cpu")).crad_kernels_release_memory()

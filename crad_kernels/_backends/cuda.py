@@ -1,11 +1,10 @@
 """The CUDA backend: CUDA C++ in `csrc/cuda`."""
 
 import ctypes
-import importlib.util
 
 import torch
 
-from crad_kernels._backends.library import load
+from crad_kernels._backends.library import load, path_of
 
 
 def _missing() -> str:
@@ -16,17 +15,15 @@ def _missing() -> str:
 
 def unfit_gpu(index: int) -> str:
     """Why the library has no code for a GPU and how to get it; empty if it has."""
-    spec = importlib.util.find_spec("crad_kernels._cuda")
-    assert spec is not None
-    assert spec.origin is not None  # it has been loaded
-    oldest = ctypes.CDLL(spec.origin).crad_kernels_oldest_architecture() // 10
+    oldest = ctypes.CDLL(path_of("_cuda")).crad_kernels_oldest_architecture() // 10
     major, minor = torch.cuda.get_device_capability(index)
     if 10 * major + minor >= oldest:
         return ""
     return (
         f"its library was built for compute capability {oldest / 10} and later, but "
         f"{torch.cuda.get_device_name(index)} has {major}.{minor}; run "
-        f"`TORCH_CUDA_ARCH_LIST={major}.{minor} pip install -e .` again, or use backend='triton'"
+        f"`TORCH_CUDA_ARCH_LIST={major}.{minor}+PTX pip install -e .` again, or use "
+        "backend='triton'"
     )
 
 

@@ -130,7 +130,7 @@ void read_strided(const Kernels& kernels, Call& call, const Tensor& values, int6
   if (pass == Pass::forward && has_planes(call.problem) && samples_planes(call.problem)) return;
   if (is_channels_first(values, batch_axes))
     call.set_contiguous(channels_last(kernels, values, batch_axes), call.problem.channels);
-  else if (values.numel() * bytes_of(values.scalar_type()) <= kSmall)
+  else if (values.numel() <= kSmall / bytes_of(values.scalar_type()))
     call.set_contiguous(dense(values), call.problem.channels);
 }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crad_kernels import backends, sample
-from crad_kernels._backends import _TABLE, Backend, choose, default, triton
+from crad_kernels._backends import _TABLE, Backend, choose, default, library, triton
 from crad_kernels._backends.library import load
 from tests.cases import JUDGE
 
@@ -97,7 +97,7 @@ def test_an_unusable_backend_is_not_chosen(unusable: str) -> None:
 def test_a_library_that_was_not_built_says_how_to_build_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(library, "path_of", lambda name: None)
     assert "install a compiler" in load("_cpu", "a compiler")
     assert "pip install" in load("_cpu", "a compiler")
 
@@ -107,8 +107,7 @@ def test_a_library_that_does_not_load_is_named(
 ) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
-    spec = ModuleSpec("crad_kernels._cpu", None, origin=str(broken))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(library, "path_of", lambda name: str(broken))
     assert str(broken) in load("_cpu", "a compiler")
     assert "pip install" in load("_cpu", "a compiler")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crad_kernels import _backends, backends, sample
 from crad_kernels._backends import _TABLE, Backend, choose, cuda, default, triton
@@ -109,6 +110,17 @@ def test_a_gpu_is_asked_once(
     for index in (0, 1, 0, 1, 0):
         default(gpu(index), 2)
     assert asked == [0, 1]
+
+
+def test_a_gpu_that_is_not_here_is_not_asked(with_gpus: Callable[..., None]) -> None:
+    """Programs for a GPU are exported on machines without one, from fake tensors."""
+    with_gpus()
+    assert default(gpu(0), 2).name == "cuda"
+    assert default(gpu(), 2).name == "cuda"
+    assert choose("triton", gpu(3), 2).name == "triton"
+    with FakeTensorMode():
+        values = torch.empty(4, 3, 2, device="cuda:1")
+        assert sample(values, torch.empty(5, 2, device="cuda:1")).shape == (5, 2)
 
 
 def test_no_gpu_is_asked_for_tensors_on_the_cpu(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,21 +269,38 @@ def test_a_program_of_a_named_backend_still_runs(compiled_backend: str) -> None:
 @pytest.mark.slow
 def test_a_saved_program_runs_where_nothing_was_compiled(tmp_path: Path) -> None:
     values, coords, _ = CASES[0].tensors()
-    program = export(Module(lambda v, x: sample(v, x, jitter_std=0.1, seed=4)), (values, coords))
-    torch.export.save(program, tmp_path / "program.pt2")
+
+    def call(values: Tensor, coords: Tensor) -> Tensor:
+        return sample(values, coords, mode="cubic", jitter_std=0.1, seed=4)
+
+    def tangent(values: Tensor, coords: Tensor) -> Tensor:
+        # Without jitter: torch cannot save a program with a tensor that `jvp` makes.
+        function = partial(sample, mode="cubic")
+        along = values.cos(), coords.sin()
+        result: Tensor = torch.func.jvp(function, (values, coords), along)[1]
+        return result
+
+    torch.export.save(export(Module(call), (values, coords)), tmp_path / "program.pt2")
+    exports_tangents = torch.__version__ >= (2, 13)
+    if exports_tangents:
+        torch.export.save(export(Module(tangent), (values, coords)), tmp_path / "tangent.pt2")
     torch.save((values, coords), tmp_path / "arguments.pt")
     script = """
-import importlib.util, sys, torch
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if "crad_kernels._" in name else find(name, *a)
+import os, torch
+from importlib.machinery import PathFinder
+find, libraries = PathFinder.find_spec, ["crad_kernels._cpu", "crad_kernels._cuda"]
+PathFinder.find_spec = lambda name, *rest: None if name in libraries else find(name, *rest)
 import crad_kernels
 assert not crad_kernels.backends()["cpu"].usable
 program = torch.export.load("program.pt2").module()
 arguments = torch.load("arguments.pt")
+tangents = []
+if os.path.exists("tangent.pt2"):
+    tangents.append(torch.export.load("tangent.pt2").module()(*arguments))
 leaves = [each.requires_grad_() for each in arguments]
 out = program(*leaves)
 gradients = torch.autograd.grad(out.square().sum(), leaves)
-torch.save([out.detach(), *gradients], "results.pt")
+torch.save([out.detach(), *gradients, *tangents], "results.pt")
 """
     root = Path(__file__).parents[2]
     subprocess.run(
@@ -292,9 +310,10 @@ torch.save([out.detach(), *gradients], "results.pt")
         check=True,
         timeout=120,
     )
+    tangents = [tangent(values, coords)] if exports_tangents else []
     leaves = values.requires_grad_(), coords.requires_grad_()
-    out = sample(*leaves, jitter_std=0.1, seed=4)
-    expected = [out, *torch.autograd.grad(out.square().sum(), leaves)]
+    out = call(*leaves)
+    expected = [out, *torch.autograd.grad(out.square().sum(), leaves), *tangents]
     for got, wanted in zip(torch.load(tmp_path / "results.pt"), expected, strict=True):
         assert_near(got, wanted, 1e-6)  # the normals are float32
 

@@ -29,7 +29,7 @@ SORTED = 12
 
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
-# A name, how many points are sorted, and what makes tensors and returns a call on them.
+# A name, bytes beyond `BOUND`, and what makes tensors and returns a call on them.
 Named = tuple[str, int, Callable[[], Call]]
 
 
@@ -75,7 +75,7 @@ def of_coords() -> Iterator[Named]:
         )
         yield (
             f"coords {name}, backward",
-            points,
+            SORTED * points,
             lambda make=make: backward(
                 torch.ones(20, 20, 20, 20, 1), make(), one(), want_coords=False, mode="nearest"
             ),
@@ -91,7 +91,7 @@ def of_grad_output() -> Iterator[Named]:
         "transposed": lambda: torch.ones(channels, points).T,
         "sliced": lambda: torch.ones(points, channels + 8)[:, 3 : channels + 3],
     }
-    for size, bands in ((8, 8), 0), ((90, 80), points):
+    for size, bands in ((8, 8), 0), ((90, 80), SORTED * points):
         for name, make in gradients.items():
             if bands and name == "transposed":
                 continue  # which is copied there
@@ -120,12 +120,12 @@ def of_values() -> Iterator[Named]:
         where = (20, points // 20, 2) if batched else (points, 2)
         yield (
             f"values {name}, forward",
-            points,
+            SORTED * points,
             lambda make=make, where=where: forward(make(), uniform(*where)),
         )
         yield (
             f"values {name}, backward",
-            points,
+            SORTED * points,
             lambda make=make, where=where: backward(make(), uniform(*where), one()),
         )
 
@@ -133,7 +133,7 @@ def of_values() -> Iterator[Named]:
 def of_much() -> Iterator[Named]:
     yield (
         "tiles of channels",
-        200_000,
+        SORTED * 200_000,
         lambda: backward(torch.ones(40, 40, 40, 256), uniform(200_000, 3), one()),
     )
     yield (
@@ -145,16 +145,43 @@ def of_much() -> Iterator[Named]:
     )
     yield (
         "grids in bands",
-        160_000,
+        SORTED * 160_000,
         lambda: backward(torch.ones(400, 30, 20, 70), uniform(400, 400, 2), one()),
     )
-    yield "planes", 810_000, lambda: forward(torch.ones(9, 300, 300, 7), uniform(9, 90_000, 2))
+    yield (
+        "planes",
+        SORTED * 810_000,
+        lambda: forward(torch.ones(9, 300, 300, 7), uniform(9, 90_000, 2)),
+    )
     yield (
         "half precision",
-        100_000,
+        SORTED * 100_000,
         lambda: backward(
             torch.ones(1024, 1024, 32, dtype=torch.bfloat16), uniform(100_000, 2), one(), False
         ),
+    )
+
+
+def of_channels_first() -> Iterator[Named]:
+    """Values and their gradient may be copied once each, and the result or its gradient."""
+    points, grid, out = 200_000, 4 * 64 * 500 * 600, 4 * 64 * 200_000
+
+    def values() -> Tensor:
+        return torch.ones(64, 500, 600).movedim(0, -1)
+
+    def grad_output() -> Tensor:
+        return torch.ones(64, points).T
+
+    copies = SORTED * points + out
+    yield (
+        "channels first, forward",
+        copies + grid,
+        lambda: forward(values(), uniform(points, 2)),
+    )
+    yield (
+        "channels first, backward",
+        copies + 2 * grid,
+        lambda: backward(values(), uniform(points, 2), grad_output()),
     )
 
 
@@ -212,8 +239,8 @@ def measure() -> None:
     """Print what every call takes, as JSON: name to bytes and bound."""
     torch.set_num_threads(1)  # one that has started others must not fork
     forward(torch.ones(2, 2, 1), uniform(1, 2))()
-    calls = chain(of_coords(), of_grad_output(), of_values(), of_much())
-    peaks = {name: (taken(make), BOUND + SORTED * points) for name, points, make in calls}
+    calls = chain(of_coords(), of_grad_output(), of_values(), of_much(), of_channels_first())
+    peaks = {name: (taken(make), BOUND + more) for name, more, make in calls}
     peaks |= {f.__name__: (taken(lambda f=f: f), 0) for f in TEMPORARIES}
     print(json.dumps(peaks))
 

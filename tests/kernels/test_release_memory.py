@@ -1,6 +1,7 @@
 """Memory that the CPU backend keeps: for results of any size, no more than it says, until told."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,8 @@ try:
     result(120), [result(100) for _ in range(9)]
 except RuntimeError as error:
     assert "not enough memory for a result of" in str(error)
+else:
+    raise SystemExit("it was not refused")
 """
 
 
@@ -147,7 +150,13 @@ def build(tmp_path: Path) -> Callable[..., Path]:
 
     def compile_it(*flags: str) -> Path:
         program, source = tmp_path / "recycler", Path(__file__).with_name("recycler.cpp")
-        command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-pthread", *flags]
+        command = [
+            *shlex.split(os.environ.get("CXX", "c++")),
+            "-std=c++17",
+            "-O1",
+            "-pthread",
+            *flags,
+        ]
         try:
             done = subprocess.run(
                 [*command, str(source), "-o", str(program)], capture_output=True, text=True
@@ -171,4 +180,6 @@ def test_threads_share_it_while_the_process_forks(
     build: Callable[..., Path], flags: tuple[str, ...], forks: int
 ) -> None:
     done = subprocess.run([build(*flags), str(forks)], capture_output=True, text=True, timeout=300)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this compiler's sanitizer does not know the addresses of this kernel")
     assert not done.returncode, done.stderr

@@ -26,6 +26,7 @@ def call(channels, points):
 def threads():
     return len(os.listdir("/proc/self/task"))
 
+call(1, 1)  # the engine of autograd has a thread for each GPU
 before = threads()
 for channels, points in ((1, 4_900), (3, 4_900), (16, 4_000), (128, 600), (4096, 15)):
     call(channels, points)

@@ -115,11 +115,11 @@ def test_the_gradient_of_one_position_is_that_of_its_four_entries(model: CRAD) -
 def test_the_gradient_of_a_batch_is_that_of_a_step(model: CRAD) -> None:
     feature = torch.randn(2, 4, 2, 3)
     found = entry_gradients(model, feature, (0, 0, 0), jitter=False).batch
-    assert model.local_representation.memory.values.grad is None  # the model is left as it is
+    assert model.local_representation.memory.weight.grad is None  # the model is left as it is
     model.train()
     model.local_representation.jitter_prob = 0.0
     model(feature).loss.backward()
-    expected = model.local_representation.memory.values.grad.norm(dim=-1)
+    expected = model.local_representation.memory.weight.grad.norm(dim=-1)
     torch.testing.assert_close(found, expected)
 
 
