@@ -173,7 +173,7 @@ class Calls(nn.Module):
 )
 def test_scripts_are_refused_with_the_way_out(make: Callable[[], Any]) -> None:
     with pytest.raises(
-        RuntimeError, match=r"not for torch\.jit\.script; use torch\.compile, or torch\.export"
+        RuntimeError, match=r"not for torch\.jit\.script; use torch\.compile or torch\.export"
     ):
         torch.jit.script(make())
 
