@@ -127,12 +127,13 @@ class Setting:
 def multiplied(precision: str) -> Iterator[None]:
     """Let the device multiply float32 as a precision of `PRECISIONS` says."""
     tf32 = PRECISIONS[precision][0]
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -153,6 +153,6 @@ def test_a_gpu_that_is_too_old_for_the_library_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (3, 5))
-    assert "A GPU has 3.5; run `TORCH_CUDA_ARCH_LIST=3.5 pip install" in record.reason
+    assert "A GPU has 3.5; run `TORCH_CUDA_ARCH_LIST=3.5+PTX pip install" in record.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (99, 0))
     assert record.usable
