@@ -19,6 +19,13 @@ from crad_kernels.functional import (
 )
 
 
+def _integer(number: Any) -> int:
+    """`operator.index`, which takes bools too, without them."""
+    if isinstance(number, bool):
+        raise TypeError(f"{number} is no size")
+    return operator.index(number)
+
+
 class GridMemory(nn.Module):
     """A learnable N-dimensional grid: coordinates in, interpolated entries out.
 
@@ -30,7 +37,7 @@ class GridMemory(nn.Module):
         channels: channels C of an entry.
         resolution: entries per axis, an int for all axes or one per axis in size order (the axis
             that the *last* component of a coordinate moves along comes first).
-        ndim: number of axes D, if ``resolution`` is an int; else it follows from it.
+        ndim: number of axes D, by default as many as ``resolution`` has entries, or 2 for an int.
         jitter_std: standard deviation of the Gaussian jitter in [-1, 1] units, a float or one per
             component in coords order. A ``torch.nn.Parameter`` is learned, and another tensor
             becomes a buffer: 0-d or ``(D,)``, as in `crad_kernels.sample`.
@@ -45,15 +52,15 @@ class GridMemory(nn.Module):
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if ``channels`` or ``resolution`` is not positive, ``jitter_std`` negative, or a
-            mode or the backend unknown.
+        ValueError: if ``channels`` or ``resolution`` is not positive, ``ndim`` not its length,
+            ``jitter_std`` negative, or a mode or the backend unknown.
     """
 
     def __init__(
         self,
         channels: int,
         resolution: int | Sequence[int],
-        ndim: int = 2,
+        ndim: int | None = None,
         *,
         jitter_std: float | Sequence[float] | Tensor = 0.0,
         mode: str = "linear",
@@ -64,10 +71,12 @@ class GridMemory(nn.Module):
         super().__init__()
         try:
             if isinstance(resolution, numbers.Integral):
-                size = (int(resolution),) * operator.index(ndim)
+                ndim = 2 if ndim is None else _integer(ndim)
+                size = (_integer(resolution),) * ndim
             else:
-                size = tuple(map(operator.index, cast(Sequence[int], resolution)))
-            channels = operator.index(channels)
+                size = tuple(map(_integer, cast(Sequence[int], resolution)))
+                ndim = len(size) if ndim is None else _integer(ndim)
+            channels = _integer(channels)
         except TypeError as error:
             raise TypeError(
                 "GridMemory(): expected channels and ndim to be ints, and resolution an int or "
@@ -77,6 +86,11 @@ class GridMemory(nn.Module):
             raise ValueError(
                 "GridMemory(): expected channels and resolution to be positive, but got "
                 f"channels={channels} and resolution={resolution} with ndim={ndim}"
+            )
+        if ndim != len(size):
+            raise ValueError(
+                f"GridMemory(): expected ndim to be the length of resolution, {len(size)}, but got "
+                f"{ndim}; leave it out"
             )
         check_options(mode, padding_mode, align_corners)
         if isinstance(jitter_std, Tensor):

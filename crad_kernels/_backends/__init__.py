@@ -176,10 +176,14 @@ def choose(name: str | None, device: torch.device, ndim: int) -> Backend:
         raise ValueError(f"sample(): the backend {name!r} is not usable here: {backend.missing}")
     if unfit := backend.unfit(device):
         raise ValueError(f"sample(): the backend {name!r} cannot run on {device}: {unfit}")
+    if backend.max_ndim is not None and ndim > backend.max_ndim:
+        raise ValueError(
+            f"sample(): the backend {name!r} takes at most {backend.max_ndim} dimensions, but got "
+            f"{ndim}; leave backend=None to have one chosen"
+        )
     if not backend.takes(device, ndim):
         raise ValueError(
-            f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)} and "
-            f"at most {backend.max_ndim} dimensions, but got {ndim} dimensions on {device.type}; "
-            "leave backend=None to have one chosen"
+            f"sample(): the backend {name!r} takes tensors on {' or '.join(backend.devices)}, but "
+            f"got one on {device.type}; leave backend=None to have one chosen"
         )
     return backend

@@ -337,6 +337,18 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 ValueError,
                 ["GridMemory()", "positive", "ndim=0"],
             ),
+            (
+                "memory of other axes",
+                lambda: GridMemory(3, (4, 4), ndim=3),
+                ValueError,
+                ["GridMemory()", "ndim", "the length of resolution, 2", "got 3"],
+            ),
+            (
+                "memory of a bool",
+                lambda: GridMemory(True, 4),
+                TypeError,
+                ["GridMemory()", "channels=True"],
+            ),
         )
     ],
 )
@@ -357,7 +369,7 @@ def test_more_dimensions_than_a_backend_takes(compiled_backend: str) -> None:
 
 
 def test_a_device_that_a_backend_does_not_take(compiled_backend: str) -> None:
-    with pytest.raises(ValueError, match=r"takes tensors on .*got 2 dimensions on meta"):
+    with pytest.raises(ValueError, match=r"takes tensors on .*, but got one on meta"):
         sample(VALUES.to("meta"), COORDS.to("meta"), backend=compiled_backend)
 
 
