@@ -20,8 +20,8 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_TIMEOUT = 10.0  # seconds
 
 
-class DownloadError(Exception):
-    """Why the hub does not give weights."""
+class DownloadError(BackboneError):
+    """Weights that the hub does not give; the message says why, and no way out."""
 
 
 def read_weights(name: str, path: Path | None = None) -> tuple[dict[str, Tensor], Path]:
