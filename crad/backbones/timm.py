@@ -115,5 +115,5 @@ def _load(name: str, path: Path | None) -> Any:
     except Exception as error:
         raise BackboneError(
             f"weights: '{path}' does not fit '{name}' ({summary(error)}); give the weights of this "
-            "model"
+            "model, or name theirs with --backbone"
         ) from error
