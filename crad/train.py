@@ -30,7 +30,7 @@ from crad.scoring.calibration import check_share, decision_scores, take_threshol
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
-from crad.train_options import TrainOptions, parse_options
+from crad.train_options import TrainOptions, parse_options, settle_backbone
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.features import map_features
@@ -56,20 +56,25 @@ _BEGIN_AGAIN = "no epoch was finished; start again with the same command"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     run_command(
-        lambda: train(parse_options(arguments)),
+        lambda: train(arguments),
         again="run the same command again, with --resume if an epoch was finished",
         less_memory=_LESS_MEMORY,
         shared=True,
     )
 
 
-def train(options: TrainOptions) -> Results:
+def train(arguments: Sequence[str] | None = None) -> Results:
     """Train one model for all classes, or with ``--separate`` one for each.
 
+    Args:
+        arguments: of a command line; None takes those of the process.
+
     Raises:
-        CradError: what `train_model` raises.
+        CradError: what `parse_options` and `train_model` raise.
     """
+    options = parse_options(arguments)
     with processes.joined(select_device(options.compute.device)):
+        options = settle_backbone(options, arguments)
         return train_separately(options) if options.output.separate else train_model(options)
 
 

@@ -9,12 +9,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from crad.backbones import SCATTERING
+from crad.backbones import AUTO, SCATTERING
 from crad.command_line import ComputeOptions, parse
-from crad.config import DEFAULT_BACKBONE, PRESETS, Config
+from crad.config import PRESETS, Config, ModelConfig
 from crad.data import full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.errors import UsageError
+from crad.training import processes
 from crad.training.checkpoint import read_checkpoint
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
@@ -51,11 +52,17 @@ class TrainOptions:
 
     def with_bit_depth(self, bit_depth: int) -> "TrainOptions":
         """The same options for images of a bit depth."""
-        model = replace(self.config.model, bit_depth=bit_depth)
+        return self._with_model(replace(self.config.model, bit_depth=bit_depth))
+
+    def with_backbone(self, backbone: str) -> "TrainOptions":
+        """The same options with another backbone."""
+        return self._with_model(replace(self.config.model, backbone=backbone))
+
+    def _with_model(self, model: ModelConfig) -> "TrainOptions":
         return replace(self, config=replace(self.config, model=model))
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
+def parse_options(arguments: Sequence[str] | None = None, *, auto: str = AUTO) -> TrainOptions:
     """Read the command line; a wrong one prints what is wrong and exits with code 2.
 
     The defaults depend on the data, the backbone and the preset, or come from the checkpoint to
@@ -63,19 +70,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
 
     Args:
         arguments: None takes those of the process.
+        auto: the backbone that ``auto`` stands for, once `settle_backbone` knows it.
 
     Raises:
         CheckpointError: the checkpoint to resume cannot be read.
         UsageError: an option is out of range.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    default = _default_options(arguments, auto)
     options = parse(
-        TrainOptions,
-        arguments,
-        command="train",
-        description=_DESCRIPTION,
-        default=_default_options(arguments),
+        TrainOptions, arguments, command="train", description=_DESCRIPTION, default=default
     )
+    if options.config.model.backbone == AUTO:  # a run to resume has one already
+        options = options.with_backbone(default.config.model.backbone)
     if options.output.resume and options.output.overwrite:
         raise UsageError("use either --resume or --overwrite, not both")
     if not options.config.data.source:
@@ -89,12 +96,28 @@ def parse_options(arguments: Sequence[str] | None = None) -> TrainOptions:
     return options
 
 
-def _default_options(arguments: Sequence[str]) -> TrainOptions:
+def settle_backbone(options: TrainOptions, arguments: Sequence[str] | None) -> TrainOptions:
+    """Choose the backbone that ``auto`` stands for, in all processes the same, and say why.
+
+    Args:
+        options: as `parse_options` gives them; those with a backbone stay as they are.
+        arguments: of the command line, which is read again, as defaults depend on the backbone.
+    """
+    if options.config.model.backbone != AUTO:
+        return options
+    from crad.backbones.auto import choose_backbone  # imports timm, which takes seconds
+
+    choice = processes.on_main(lambda: choose_backbone(options.config.model.weights))
+    print(choice, flush=True)
+    return parse_options(arguments, auto=choice.name)
+
+
+def _default_options(arguments: Sequence[str], auto: str) -> TrainOptions:
     """The defaults that a command line asks for, which may be those of the run to resume."""
     found = _look_ahead(arguments)
     name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
     run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
-    config = default_config(arguments)
+    config = default_config(arguments, auto=auto)
     if found.resume:
         stored = _config_of(run, separate=found.separate)
         if not stored and found.output and not found.data:
@@ -120,15 +143,17 @@ def _config_of(run: RunFolder, *, separate: bool) -> Config | None:
     return None
 
 
-def default_config(arguments: Sequence[str]) -> Config:
+def default_config(arguments: Sequence[str], *, auto: str = AUTO) -> Config:
     """The settings that hold unless options say otherwise: those for the data and the backbone.
 
     Args:
         arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
+        auto: the backbone that ``auto`` stands for, if that is known.
     """
     found = _look_ahead(arguments)
     source = found.data or "demo"
-    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else DEFAULT_BACKBONE)
+    backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else AUTO)
+    backbone = auto if backbone == AUTO else backbone
     preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share

@@ -11,9 +11,20 @@ from pathlib import Path
 from crad.backbones.base import Backbone
 from crad.errors import BackboneError
 
-__all__ = ["BACKBONES", "SCATTERING", "Backbone", "create_backbone"]
+__all__ = [
+    "AUTO", "BACKBONES", "LITE", "PUBLISHED", "SCATTERING", "Backbone", "create_backbone",
+]  # fmt: skip
 
 SCATTERING = "scattering"
+
+PUBLISHED = "tf_efficientnet_b4.aa_in1k"
+"""The timm model of the paper."""
+
+LITE = "tf_efficientnet_lite0"
+"""The timm model for machines that cannot reach the hub: a package has its weights."""
+
+AUTO = "auto"
+"""Stands for the best of these three whose weights can be had; see `crad.backbones.auto`."""
 
 BACKBONES = {SCATTERING: "crad.backbones.scattering"}
 """Modules of our own backbones by name; any other name is that of a timm model."""
@@ -26,8 +37,8 @@ def create_backbone(
 
     Args:
         name: one of `BACKBONES`, or a timm model such as ``"tf_efficientnet_b4.aa_in1k"``.
-        weights: a ``.safetensors`` or PyTorch file with the weights of a timm model, instead of a
-            download.
+        weights: a ``.safetensors`` or PyTorch file with the weights of a timm model. None takes
+            those in the cache of the hub, in a package of ``crad[lite]`` or on the hub.
         pretrained: False downloads nothing and leaves the weights to `load_state_dict`.
         components: principal components that ``"scattering"`` keeps.
 

@@ -6,13 +6,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from crad.backbones.base import Backbone
-from crad.backbones.weights import download_weights, summary
+from crad.backbones.weights import read_weights, summary
 from crad.errors import BackboneError
-from crad.tensor_files import read_tensors
 
 _SEED = 20240924  # of random weights, which no file holds
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
@@ -104,14 +102,9 @@ def _create_loaded(name: str, state: dict[str, Tensor], **classes: Any) -> Any:
 
 
 def _load(name: str, path: Path | None) -> Any:
-    """The whole model with the weights of a file or the hub, of any number of classes."""
+    """The whole model with the weights of a file, or those found, of any number of classes."""
+    state, path = read_weights(name, path)
     config: Any = timm.get_pretrained_cfg(name)
-    if path is None:
-        path = download_weights(name, config.hf_hub_id or "", config.hf_hub_filename)
-    try:
-        state = clean_state_dict(read_tensors(path))
-    except ValueError as error:
-        raise BackboneError(f"weights: {error}") from error
     try:
         return _create_loaded(name, dict(state))
     except Exception:  # timm raises nearly anything for weights that do not fit
@@ -122,5 +115,5 @@ def _load(name: str, path: Path | None) -> Any:
     except Exception as error:
         raise BackboneError(
             f"weights: '{path}' does not fit '{name}' ({summary(error)}); give the weights of this "
-            "model"
+            "model, or name theirs with --backbone"
         ) from error

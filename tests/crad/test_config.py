@@ -29,7 +29,7 @@ def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
 
 def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
     config = parse_options(["--data", "parts/"]).config
-    assert config.model.backbone == "tf_efficientnet_b4.aa_in1k"
+    assert config.model.backbone == "auto"
     assert (config.model.preset, config.model.image_size) == ("crad", 224)
     assert (config.training.epochs, config.training.batch_size) == (50, 64)
     assert (config.model.depth, config.model.expansion) == (11, 864)
