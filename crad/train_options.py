@@ -14,6 +14,7 @@ from crad.command_line import ComputeOptions, parse
 from crad.config import DEFAULT_BACKBONE, PRESETS, Config
 from crad.data import full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.data.frames import Frame
 from crad.errors import UsageError
 from crad.training.checkpoint import read_checkpoint
 from crad.training.run_folder import RunFolder
@@ -52,6 +53,12 @@ class TrainOptions:
     def with_bit_depth(self, bit_depth: int) -> "TrainOptions":
         """The same options for images of a bit depth."""
         model = replace(self.config.model, bit_depth=bit_depth)
+        return replace(self, config=replace(self.config, model=model))
+
+    def with_frame(self, frame: Frame) -> "TrainOptions":
+        """The same options for images that are brought to a frame."""
+        fitted = (frame.height, frame.width, frame.stride) if frame.stride else None
+        model = replace(self.config.model, fitted=fitted)
         return replace(self, config=replace(self.config, model=model))
 
 
