@@ -55,12 +55,14 @@ MaxMegapixels: TypeAlias = Annotated[
 
 
 def _parse_size(words: list[str]) -> Size:
-    if len(words) not in (1, 2):
+    try:
+        height, width = map(int, words if len(words) == 2 else 2 * words)
+    except ValueError:
+        got = " ".join(words) or "nothing"
         raise ValueError(
-            f"expected one side, or a height and a width, but got {' '.join(words) or 'nothing'}"
-        )
-    sides = [int(word) for word in words]
-    return sides[0] if len(sides) == 1 or sides[0] == sides[1] else (sides[0], sides[1])
+            f"expected one side, or a height and a width, in pixels, but got {got}"
+        ) from None
+    return Frame(height, width).size
 
 
 ImageSizeOption: TypeAlias = Annotated[
@@ -105,9 +107,9 @@ class ModelConfig:
     image_size: ImageSizeOption = 128
     """Images are resized to this, in pixels: the side of a square, or height and width."""
     fit: bool = False
-    """Keep the aspect ratio of the images. With one --image-size, images are of about so many
-    pixels as that square, in the median aspect ratio of the training images; those of another one
-    are padded, and the padding counts for no score, map or metric."""
+    """Keep the aspect ratio of the images. A square --image-size then only sets the number of
+    pixels, and the median aspect ratio of the training images sets height and width. Images of
+    another aspect ratio are padded; the padding counts for no score, heat map or metric."""
     fitted: Annotated[tuple[int, int, int] | None, Fixed, Suppress] = None
     """Height, width and stride of the frame that --fit has come to."""
     bit_depth: int | None = None

@@ -167,7 +167,7 @@ class _Pixels:
         self._anomalous = size - moved
 
     def add(self, image: Prediction, truth: npt.NDArray[np.bool_]) -> None:
-        if self._anomalous - self._normal < truth.size:  # it is larger than all before it
+        if len(self._scores) < self._n_images * truth.size:  # it is larger than all before it
             self._reserve(self._n_images * truth.size)
         normal = image.scored_map[~truth]
         self._scores[self._normal : self._normal + len(normal)] = normal
