@@ -18,7 +18,7 @@ class Frame:
     Without a stride, an image is stretched over the frame, whatever its aspect ratio. With one, it
     keeps its aspect ratio as nearly as whole cells allow: it is scaled to the largest size that
     fits into the frame and has sides that are multiples of the stride, and lies in the upper left
-    corner. The rest, the padding, holds mirror images of it, so that a backbone sees no edge there.
+    corner. The rest, the padding, has the mean colour of the image.
 
     Attributes:
         height: H.

@@ -149,8 +149,10 @@ def to_tensor(image: Image.Image, size: ImageSize) -> torch.Tensor:
     frame = frame_of(size)
     height, width = frame.content((image.height, image.width))
     pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-    padding = (0, frame.height - height), (0, frame.width - width), (0, 0)
-    pixels = np.pad(pixels, padding, mode="symmetric")
+    if (height, width) != (frame.height, frame.width):
+        content, pixels = pixels, np.empty((frame.height, frame.width, 3), np.uint8)
+        pixels[:] = np.rint(content.mean(axis=(0, 1)))
+        pixels[:height, :width] = content
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
 
 

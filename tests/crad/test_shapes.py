@@ -110,15 +110,16 @@ def test_the_part_of_a_map_is_that_of_the_image(cells: tuple[int, int]) -> None:
 # Images and masks
 
 
-def test_a_padded_image_is_itself_and_its_mirror_images() -> None:
+def test_a_padded_image_is_itself_and_its_mean_colour() -> None:
     pixels = noise(90, 30, 3)
     image = Image.fromarray(pixels)
     tensor = to_tensor(image, FRAME)
     assert tensor.shape == (3, 40, 64)
     content = to_tensor(image, (40, 16))
     assert torch.equal(tensor[:, :, :16], content)
-    assert torch.equal(tensor[:, :, 16:32], content.flip(2))
-    assert torch.equal(tensor[:, :, 32:48], content)
+    mean = content.mean(dim=(1, 2))[:, None, None]
+    torch.testing.assert_close(tensor[:, :, 16:], mean.expand(3, 40, 48), atol=1 / 255, rtol=0)
+    assert len(tensor[:, :, 16:].flatten(1).unique(dim=1).T) == 1
     assert tensor.is_contiguous()
 
 
@@ -460,6 +461,16 @@ def write_shapes(root: Path, sizes: list[tuple[int, int]]) -> Path:
     return root
 
 
+def spoil_padding(maps: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
+    """Maps of whole frames with huge values in the padding of images of some sizes."""
+    maps = maps.clone()
+    for each, size in zip(maps, sizes, strict=True):
+        height, width = FRAME_80.content(size)
+        each[height // 8 :] = 1e6
+        each[:, width // 8 :] = 1e6
+    return maps
+
+
 def check_peaks(output: Path, data: Path) -> None:
     """The peak of each map, in pixels of the image, lies on the mark."""
     marked = sorted((data / "sheet/test/mark").iterdir())
@@ -502,8 +513,11 @@ def test_evaluate_and_predict_follow(
     assert run(crad.evaluate.main, *arguments, "--device", "cpu") == 0
     former = json.loads((output / "results.json").read_text())
     again = json.loads((tmp_path / "e/results.json").read_text())
-    for key in ("mean", "other_protocols", "decisions"):
-        assert str(again[key]) == str(former[key]) or again[key] == pytest.approx(former[key])
+    assert [*again["other_protocols"]] == [*former["other_protocols"]]
+    for name, measured in ({"": former} | former["other_protocols"]).items():
+        found = again["other_protocols"][name] if name else again
+        assert found["mean"] == pytest.approx(measured["mean"], abs=1e-3)  # BatchNorm is folded
+    assert again["decisions"]["classes"]["sheet"]["misses"] == 0
     images = sorted((data / "sheet/test/mark").iterdir())
     arguments = ["--checkpoint", str(output), "--output", str(tmp_path / "p"), "--device", "cpu"]
     assert run(crad.predict.main, *arguments, *map(str, images)) == 0
@@ -536,20 +550,10 @@ def test_the_padding_of_a_prediction_counts_for_nothing(
     detector = crad.load(output, "cpu")
     images = sorted((data / "sheet/test").rglob("*.png"))
     before = detector.predict(images)
-    compute = detector._compute
+    compute, left = detector._compute, iter([each.size for each in before])
 
     def spoilt(tensors: torch.Tensor) -> torch.Tensor:
-        maps = compute(tensors).clone()
-        for each, tensor in zip(maps, tensors, strict=True):  # mirrored: repeats show the padding
-            for content in {FRAME_80.content(size) for size in SHAPES}:
-                part = tensor[:, : content[0], : content[1]]
-                padding = (0, 112 - content[1], 0, 56 - content[0])
-                mirrored = np.pad(part, [(0, 0), (0, padding[3]), (0, padding[1])], "symmetric")
-                if np.array_equal(mirrored, tensor) and content != (56, 112):
-                    each[content[0] // 8 :] = 1e6
-                    each[:, content[1] // 8 :] = 1e6
-        assert maps.max() == 1e6
-        return maps
+        return spoil_padding(compute(tensors), [next(left) for _ in tensors])
 
     monkeypatch.setattr(detector, "_compute", spoilt)
     for one, other in zip(before, detector.predict(images), strict=True):
@@ -594,12 +598,8 @@ def test_padding_counts_for_no_threshold_or_colour(
     map_features = crad.train.map_features
 
     def spoilt(model, features, device):
-        maps = map_features(model, features, device).clone()
-        for each, sample in zip(maps, features.samples, strict=True):
-            height, width = FRAME_80.content(sample.size)
-            each[height // 8 :] = 1e6
-            each[:, width // 8 :] = 1e6
-        return maps
+        maps = map_features(model, features, device)
+        return spoil_padding(maps, [sample.size for sample in features.samples])
 
     monkeypatch.setattr(crad.train, "map_features", spoilt)
     arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--image-size", "80"]
