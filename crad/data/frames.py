@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
 
 from torch import Tensor
 
@@ -16,9 +15,9 @@ class Frame:
     """What all images are brought to: H x W pixels.
 
     Without a stride, an image is stretched over the frame, whatever its aspect ratio. With one, it
-    keeps its aspect ratio as nearly as whole cells allow: it is scaled to the largest size that
-    fits into the frame and has sides that are multiples of the stride, and lies in the upper left
-    corner. The rest, the padding, has the mean colour of the image.
+    keeps its aspect ratio as nearly as whole cells allow: it is as high or as wide as the frame,
+    its other side is the nearest multiple of the stride, and it lies in the upper left corner. The
+    rest, the padding, has the mean colour of the image.
 
     Attributes:
         height: H.
@@ -44,12 +43,12 @@ class Frame:
             return self.height, self.width
         assert size is not None  # it is known once an image is decoded
         height, width = size
-        scale = min(self.height / height, self.width / width) / self.stride
         rows, columns = self.height // self.stride, self.width // self.stride
-        return (
-            min(max(round(scale * height), 1), rows) * self.stride,
-            min(max(round(scale * width), 1), columns) * self.stride,
-        )
+        as_high = rows, max(1, round(rows * width / height))
+        as_wide = max(1, round(columns * height / width)), columns
+        fitting = [each for each in (as_high, as_wide) if each[0] <= rows and each[1] <= columns]
+        chosen = max(fitting, key=math.prod)
+        return chosen[0] * self.stride, chosen[1] * self.stride
 
     def crop(self, maps: Tensor, content: tuple[int, int]) -> Tensor:
         """The part of maps ``(..., h, w)`` of whole frames that belongs to a content."""
@@ -83,13 +82,15 @@ def fit_frame(side: int, stride: int, sizes: Iterable[tuple[int, int]], least: i
         sizes: height and width of the images, at least one image.
         least: what each side has at least, in pixels.
     """
-    aspect = math.exp(median(math.log(height / width) for height, width in sizes))
+    ordered = sorted(sizes, key=lambda size: size[0] / size[1])
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    height, width = (math.sqrt(one * other) for one, other in zip(low, high, strict=True))
     fewest = math.ceil(least / stride)
-    height, width = (
-        stride * max(round(side * factor / stride), fewest)
-        for factor in (math.sqrt(aspect), 1 / math.sqrt(aspect))
-    )
-    return Frame(height, width, stride)
+    # The longer side first, so that an image of this aspect ratio fills the frame.
+    longer = max(round(side * math.sqrt(max(height, width) / min(height, width)) / stride), fewest)
+    shorter = max(round(longer * min(height, width) / max(height, width)), fewest)
+    rows, columns = (longer, shorter) if height >= width else (shorter, longer)
+    return Frame(rows * stride, columns * stride, stride)
 
 
 def show_size(size: ImageSize) -> str:

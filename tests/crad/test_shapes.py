@@ -81,15 +81,22 @@ def test_without_a_stride_images_are_stretched() -> None:
 @pytest.mark.parametrize("side", [64, 128, 224])
 @pytest.mark.parametrize("stride", [8, 14, 16])
 def test_a_frame_has_the_median_aspect_ratio_and_the_area(side: int, stride: int) -> None:
-    for sizes in ([(10, 20), (30, 60), (60, 30)], [(500, 1260)], [(7, 7)], [(1, 2), (2, 1)]):
+    cases = {0.5: [(10, 20), (30, 60), (60, 30)], 1: [(1, 2), (2, 1)], 500 / 1260: [(500, 1260)]}
+    for aspect, sizes in cases.items():
         frame = fit_frame(side, stride, sizes)
-        aspect = np.median([height / width for height, width in sizes]) if len(sizes) != 2 else 1
-        height, width = side * aspect**0.5, side / aspect**0.5
-        assert abs(frame.height - height) <= stride / 2
-        assert abs(frame.width - width) <= stride / 2
+        assert abs(frame.width - side / aspect**0.5) <= stride / 2
+        assert abs(frame.height - frame.width * aspect) <= stride / 2
         assert frame.height % stride == frame.width % stride == 0
         turned = fit_frame(side, stride, [size[::-1] for size in sizes])
         assert turned == Frame(frame.width, frame.height, stride)
+
+
+def test_images_of_one_aspect_ratio_are_not_padded() -> None:
+    for size in itertools.product(range(7, 90, 3), range(7, 90, 4)):
+        for side, stride in ((64, 8), (128, 8), (224, 14), (224, 16)):
+            frame = fit_frame(side, stride, [size])
+            assert frame.content(size) == (frame.height, frame.width)
+            assert frame.content((3 * size[0], 3 * size[1])) == (frame.height, frame.width)
 
 
 def test_a_frame_is_not_too_narrow_for_a_backbone() -> None:
