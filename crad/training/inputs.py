@@ -20,7 +20,7 @@ from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.decoding import Decoding, displayed_size
-from crad.data.frames import Frame, fit_frame, show_size
+from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
 from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
@@ -106,7 +106,7 @@ def choose_frame(dataset: Dataset, config: Config, stride: int) -> Frame:
     Raises:
         UsageError: cells of the backbone do not fill the frame that is asked for.
     """
-    asked = config.model.frame
+    asked = frame_of(config.model.image_size)  # what another run has come to does not count
     if not config.model.fit:
         return asked
     sizes = processes.on_main(lambda: _displayed_sizes(dataset.train, config.decoding))
@@ -161,7 +161,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     share = config.decisions.calibration_share
     if not stored:
         check_share(dataset, share)
-    asked = config.model.frame
+    asked = frame_of(config.model.image_size)
     images = f"{BATCH_SIZE} images of {show_size(asked)} pixels take"
     n_bytes = 4 * 3 * asked.height * asked.width * BATCH_SIZE
     processes.check_memory([(images, n_bytes, "--image-size")])

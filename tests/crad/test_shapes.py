@@ -629,5 +629,13 @@ def test_classes_trained_alone_have_frames_of_their_own(tmp_path: Path) -> None:
     shutil.move(tmp_path / "other/sheet", data / "post")
     arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--image-size", "64"]
     assert run(crad.train.main, *arguments, "--fit", "--separate", *SMALL, "--epochs", "1") == 0
-    frames = [read_checkpoint(tmp_path / "run" / n).config.model.frame for n in ("sheet", "post")]
-    assert frames == [Frame(48, 88, 8), Frame(88, 48, 8)]
+
+    def frames() -> list[Frame]:
+        folders = [tmp_path / "run" / name for name in ("sheet", "post")]
+        return [read_checkpoint(folder).config.model.frame for folder in folders]
+
+    assert frames() == [Frame(48, 88, 8), Frame(88, 48, 8)]
+    shutil.rmtree(tmp_path / "run/sheet")  # as if it had not begun
+    resume = ["--resume", "--separate", "--output", str(tmp_path / "run")]
+    assert run(crad.train.main, *resume) == 0
+    assert frames() == [Frame(48, 88, 8), Frame(88, 48, 8)]
