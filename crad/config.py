@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from tyro.conf import Fixed, Suppress, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from crad.backbones import AUTO, BACKBONES, LITE, PUBLISHED, SCATTERING
 from crad.backbones.scattering import CHANNELS
 from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
+from crad.data.frames import Frame, Size, frame_of, show_size
 from crad.data.layouts import LAYOUTS
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
@@ -50,6 +52,30 @@ MaxMegapixels: TypeAlias = Annotated[
 """The option of all commands that read images."""
 
 
+def _parse_size(words: list[str]) -> Size:
+    try:
+        height, width = map(int, words if len(words) == 2 else 2 * words)
+    except ValueError:
+        got = " ".join(words) or "nothing"
+        raise ValueError(
+            f"expected one side, or a height and a width, in pixels, but got {got}"
+        ) from None
+    return Frame(height, width).size
+
+
+ImageSizeOption: TypeAlias = Annotated[
+    Size,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="SIDE|HEIGHT WIDTH",
+        instance_from_str=_parse_size,
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda size: show_size(size).split(),
+    ),
+]
+"""The option of a size: one number for a square, or two."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to learn from."""
@@ -76,8 +102,14 @@ class ModelConfig:
     """File with the weights of the timm model (auto: the published one), instead of a download."""
     components: int = 16
     """Principal components of the scattering features; a timm model has its own channels."""
-    image_size: int = 128
-    """Images are resized to squares of this side, in pixels."""
+    image_size: ImageSizeOption = 128
+    """Images are resized to this, in pixels: the side of a square, or height and width."""
+    fit: bool = False
+    """Keep the aspect ratio of the images. A square --image-size then only sets the number of
+    pixels, and the median aspect ratio of the training images sets height and width. Images of
+    another aspect ratio are padded; the padding counts for no score, heat map or metric."""
+    fitted: Annotated[tuple[int, int, int] | None, Fixed, Suppress] = None
+    """Height, width and stride of the frame that --fit has come to."""
     bit_depth: int | None = None
     """Bits that the values of 16-bit images have, 8 to 16. Default: as many as the largest value
     of all images needs, of 8, 10, 12, 14 or 16."""
@@ -110,6 +142,11 @@ class ModelConfig:
     """Weight of the cosine similarity (lambda 2)."""
     mse_threshold: Annotated[float, arg(name="refinement.mse-threshold")] = 10.0
     """The indicator is 1 below this mean squared error (k)."""
+
+    @property
+    def frame(self) -> Frame:
+        """What images are brought to; with ``fit``, once that has chosen one."""
+        return Frame(*self.fitted) if self.fitted else frame_of(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -193,6 +230,10 @@ class Config:
         Raises:
             UsageError: an option is; the message names it.
         """
+        if fitted := self.model.fitted:
+            height, width, stride = fitted
+            if not 1 <= stride <= min(fitted) or height % stride or width % stride:
+                raise UsageError(f"--fit: no frame is of {height} x {width} pixels in {stride}s")
         for name, value in settings(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             largest = max((each for each in numbers if isinstance(each, int)), default=0)
@@ -201,7 +242,8 @@ class Config:
             if value is not None and name in _RANGES:
                 words, test = _RANGES[name]
                 if not test(value):
-                    raise UsageError(f"{name}: expected {words}, but got {value}")
+                    shown = " ".join(map(str, numbers)) or "none"
+                    raise UsageError(f"{name}: expected {words}, but got {shown}")
             elif isinstance(value, float) and not 0 <= value <= _LARGEST_FLOAT:
                 raise UsageError(f"{name}: expected a finite number of at least 0, but got {value}")
             elif name.endswith("resolution") and not (
@@ -213,6 +255,9 @@ class Config:
                 )
 
 
+SMALLEST_SIDE = 32
+"""Pixels of the shorter side of an image for a backbone."""
+
 _MOST_AXES = 8  # of a grid, in the compiled kernels
 _LARGEST_FLOAT = float(torch.finfo(torch.float32).max)
 
@@ -221,10 +266,13 @@ def _at_least(least: int) -> tuple[str, Callable[[float], bool]]:
     return f"at least {least}", lambda value: value >= least
 
 
-_RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = MappingProxyType(
+_RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
     {
         "--components": (f"1 to {CHANNELS}", lambda value: 1 <= value <= CHANNELS),
-        "--image-size": _at_least(32),
+        "--image-size": (
+            f"one side, or a height and a width, of at least {SMALLEST_SIDE} pixels",
+            lambda size: min(frame_of(size).height, frame_of(size).width) >= SMALLEST_SIDE,
+        ),
         "--bit-depth": ("8 to 16", lambda value: value in BIT_DEPTHS),
         "--max-megapixels": ("a number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--epochs": _at_least(1),

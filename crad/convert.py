@@ -38,7 +38,7 @@ class ConvertOptions:
     weights: Path | None = None
     """A file with the weights of the timm model, instead of a download."""
     image_size: int = 224
-    """Side in pixels of the square that images are resized to."""
+    """Side in pixels of the square that images are resized to; released models have no other."""
     data: Path | None = None
     """The data it was trained on, in the MVTec AD layout: their normal images set the colour scale
     of heat maps, and they are the default of evaluation."""
@@ -76,7 +76,7 @@ def _convert(options: ConvertOptions, run: RunFolder) -> Checkpoint:
     config = _config(model, options)
     config.check()
     backbone = create_backbone(config.model.backbone, weights=config.model.weights)
-    _check_features(backbone, model, config)
+    _check_features(backbone, model, options)
     checkpoint = Checkpoint(
         config=config,
         epoch=config.training.epochs,
@@ -118,13 +118,13 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
     )
 
 
-def _check_features(backbone: Backbone, model: CRAD, config: Config) -> None:
-    size = config.model.image_size
+def _check_features(backbone: Backbone, model: CRAD, options: ConvertOptions) -> None:
+    size = options.image_size
     with torch.inference_mode():
         feature = backbone(torch.zeros(1, 3, size, size))
     if tuple(feature.shape[1:]) != model.feature_size:
         raise BackboneError(
-            f"backbone: '{config.model.backbone}' at --image-size {size} gives features of "
+            f"backbone: '{options.backbone}' at --image-size {size} gives features of "
             f"{tuple(feature.shape[1:])}, the model takes {model.feature_size}; name the backbone "
             "and the size that it was trained with"
         )
@@ -141,11 +141,11 @@ def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[floa
         return 0.0, (1 - model.cosine_weight) * distance
     train = find_dataset(config.data.source).train
     chosen = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
-    size, cpu = config.model.image_size, torch.device("cpu")
+    frame, cpu = config.model.frame, torch.device("cpu")
     samples = [train[index] for index in chosen]
-    features = extract(backbone, samples, size, device=cpu, skip=None)
+    features = extract(backbone, samples, frame, device=cpu, skip=None)
     protocol = PROTOCOLS[config.decisions.decision_protocol]
-    maps, _ = protocol.score(map_features(model, features, cpu), size)
+    maps, _ = protocol.score(map_features(model, features, cpu), frame)
     return colour_scale(maps.numpy())
 
 

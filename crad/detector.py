@@ -12,6 +12,7 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import Config, ModelConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
 from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
+from crad.data.frames import ImageSize, Size, frame_of, show_size
 from crad.data.images import ChannelOrder, check_channel_order
 from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, UsageError
@@ -29,7 +30,8 @@ class Detector:
     Args:
         backbone: fitted, on ``device``.
         model: trained, on ``device``; its BatchNorm is folded in place.
-        image_size: side S in pixels of the images that the backbone gets.
+        image_size: of the images that the backbone gets: the side of a square, height and width,
+            or a frame that says how images come to it.
         device: where to compute.
         colour_scale: (low, high) of heat maps, from the maps of normal training images.
         protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
@@ -47,7 +49,7 @@ class Detector:
         backbone: Backbone,
         model: CRAD,
         *,
-        image_size: int,
+        image_size: ImageSize,
         device: torch.device,
         colour_scale: tuple[float, float],
         protocol: Protocol,
@@ -60,7 +62,7 @@ class Detector:
             raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
         self.backbone = backbone
         self.model = model.fold_batch_norm()
-        self.image_size = image_size
+        self.frame = frame_of(image_size)
         self.device = device
         self.colour_scale = colour_scale
         self.protocol = protocol
@@ -68,6 +70,11 @@ class Detector:
         self.thresholds = thresholds or Thresholds()
         self.classes = tuple(classes or self.thresholds)
         self.decoding = decoding
+
+    @property
+    def image_size(self) -> Size:
+        """Of the images that the backbone gets: the side of a square, or height and width."""
+        return self.frame.size
 
     def predict(
         self,
@@ -154,10 +161,9 @@ class Detector:
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
         for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order):
-            maps, scores = self.protocol.score(anomaly_maps, self.image_size)
-            for sample, scored, score in zip(
-                batch.samples, maps.cpu().numpy(), scores.tolist(), strict=True
-            ):
+            sizes = [sample.size for sample in batch.samples]
+            scores = self.protocol.score_each(anomaly_maps, self.frame, sizes)
+            for sample, (scored_map, score) in zip(batch.samples, scores, strict=True):
                 name = class_name
                 if name is None and sample.path:
                     name = class_of(sample.path, self.classes)
@@ -167,7 +173,7 @@ class Detector:
                     size=sample.size,
                     has_more=sample.has_more,
                     score=score,
-                    scored_map=scored,
+                    scored_map=scored_map,
                     threshold=self.thresholds.score_of(name),
                 )
 
@@ -200,7 +206,7 @@ class Detector:
         sources = split_images(images)
         batches = load_batches(
             sources,
-            size=self.image_size,
+            size=self.frame,
             batch_size=batch_size,
             skip=skip,
             decoding=self.decoding,
@@ -223,8 +229,8 @@ class Detector:
             problem = " ".join(str(error).split())
         if problem:
             raise CheckpointError(
-                f"checkpoint: it cannot map images of {self.image_size} pixels ({problem}); use "
-                "another copy of it, or train again with --overwrite"
+                f"checkpoint: it cannot map images of {show_size(self.frame)} pixels "
+                f"({problem}); use another copy of it, or train again with --overwrite"
             )
         return maps
 
@@ -332,7 +338,7 @@ def from_checkpoint(
     return Detector(
         backbone.to(device),
         model.to(device),
-        image_size=settings.image_size,
+        image_size=settings.frame,
         device=device,
         colour_scale=checkpoint.colour_scale,
         protocol=PROTOCOLS[checkpoint.config.decisions.decision_protocol],

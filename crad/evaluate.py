@@ -109,7 +109,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
 
     started = time.perf_counter()
     bad = BadImages(skip=options.skip_bad, quiet=not processes.is_main())
-    truths = Truths(detector.image_size, bad, detector.decoding)
+    truths = Truths(detector.frame, bad, detector.decoding)
     if processes.is_main():  # a bad mask is found before the images are computed, not after
         truths.read(dataset.test, protocols[0])
     samples, maps = _map_test_images(detector, dataset.test, options.compute.batch_size, bad)

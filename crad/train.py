@@ -211,7 +211,7 @@ def train_model(
         inputs = prepare(config, stored, device)
         for line in (*(inputs.left_out if show else ()), *inputs.repeated):
             print(line, flush=True)
-        options = options.with_bit_depth(inputs.decoding.bit_depth)
+        options = options.with_bit_depth(inputs.decoding.bit_depth).with_frame(inputs.frame)
         config = options.config
         protocols = choose_protocols(config.decisions.protocol)
         decision_protocol = PROTOCOLS[config.decisions.decision_protocol]
@@ -435,16 +435,23 @@ def _take_checkpoint(
 ) -> Checkpoint:
     """The run after an epoch, with thresholds and the colour scale of heat maps."""
     config, model = options.config, training.model
-    size = config.model.image_size
     protocol = PROTOCOLS[config.decisions.decision_protocol]
-    shown = map_features(model, inputs.train.some(_SCALE_IMAGES), device)
-    scores = decision_scores(map_features(model, inputs.held_back, device), size, protocol)
+    shown = inputs.train.some(_SCALE_IMAGES)
+    maps = protocol.score_each(
+        map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
+    )
+    scores = decision_scores(
+        map_features(model, inputs.held_back, device),
+        inputs.held_back.samples,
+        inputs.frame,
+        protocol,
+    )
     spent = time.perf_counter() - started
     return Checkpoint(
         config=config,
         epoch=training.epoch,
         feature_size=inputs.feature_size,
-        colour_scale=colour_scale(protocol.score(shown, size)[0].cpu().numpy()),
+        colour_scale=colour_scale(scored_map for scored_map, _ in maps),
         n_train=inputs.n_train,
         seconds=(former.seconds if former else 0.0) + spent,
         precision=training.precision,

@@ -14,6 +14,7 @@ from crad.command_line import ComputeOptions, parse
 from crad.config import PRESETS, Config, ModelConfig
 from crad.data import full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
+from crad.data.frames import Frame
 from crad.errors import UsageError
 from crad.training import processes
 from crad.training.checkpoint import read_checkpoint
@@ -59,6 +60,12 @@ class TrainOptions:
         return self._with_model(replace(self.config.model, backbone=backbone))
 
     def _with_model(self, model: ModelConfig) -> "TrainOptions":
+        return replace(self, config=replace(self.config, model=model))
+
+    def with_frame(self, frame: Frame) -> "TrainOptions":
+        """The same options for images that are brought to a frame."""
+        fitted = (frame.height, frame.width, frame.stride) if frame.stride else None
+        model = replace(self.config.model, fitted=fitted)
         return replace(self, config=replace(self.config, model=model))
 
 

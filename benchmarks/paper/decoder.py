@@ -115,9 +115,12 @@ class Decoders:
         if self._inputs is None:
             run = self._run
             features = run.features(evenly(run.train, _MOST))
-            size = 4 * features.values.shape[1]
+            height, width = features.values.shape[1:3]
             batches = load_batches(
-                features.samples, size=size, batch_size=16, decoding=run.config.decoding
+                features.samples,
+                size=(4 * height, 4 * width),
+                batch_size=16,
+                decoding=run.config.decoding,
             )
             images = torch.cat([batch.images for batch in batches])
             feature = features.channels_first().to(run.device)

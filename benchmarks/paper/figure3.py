@@ -176,7 +176,8 @@ def _look(run: TrainedRun, samples: Sequence[Sample], folder: Path) -> list[Show
 
 def _covered(shown: Shown, run: TrainedRun) -> Tensor:
     """The share of each patch that is defective, ``(H, W)``; 0 where that is not known."""
-    truth = shown.sample.read_truth(run.config.model.image_size)
+    frame = run.config.model.frame
+    truth = shown.sample.read_truth((frame.height, frame.width))
     size = shown.coords.shape[:2]
     if truth is None:
         return torch.zeros(size)
@@ -223,7 +224,8 @@ def _draw(
         for each, image_axis in zip(shown, image_axes, strict=True):
             show_image(image_axis, each.pixels)
             image_axis.set_title(each.label)
-            scale = run.config.model.image_size / np.array(each.coords.shape[1::-1])
+            frame = run.config.model.frame
+            scale = np.array([frame.width, frame.height]) / np.array(each.coords.shape[1::-1])
             places = (np.array(patches).reshape(-1, 2)[:, ::-1] + 0.5) * scale - 0.5
             _mark(image_axis, places, each.marker, [(0.7, 0.7)] * len(patches))
         _draw_local(axis, shown, patches, run)
@@ -270,7 +272,7 @@ def _draw_decoded(figure: Any, shown: Sequence[Shown]) -> None:
     for each, row in zip(shown, grid, strict=True):
         for axis, kind in zip(row, _KINDS, strict=True):
             show_image(axis, each.decoded[kind])
-            truth = each.sample.read_truth(len(each.decoded[kind]))
+            truth = each.sample.read_truth(each.decoded[kind].shape[:2])
             if truth is not None and truth.any():
                 axis.contour(truth, levels=[0.5], colors="black", linewidths=0.8)
         row[0].set_ylabel(each.label)

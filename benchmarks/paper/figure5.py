@@ -15,6 +15,7 @@ from benchmarks.paper.runs import Runs
 from benchmarks.paper.trained_run import TrainedRun, load_run
 from benchmarks.paper.variants import CRAD, LOCAL, LOCAL_ATTENTION_64, LOCAL_VQ_64
 from crad.data import Sample
+from crad.data.frames import Frame
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.report.heat_maps import colour_scale
 from crad.scoring.protocols import Protocol, choose_protocols
@@ -112,7 +113,7 @@ def make(runs: Runs, folder: Path) -> str:
     )
     arrays = {name.replace(" ", "_"): np.stack([row.maps[name] for row in rows]) for name in maps}
     write_arrays(folder / "figure5.npz", arrays)
-    _draw(rows, run.config.model.image_size, folder / "figure5.png")
+    _draw(rows, run.config.model.frame, folder / "figure5.png")
     return _markdown(protocol)
 
 
@@ -129,12 +130,10 @@ def _row(
     protocol: Protocol,
 ) -> Row:
     """What is drawn of an image; the scale of a detector is that of normal images of the class."""
-    index, image_size = samples.index(sample), run.config.model.image_size
+    index, frame = samples.index(sample), run.config.model.frame
     normal = of_class(samples, sample.class_name)
-    scored = {name: protocol.score(each[[index]], image_size)[0] for name, each in maps.items()}
-    usual = {
-        name: protocol.score(each[normal or [index]], image_size)[0] for name, each in maps.items()
-    }
+    scored = {name: protocol.score(each[[index]], frame)[0] for name, each in maps.items()}
+    usual = {name: protocol.score(each[normal or [index]], frame)[0] for name, each in maps.items()}
     return Row(
         sample,
         run.pixels(sample),
@@ -144,7 +143,7 @@ def _row(
     )
 
 
-def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
+def _draw(rows: Sequence[Row], frame: Frame, path: Path) -> None:
     detectors = [*rows[0].scales]
     with drawing() as pyplot:
         figure, grid = pyplot.subplots(
@@ -153,9 +152,9 @@ def _draw(rows: Sequence[Row], image_size: int, path: Path) -> None:
         for row, axes in zip(rows, grid, strict=True):
             show_image(axes[0], row.pixels)
             axes[0].set_ylabel(f"{row.sample.class_name}\n{row.sample.defect}", fontsize=7)
-            truth = row.sample.read_truth(image_size)
+            truth = row.sample.read_truth((frame.height, frame.width))
             if truth is None:
-                show_image(axes[1], np.full((image_size, image_size, 3), 235, dtype=np.uint8))
+                show_image(axes[1], np.full((frame.height, frame.width, 3), 235, dtype=np.uint8))
                 centre = (0.5, 0.5)
                 axes[1].text(
                     *centre, "not known", ha="center", fontsize=7, transform=axes[1].transAxes

@@ -90,6 +90,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
         if given[name] != before[name]:
             instead = "; give --seeds" if name == "--seed" else ", but each target sets it itself"
             raise UsageError(f"{name}: got {given[name]}{instead}")
+    if options.config.model.fit:
+        raise UsageError(
+            "--fit: figures show images of one size; give --image-size HEIGHT WIDTH instead"
+        )
     for seed in options.seeds:
         replace(options.config, training=replace(options.config.training, seed=seed)).check()
     return replace(options, command=f"{WRITTEN_BY} {shlex.join(arguments)}")

@@ -113,7 +113,7 @@ class _PrepareOnce:
         share = config.decisions.calibration_share
         key = (
             config.data, model.backbone, model.weights, model.components, model.image_size,
-            share, share and config.training.seed,
+            model.fit, share, share and config.training.seed,
         )  # fmt: skip
         if self._inputs and key == self._key:
             return self._inputs

@@ -53,14 +53,14 @@ class TrainedRun:
         return sample.path.relative_to(self.dataset.root).as_posix()
 
     def pixels(self, sample: Sample) -> npt.NDArray[np.uint8]:
-        """An image at the size that the backbone gets, ``(S, S, 3)``.
+        """An image at the size that the backbone gets, ``(H, W, 3)``.
 
         Raises:
             ImageError: it cannot be read.
         """
         (batch,) = load_batches(
             [sample],
-            size=self.config.model.image_size,
+            size=self.config.model.frame,
             batch_size=1,
             decoding=self.config.decoding,
         )
@@ -78,7 +78,7 @@ class TrainedRun:
         return extract(
             self.backbone,
             samples,
-            self.config.model.image_size,
+            self.config.model.frame,
             device=self.device,
             skip=self.bad,
             cache=self.cache,

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.frames import ImageSize
 from crad.data.images import ChannelOrder, decode_file, to_rgb, to_tensor
 from crad.data.samples import Sample
 from crad.errors import ImageError
@@ -37,7 +38,7 @@ class Batch:
     """A batch of images for a backbone.
 
     Attributes:
-        images: ``(B, 3, S, S)`` float32 RGB in [0, 1].
+        images: ``(B, 3, H, W)`` float32 RGB in [0, 1].
         samples: their records, with `Sample.size` and `Sample.has_more`.
     """
 
@@ -48,7 +49,7 @@ class Batch:
 def load_batches(
     sources: Iterable[Source],
     *,
-    size: int,
+    size: ImageSize,
     batch_size: int,
     skip: OnBad | None = None,
     digests: bool = False,
@@ -59,7 +60,8 @@ def load_batches(
 
     Args:
         sources: the images; read one by one, so that it may be a generator.
-        size: side S in pixels.
+        size: side of a square, or height H and width W, or a frame, as for
+            `crad.data.images.to_tensor`.
         batch_size: images in a batch; the last batch, and one before a bad image, may have fewer.
         skip: called with the error of an image that cannot be read; None raises the error, after
             the images before it.
@@ -143,7 +145,7 @@ def _decode(
     source: Source,
     position: int,
     *,
-    size: int,
+    size: ImageSize,
     digests: bool,
     decoding: Decoding,
     channel_order: ChannelOrder,

@@ -17,6 +17,7 @@ from crad.data.decoding import (
     opened_by_pillow,
     reading,
 )
+from crad.data.frames import ImageSize, frame_of
 from crad.errors import ImageError, UsageError
 
 ChannelOrder = Literal["rgb", "bgr"]
@@ -135,14 +136,24 @@ def check_channel_order(channel_order: str) -> None:
         raise UsageError(f"channel_order: expected 'rgb' or 'bgr', but got {channel_order!r}")
 
 
-def to_tensor(image: Image.Image, size: int) -> torch.Tensor:
-    """Resize an RGB image to a square (bilinear, antialiased, not cropped) and make it a tensor.
+def to_tensor(image: Image.Image, size: ImageSize) -> torch.Tensor:
+    """Bring an RGB image to a frame (bilinear, antialiased, not cropped) and make it a tensor.
+
+    Args:
+        image: of any size; all images are resized here, whatever they come from.
+        size: the side of a square, a height and a width, or a frame.
 
     Returns:
-        Float32 tensor (3, size, size) in [0, 1], contiguous.
+        Float32 tensor (3, H, W) in [0, 1], contiguous.
     """
-    resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float() / 255
+    frame = frame_of(size)
+    height, width = frame.content((image.height, image.width))
+    pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    if (height, width) != (frame.height, frame.width):
+        content, pixels = pixels, np.empty((frame.height, frame.width, 3), np.uint8)
+        pixels[:] = np.rint(content.mean(axis=(0, 1)))
+        pixels[:height, :width] = content
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
 
 
 def _picture(raw: RawImage, bit_depth: int) -> Image.Image:

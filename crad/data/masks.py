@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding, RawImage, decode, reading
+from crad.data.frames import ImageSize, frame_of
 from crad.errors import ImageError, UsageError
 
 MaskResize = Literal["nearest", "bilinear", "any"]
@@ -18,7 +19,7 @@ _BLURRING = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 def open_mask(
     path: str | os.PathLike[str],
-    size: int | None = None,
+    size: ImageSize | None = None,
     resize: MaskResize = "nearest",
     decoding: Decoding = DEFAULT_DECODING,
 ) -> npt.NDArray[np.bool_]:
@@ -33,13 +34,13 @@ def open_mask(
 
     Args:
         path: an image file with one image.
-        size: side in pixels of the square to resize to, as `resize_mask` does; None keeps the
-            height and width.
+        size: that of the images, to resize to as `resize_mask` does; None keeps the height and
+            width.
         resize: as for `resize_mask`.
         decoding: its largest size holds for masks too.
 
     Returns:
-        Bool array (size, size), or (height, width).
+        Bool array (H, W).
 
     Raises:
         ImageError: as for `crad.data.images.decode_file`, or the file has further pages or frames.
@@ -55,13 +56,14 @@ def open_mask(
 
 
 def resize_mask(
-    mask: npt.NDArray[np.bool_], size: int, resize: MaskResize = "nearest"
+    mask: npt.NDArray[np.bool_], size: ImageSize, resize: MaskResize = "nearest"
 ) -> npt.NDArray[np.bool_]:
-    """Resize a mask (H, W) to a square.
+    """Resize a mask as its image is.
 
     Args:
-        mask: True where there is a defect.
-        size: side in pixels.
+        mask: True where there is a defect, of the height and width of its image.
+        size: that of the images: the side of a square, a height and a width, or a frame, of which
+            the result is the part that the image takes, without padding.
         resize: ``"nearest"`` takes the nearest pixel; ``"bilinear"`` resizes as images are, with a
             threshold of one half; ``"any"`` takes a pixel for defective if any pixel that its area
             touches is, so that no defect vanishes.
@@ -70,9 +72,11 @@ def resize_mask(
         UsageError: there is no such way to resize.
     """
     _check_resize(resize)
+    rows, columns = mask.shape
+    height, width = frame_of(size).content((rows, columns))
     if resize == "any":
-        return _any_below(_any_below(mask, size).T, size).T
-    resized = _white(mask).resize((size, size), Image.Resampling[resize.upper()])
+        return _any_below(_any_below(mask, height).T, width).T
+    resized = _white(mask).resize((width, height), Image.Resampling[resize.upper()])
     return np.asarray(resized) > 127
 
 

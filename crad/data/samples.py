@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
+from crad.data.frames import ImageSize, frame_of
 from crad.data.masks import MaskResize, open_mask, resize_mask
 from crad.errors import ImageError, MaskError
 from crad.words import count, enumerate_some
@@ -47,14 +48,15 @@ class Sample:
 
     def read_truth(
         self,
-        size: int,
+        size: ImageSize,
         resize: MaskResize = "nearest",
         decoding: Decoding = DEFAULT_DECODING,
     ) -> npt.NDArray[np.bool_] | None:
-        """Read the ground truth: bool (size, size), True for defective pixels; None if not known.
+        """Read the ground truth: bool (H, W), True for defective pixels; None if not known.
 
         Args:
-            size: side of the square in pixels.
+            size: that of the images, as for `crad.data.masks.resize_mask`; H and W are those of the
+                part of a frame that the image takes.
             resize: how the mask is resized, as for `crad.data.masks.resize_mask`.
             decoding: its largest size holds for masks too.
 
@@ -68,7 +70,17 @@ class Sample:
             except ImageError as error:
                 raise MaskError(f"mask of '{self.path}': {error}") from error
             return resize_mask(mask, size, resize)
-        return np.zeros((size, size), dtype=np.bool_) if self.defect == GOOD else None
+        if self.defect != GOOD:
+            return None
+        frame = frame_of(size)
+        known = self._displayed_size(decoding) if frame.stride else None
+        return np.zeros(frame.content(known), dtype=np.bool_)
+
+    def _displayed_size(self, decoding: Decoding) -> tuple[int, int] | None:
+        """Height and width, from the header of the file if it has not been decoded."""
+        if self.size is None and self.path is not None:
+            return displayed_size(self.path, decoding)
+        return self.size
 
     def _check_mask(self, mask: npt.NDArray[np.bool_], decoding: Decoding) -> None:
         """Refuse a mask that contradicts the image."""
@@ -76,10 +88,9 @@ class Sample:
             raise MaskError(f"'{self.mask}' is empty, though the image has a defect")
         if self.defect == GOOD and mask.any():
             raise MaskError(f"'{self.mask}' marks a defect, though the image is a normal one")
-        size = self.size
-        if size is None and self.path is not None:
-            with suppress(ImageError):  # of the image, which is told when it is decoded
-                size = displayed_size(self.path, decoding)
+        size = None
+        with suppress(ImageError):  # of the image, which is told when it is decoded
+            size = self._displayed_size(decoding)
         if size is None or mask.shape == size:
             return
         turned = mask.shape == size[::-1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crad.data.batches import BATCH_SIZE
+from crad.data.frames import Frame
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError
 from crad.scoring.protocols import Protocol
@@ -67,18 +68,23 @@ def class_of(path: Path, classes: Collection[str]) -> str | None:
     return next((name for name in reversed(path.absolute().parts[:-1]) if name in classes), None)
 
 
-def decision_scores(anomaly_maps: Tensor, image_size: int, protocol: Protocol) -> list[float]:
+def decision_scores(
+    anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+) -> list[float]:
     """Score images by the protocol that decides.
 
     Args:
         anomaly_maps: ``(N, H, W)``, of a model.
-        image_size: side of the images in pixels.
+        samples: the images.
+        frame: what they were brought to.
         protocol: that of the thresholds.
     """
     scores: list[float] = []
     for start in range(0, len(anomaly_maps), BATCH_SIZE):
-        batch = anomaly_maps[start : start + BATCH_SIZE]
-        scores += protocol.score(batch, image_size)[1].tolist()
+        chosen = slice(start, start + BATCH_SIZE)
+        sizes = [sample.size for sample in samples[chosen]]
+        scored = protocol.score_each(anomaly_maps[chosen], frame, sizes)
+        scores += [score for _, score in scored]
     return scores
 
 

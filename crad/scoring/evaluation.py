@@ -10,6 +10,7 @@ from torch import Tensor
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.frames import ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.data.samples import Sample
 from crad.scoring.calibration import Decisions, Thresholds, decision_scores, measure_decisions
@@ -22,28 +23,28 @@ class Truths:
     """Where the defects of test images are; a mask is read once for each size and rule, and kept.
 
     Args:
-        image_size: side in pixels of the images that the backbone gets.
+        image_size: size or frame of the images that the backbone gets.
         bad: what to do with a mask that cannot be used; the truth is then not known.
         decoding: how images are read; its largest size holds for masks too.
     """
 
     def __init__(
-        self, image_size: int, bad: BadImages, decoding: Decoding = DEFAULT_DECODING
+        self, image_size: ImageSize, bad: BadImages, decoding: Decoding = DEFAULT_DECODING
     ) -> None:
-        self.image_size = image_size
+        self.frame = frame_of(image_size)
         self.decoding = decoding
         self._bad = bad
-        self._read: dict[tuple[Path, int, MaskResize], npt.NDArray[np.bool_] | None] = {}
+        self._read: dict[tuple[Path, ImageSize, MaskResize], npt.NDArray[np.bool_] | None] = {}
 
     def __call__(self, sample: Sample, protocol: Protocol) -> npt.NDArray[np.bool_] | None:
-        """Give the truth of an image as a protocol needs it, bool (S, S); None if not known.
+        """Give the truth of an image as a protocol needs it, bool (H, W); None if not known.
 
         Raises:
             ImageError: its mask cannot be used, and none may be left out.
         """
-        size, resize = protocol.map_size(self.image_size), protocol.mask_resize
+        size, resize = protocol.map_size(self.frame), protocol.mask_resize
         if sample.mask is None:
-            return sample.read_truth(size)
+            return sample.read_truth(size, decoding=self.decoding)
         key = (sample.mask, size, resize)
         if key not in self._read:
             self._read[key] = None
@@ -54,7 +55,8 @@ class Truths:
     def read(self, samples: Iterable[Sample], protocol: Protocol) -> None:
         """Read all masks now, so that a bad one is found before hours of work."""
         for sample in samples:
-            self(sample, protocol)
+            if sample.mask:
+                self(sample, protocol)
 
     def vanished(self, samples: Iterable[Sample], protocol: Protocol) -> str | None:
         """Say how many masks have no defective pixel left at the size of a protocol.
@@ -64,13 +66,14 @@ class Truths:
         """
         truths = [self(sample, protocol) for sample in samples if sample.mask and sample.is_anomaly]
         remain = [bool(truth.any()) for truth in truths if truth is not None]
-        lost, size = remain.count(False), protocol.map_size(self.image_size)
+        lost, size = remain.count(False), frame_of(protocol.map_size(self.frame))
         if not lost:
             return None
         vanish = "vanishes" if lost == 1 else "vanish"
         return (
-            f"protocol {protocol.name}: {lost} of {len(remain)} masks {vanish} at {size} x {size} "
-            f"pixels (its rule: {protocol.mask_resize}); their defects count as normal pixels"
+            f"protocol {protocol.name}: {lost} of {len(remain)} masks {vanish} at "
+            f"{size.width} x {size.height} pixels (its rule: {protocol.mask_resize}); their "
+            "defects count as normal pixels"
         )
 
 
@@ -133,7 +136,7 @@ class Evaluation:
         """
         if not thresholds:
             return None
-        scores = decision_scores(anomaly_maps, self._truths.image_size, protocol)
+        scores = decision_scores(anomaly_maps, self.samples, self._truths.frame, protocol)
         return {
             "protocol": protocol.name,
             "false_alarm_rate": false_alarm_rate,
@@ -156,9 +159,9 @@ class Evaluation:
     ) -> Iterator[Prediction]:
         for start in range(0, len(members), BATCH_SIZE):
             chosen = members[start : start + BATCH_SIZE]
-            maps, scores = protocol.score(anomaly_maps[chosen], self._truths.image_size)
-            scored = zip(chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
-            for index, scored_map, score in scored:
-                sample = self.samples[index]
+            samples = [self.samples[index] for index in chosen]
+            sizes = [sample.size for sample in samples]
+            scored = protocol.score_each(anomaly_maps[chosen], self._truths.frame, sizes)
+            for sample, (scored_map, score) in zip(samples, scored, strict=True):
                 truth = self._truths(sample, protocol)
                 yield Prediction(**vars(sample), score=score, scored_map=scored_map, truth=truth)

@@ -1,6 +1,5 @@
 """How well scores and maps tell defects from normal, exactly: no score is binned."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias, TypedDict
 
@@ -122,8 +121,7 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
     """Measure the ``n_test`` test images of a class; pixels are those whose truth is known.
 
     Raises:
-        ValueError: a score or map is not finite, or its shape differs from that of its truth or of
-            the other maps.
+        ValueError: a score or map is not finite, or its shape differs from that of its truth.
     """
     scores: dict[bool, list[float]] = {True: [], False: []}
     pixels: _Pixels | None = None
@@ -131,7 +129,7 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
         _check(image)
         scores[image.is_anomaly].append(image.score)
         if image.truth is not None:
-            pixels = pixels or _Pixels(n_test, image.scored_map.shape)
+            pixels = pixels or _Pixels(n_test)
             pixels.add(image, image.truth)
     rankings = {
         "image": measure_ranking(np.array(scores[True]), np.array(scores[False])),
@@ -148,21 +146,29 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
 class _Pixels:
     """The pixels of a class: scores of normal ones from the front, of anomalous ones from the back.
 
-    An empty array only takes memory as it is filled.
+    Maps may differ in shape. An empty array only takes memory as it is filled.
     """
 
-    def __init__(self, n_images: int, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._scores = np.empty(n_images * math.prod(shape), np.float32)
-        self._region_sizes = np.empty(self._scores.size, np.int32)
-        self._normal, self._anomalous = 0, self._scores.size  # where each kind ends
+    def __init__(self, n_images: int) -> None:
+        self._n_images = n_images
+        self._scores = np.empty(0, np.float32)
+        self._region_sizes = np.empty(0, np.int32)
+        self._normal, self._anomalous = 0, 0  # where each kind ends
+
+    def _reserve(self, size: int) -> None:
+        """Make room for maps of so many pixels, and move what is there."""
+        former, moved = self._scores, len(self._scores) - self._anomalous
+        region_sizes = self._region_sizes
+        self._scores = np.empty(size, np.float32)
+        self._region_sizes = np.empty(size, np.int32)
+        self._scores[: self._normal] = former[: self._normal]
+        self._scores[size - moved :] = former[self._anomalous :]
+        self._region_sizes[size - moved :] = region_sizes[self._anomalous :]
+        self._anomalous = size - moved
 
     def add(self, image: Prediction, truth: npt.NDArray[np.bool_]) -> None:
-        if image.scored_map.shape != self._shape:
-            raise ValueError(
-                f"the anomaly map of '{image.path}' has shape {image.scored_map.shape}, "
-                f"but that of another image of its class {self._shape}"
-            )
+        if len(self._scores) < self._n_images * truth.size:  # it is larger than all before it
+            self._reserve(self._n_images * truth.size)
         normal = image.scored_map[~truth]
         self._scores[self._normal : self._normal + len(normal)] = normal
         self._normal += len(normal)

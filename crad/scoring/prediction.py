@@ -1,5 +1,6 @@
 """The record of an image once it is scored."""
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,11 +21,11 @@ class Prediction(Sample):
     Attributes:
         score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
             scores of normal images from the same checkpoint.
-        scored_map: float32 (S, S), the smoothed anomaly map that the score is taken from, at the
-            resolution the detector works at.
+        scored_map: float32 (H, W), the smoothed anomaly map that the score is taken from, at the
+            resolution the detector works at. It covers the image, without padding.
         threshold: the score above which an image of its class is defective; for an unknown class or
             one without a threshold, the highest of all classes. None if the model has none.
-        truth: bool (S, S), True on a defect, of a test image; None where that is not known.
+        truth: bool (H, W), True on a defect, of a test image; None where that is not known.
     """
 
     score: float
@@ -39,7 +40,9 @@ class Prediction(Sample):
 
     @cached_property
     def anomaly_map(self) -> npt.NDArray[np.float32]:
-        """The map at the size of the image, float32 (H, W)."""
+        """The map at the size of the image, float32, antialiased where that is smaller."""
+        assert self.size is not None  # it has been decoded
         scored = torch.from_numpy(self.scored_map)[None, None]
-        resized = F.interpolate(scored, self.size, mode="bilinear")[0, 0].numpy()
+        shrinks = any(map(operator.lt, self.size, self.scored_map.shape))
+        resized = F.interpolate(scored, self.size, mode="bilinear", antialias=shrinks)[0, 0].numpy()
         return np.asarray(resized, dtype=np.float32)

@@ -1,14 +1,18 @@
 """Protocols: how an anomaly map becomes the map that is measured, and the score of its image."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.errors import UsageError
 
@@ -20,12 +24,12 @@ class Protocol(ABC):
     """Smooth maps, then score an image by the largest of its means over windows.
 
     Lengths are in pixels. Without a ``size`` of its own they are for images of 224 x 224, and are
-    scaled with the images; a window of 1 means no filter and is not scaled.
+    scaled with the root of the area of the images; a window of 1 means no filter and is not scaled.
 
     Attributes:
         name: what `results.json` calls it.
-        size: side of the maps and masks that are measured, whatever the images; None takes the side
-            of the images.
+        size: side of the square maps and masks that are measured, whatever the size and the aspect
+            ratio of the images; None takes the size of the images.
         mask_resize: how masks come to the size of the maps, as `crad.data.masks.open_mask` says.
     """
 
@@ -33,26 +37,62 @@ class Protocol(ABC):
     size: int | None = None
     mask_resize: MaskResize = "nearest"
 
-    def map_size(self, image_size: int) -> int:
-        """Side of the maps and masks that are measured for images of a given side."""
+    def map_size(self, image_size: ImageSize) -> ImageSize:
+        """Size of the maps and masks that are measured for images of a given size or frame."""
         return self.size or image_size
 
-    def scale(self, map_size: int) -> float:
-        """By how much the lengths are multiplied for maps of a given side."""
-        return 1.0 if self.size else map_size / _IMAGE_SIZE
+    def scale(self, image_size: ImageSize) -> float:
+        """By how much the lengths are multiplied for images of a given size or frame."""
+        frame = frame_of(image_size)
+        return 1.0 if self.size else math.sqrt(frame.height * frame.width) / _IMAGE_SIZE
 
-    @abstractmethod
-    def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    def score(
+        self, anomaly_maps: Tensor, image_size: ImageSize, frame: ImageSize | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Bring anomaly maps to the size that is measured (bilinear), smooth and score them.
 
         Args:
-            anomaly_maps: ``(B, H, W)``, as in `crad.model.crad.Reconstruction`.
-            image_size: side of the images in pixels.
+            anomaly_maps: ``(B, h, w)``, as in `crad.model.crad.Reconstruction`.
+            image_size: of the images, in pixels.
+            frame: that the images are parts of, which lengths are scaled with; None takes the size
+                of the images.
 
         Returns:
-            The maps ``(B, S, S)``, on which pixels are measured, and the scores ``(B,)``; S is
-            `map_size`.
+            The maps ``(B, H, W)``, on which pixels are measured, and the scores ``(B,)``; H and W
+            are those of `map_size`.
         """
+        measured = frame_of(self.map_size(image_size))
+        scale = self.scale(image_size if frame is None else frame)
+        return self._score(anomaly_maps, (measured.height, measured.width), scale)
+
+    @abstractmethod
+    def _score(
+        self, anomaly_maps: Tensor, size: tuple[int, int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """The maps at a height and width, and the scores, with lengths multiplied by a scale."""
+
+    def score_each(
+        self, anomaly_maps: Tensor, frame: Frame, sizes: Sequence[tuple[int, int] | None]
+    ) -> list[tuple[npt.NDArray[np.float32], float]]:
+        """Score maps of frames, each on the part of it that its image takes.
+
+        Args:
+            anomaly_maps: ``(B, h, w)``, of whole frames.
+            frame: what the images were brought to.
+            sizes: height and width of each image, as for `Frame.content`.
+
+        Returns:
+            For each image its map ``(H, W)`` and its score.
+        """
+        contents = [frame.content(size) for size in sizes]
+        found: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
+        for content in dict.fromkeys(contents):  # one batch for all of a size
+            members = [index for index, each in enumerate(contents) if each == content]
+            cropped = frame.crop(anomaly_maps[members], content)
+            maps, scores = self.score(cropped, content, frame)
+            scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
+            found |= zip(members, scored, strict=True)
+        return [found[index] for index in range(len(contents))]
 
 
 @dataclass(frozen=True)
@@ -74,22 +114,19 @@ class PublishedProtocol(Protocol):
     top_share: float = 0.0
 
     @torch.no_grad()
-    def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-        """Resize, smooth and score maps; arguments and results are those of the base."""
-        size = self.map_size(image_size)
-        scale = self.scale(size)
-        smooth = F.interpolate(
-            anomaly_maps[:, None], (size, size), mode="bilinear", align_corners=True
-        )[:, 0]
+    def _score(
+        self, anomaly_maps: Tensor, size: tuple[int, int], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        smooth = F.interpolate(anomaly_maps[:, None], size, mode="bilinear", align_corners=True)
+        smooth = smooth[:, 0]
         if self.mean_window > 1:
-            window = _odd(self.mean_window * scale)
-            smooth = _mean_filter(smooth, window, padding=window // 2)
+            smooth = _mean_filter(smooth, _odd(self.mean_window * scale))
         if self.gaussian_window > 1:
             window = _odd(self.gaussian_window * scale)
             smooth = _gaussian_filter(smooth, window, self.gaussian_sigma * scale)
         means = smooth
         if self.score_window > 1:
-            means = _mean_filter(smooth, max(1, round(self.score_window * scale)), padding=0)
+            means = _window_means(smooth, max(1, round(self.score_window * scale)))
         count = max(1, int(self.top_share * means.shape[1] * means.shape[2]))
         return smooth, means.flatten(1).topk(count).values.mean(dim=1)
 
@@ -114,25 +151,24 @@ class InsideProtocol(Protocol):
     score_window: int = 1
 
     @torch.no_grad()
-    def score(self, anomaly_maps: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-        """Resize, smooth and score maps; arguments and results are those of the base."""
-        size = self.map_size(image_size)
+    def _score(
+        self, anomaly_maps: Tensor, size: tuple[int, int], scale: float
+    ) -> tuple[Tensor, Tensor]:
         level = anomaly_maps.flatten(1).median(dim=1).values[:, None, None]
         above = anomaly_maps - level  # zeros outside now stand for the median
         (rows, row_windows), (columns, column_windows) = (
-            [weights.to(above) for weights in self._weights(n_cells, size)]
-            for n_cells in anomaly_maps.shape[1:]
+            [weights.to(above) for weights in self._weights(n_cells, side, scale)]
+            for n_cells, side in zip(anomaly_maps.shape[1:], size, strict=True)
         )
         maps = rows @ above @ columns.T + level
         means = row_windows @ above @ column_windows.T + level
         return maps, means.amax(dim=(1, 2))
 
-    def _weights(self, n_cells: int, size: int) -> tuple[Tensor, Tensor]:
+    def _weights(self, n_cells: int, size: int, scale: float) -> tuple[Tensor, Tensor]:
         """What the cells along an axis add to each pixel of the smoothed map, and to each window.
 
         Resizing and both means are linear and treat the axes alike, so each is a matrix.
         """
-        scale = self.scale(size)
         mean_window = _odd(self.mean_window * scale)
         score_window = max(1, round(self.score_window * scale))
         beyond = score_window // 2
@@ -197,10 +233,18 @@ def _odd(size: float) -> int:
     return 2 * int(size / 2) + 1
 
 
-def _mean_filter(maps: Tensor, window: int, padding: int) -> Tensor:
-    """Mean over a square window at stride 1, zeros outside and counted; one axis at a time."""
+def _mean_filter(maps: Tensor, window: int) -> Tensor:
+    """Mean over a square window around each pixel, zeros outside and counted; axis by axis."""
+    padding = window // 2
     rows = F.avg_pool2d(maps.unsqueeze(1), (window, 1), stride=1, padding=(padding, 0))
     return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, padding)).squeeze(1)
+
+
+def _window_means(maps: Tensor, window: int) -> Tensor:
+    """Mean over each square window inside a map; one that is longer than a side is cut to it."""
+    height, width = (min(window, side) for side in maps.shape[1:])
+    rows = F.avg_pool2d(maps.unsqueeze(1), (height, 1), stride=1)
+    return F.avg_pool2d(rows, (1, width), stride=1).squeeze(1)
 
 
 def _gaussian_filter(maps: Tensor, window: int, sigma: float) -> Tensor:

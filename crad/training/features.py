@@ -13,6 +13,7 @@ from tqdm import tqdm
 from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, load_batches
 from crad.data.decoding import DEFAULT_DECODING, Decoding
+from crad.data.frames import ImageSize, frame_of
 from crad.data.samples import Sample
 from crad.errors import BackboneError, DataError, TrainingError
 from crad.model.crad import CRAD
@@ -56,7 +57,7 @@ class Features:
 def fit_backbone(
     backbone: Backbone,
     samples: Sequence[Sample],
-    image_size: int,
+    image_size: ImageSize,
     *,
     device: torch.device,
     skip: OnBad | None,
@@ -86,7 +87,7 @@ def fit_backbone(
 def extract(
     backbone: Backbone,
     samples: Sequence[Sample],
-    image_size: int,
+    image_size: ImageSize,
     *,
     device: torch.device,
     skip: OnBad | None,
@@ -98,7 +99,7 @@ def extract(
     Args:
         backbone: fitted, on ``device``.
         samples: the images, whose files are all different.
-        image_size: side in pixels that images are resized to.
+        image_size: what images are brought to, as for `crad.data.images.to_tensor`.
         device: where to compute.
         skip: what to do with an image that cannot be read; None raises its error.
         cache: where the features are kept; None has a budget of its own.
@@ -111,7 +112,8 @@ def extract(
     """
     if not samples:
         return Features(torch.empty(0, 0, 0, 0), [])
-    blank = torch.zeros(1, 3, image_size, image_size, device=device)
+    frame = frame_of(image_size)
+    blank = torch.zeros(1, 3, frame.height, frame.width, device=device)
     channels, height, width = backbone(blank).shape[1:]
     values = (cache or FeatureCache()).allocate(len(samples), height, width, channels)
     rows = {sample.path: row for row, sample in enumerate(samples)}
@@ -167,7 +169,11 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
 
 
 def _load(
-    samples: Sequence[Sample], image_size: int, skip: OnBad | None, decoding: Decoding, what: str
+    samples: Sequence[Sample],
+    image_size: ImageSize,
+    skip: OnBad | None,
+    decoding: Decoding,
+    what: str,
 ) -> Generator[Batch]:
     """Load images behind a progress bar, which is gone once the generator is closed."""
     hidden = not processes.is_main()

@@ -4,7 +4,8 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.config import Config
+from crad.config import SMALLEST_SIDE, Config
 from crad.data import find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
-from crad.data.decoding import Decoding
+from crad.data.decoding import Decoding, displayed_size
+from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
-from crad.errors import BackboneError, CradError, DataError
+from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
@@ -49,6 +51,7 @@ class Inputs:
         digests: of the normal images, as of `Checkpoint.images`.
         draws: as of `Checkpoint`.
         decoding: how images are read, with the bit depth of the data set.
+        frame: what images are brought to.
         seconds: time that the features took.
     """
 
@@ -64,6 +67,7 @@ class Inputs:
     digests: Tensor
     draws: Draws
     decoding: Decoding
+    frame: Frame
     seconds: float
 
     @property
@@ -91,6 +95,50 @@ def bit_depth_of(dataset: Dataset, config: Config) -> int:
     return found.bit_depth if found else 16
 
 
+def choose_frame(dataset: Dataset, config: Config, stride: int) -> Frame:
+    """Choose what images are brought to, and print it if they keep their aspect ratio.
+
+    Args:
+        dataset: the images.
+        config: of the run.
+        stride: of the backbone.
+
+    Raises:
+        UsageError: cells of the backbone do not fill the frame that is asked for.
+    """
+    asked = frame_of(config.model.image_size)  # what another run has come to does not count
+    if not config.model.fit:
+        return asked
+    sizes = processes.on_main(lambda: _displayed_sizes(dataset.train, config.decoding))
+    if asked.height == asked.width and sizes:
+        frame = fit_frame(asked.height, stride, sizes, least=SMALLEST_SIDE)
+    elif asked.height % stride or asked.width % stride:
+        raise UsageError(
+            f"--image-size: with --fit, expected multiples of {stride}, the pixels of a cell of "
+            f"'{config.model.backbone}', but got {show_size(asked)}"
+        )
+    else:
+        frame = Frame(asked.height, asked.width, stride)
+    whole = frame.height, frame.width
+    padded = sum(frame.content(size) != whole for size in sizes)
+    print(
+        f"fit: height {frame.height}, width {frame.width}; {padded} of "
+        f"{count(len(sizes), 'normal image')} have another aspect ratio and are padded",
+        flush=True,
+    )
+    return frame
+
+
+def _displayed_sizes(samples: Sequence[Sample], decoding: Decoding) -> list[tuple[int, int]]:
+    """Height and width of the images whose header can be read; the others are told later."""
+    found = []
+    for sample in samples:
+        if sample.path:
+            with suppress(ImageError):
+                found.append(displayed_size(sample.path, decoding))
+    return found
+
+
 def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
     """Make the backbone and compute the features of all images of a run.
 
@@ -113,9 +161,10 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     share = config.decisions.calibration_share
     if not stored:
         check_share(dataset, share)
-    size = config.model.image_size
-    images = f"{BATCH_SIZE} images of {size} pixels take"
-    processes.check_memory([(images, 4 * 3 * size**2 * BATCH_SIZE, "--image-size")])
+    asked = frame_of(config.model.image_size)
+    images = f"{BATCH_SIZE} images of {show_size(asked)} pixels take"
+    n_bytes = 4 * 3 * asked.height * asked.width * BATCH_SIZE
+    processes.check_memory([(images, n_bytes, "--image-size")])
     backbone = create_backbone(
         config.model.backbone,
         weights=config.model.weights,
@@ -125,11 +174,12 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if stored:
         with stored.fitting():
             backbone.load_state_dict(stored.backbone)
+    frame = stored.config.model.frame if stored else choose_frame(dataset, config, backbone.stride)
     started = time.perf_counter()
     bad = BadImages(skip=config.data.skip_bad, quiet=not processes.is_main())
     known = stored.config.model.bit_depth if stored else config.model.bit_depth
     decoding = replace(config.decoding, bit_depth=known or bit_depth_of(dataset, config))
-    truths = Truths(size, bad, decoding)
+    truths = Truths(frame, bad, decoding)
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
@@ -138,10 +188,10 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     cache = FeatureCache(config.data.feature_memory)
     try:
         if not stored:
-            fit_backbone(backbone, train, size, device=device, skip=bad, decoding=decoding)
+            fit_backbone(backbone, train, frame, device=device, skip=bad, decoding=decoding)
         features, features_held_back, features_test = (
             extract(
-                *(backbone, samples, size),
+                *(backbone, samples, frame),
                 device=device,
                 skip=bad,
                 cache=cache,
@@ -153,8 +203,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
         raise BackboneError(
-            f"backbone: '{config.model.backbone}' cannot use these images at --image-size {size}: "
-            f"{error}"
+            f"backbone: '{config.model.backbone}' cannot use these images at --image-size "
+            f"{show_size(frame)}: {error}"
         ) from error
     bad.share(processes.gather)
     if more := has_more_note(
@@ -193,6 +243,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         digests=torch.tensor([*digests.values()], dtype=torch.int64),
         draws=draws,
         decoding=decoding,
+        frame=frame,
         seconds=time.perf_counter() - started,
     )
 
