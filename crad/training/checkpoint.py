@@ -39,7 +39,7 @@ VERSION = 3
 _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}},
-        3: {"model": {"fit": False, "fitted": None}},
+        3: {"model": {"fit": False, "fitted": None, "scale_off": True}},
     }
 )
 
