@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from tyro.conf import Fixed, Suppress, arg
 
-from crad.backbones import BACKBONES, SCATTERING
+from crad.backbones import BACKBONES, SCATTERING, CombineName
 from crad.backbones.scattering import CHANNELS
 from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
@@ -78,6 +78,13 @@ class ModelConfig:
     """File with the weights of the timm model, instead of a download."""
     components: int = 16
     """Principal components of the scattering features; a timm model has its own channels."""
+    layers: tuple[int, ...] | None = None
+    """Layers of the timm model that give the features, counted from 0, or from -1 at the end.
+    Default: the last of each stride from 8 to 16; for a transformer of one stride, the middle two
+    thirds of its blocks (2 to 9 of 12)."""
+    combine: CombineName | None = None
+    """How features of several layers become one: concat, or mean, if they have the same channels
+    and stride. Default: mean for a transformer of one stride, otherwise concat."""
     image_size: int = 128
     """Images are resized to squares of this side, in pixels."""
     bit_depth: int | None = None
@@ -265,6 +272,10 @@ def _any_memory(*names: str) -> Callable[[Config], bool]:
     return lambda config: bool({config.model.local_memory, config.model.global_memory} & {*names})
 
 
+def _takes_layers(config: Config) -> bool:
+    return config.model.backbone not in BACKBONES
+
+
 def _refined(config: Config) -> bool:
     return not config.model.refinement_off
 
@@ -285,6 +296,11 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
         "--components": (
             "--backbone scattering",
             lambda config: config.model.backbone == SCATTERING,
+        ),
+        "--layers": ("a timm model as --backbone", _takes_layers),
+        "--combine": (
+            "a timm model as --backbone and more than one of --layers",
+            lambda config: _takes_layers(config) and len(config.model.layers or (0, 0)) > 1,
         ),
         "--absent": ("a memory that is none", _any_memory("none")),
         "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),

@@ -37,7 +37,11 @@ VERSION = 3
 # Settings that came after a version, and the values that stand for what crad did before there was
 # a choice: {version: {group: {name: value}}}. A test refuses a new setting of the model without it.
 _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}}}
+    {
+        2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}},
+        # The last layer of each stride, which was the only one used of a transformer.
+        3: {"model": {"layers": (), "combine": None}},
+    }
 )
 
 # What a parameter is called, and what it was called when the format was made.
