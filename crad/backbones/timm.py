@@ -20,10 +20,10 @@ _SEED = 20240924  # of random weights, which no file holds
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
 # How timm is asked for a model that takes images of any size; which of them it knows, or neither,
-# depends on the architecture.
+# depends on the architecture. Of former versions, Swin knows the first and ignores the second.
 _ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True},
     {"strict_img_size": False},
+    {"dynamic_img_size": True},
     {},
 )
 

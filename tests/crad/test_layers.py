@@ -186,7 +186,7 @@ def test_no_names_are_the_last_of_each_stride() -> None:
             {"layers": (2, 3), "combine": "mean"},
             r"--combine: .*'resnet10t'.* \(2 has 128 at 8, 3 has 256 at 16\).*--combine concat",
         ),
-        ("convmixer_768_32", {}, r"'convmixer_768_32' has layers at strides \[7\].*--layers"),
+        ("vit_tiny_r_s16_p8_224", {}, r"has layers at strides \[32\], .* 0 to 11 with --layers"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(
