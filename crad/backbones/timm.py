@@ -1,6 +1,6 @@
 """Features from the layers of any timm model: stages of a convolutional one, blocks of another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,12 @@ class TimmBackbone(Backbone):
         else:
             self.layers = _last_of_each_stride(name, [stride for _, stride in sizes])
         self.combine = combine or ("mean" if is_uniform else "concat")
-        used = [sizes[i] for i in self.layers]
-        self.stride = min(stride for _, stride in used)
-        self.channels = sum(channels for channels, _ in used)
+        used = {i: sizes[i] for i in self.layers}
+        self.stride = min(stride for _, stride in used.values())
+        self.channels = sum(channels for channels, _ in used.values())
         if self.combine == "mean":
-            if len(set(used)) > 1:
-                found = ", ".join(
-                    f"{i} has {channels} at {stride}"
-                    for i, (channels, stride) in zip(self.layers, used, strict=True)
-                )
-                raise BackboneError(
-                    f"--combine: the layers of '{name}' differ in channels or stride ({found}), "
-                    "so that they have no mean; name other --layers, or take --combine concat"
-                )
-            self.channels = used[0][0]
+            _check_mean(name, used)
+            self.channels //= len(used)
         self._patch = self.stride if is_uniform else _patch_of(network)
         network.prune_intermediate_layers(self.layers, prune_norm=True)
         network.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -202,6 +194,18 @@ def _last_of_each_stride(name: str, strides: Sequence[int]) -> list[int]:
             "--backbone"
         )
     return sorted(last.values())
+
+
+def _check_mean(name: str, used: Mapping[int, tuple[int, int]]) -> None:
+    """Refuse to average layers, given with channels and stride, that are not all alike."""
+    if len(set(used.values())) > 1:
+        found = ", ".join(
+            f"{i} has {channels} at {stride}" for i, (channels, stride) in used.items()
+        )
+        raise BackboneError(
+            f"--combine: the layers of '{name}' differ in channels or stride ({found}), so that "
+            "they have no mean; name other --layers, or take --combine concat"
+        )
 
 
 def _patch_of(network: Any) -> int:
