@@ -11,7 +11,7 @@ import torch
 from tyro.conf import Fixed, Suppress, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from crad.backbones import AUTO, BACKBONES, LITE, PUBLISHED, SCATTERING
+from crad.backbones import AUTO, BACKBONES, LITE, PUBLISHED, SCATTERING, CombineName
 from crad.backbones.scattering import CHANNELS
 from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
@@ -102,6 +102,13 @@ class ModelConfig:
     """File with the weights of the timm model (auto: the published one), instead of a download."""
     components: int = 16
     """Principal components of the scattering features; a timm model has its own channels."""
+    layers: tuple[int, ...] | None = None
+    """Layers of the timm model that give the features, counted from 0, or from -1 at the end.
+    Default: the last of each stride from 8 to 16; for a transformer of one stride, the middle two
+    thirds of its blocks (2 to 9 of 12)."""
+    combine: CombineName | None = None
+    """How features of several layers become one: concat, or mean, if they have the same channels
+    and stride. Default: mean for a transformer of one stride, otherwise concat."""
     image_size: ImageSizeOption = 128
     """Images are resized to this, in pixels: the side of a square, or height and width."""
     fit: bool = False
@@ -314,6 +321,10 @@ def _any_memory(*names: str) -> Callable[[Config], bool]:
     return lambda config: bool({config.model.local_memory, config.model.global_memory} & {*names})
 
 
+def _takes_layers(config: Config) -> bool:
+    return config.model.backbone not in BACKBONES
+
+
 def _refined(config: Config) -> bool:
     return not config.model.refinement_off
 
@@ -334,6 +345,11 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
         "--components": (
             "--backbone scattering",
             lambda config: config.model.backbone == SCATTERING,
+        ),
+        "--layers": ("a timm model as --backbone", _takes_layers),
+        "--combine": (
+            "a timm model as --backbone and more than one of --layers",
+            lambda config: _takes_layers(config) and len(config.model.layers or (0, 0)) > 1,
         ),
         "--absent": ("a memory that is none", _any_memory("none")),
         "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),

@@ -360,7 +360,11 @@ def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:
     settings = checkpoint.config.model
     with checkpoint.fitting():
         backbone = create_backbone(
-            settings.backbone, pretrained=False, components=settings.components
+            settings.backbone,
+            pretrained=False,
+            components=settings.components,
+            layers=settings.layers,
+            combine=settings.combine,
         )
         with torch.device("meta"):  # before memory is taken for sizes that make no sense
             _check_shapes(create_model(checkpoint.config, checkpoint.feature_size), checkpoint)

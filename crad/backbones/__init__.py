@@ -6,13 +6,15 @@ to `BACKBONES`.
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from crad.backbones.base import Backbone
+from crad.backbones.base import Backbone, CombineName
 from crad.errors import BackboneError
 
 __all__ = [
-    "AUTO", "BACKBONES", "LITE", "PUBLISHED", "SCATTERING", "Backbone", "create_backbone",
+    "AUTO", "BACKBONES", "LITE", "PUBLISHED", "SCATTERING", "Backbone", "CombineName",
+    "create_backbone",
 ]  # fmt: skip
 
 SCATTERING = "scattering"
@@ -31,7 +33,13 @@ BACKBONES = {SCATTERING: "crad.backbones.scattering"}
 
 
 def create_backbone(
-    name: str, *, weights: Path | None = None, pretrained: bool = True, components: int = 16
+    name: str,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = True,
+    components: int = 16,
+    layers: Sequence[int] | None = None,
+    combine: CombineName | None = None,
 ) -> Backbone:
     """Make a backbone.
 
@@ -41,10 +49,15 @@ def create_backbone(
             those in the cache of the hub, in a package of ``crad[lite]`` or on the hub.
         pretrained: False downloads nothing and leaves the weights to `load_state_dict`.
         components: principal components that ``"scattering"`` keeps.
+        layers: of a timm model that give the features, by their index in its ``feature_info``,
+            negative from the end. None takes those that `crad.backbones.timm.TimmBackbone` names;
+            an empty sequence the last of each stride from 8 to 16, also of transformers.
+        combine: the layers by ``"concat"``, or by ``"mean"``, for which all must have the same
+            channels and stride. None takes the mean where all layers of the model have.
 
     Raises:
-        BackboneError: there is no such model, it has no suitable stages, or its weights cannot be
-            loaded.
+        BackboneError: there is no such model, it has no such layers, their mean makes no sense, or
+            its weights cannot be loaded.
     """
     if name not in BACKBONES:
         import timm  # takes seconds; our own backbones do not need it
@@ -55,5 +68,7 @@ def create_backbone(
             hint = f"; similar names: {', '.join(similar)}" if similar else ""
             raise BackboneError(f"backbone: '{name}' is neither {own} nor a timm model{hint}")
     module = importlib.import_module(BACKBONES.get(name, "crad.backbones.timm"))
-    backbone: Backbone = module.create(name, weights, pretrained, components)
+    backbone: Backbone = module.create(
+        name, weights, pretrained, components=components, layers=layers, combine=combine
+    )
     return backbone

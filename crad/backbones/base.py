@@ -1,16 +1,20 @@
 """The base of all backbones."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 from torch import Tensor, nn
+
+CombineName = Literal["concat", "mean"]
+"""How the features of several layers become one: side by side, or averaged."""
 
 
 class Backbone(nn.Module):
     """A frozen network that turns images into features, without gradients.
 
     Maps images ``(B, 3, H, W)``, float32 RGB in [0, 1], to features ``(B, C, H / stride, W /
-    stride)``, float32.
+    stride)``, float32. H and W may differ, and differ from call to call, unless the network allows
+    no other size than its own.
 
     Attributes:
         channels: channels C of a feature.

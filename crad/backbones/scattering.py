@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crad.backbones.base import Backbone
+from crad.backbones.base import Backbone, CombineName
 from crad.errors import BackboneError
 
 SCALES = 3  # J: wavelets of scale 1, 2 and 4 pixels, averages over 8
@@ -296,7 +296,13 @@ class ScatteringBackbone(Backbone):
 
 
 def create(
-    name: str, weights: Path | None, pretrained: bool, components: int
+    name: str,
+    weights: Path | None,
+    pretrained: bool,
+    *,
+    components: int,
+    layers: Sequence[int] | None,
+    combine: CombineName | None,
 ) -> ScatteringBackbone:
     """Make the backbone, not yet fitted, for `crad.backbones.create_backbone`."""
     if weights is not None:

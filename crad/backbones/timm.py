@@ -1,5 +1,6 @@
-"""Features from intermediate stages of any timm model."""
+"""Features from the layers of any timm model: stages of a convolutional one, blocks of another."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,44 +9,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crad.backbones.base import Backbone
+from crad.backbones.base import Backbone, CombineName
 from crad.backbones.weights import read_weights, summary
 from crad.errors import BackboneError
+from crad.memory import is_out_of_memory
 
 _SEED = 20240924  # of random weights, which no file holds
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
+# How timm is asked for a model that takes images of any size; which of them it knows, or neither,
+# depends on the architecture. Of former versions, Swin knows the first and ignores the second.
+_ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"strict_img_size": False},
+    {"dynamic_img_size": True},
+    {},
+)
+
 
 class TimmBackbone(Backbone):
-    """The stages of a timm model at strides 8 to 16, concatenated at the resolution of the finest.
+    """Layers of a timm model, concatenated or averaged at the resolution of the finest.
 
-    The last stage of each stride is used; coarser ones are upsampled bilinearly (corners aligned).
-    EfficientNet-B4 has 56 + 160 channels at stride 8, as in the paper. For the arguments and errors
-    see `crad.backbones.create_backbone`.
+    Coarser maps are upsampled bilinearly (corners aligned). Of a transformer, the features are the
+    patch tokens as a block leaves them: without class and register tokens, and without the norm
+    after the last block, whose weights were not trained for other blocks. Its position embeddings
+    are resampled, as timm does it, so that images may have any size that is a multiple of the
+    patch; architectures that are tied to one size take no other.
+
+    By default, the last layer of each stride from 8 to 16 is used: EfficientNet-B4 has 56 + 160
+    channels at stride 8, as in the paper. A model whose layers all have the same stride and number
+    of channels, such as ViT and DINO, has the middle two thirds of its blocks averaged instead: 2
+    to 9 of 12, and every second from 4 to 18 of 24, the blocks of Dinomaly (Guo et al., CVPR 2025),
+    which averages them in two groups. The first blocks have little context, and the last ones lose
+    detail to the objective of the training.
+
+    For the arguments and errors see `crad.backbones.create_backbone`.
+
+    Attributes:
+        layers: that give the features, in order, counted from 0.
+        combine: how they are combined.
     """
 
     model: Any
     image_mean: Tensor
     image_std: Tensor
 
-    def __init__(self, name: str, *, weights: Path | None = None, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: Path | None = None,
+        pretrained: bool = True,
+        layers: Sequence[int] | None = None,
+        combine: CombineName | None = None,
+    ) -> None:
         super().__init__()
         network = _load(name, weights) if pretrained else _create(name)
         if not hasattr(network, "forward_intermediates"):
             raise BackboneError(
                 f"backbone: timm cannot take '{name}' apart into stages; choose another --backbone"
             )
-        strides = [stage["reduction"] for stage in network.feature_info]
-        last = {stride: i for i, stride in enumerate(strides) if stride in _STRIDES}
-        if not last:
-            raise BackboneError(
-                f"backbone: '{name}' has stages at strides {strides}, and none from 8 to 16; "
-                "choose another --backbone"
-            )
-        self.stride = min(last)
-        self.stages = sorted(last.values())
-        self.channels = sum(network.feature_info[i]["num_chs"] for i in self.stages)
-        network.prune_intermediate_layers(self.stages, prune_norm=True)
+        self.name = name
+        sizes = [(layer["num_chs"], layer["reduction"]) for layer in network.feature_info]
+        is_uniform = len(set(sizes)) == 1
+        if layers:
+            self.layers = _resolve(name, layers, len(sizes))
+        elif layers is None and is_uniform and sizes[0][1] in _STRIDES:
+            self.layers = _middle(len(sizes))
+        else:
+            self.layers = _last_of_each_stride(name, [stride for _, stride in sizes])
+        self.combine = combine or ("mean" if is_uniform else "concat")
+        used = {i: sizes[i] for i in self.layers}
+        self.stride = min(stride for _, stride in used.values())
+        self.channels = sum(channels for channels, _ in used.values())
+        if self.combine == "mean":
+            _check_mean(name, used)
+            self.channels //= len(used)
+        self._patch = self.stride if is_uniform else _patch_of(network)
+        network.prune_intermediate_layers(self.layers, prune_norm=True)
         network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.model = nn.ModuleDict({"model": network})  # as checkpoints name its weights
         for key in ("mean", "std"):
@@ -55,34 +95,143 @@ class TimmBackbone(Backbone):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features."""
+        """Compute features.
+
+        Raises:
+            BackboneError: the model cannot take images of this size.
+        """
         normalised = (images - self.image_mean) / self.image_std
-        maps = self.model.model.forward_intermediates(
-            normalised.contiguous(memory_format=torch.channels_last),
-            indices=self.stages,
-            intermediates_only=True,
-        )
+        try:
+            maps = self.model.model.forward_intermediates(
+                normalised.contiguous(memory_format=torch.channels_last),
+                indices=self.layers,
+                intermediates_only=True,
+            )
+        except (AssertionError, RuntimeError) as error:
+            height, width = images.shape[2:]
+            if is_out_of_memory(error) or (height, width) == self._usual_size:
+                raise
+            raise self._misfit(height, width, error) from error
+        if self.combine == "mean":
+            return torch.stack(maps).mean(dim=0)
         size = max(tuple(each.shape[2:]) for each in maps)
         return torch.cat(
             [F.interpolate(each, size, mode="bilinear", align_corners=True) for each in maps], dim=1
         )
 
+    @property
+    def _usual_size(self) -> tuple[int, int]:
+        """The height and width of the images that the model was trained on."""
+        _, height, width = self.model.model.pretrained_cfg["input_size"]
+        return height, width
 
-def create(name: str, weights: Path | None, pretrained: bool, components: int) -> TimmBackbone:
+    def _misfit(self, height: int, width: int, error: Exception) -> BackboneError:
+        """What to do about images that the model cannot take, for it failed with `error`."""
+        got = f"backbone: '{self.name}' cannot take images of {height} x {width} pixels"
+        patch = self._patch
+        if height % patch == width % patch == 0:
+            usual = "{} x {}".format(*self._usual_size)
+            return BackboneError(
+                f"{got} ({summary(error)}); choose another --image-size: it was trained at {usual}"
+            )
+        fitting = [
+            "{} x {}".format(
+                *(max(patch, (side + more) // patch * patch) for side in (height, width))
+            )
+            for more in (0, patch - 1)
+        ]
+        nearest = " or ".join(dict.fromkeys(fitting))
+        return BackboneError(
+            f"{got}, which are no multiple of its patch of {patch} pixels; choose another "
+            f"--image-size: the nearest that fit are {nearest}"
+        )
+
+
+def create(
+    name: str,
+    weights: Path | None,
+    pretrained: bool,
+    *,
+    components: int,
+    layers: Sequence[int] | None,
+    combine: CombineName | None,
+) -> TimmBackbone:
     """Make the backbone of a timm model, for `crad.backbones.create_backbone`."""
-    return TimmBackbone(name, weights=weights, pretrained=pretrained)
+    return TimmBackbone(
+        name, weights=weights, pretrained=pretrained, layers=layers, combine=combine
+    )
+
+
+def _resolve(name: str, layers: Sequence[int], count: int) -> list[int]:
+    """The layers in order, counted from 0."""
+    if wrong := [layer for layer in layers if not -count <= layer < count]:
+        raise BackboneError(
+            f"--layers: '{name}' has the layers 0 to {count - 1}, or -{count} to -1 from the end, "
+            f"but got {wrong[0]}"
+        )
+    resolved = sorted({layer % count for layer in layers})
+    if len(resolved) < len(layers):
+        raise BackboneError(
+            f"--layers: a layer of '{name}' is named twice in {' '.join(map(str, layers))}; name "
+            "each once"
+        )
+    return resolved
+
+
+def _middle(count: int) -> list[int]:
+    """The middle two thirds of the blocks, or as many of them, evenly, as of twelve."""
+    return list(range(count // 6, count - count // 6, max(1, count // 12)))
+
+
+def _last_of_each_stride(name: str, strides: Sequence[int]) -> list[int]:
+    last = {stride: i for i, stride in enumerate(strides) if stride in _STRIDES}
+    if not last:
+        raise BackboneError(
+            f"backbone: '{name}' has layers at strides {sorted(set(strides))}, and none from 8 to "
+            f"16; name some of its layers 0 to {len(strides) - 1} with --layers, or choose another "
+            "--backbone"
+        )
+    return sorted(last.values())
+
+
+def _check_mean(name: str, used: Mapping[int, tuple[int, int]]) -> None:
+    """Refuse to average layers, given with channels and stride, that are not all alike."""
+    if len(set(used.values())) > 1:
+        found = ", ".join(
+            f"{i} has {channels} at {stride}" for i, (channels, stride) in used.items()
+        )
+        raise BackboneError(
+            f"--combine: the layers of '{name}' differ in channels or stride ({found}), so that "
+            "they have no mean; name other --layers, or take --combine concat"
+        )
+
+
+def _patch_of(network: Any) -> int:
+    """The side of the patches that a model cuts images into; 1 if it cuts none."""
+    size = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    return int(max(size) if isinstance(size, tuple) else size)
 
 
 def _create(name: str, state: dict[str, Tensor] | None = None, **classes: Any) -> Any:
-    """The whole model, with the weights of `state` or the same random ones in every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        network: Any = timm.create_model(
-            name,
-            pretrained=state is not None,  # timm renames and resizes weights, and loads strictly
-            pretrained_cfg_overlay=classes | {"state_dict": state},
-            **classes,
-        )
+    """The whole model, with the weights of `state` or the same random ones in every call.
+
+    It takes images of any size, if its architecture can.
+    """
+    for sizes in _ANY_SIZE:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_SEED)
+                network: Any = timm.create_model(
+                    name,
+                    pretrained=state is not None,  # timm renames and resizes weights, and loads
+                    pretrained_cfg_overlay=classes | {"state_dict": state},
+                    **sizes,
+                    **classes,
+                )
+            break
+        except TypeError as error:
+            if not any(argument in str(error) for argument in sizes):
+                raise
     network.pretrained_cfg.pop("state_dict", None)  # frees the memory
     return network
 

@@ -39,7 +39,15 @@ VERSION = 3
 _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         2: {"model": {"bit_depth": 16}, "decisions": {"decision_protocol": "crad"}},
-        3: {"model": {"fit": False, "fitted": None, "scale_off": True}},
+        3: {
+            "model": {
+                "layers": (),  # the last of each stride, of a transformer too
+                "combine": None,
+                "fit": False,
+                "fitted": None,
+                "scale_off": True,
+            }
+        },
     }
 )
 

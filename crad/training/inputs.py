@@ -170,6 +170,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         weights=config.model.weights,
         pretrained=stored is None,
         components=config.model.components,
+        layers=config.model.layers,
+        combine=config.model.combine,
     ).to(device)
     if stored:
         with stored.fitting():
