@@ -120,9 +120,6 @@ class ModelConfig:
     bit_depth: int | None = None
     """Bits that the values of 16-bit images have, 8 to 16. Default: as many as the largest value
     of all images needs, of 8, 10, 12, 14 or 16."""
-    scale_off: Annotated[bool, arg(name="scale.off")] = False
-    """Take features as they are, as published, instead of scaling them to the variance that the
-    published constants belong to."""
     depth: int = 3
     """Bottlenecks that fuse the two representations."""
     expansion: int = 64

@@ -109,7 +109,6 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
             weights=options.weights,
             image_size=options.image_size,
             bit_depth=16,
-            scale_off=True,
             depth=len(bottlenecks),
             expansion=bottlenecks[0].expand.out_channels,
             local_resolution=tuple(local.shape[:-1]),

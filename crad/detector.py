@@ -266,7 +266,6 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
         mse_weight=0.0 if model.refinement_off else model.mse_weight,
         cosine_weight=0.0 if model.refinement_off else model.cosine_weight,
         mse_threshold=model.mse_threshold,
-        scaled=not model.scale_off,
     )
 
 

@@ -395,7 +395,6 @@ def _begin(
     _check_memory(config, inputs, device)
     torch.manual_seed(config.training.seed)
     model = create_model(config, inputs.feature_size)
-    model.fit_scale(inputs.train.variance())
     if options.compute.compile:
         compile_network(model.fusion, device)
     AcceleratorState._reset_state()  # of a model before, which may have another precision

@@ -28,14 +28,8 @@ AbsentName = Literal["drop", "zeros"]
 _DEAD_BELOW_LOCAL, _DEAD_BELOW_GLOBAL = 2.0, 0.1
 
 
-PUBLISHED_VARIANCE = 13.0
-"""Of the features that the constants of the paper belong to: the threshold of the refinement, the
-learning rates, the clipping of the gradient, the initial weights. Raw features of an EfficientNet
-have 12 to 20, whitened ones 1."""
-
-
 class Reconstruction(NamedTuple):
-    """What `CRAD` returns for a batch of features, in the units of the scaled features.
+    """What `CRAD` returns for a batch of features.
 
     Attributes:
         reconstruction: the refined normal feature, ``(B, C, H, W)`` (equation 5).
@@ -90,16 +84,12 @@ class CRAD(nn.Module):
         mse_weight: lambda_1 of equation 6; with both weights 0 there is no refinement.
         cosine_weight: lambda_2 of equation 6.
         mse_threshold: k of equation 6.
-        scaled: multiply features by the number that `fit_scale` sets, part of the state and 1 at
-            first; the paper takes them as they are.
 
     Raises:
         MissingPackageError: ``"vq"`` needs a package that is not installed.
         TypeError: a resolution is not a sequence.
         ValueError: an argument is out of range, or both memories are left out.
     """
-
-    feature_scale: Tensor | None
 
     def __init__(
         self,
@@ -122,7 +112,6 @@ class CRAD(nn.Module):
         mse_weight: float = 0.3,
         cosine_weight: float = 0.7,
         mse_threshold: float = 10.0,
-        scaled: bool = False,
     ) -> None:
         super().__init__()
         for name, value, expected, holds in (
@@ -166,7 +155,6 @@ class CRAD(nn.Module):
         self.cosine_weight = cosine_weight
         self.mse_threshold = mse_threshold
         self.absent = absent
-        self.register_buffer("feature_scale", torch.ones(()) if scaled else None)
         self.local_representation = create_memory(
             local_memory,
             channels,
@@ -196,15 +184,6 @@ class CRAD(nn.Module):
         self.apply(_initialise)
         self.fusion.to(memory_format=torch.channels_last)
 
-    def fit_scale(self, variance: float) -> None:
-        """Scale features so that ``variance``, of those of training, becomes the published one.
-
-        The variance is the mean over channels; one of 0 changes nothing. Without ``scaled``, this
-        does nothing.
-        """
-        if self.feature_scale is not None and variance > 0:
-            self.feature_scale.fill_(math.sqrt(PUBLISHED_VARIANCE / variance))
-
     def forward(self, feature: Tensor) -> Reconstruction:
         """Reconstruct ``feature``.
 
@@ -223,8 +202,6 @@ class CRAD(nn.Module):
             )
         with torch.autocast(feature.device.type, enabled=False):
             feature = feature.float().contiguous(memory_format=torch.channels_last)
-            if self.feature_scale is not None:
-                feature = feature * self.feature_scale
             represented, loss = self.represent(feature)
         normal_feature = self.fusion(represented)
         with torch.autocast(feature.device.type, enabled=False):

@@ -45,7 +45,6 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "combine": None,
                 "fit": False,
                 "fitted": None,
-                "scale_off": True,
             }
         },
     }

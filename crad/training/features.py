@@ -47,18 +47,6 @@ class Features:
         chosen = self.values.index_select(0, indices)
         return chosen.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def variance(self) -> float:
-        """The mean over channels of the variance over images and positions."""
-        channels = self.values.shape[-1]
-        count, total = 0, torch.zeros(2, channels, dtype=torch.float64)
-        origin = self.values[:1].flatten(0, 2).double().mean(0)  # against cancellation
-        for some in self.values.split(BATCH_SIZE):
-            vectors = some.flatten(0, 2).double() - origin
-            count += len(vectors)
-            total += torch.stack((vectors.sum(0), vectors.square().sum(0)))
-        mean, square = total / count
-        return float((square - mean.square()).mean())
-
     def some(self, most: int) -> "Features":
         """At most so many of them, evenly chosen."""
         count = min(most, len(self))
