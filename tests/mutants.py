@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("csrc", "crad_kernels", "tests", "benchmarks", "setup.py", "pyproject.toml")
+COPIED = ("csrc", "crad_kernels", "crad", "tests", "benchmarks", "setup.py", "pyproject.toml")
 ISAS = {"avx512": "avx512dq", "avx2": "avx2", "baseline": ""}  # flags in /proc/cpuinfo
 LIMIT = 1200  # seconds that tests may take: a loop may have no end
 
