@@ -22,7 +22,7 @@ from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
 from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 
-PresetName = Literal["tiny", "crad-s", "crad"]
+PresetName = Literal["auto", "cpu", "tiny", "crad-s", "crad"]
 
 _DATA_HELP = (
     f"A folder in the layout of {' or '.join(LAYOUTS)}, or a generated set: "
@@ -95,8 +95,8 @@ class ModelConfig:
     """The network."""
 
     preset: PresetName = "tiny"
-    """Sizes and schedule that other options override: tiny, crad-s or crad. Default: tiny for
-    scattering, otherwise crad."""
+    """Sizes and schedule that other options override. auto, the default, is crad on a GPU, cpu
+    without one, and tiny for the generated sets."""
     backbone: Annotated[str, arg(help=_BACKBONE_HELP)] = SCATTERING
     weights: Path | None = None
     """File with the weights of the timm model (auto: the published one), instead of a download."""
@@ -161,7 +161,11 @@ class TrainingConfig:
     """The optimisation."""
 
     epochs: int = 20
-    """Passes over the training images."""
+    """Passes over the training images. The preset cpu takes as many as make a few minutes."""
+    minutes: float | None = None
+    """Take as many epochs as this time allows on this machine. The features come on top."""
+    epochs_chosen: Annotated[bool, Fixed, Suppress] = False
+    """Whether a run chooses the number of epochs once it knows its images and the machine."""
     batch_size: int = 16
     """Training images in a step, over all processes."""
     norm_batch: int | None = None
@@ -283,6 +287,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "--bit-depth": ("8 to 16", lambda value: value in BIT_DEPTHS),
         "--max-megapixels": ("a number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--epochs": _at_least(1),
+        "--minutes": ("a finite number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--batch-size": _at_least(1),
         "--norm-batch": _at_least(2),
         "--depth": ("0 to 1000", lambda value: 0 <= value <= 1000),
@@ -300,6 +305,10 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
 
 PRESETS = MappingProxyType(
     {
+        "cpu": Config(
+            model=ModelConfig(preset="cpu", image_size=224),
+            training=TrainingConfig(epochs_chosen=True),
+        ),
         "tiny": Config(),
         "crad-s": Config(
             model=ModelConfig(preset="crad-s", image_size=224, depth=11, expansion=216),
@@ -430,13 +439,16 @@ def changed_setting(config: Config, stored: Config) -> tuple[str, Any, Any] | No
         stored: those of the run.
     """
     held = settings(stored)
+    found = {*_FREE}
+    if config.model.bit_depth is None:  # the run has recognised it
+        found.add("--bit-depth")
+    if config.training.epochs_chosen and stored.training.epochs_chosen:
+        found.add("--epochs")
     return next(
         (
             (name, value, held[name])
             for name, value in settings(config).items()
-            if name not in _FREE
-            and value != held[name]
-            and not (name == "--bit-depth" and value is None)  # the run has recognised it
+            if name not in found and value != held[name]
         ),
         None,
     )

@@ -38,9 +38,11 @@ from crad.training.inputs import Inputs, bit_depth_of, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
+from crad.training.schedule import Pace, choose_epochs, describe
 from crad_kernels import backends
 
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
+_MEASURED_STEPS = 3
 _LESS_MEMORY = (
     "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
     "--global.resolution"
@@ -212,6 +214,10 @@ def train_model(
         for line in (*(inputs.left_out if show else ()), *inputs.repeated):
             print(line, flush=True)
         options = options.with_bit_depth(inputs.decoding.bit_depth).with_frame(inputs.frame)
+        if stored:
+            options = options.with_epochs(stored.config.training.epochs)
+        elif config.training.epochs_chosen:
+            options = _with_chosen_epochs(options, inputs, device)
         config = options.config
         protocols = choose_protocols(config.decisions.protocol)
         decision_protocol = PROTOCOLS[config.decisions.decision_protocol]
@@ -359,7 +365,8 @@ def finished_results(
         classes: of the run.
     """
     results, config = options.run.read_results(), options.config
-    if not results or not stored or stored.epoch != config.training.epochs:
+    epochs = stored.config.training.epochs if stored else None
+    if not results or not stored or stored.epoch != epochs:
         return None
     protocols = [protocol.name for protocol in choose_protocols(config.decisions.protocol)]
     try:
@@ -372,7 +379,7 @@ def finished_results(
         is_of_training = "training" in results["timing"]
     except (AttributeError, KeyError, TypeError):
         return None  # they are something else
-    expected = (config.data.source, config.training.epochs, [*classes], protocols)
+    expected = (config.data.source, epochs, [*classes], protocols)
     return cast(Results, results) if is_of_training and found == expected else None
 
 
@@ -406,6 +413,31 @@ def _begin(
             model.load_state_dict(stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training
+
+
+def _with_chosen_epochs(
+    options: TrainOptions, inputs: Inputs, device: torch.device
+) -> TrainOptions:
+    """Measure a few steps of a model that is thrown away, choose the epochs, and print both."""
+    training = _begin(options, inputs, None, device)
+    batch_size, count = options.config.training.batch_size, processes.count()
+    few = inputs.train.some(_MEASURED_STEPS * batch_size)
+    n_few, n_steps = (
+        len(split_epoch(torch.arange(len(images)), batch_size, count))
+        for images in (few, inputs.train)
+    )
+    with threads_for(_step_size(options.config, inputs)), tqdm(disable=True) as bar:
+        training.run_epoch(few.some(batch_size), bar)  # the first step is slower
+        started = time.perf_counter()
+        training.run_epoch(few, bar)
+        step = (time.perf_counter() - started) / n_few
+        started = time.perf_counter()
+        _take_checkpoint(options, inputs, training, None, device, started)
+        pace = Pace(n_steps, step, time.perf_counter() - started)
+    minutes = options.config.training.minutes
+    epochs = processes.on_main(lambda: choose_epochs(pace, len(inputs.train), minutes))
+    print(describe(epochs, pace), flush=True)
+    return options.with_epochs(epochs)
 
 
 def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:

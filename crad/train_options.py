@@ -11,11 +11,12 @@ from tyro.conf import arg
 
 from crad.backbones import AUTO, SCATTERING
 from crad.command_line import ComputeOptions, parse
-from crad.config import PRESETS, Config, ModelConfig
+from crad.config import PRESETS, Config, ModelConfig, PresetName
 from crad.data import full_source
 from crad.data.demo import DEMO_CALIBRATION_SHARE, DEMO_NAMES
 from crad.data.frames import Frame
-from crad.errors import UsageError
+from crad.devices import select_device
+from crad.errors import DeviceError, UsageError
 from crad.training import processes
 from crad.training.checkpoint import read_checkpoint
 from crad.training.run_folder import RunFolder
@@ -59,6 +60,11 @@ class TrainOptions:
         """The same options with another backbone."""
         return self._with_model(replace(self.config.model, backbone=backbone))
 
+    def with_epochs(self, epochs: int) -> "TrainOptions":
+        """The same options with a number of epochs."""
+        training = replace(self.config.training, epochs=epochs)
+        return replace(self, config=replace(self.config, training=training))
+
     def _with_model(self, model: ModelConfig) -> "TrainOptions":
         return replace(self, config=replace(self.config, model=model))
 
@@ -90,6 +96,16 @@ def parse_options(arguments: Sequence[str] | None = None, *, auto: str = AUTO) -
     )
     if options.config.model.backbone == AUTO:  # a run to resume has one already
         options = options.with_backbone(default.config.model.backbone)
+    if options.config.model.preset == "auto":
+        options = options._with_model(
+            replace(options.config.model, preset=default.config.model.preset)
+        )
+    found = _look_ahead(arguments)
+    if found.epochs:
+        training = replace(options.config.training, epochs_chosen=False)
+        options = replace(options, config=replace(options.config, training=training))
+    if found.epochs and found.minutes:
+        raise UsageError("use either --epochs or --minutes, not both")
     if options.output.resume and options.output.overwrite:
         raise UsageError("use either --resume or --overwrite, not both")
     if not options.config.data.source:
@@ -154,29 +170,44 @@ def default_config(arguments: Sequence[str], *, auto: str = AUTO) -> Config:
     """The settings that hold unless options say otherwise: those for the data and the backbone.
 
     Args:
-        arguments: of a command line, of which ``--data``, ``--backbone`` and ``--preset`` count.
+        arguments: of a command line; those that others depend on count.
         auto: the backbone that ``auto`` stands for, if that is known.
     """
     found = _look_ahead(arguments)
     source = found.data or "demo"
     backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else AUTO)
     backbone = auto if backbone == AUTO else backbone
-    preset = found.preset or ("tiny" if backbone == SCATTERING else "crad")
+    preset = found.preset or "auto"
+    if preset == "auto":
+        preset = _automatic_preset(source, backbone, found.device)
     config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
+    chosen = (config.training.epochs_chosen or bool(found.minutes)) and not found.epochs
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
     return replace(
         config,
         data=replace(config.data, source=source),
         model=replace(config.model, backbone=backbone),
+        training=replace(config.training, epochs_chosen=chosen),
         decisions=replace(config.decisions, calibration_share=share),
     )
+
+
+def _automatic_preset(source: str, backbone: str, device: str | None) -> PresetName:
+    """What the preset ``auto`` stands for."""
+    if source in DEMO_NAMES and backbone == SCATTERING:
+        return "tiny"
+    try:
+        on_gpu = select_device(device).type == "cuda"
+    except DeviceError:  # for later, as the command may only be asked for its help
+        on_gpu = False
+    return "crad" if on_gpu and backbone != SCATTERING else "cpu"
 
 
 def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:
     """The options that defaults of others depend on."""
     early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("--data", "--output", "--backbone", "--preset"):
-        early.add_argument(name, nargs="?")
+    for name in "data", "output", "device", "backbone", "preset", "epochs", "minutes":
+        early.add_argument(f"--{name}", nargs="?")
     for name in ("--resume", "--separate"):
         early.add_argument(name, action="store_true")
     return early.parse_known_args(arguments)[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from crad.backbones import LITE, PUBLISHED, auto, weights
 from crad.backbones.auto import Choice, choose_backbone
@@ -114,9 +115,12 @@ def test_own_data_takes_it_and_generated_sets_do_not() -> None:
 
 @pytest.mark.parametrize("explicit", [[], ["--backbone", "auto"]])
 @pytest.mark.parametrize(
-    ("name", "preset"), [("scattering", "tiny"), (LITE, "crad"), (PUBLISHED, "crad")]
+    ("name", "preset"), [("scattering", "cpu"), (LITE, "crad"), (PUBLISHED, "crad")]
 )
-def test_the_preset_is_that_of_the_backbone(explicit: list[str], name: str, preset: str) -> None:
+def test_the_preset_on_a_gpu_is_that_of_the_backbone(
+    explicit: list[str], name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     arguments = ["--data", "parts", "--epochs", "7", *explicit]
     config = parse_options(arguments, auto=name).config
     assert (config.model.backbone, config.model.preset) == (name, preset)
@@ -157,7 +161,7 @@ def test_a_run_says_what_it_is_and_keeps_it(
     assert first == "backbone: scattering, because there is nothing else"
     assert "| backbone scattering |" in second
     config = read_checkpoint(tmp_path).config
-    assert (config.model.backbone, config.model.preset) == ("scattering", "tiny")
+    assert (config.model.backbone, config.model.preset) == ("scattering", "cpu")
     assert '"auto"' not in json.dumps(dataclasses.asdict(config), default=str)
     for again in ([], ["--backbone", "auto"]):
         assert run(main, *arguments, "--resume", *again) == 0

@@ -27,9 +27,22 @@ def test_the_default_is_the_tiny_preset_on_the_demo_set() -> None:
     assert not any((options.output.resume, options.output.overwrite, options.config.data.skip_bad))
 
 
-def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
+def test_own_data_takes_a_pretrained_backbone_and_the_preset_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = parse_options(["--data", "parts/"]).config
     assert config.model.backbone == "auto"
+    assert (config.model.preset, config.model.image_size) == ("cpu", 224)
+    assert (config.model.depth, config.model.expansion) == (3, 64)
+    assert config.training.epochs_chosen
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = parse_options(["--data", "parts/"]).config
+    assert parse_options(["--data", "parts/", "--preset", "auto"]).config == config
+    on_cpu = parse_options(["--data", "parts/", "--device", "cpu"]).config
+    assert (on_cpu.model.preset, on_cpu.training.epochs_chosen) == ("cpu", True)
+    assert not config.training.epochs_chosen
     assert (config.model.preset, config.model.image_size) == ("crad", 224)
     assert (config.training.epochs, config.training.batch_size) == (50, 64)
     assert (config.model.depth, config.model.expansion) == (11, 864)
@@ -37,11 +50,18 @@ def test_own_data_takes_a_pretrained_backbone_and_the_full_preset() -> None:
     assert (config.decisions.calibration_share, config.decisions.false_alarm_rate) == (0.1, 0.01)
 
 
-@pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
-def test_scattering_takes_the_tiny_preset_whatever_the_data(data: str) -> None:
-    config = parse_options(["--data", data, "--backbone=scattering"]).config
+@pytest.mark.parametrize("data", ["demo", "demo-hard"])
+def test_generated_sets_take_the_tiny_preset(data: str) -> None:
+    config = parse_options(["--data", data, "--preset=auto"]).config
     assert (config.model.preset, config.model.image_size) == ("tiny", 128)
-    assert config.training.epochs == 20
+    assert (config.training.epochs, config.training.epochs_chosen) == (20, False)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_scattering_is_for_a_small_network(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    config = parse_options(["--data", "parts", "--backbone=scattering"]).config
+    assert (config.model.preset, config.model.image_size) == ("cpu", 224)
 
 
 def test_any_option_overrides_the_preset_in_any_order() -> None:
@@ -66,6 +86,9 @@ def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs"),
+        (["--minutes", "0"], "--minutes"),
+        (["--minutes", "inf"], "--minutes"),
+        (["--minutes", "5", "--epochs", "3"], "--minutes"),
         (["--batch-size", "-1"], "--batch-size"),
         (["--norm-batch", "1"], "--norm-batch"),
         (["--image-size", "8"], "--image-size"),
