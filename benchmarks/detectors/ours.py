@@ -1,6 +1,8 @@
 """CRAD, trained as ``crad train`` does with its defaults."""
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +49,8 @@ class Crad:
             options = TrainOptions(
                 self._config(config), OutputOptions(folder), ComputeOptions(device=str(device))
             )
-            train_model(options, show=False, prepare=lambda *_: inputs)
+            with redirect_stdout(StringIO()):  # which would say that there are no test images
+                train_model(options, show=False, prepare=lambda *_: inputs)
             _, model = restore(read_checkpoint(folder))
         return Model(model.to(device), device)
 

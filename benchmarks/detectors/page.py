@@ -67,7 +67,7 @@ the same too, so that a number differs by the method alone. None of the numbers 
 VisA, which the papers use.
 
 * *Unified*: one model for all classes of a set, which is not told the class of a test image.
-  *Separate*: one for each.
+  *Separate*: one for each; a set of one class is measured once.
 * `crad train` holds a share of the normal images back for its thresholds; all methods train on the
   same rest. A seed sets which images that are and all that is random in a method. Numbers are means
   over seeds, ± the standard deviation (n - 1), in percent; those of a set with several classes are
@@ -83,9 +83,9 @@ VisA, which the papers use.
   own.
 * The statistics of the scattering backbone are of all normal images of a set, also in the separate
   setting.
-* Times are of one run, without the backbone, which takes the same for all; size is what must be
-  stored beside it. Both are sums over the models of the separate setting. They depend on the
-  machine, which each section names."""
+* Times are means over seeds, without the backbone, which takes the same for all; they depend on the
+  machine, which each section names. Size is what must be stored beside the backbone. In the
+  separate setting, both are sums over the models."""
 
 
 def check_page(report: Path) -> None:

@@ -122,8 +122,7 @@ class Run:
         """
         test = inputs.test
         maps = torch.empty(test.values.shape[:3])
-        fitting = mapping = 0.0
-        n_bytes = 0
+        fitting, mapping, n_bytes = 0.0, 0.0, 0
         for classes in [self.classes] if self.setting == "unified" else zip(self.classes):
             config = replace(self.config, data=replace(self.config.data, classes=classes))
             of_model = inputs_of(inputs, config)
@@ -145,11 +144,7 @@ class Run:
             "protocols": {each.name: evaluation.measure(maps, each) for each in protocols},
             "n_test": len(test),
             "n_bytes": n_bytes,
-            "seconds": {
-                "features": round(inputs.seconds, 3),
-                "fit": round(fitting, 3),
-                "maps": round(mapping, 3),
-            },
+            "seconds": {"features": inputs.seconds, "fit": fitting, "maps": mapping},
             "notes": [*inputs.repeated, *evaluation.notes(protocols)],
             "environment": environment(device),
         }
@@ -200,7 +195,8 @@ def _runs(options: DetectorOptions, config: Config, dataset: Dataset) -> Iterato
         train, _ = hold_back(dataset, config.decisions.calibration_share, seed)
         names = [sample.class_name for sample in train]
         n_train = {name: names.count(name) for name in dataset.classes}
-        for setting in options.settings:
+        # With one class, the settings are one.
+        for setting in options.settings[: len(dataset.classes)]:
             for name in options.methods:
                 yield Run(
                     seeded, dataset.classes, name, known[name], setting, n_train, options.output
