@@ -12,12 +12,18 @@ from torch import Tensor
 
 from benchmarks.detectors import nearest_neighbour, runs
 from benchmarks.detectors.__main__ import main
-from benchmarks.detectors.inputs import inputs_of, prepare_all
+from benchmarks.detectors.inputs import inputs_of, prepare_all, select
 from benchmarks.detectors.nearest_neighbour import NearestNeighbour, averaged, k_center
 from benchmarks.detectors.options import DetectorOptions
+from benchmarks.detectors.ours import Crad
 from benchmarks.detectors.padim import Padim
+from crad.command_line import ComputeOptions
 from crad.config import Config, TrainingConfig
 from crad.data.samples import Sample
+from crad.scoring.evaluation import Evaluation
+from crad.scoring.protocols import PROTOCOLS
+from crad.train import train_model
+from crad.train_options import OutputOptions, TrainOptions
 from crad.training.features import Features
 from crad.training.inputs import Inputs, prepare
 from tests.fixtures import command, demo_root, one_thread
@@ -345,3 +351,16 @@ def test_methods_train_on_the_images_of_crad_train(demo_root: Path) -> None:
     assert alone.train.samples == ours.train.samples[5:]
     assert torch.equal(alone.train.values, ours.train.values[5:])
     assert torch.equal(alone.digests, ours.digests[[*range(5, 10), 11]])
+
+
+@pytest.mark.slow
+def test_crad_is_what_crad_train_gives(demo_root: Path, tmp_path: Path) -> None:
+    config = DetectorOptions(backbone="scattering", image_size=64).config(str(demo_root))
+    inputs = prepare(config, None, CPU)
+    results = train_model(
+        TrainOptions(config, OutputOptions(tmp_path / "run"), ComputeOptions(device="cpu")),
+        prepare=lambda *_: inputs,
+    )
+    maps = Crad().fit(replace(inputs, test=select(inputs.test, [])), config, CPU).maps(inputs.test)
+    evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
+    assert evaluation.measure(maps, PROTOCOLS["crad"])["classes"] == results["classes"]
