@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,8 +194,8 @@ def _runs(options: DetectorOptions, config: Config, dataset: Dataset) -> Iterato
     for seed in options.seeds:
         seeded = replace(config, training=replace(config.training, seed=seed))
         train, _ = hold_back(dataset, config.decisions.calibration_share, seed)
-        names = [sample.class_name for sample in train]
-        n_train = {name: names.count(name) for name in dataset.classes}
+        counts = Counter(sample.class_name for sample in train)
+        n_train = {name: counts[name] for name in dataset.classes}
         # With one class, the settings are one.
         for setting in options.settings[: len(dataset.classes)]:
             for name in options.methods:

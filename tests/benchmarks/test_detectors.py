@@ -17,9 +17,12 @@ from benchmarks.detectors.nearest_neighbour import NearestNeighbour, averaged, k
 from benchmarks.detectors.options import DetectorOptions
 from benchmarks.detectors.ours import Crad
 from benchmarks.detectors.padim import Padim
+from benchmarks.detectors.page import page
 from crad.command_line import ComputeOptions
 from crad.config import Config, TrainingConfig
 from crad.data.samples import Sample
+from crad.errors import OutputError
+from crad.report.environment import environment
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.protocols import PROTOCOLS
 from crad.train import train_model
@@ -175,10 +178,10 @@ def records(folder: Path) -> dict[str, dict[str, object]]:
 def test_json_and_page(
     compare: Callable[..., int], tmp_path: Path, command: Callable[..., int]
 ) -> None:
-    page = tmp_path / "accuracy.md"
+    report = tmp_path / "accuracy.md"
     assert compare("--seeds", "0", "1", "--protocol", "crad", "paper", "--methods", *RIVALS) == 0
     trained = ("--seeds", "0", "--methods", "crad", "--settings", "unified")
-    assert compare(*trained, "--report", str(page)) == 0
+    assert compare(*trained, "--report", str(report)) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small-scattering-64"]
     found = records(tmp_path / "out")
     assert [*found] == sorted(
@@ -203,7 +206,7 @@ def test_json_and_page(
         assert min(record["seconds"].values()) > 0
         assert record["environment"]["cpu"]
         assert record["environment"]["torch"]
-    text = page.read_text()
+    text = report.read_text()
     assert str(tmp_path.parent) not in text + json.dumps(found)
     first, second = (
         100 * found[f"padim-separate-seed{seed}"]["protocols"]["crad"]["mean"]["pixel_auroc"]
@@ -214,11 +217,11 @@ def test_json_and_page(
     assert f"{(first + second) / 2:.2f} ± {deviation:.2f}" in row
     assert "| small | scattering, 64 | unified |" in text
     assert "--data PATH/small" in text
-    assert compare("--seeds", "0", "1", "--methods", *RIVALS, "--report", str(page)) == 0
-    assert page.read_text() == text  # nothing was measured again
-    again = command(main, "--output", str(tmp_path / "out"), "--report", str(page))
+    assert compare("--seeds", "0", "1", "--methods", *RIVALS, "--report", str(report)) == 0
+    assert report.read_text() == text  # nothing was measured again
+    again = command(main, "--output", str(tmp_path / "out"), "--report", str(report))
     assert again == 0
-    assert page.read_text() == text
+    assert report.read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -308,10 +311,10 @@ def test_files_of_others_and_other_settings_are_not_replaced(
         assert compare("--methods", "padim", "--settings", "unified", "--seeds", "0", *more) == 1
         return capsys.readouterr().err
 
-    page = tmp_path / "page.md"
-    page.write_text("# Mine\n")
-    assert "was not written by" in refused("--report", str(page))
-    page.unlink()
+    report = tmp_path / "page.md"
+    report.write_text("# Mine\n")
+    assert "was not written by" in refused("--report", str(report))
+    report.unlink()
     assert compare("--methods", "padim", "--settings", "unified", "--seeds", "0") == 0
     assert "without --protocol paper" in refused("--protocol", "paper")
     monkeypatch.setattr(Padim, "settings", lambda *_: {"channels": 3})
@@ -322,11 +325,36 @@ def test_files_of_others_and_other_settings_are_not_replaced(
     assert path.read_text() == "{}"
 
 
+def test_a_page_mixes_no_settings_and_tells_missing_seeds() -> None:
+    numbers = dict.fromkeys(METRICS, 0.5)
+    record = {
+        "data": "bolts", "backbone": "scattering", "image_size": "64", "method": "padim",
+        "setting": "unified", "seed": 0, "method_settings": {"channels": 4}, "n_test": 2,
+        "n_bytes": 8, "seconds": {"features": 1.0, "fit": 1.0, "maps": 1.0}, "notes": [],
+        "environment": environment("cpu"),
+        "protocols": {
+            name: {"mean": numbers, "classes": {"m4": {**numbers, "n_train": 3, "n_test": 2}}}
+            for name in ("paper", "crad")
+        },
+    }  # fmt: skip
+    other = {**record, "method": "nearest_neighbour", "seed": 1}
+    text = page([record, {**record, "seed": 1}, other])
+    assert "by protocol paper" in text
+    assert "| unified | PatchCore (1 seed) | 50.00 |" in text
+    assert "| unified | PaDiM | 50.00 ± 0.00 |" in text
+    with pytest.raises(OutputError, match="padim on bolts, unified, was measured with different"):
+        page([record, {**record, "seed": 1, "method_settings": {"channels": 5}}])
+    one, two = ({name: record["protocols"][name]} for name in ("paper", "crad"))
+    assert "by protocol crad" in page([record, {**other, "protocols": two}])
+    with pytest.raises(OutputError, match="no protocol in common"):
+        page([{**record, "protocols": one}, {**other, "protocols": two}])
+
+
 def test_a_page_needs_results(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = tmp_path / "page.md"
-    assert command(main, "--output", str(tmp_path / "out"), "--report", str(page)) == 1
+    report = tmp_path / "page.md"
+    assert command(main, "--output", str(tmp_path / "out"), "--report", str(report)) == 1
     assert "holds no results; measure some with --data" in capsys.readouterr().err
     assert command(main) == 2
     assert "--data: expected a data set" in capsys.readouterr().err
