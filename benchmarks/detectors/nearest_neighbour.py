@@ -92,8 +92,8 @@ def averaged(features: Features, window: int, device: torch.device) -> Iterator[
 def k_center(points: Tensor, count: int, first: int) -> Tensor:
     """Choose points greedily: each is the farthest from those that were chosen before.
 
-    No choice of as many has less than half the largest distance of a point from the nearest one
-    chosen (minimax facility location).
+    The largest distance of a point from the nearest one chosen is at most twice the smallest that
+    any choice of as many reaches (minimax facility location).
 
     Distances only become smaller, so the farthest of some candidates is the farthest of all while
     it is farther than any other point was. All points then get the distances from several new ones
