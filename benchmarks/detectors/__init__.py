@@ -1,0 +1,1 @@
+"""CRAD beside other detectors, on the same features and by the same metrics."""

@@ -1,0 +1,77 @@
+"""CRAD, trained as ``crad train`` does with its defaults."""
+
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crad.command_line import ComputeOptions
+from crad.config import Config, settings
+from crad.detector import restore
+from crad.model.crad import CRAD
+from crad.train import train_model
+from crad.train_options import OutputOptions, TrainOptions
+from crad.training.checkpoint import read_checkpoint
+from crad.training.features import Features, map_features
+from crad.training.inputs import Inputs
+
+# Recorded elsewhere, different in each run, or without influence on the maps.
+_NOT_OURS = (
+    "--data", "--classes", "--weights", "--feature-memory", "--max-megapixels", "--skip-bad",
+    "--seed", "--bit-depth", "--protocol", "--false-alarm-rate", "--track-best",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Crad:
+    """The detector of this library.
+
+    Attributes:
+        refinement: whether the reconstruction is refined.
+    """
+
+    refinement: bool = True
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """The settings of the training run."""
+        held = settings(self._config(config))
+        return {name: value for name, value in held.items() if name not in _NOT_OURS}
+
+    def fit(self, inputs: Inputs, config: Config, device: torch.device) -> "Model":
+        """Train; the images held back set thresholds, which are not used here."""
+        with TemporaryDirectory(prefix="crad-detectors-") as temporary:
+            folder = Path(temporary) / "run"
+            options = TrainOptions(
+                self._config(config), OutputOptions(folder), ComputeOptions(device=str(device))
+            )
+            with redirect_stdout(StringIO()):  # which would say that there are no test images
+                train_model(options, show=False, prepare=lambda *_: inputs)
+            _, model = restore(read_checkpoint(folder))
+        return Model(model.to(device), device)
+
+    def _config(self, config: Config) -> Config:
+        if self.refinement:
+            return config
+        return replace(config, model=replace(config.model, refinement_off=True))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained `Crad`."""
+
+    network: CRAD
+    device: torch.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the parameters and buffers."""
+        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
+
+    def maps(self, features: Features) -> Tensor:
+        """The anomaly maps of the model."""
+        return map_features(self.network, features, self.device)

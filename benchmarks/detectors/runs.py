@@ -1,0 +1,221 @@
+"""The runs of a comparison: what each one measures, and the JSON file that it leaves."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.detectors.inputs import inputs_of, prepare_all, select
+from benchmarks.detectors.methods import Method, methods
+from benchmarks.detectors.options import COMMAND, DetectorOptions
+from crad.config import Config
+from crad.data import Dataset, check_apart, find_dataset
+from crad.data.frames import frame_of, show_size
+from crad.devices import select_device
+from crad.errors import OutputError
+from crad.files import read_json, write_json
+from crad.report.environment import commit, environment
+from crad.scoring.calibration import check_share, hold_back
+from crad.scoring.evaluation import Evaluation
+from crad.scoring.protocols import choose_protocols
+from crad.training.inputs import Inputs
+
+Record = dict[str, Any]
+"""What a run measured, as its JSON file holds it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one set.
+
+    Attributes:
+        config: the defaults for the set, with the seed and the protocols.
+        classes: of the set.
+        name: of the method.
+        method: what is measured.
+        setting: ``"unified"`` or ``"separate"``.
+        n_train: numbers of training images, by class.
+        output: the folder of all runs.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    name: str
+    method: Method
+    setting: str
+    n_train: Mapping[str, int]
+    output: Path
+
+    @property
+    def data(self) -> str:
+        """The name of the set."""
+        return Path(self.config.data.source).name
+
+    @property
+    def path(self) -> Path:
+        """The JSON file."""
+        model, seed = self.config.model, self.config.training.seed
+        size = show_size(frame_of(model.image_size)).replace(" ", "")
+        folder = f"{self.data}-{model.backbone}-{size}".replace("/", "-")
+        return self.output / folder / f"{self.name}-{self.setting}-seed{seed}.json"
+
+    def __str__(self) -> str:
+        """Its name for a reader."""
+        return f"{self.data}, {self.name}, {self.setting}, seed {self.config.training.seed}"
+
+    @property
+    def identity(self) -> Record:
+        """What tells it from others; the first entries of its JSON file."""
+        identity = {
+            "made_by": COMMAND,
+            "data": self.data,
+            "backbone": self.config.model.backbone,
+            "image_size": show_size(frame_of(self.config.model.image_size)),
+            "method": self.name,
+            "setting": self.setting,
+            "seed": self.config.training.seed,
+            "n_train": self.n_train,
+            "method_settings": self.method.settings(self.config),
+        }
+        stored: Record = json.loads(json.dumps(identity))  # which turns tuples into lists
+        return stored
+
+    def is_done(self) -> bool:
+        """Whether its JSON file is there.
+
+        Raises:
+            OutputError: there is another one by that name, or one of other settings.
+        """
+        if not self.path.exists():
+            return False
+        stored = read_json(self.path)
+        if not isinstance(stored, dict) or stored.get("made_by") != COMMAND:
+            raise OutputError(
+                f"output: '{self.path}' was not written by {COMMAND}; move it away, or choose "
+                "another folder with --output"
+            )
+        wanted = [protocol.name for protocol in choose_protocols(self.config.decisions.protocol)]
+        if missing := [name for name in wanted if name not in stored["protocols"]]:
+            change = f"without --protocol {missing[0]}"
+        elif changed := [key for key, value in self.identity.items() if stored.get(key) != value]:
+            change = f"with another {changed[0]}"
+        else:
+            return True
+        raise OutputError(
+            f"output: '{self.path}' was measured {change}; measure it again with --overwrite, or "
+            "choose another folder with --output"
+        )
+
+    def measure(self, inputs: Inputs, device: torch.device) -> Record:
+        """Fit the models and measure their maps of all test images.
+
+        Args:
+            inputs: of the whole set, from `prepare_all`.
+            device: where to compute.
+
+        Raises:
+            CradError: a model cannot be fitted, or an image or mask cannot be read.
+        """
+        test = inputs.test
+        maps = torch.empty(test.values.shape[:3])
+        fitting, mapping, n_bytes = 0.0, 0.0, 0
+        for classes in [self.classes] if self.setting == "unified" else zip(self.classes):
+            config = replace(self.config, data=replace(self.config.data, classes=classes))
+            of_model = inputs_of(inputs, config)
+            rows = [row for row, each in enumerate(test.samples) if each.class_name in classes]
+            features = select(test, rows)
+            started = time.perf_counter()
+            detector = self.method.fit(of_model, config, device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            fitted = time.perf_counter()
+            maps[rows] = detector.maps(features).cpu()
+            fitting += fitted - started
+            mapping += time.perf_counter() - fitted
+            n_bytes += detector.n_bytes
+        protocols = choose_protocols(self.config.decisions.protocol)
+        evaluation = Evaluation(test.samples, self.n_train, inputs.truths)
+        return {
+            **self.identity,
+            "protocols": {each.name: evaluation.measure(maps, each) for each in protocols},
+            "n_test": len(test),
+            "n_bytes": n_bytes,
+            "seconds": {"features": inputs.seconds, "fit": fitting, "maps": mapping},
+            "notes": [*inputs.repeated, *evaluation.notes(protocols)],
+            "environment": environment(device),
+        }
+
+
+def measure_all(options: DetectorOptions) -> None:
+    """Measure what is missing; each run leaves its file before the next one begins.
+
+    Raises:
+        CradError: what `crad.training.inputs.prepare` and `Run.measure` raise.
+        KeyboardInterrupt: the user stopped it; the message says how to go on.
+        OutputError: a file in the output is in the way.
+    """
+    device = select_device(options.device)
+    commit()  # of the code that measures, which may be another before the results are written
+    missing: list[list[Run]] = []
+    for source in options.data:  # no hours are spent before a set or a file is found to be wrong
+        check_apart(options.output, source)
+        config = options.config(source)
+        dataset = find_dataset(source)
+        check_share(dataset, config.decisions.calibration_share)
+        runs = [*_runs(options, config, dataset)]
+        missing.append([run for run in runs if options.overwrite or not run.is_done()])
+        if done := len(runs) - len(missing[-1]):
+            print(f"{runs[0].data}: {done} of {len(runs)} runs are there already", flush=True)
+    number, total = 0, sum(map(len, missing))
+    try:
+        for runs in filter(None, missing):
+            inputs = prepare_all(runs[0].config, device)
+            for run in runs:
+                record = run.measure(inputs, device)
+                run.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(run.path, record)
+                number += 1
+                print(f"run {number} of {total}: {run}: {_in_short(record)}", flush=True)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(
+            f"{number} of {total} runs are measured; the same command, without --overwrite, "
+            "measures the others"
+        ) from interrupt
+
+
+def _runs(options: DetectorOptions, config: Config, dataset: Dataset) -> Iterator[Run]:
+    """All runs on a set."""
+    known = methods()
+    for seed in options.seeds:
+        seeded = replace(config, training=replace(config.training, seed=seed))
+        train, _ = hold_back(dataset, config.decisions.calibration_share, seed)
+        counts = Counter(sample.class_name for sample in train)
+        n_train = {name: counts[name] for name in dataset.classes}
+        # With one class, the settings are one.
+        for setting in options.settings[: len(dataset.classes)]:
+            for name in options.methods:
+                yield Run(
+                    seeded, dataset.classes, name, known[name], setting, n_train, options.output
+                )
+
+
+def read_records(output: Path) -> Sequence[Record]:
+    """All records in a folder; other files are passed over."""
+    found = [read_json(path) for path in sorted(output.glob("*/*.json"))]
+    return [each for each in found if isinstance(each, dict) and each.get("made_by") == COMMAND]
+
+
+def _in_short(record: Record) -> str:
+    mean = next(iter(record["protocols"].values()))["mean"]
+    quality = [
+        f"{name.replace('_', ' ').replace('auroc', 'AUROC')} {mean[name]:.3f}"
+        for name in ("image_auroc", "pixel_auroc")
+        if mean[name] is not None
+    ]
+    seconds = record["seconds"]
+    return ", ".join([*quality, f"fit {seconds['fit']:.1f} s, maps {seconds['maps']:.1f} s"])
