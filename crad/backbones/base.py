@@ -19,10 +19,13 @@ class Backbone(nn.Module):
     Attributes:
         channels: channels C of a feature.
         stride: pixels from one position of a feature to the next.
+        is_separate: whether, on a CPU, a feature has the same bits whatever images are beside it in
+            the batch.
     """
 
     channels: int
     stride: int
+    is_separate: bool = False
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode for any ``mode``: the backbone is frozen."""

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import crad.training.feature_cache
+import crad.training.feature_memory
 from crad.data.batches import load_batches
 from crad.data.samples import Sample
 from crad.errors import ImageError, LaunchError, StorageError
 from crad.model.crad import CRAD
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
-from crad.training.feature_cache import FeatureCache
+from crad.training.feature_memory import FeatureMemory
 from crad.training.features import extract
 from tests.fixtures import before_step, largest_file
 
@@ -42,8 +42,8 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def test_what_exceeds_the_budget_lies_in_a_file_without_a_name(folder: Path) -> None:
-    cache = FeatureCache(gigabytes=1.201e-6)
-    tensors = [cache.allocate(*size) for size in ((10, 20), (5, 5, 5), (10, 10), (1,))]
+    memory = FeatureMemory(gigabytes=1.201e-6)
+    tensors = [memory.allocate(*size) for size in ((10, 20), (5, 5, 5), (10, 10), (1,))]
     assert [is_mapped(tensor) for tensor in tensors] == [False, True, False, True]
     assert not list(folder.iterdir())
     for number, tensor in enumerate(tensors):
@@ -52,7 +52,7 @@ def test_what_exceeds_the_budget_lies_in_a_file_without_a_name(folder: Path) -> 
         assert (tensor == number).all()
         assert tensor.dtype == torch.float32
     assert tensors[1].shape == (5, 5, 5)
-    assert cache.allocate(0, 3, 3, 4).shape == (0, 3, 3, 4)
+    assert memory.allocate(0, 3, 3, 4).shape == (0, 3, 3, 4)
 
 
 def test_a_mapped_file_takes_no_memory_of_the_process(folder: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_mapped_file_takes_no_memory_of_the_process(folder: Path) -> None:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
     before, size = anonymous(), 2**27
-    values = FeatureCache(gigabytes=0).allocate(size // 4 // 64, 64)
+    values = FeatureMemory(gigabytes=0).allocate(size // 4 // 64, 64)
     for part in values.split(2**14):
         part.fill_(1.0)
     assert float(values[:: 2**10].sum()) == 64 * len(values[:: 2**10])
@@ -71,10 +71,10 @@ def test_a_mapped_file_takes_no_memory_of_the_process(folder: Path) -> None:
 def test_the_default_budget_is_half_of_what_is_available(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crad.training.feature_cache, "available_memory", lambda: 8000)
-    cache = FeatureCache()
-    assert not is_mapped(cache.allocate(999))
-    assert is_mapped(cache.allocate(2))
+    monkeypatch.setattr(crad.training.feature_memory, "available_memory", lambda: 8000)
+    memory = FeatureMemory()
+    assert not is_mapped(memory.allocate(999))
+    assert is_mapped(memory.allocate(2))
 
 
 def test_a_machine_with_two_first_processes_is_refused(
@@ -83,21 +83,21 @@ def test_a_machine_with_two_first_processes_is_refused(
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "gather", lambda own: [own, own])
     with pytest.raises(LaunchError, match=r"2 of those .* its first one; start them with torchrun"):
-        FeatureCache().allocate(3)
+        FeatureMemory().allocate(3)
     assert not list(folder.iterdir())
 
 
 def test_a_disk_without_space_is_an_error_with_a_way_out(folder: Path) -> None:
     with pytest.raises(StorageError, match=r"4000000\.0 GB .*TMPDIR.*--feature-memory") as caught:
-        FeatureCache(gigabytes=0).allocate(10**15)
+        FeatureMemory(gigabytes=0).allocate(10**15)
     assert str(folder) in str(caught.value)
     free = re.search(r"has (\d+\.\d) GB free", str(caught.value))
     assert free is not None
     assert float(free[1]) == pytest.approx(shutil.disk_usage(folder).free / 1e9, rel=0.2)
     with largest_file(4 * 1000 - 1), pytest.raises(OSError, match="too large"):
-        FeatureCache(gigabytes=0).allocate(1000)
+        FeatureMemory(gigabytes=0).allocate(1000)
     assert not list(folder.iterdir())
-    assert FeatureCache(gigabytes=0).allocate(1000).shape == (1000,)
+    assert FeatureMemory(gigabytes=0).allocate(1000).shape == (1000,)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -107,9 +107,9 @@ def test_a_folder_for_temporary_files_that_is_none_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv("TMPDIR", str(tmp_path / kind))
     with pytest.raises(StorageError, match=r"TMPDIR.*--feature-memory") as caught:
-        FeatureCache(gigabytes=0).allocate(3)
+        FeatureMemory(gigabytes=0).allocate(3)
     assert f"'{tmp_path / kind}'" in str(caught.value)
-    assert FeatureCache(gigabytes=1).allocate(3).shape == (3,)
+    assert FeatureMemory(gigabytes=1).allocate(3).shape == (3,)
 
 
 def test_a_run_is_the_same_with_features_in_a_file(
@@ -155,7 +155,7 @@ def test_images_that_are_left_out_leave_no_gap(
         32,
         device=torch.device("cpu"),
         skip=skipped.append,
-        cache=FeatureCache(gigabytes),
+        memory=FeatureMemory(gigabytes),
     )
     kept = [index for index in range(len(paths)) if index not in bad]
     assert [sample.path for sample in features.samples] == [paths[index] for index in kept]
