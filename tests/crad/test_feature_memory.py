@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import crad.training.feature_memory
+from crad.backbones import Backbone
 from crad.data.batches import load_batches
 from crad.data.samples import Sample
 from crad.errors import ImageError, LaunchError, StorageError
@@ -136,10 +137,10 @@ def test_a_run_is_the_same_with_features_in_a_file(
 def test_images_that_are_left_out_leave_no_gap(
     demo_root: Path, tmp_path: Path, folder: Path, gigabytes: float
 ) -> None:
-    class Means:
+    class Means(Backbone):
         """A backbone: the mean colour."""
 
-        def __call__(self, images: Tensor) -> Tensor:
+        def forward(self, images: Tensor) -> Tensor:
             return images.mean(dim=(2, 3), keepdim=True)
 
     root = shutil.copytree(demo_root, tmp_path / "data")
@@ -150,7 +151,7 @@ def test_images_that_are_left_out_leave_no_gap(
         paths[index].write_bytes(b"no image")
     skipped: list[ImageError] = []
     features = extract(
-        Means(),  # type: ignore[arg-type]
+        Means(),
         [Sample(path) for path in paths],
         32,
         device=torch.device("cpu"),
