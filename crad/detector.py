@@ -61,9 +61,9 @@ class Detector:
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
-        self.backbone = backbone
-        self.model = model.fold_batch_norm()
         self.frame = frame_of(image_size)
+        self.backbone = backbone.folded(self.frame.height, self.frame.width)
+        self.model = model.fold_batch_norm()
         self.device = device
         self.colour_scale = colour_scale
         self.protocol = protocol

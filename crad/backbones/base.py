@@ -31,5 +31,14 @@ class Backbone(nn.Module):
         """Stay in evaluation mode for any ``mode``: the backbone is frozen."""
         return super().train(False)
 
+    def folded(self, height: int, width: int) -> "Backbone":
+        """Give a copy that computes the same up to rounding, in less time; by default itself.
+
+        Args:
+            height: of the images, in pixels.
+            width: the same.
+        """
+        return self
+
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Fit the statistics of the training images that the backbone uses; by default none."""

@@ -148,8 +148,9 @@ def extract(
     if not samples:
         return Features(torch.empty(0, 0, 0, 0), [])
     frame = frame_of(image_size)
+    folded = backbone.folded(frame.height, frame.width)
     blank = torch.zeros(1, 3, frame.height, frame.width, device=device)
-    channels, height, width = backbone(blank).shape[1:]
+    channels, height, width = folded(blank).shape[1:]
     values = (memory or FeatureMemory()).allocate(len(samples), height, width, channels)
     how = recipe(backbone, frame, decoding, device) if cache else ""
     rows = {sample.path: row for row, sample in enumerate(samples)}
@@ -176,7 +177,7 @@ def extract(
     with closing(_load(mine, image_size, skip, decoding, "features", known)) as batches:
         for batch in batches:
             chosen = [rows[sample.path] for sample in batch.samples]
-            computed = _compute(backbone, batch.images.to(device))
+            computed = _compute(folded, batch.images.to(device))
             if not computed.isfinite().all():
                 raise BackboneError(
                     f"backbone: no finite features of the images from '{batch.samples[0].path}' to "
