@@ -172,8 +172,9 @@ def _map_features(
         )
     rows = processes.share(range(len(features)), batch_size, processes.rank(), processes.count())
     maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
-    for batch in torch.tensor(rows, dtype=torch.int64).split(batch_size):
-        maps.append(detector.map_features(features.batch(batch, detector.device)))
+    for start in range(0, len(rows), batch_size):
+        batch = features.batch(torch.tensor(rows[start : start + batch_size]), detector.device)
+        maps.append(detector.map_features(batch))
     return features.samples, processes.gather_rows(rows, torch.cat(maps))[1]
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import crad.backbones.base
+import crad.data.batches
 import crad.data.decoding
 import crad.data.frames
 import crad.data.images
@@ -44,7 +45,13 @@ _MAGIC = b"crad-ft1"  # of this format; its last character is the version
 _START = struct.Struct("<8sI")  # and the checksum of the rest
 _IMAGE = struct.Struct("<II?")  # height and width of the image, whether its file has more pages
 
-_PREPARATION = (crad.data.decoding, crad.data.images, crad.data.frames, crad.backbones.base)
+_PREPARATION = (  # of images, beside the module of the backbone
+    crad.data.decoding,
+    crad.data.images,
+    crad.data.frames,
+    crad.data.batches,
+    crad.backbones.base,
+)
 _SUFFIX = ".feature"
 _STALE_SECONDS = 24 * 60 * 60  # writing an entry takes less
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -279,7 +286,10 @@ def _line(folder: Path, counts: _Counts) -> str:
     total = count(counts.read + counts.computed, "image")
     parts = [f"features: {counts.read} of {total} from '{folder}'"]
     if counts.stored:
-        parts.append(f"{counts.stored} computed and stored ({counts.n_bytes / 1e9:.2g} GB)")
+        size, unit = (
+            (counts.n_bytes / 1e9, "GB") if counts.n_bytes >= 1e9 else (counts.n_bytes / 1e6, "MB")
+        )
+        parts.append(f"{counts.stored} computed and stored ({size:.3g} {unit})")
     if unstored := counts.computed - counts.stored:
         why = f" ({counts.unwritable})" if counts.unwritable else ""
         parts.append(f"{unstored} computed and not stored{why}")

@@ -122,7 +122,7 @@ def test_a_run_finds_the_features_of_another(
     n_bytes = N_IMAGES * 4 * 4 * 16 * 4
     assert said == (
         f"features: 0 of {N_IMAGES} images from '{cache}'; {N_IMAGES} computed and stored "
-        f"({n_bytes / 1e9:.2g} GB)"
+        f"({n_bytes / 1e6:.3g} MB)"
     )
     before = files_of(cache)
     with (
