@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -126,15 +127,16 @@ class TimmBackbone(Backbone):
 
     @torch.no_grad()
     def folded(self, height: int, width: int) -> Backbone:
-        """Give a copy for the CPU with each BatchNorm folded into the convolution before it.
+        """Give a copy for the CPU whose BatchNorms and paddings are folded into convolutions.
 
-        That is a quarter of the time of an EfficientNet. The copy is tried on noise: where a model
+        They are 40 % of the time of an EfficientNet. The copy is tried on noise: where a model
         calls its modules in another order, it is the backbone itself.
         """
         if self.image_mean.device.type != "cpu" or not any(map(_has_statistics, self.modules())):
             return self
         copy = deepcopy(self)
         _fold_batch_norm(copy.model)
+        _fold_padding(copy.model)
         noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(_SEED))
         try:
             expected, got = self(noise), copy(noise)
@@ -189,6 +191,40 @@ def _fold_batch_norm(network: nn.Module) -> None:
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
                 rest = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
                 setattr(parent, norm_name, nn.Sequential(*rest))
+
+
+class _HalvingConvolution(nn.Module):
+    """A convolution of stride 2 with TensorFlow's padding, which copies no even image for it.
+
+    That padding has a row and a column less before the image than after it. A kernel that begins
+    with zeros makes up for them, so that the convolution can pad on its own.
+    """
+
+    def __init__(self, convolution: Conv2dSame) -> None:
+        super().__init__()
+        self.convolution = convolution
+        weight = F.pad(convolution.weight, (1, 0, 1, 0))
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2] % 2 or images.shape[3] % 2:
+            odd: Tensor = self.convolution(images)
+            return odd
+        plain = self.convolution
+        padding = [size // 2 for size in plain.kernel_size]
+        return F.conv2d(images, self.weight, plain.bias, 2, padding, groups=plain.groups)
+
+
+def _fold_padding(network: nn.Module) -> None:
+    """Replace each convolution that `_HalvingConvolution` can stand for, in place."""
+    for parent in [*network.modules()]:
+        for name, module in [*parent.named_children()]:
+            if (
+                type(module) is Conv2dSame
+                and (module.stride, module.dilation) == ((2, 2), (1, 1))
+                and all(size % 2 for size in module.kernel_size)
+            ):
+                setattr(parent, name, _HalvingConvolution(module))
 
 
 def create(

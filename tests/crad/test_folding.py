@@ -1,12 +1,14 @@
-"""BatchNorm of backbones, folded into their convolutions: the same features up to rounding."""
+"""BatchNorm and padding, folded into convolutions: the same features up to rounding."""
 
 from typing import Any
 
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from crad.backbones import Backbone, create_backbone
+from crad.backbones.timm import _fold_padding
 from crad.errors import BackboneError
 
 SIDE = 96
@@ -32,7 +34,7 @@ def n_norms(backbone: Backbone) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_efficientnet", "test_resnet", "test_byobnet", "densenet121"]
+    "name", ["tf_efficientnet_lite0", "test_resnet", "test_byobnet", "densenet121"]
 )
 def test_a_folded_backbone_computes_the_same(name: str) -> None:
     backbone = with_statistics(name)
@@ -77,3 +79,23 @@ def test_images_of_a_wrong_size_are_refused_by_the_use() -> None:
     assert backbone.folded(SIDE, SIDE) is backbone
     with pytest.raises(BackboneError, match="--image-size"):
         backbone(torch.rand(1, 3, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(12, 16), (12, 15), (13, 13), (2, 2)])
+def test_padding_is_folded_into_a_convolution(kernel: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    plain = Conv2dSame(4, 8, kernel, stride=2, groups=2)
+    network = nn.Sequential(plain, nn.Conv2d(8, 8, 1))
+    images = torch.randn(2, 4, *size)
+    expected = network(images)
+    _fold_padding(network)
+    assert network[0] is not plain
+    torch.testing.assert_close(network(images), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"stride": 1}, {"stride": 2, "dilation": 2}])
+def test_other_convolutions_keep_their_padding(options: dict[str, int]) -> None:
+    network = nn.Sequential(Conv2dSame(4, 8, 3, **options))
+    _fold_padding(network)
+    assert isinstance(network[0], Conv2dSame)
