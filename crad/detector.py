@@ -62,7 +62,8 @@ class Detector:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
         self.frame = frame_of(image_size)
-        self.backbone = backbone.folded(self.frame.height, self.frame.width)
+        self.backbone = backbone
+        self._folded = backbone.folded(self.frame.height, self.frame.width)
         self.model = model.fold_batch_norm()
         self.device = device
         self.colour_scale = colour_scale
@@ -219,7 +220,7 @@ class Detector:
     def _compute(self, images: Tensor) -> Tensor:
         """The maps of the model."""
         with self.explaining():
-            features = self.backbone(images)
+            features = self._folded(images)
         return self.map_features(features)
 
     @torch.inference_mode()

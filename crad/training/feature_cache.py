@@ -264,6 +264,8 @@ class FeatureCache:
                 file.write(_START.pack(_MAGIC, _checksum(head, data)) + head)
                 file.write(data)
         except OSError as error:
+            if error.errno is None:
+                raise  # an error of ours, with a message of its own
             if error.errno not in _READ_ONLY:
                 reason = f"{error.strerror}, for --feature-cache"
                 raise StorageError(error.errno, reason, str(self.folder)) from error

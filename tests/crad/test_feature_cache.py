@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
@@ -157,6 +158,27 @@ def test_resuming_and_evaluating_find_what_the_other_has_stored(
     said = the_line(tables[1])
     assert said == f"features: 12 of 12 images from '{cache}'"
     assert tables[1].replace(f"{said}\n", "") == tables[0]
+
+
+def test_features_of_a_timm_model_are_those_of_a_run_without_a_cache(
+    trained, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "weights.pt")
+    cache = tmp_path / "cache"
+    option = ("--feature-cache", str(cache))
+    arguments = ["--data", str(trained.data), "--backbone", "test_efficientnet"]
+    arguments += ["--preset", "tiny", "--epochs", "1", "--image-size", "64"]
+    arguments += ["--weights", str(tmp_path / "weights.pt")]
+    assert command(train, *arguments, "--output", str(tmp_path / "run")) == 0
+    part = ("--classes", "gauge", "--seed", "1")
+    assert command(train, *arguments, "--output", str(tmp_path / "part"), *part, *option) == 0
+    assert command(train, *arguments, "--output", str(tmp_path / "other"), *option) == 0
+    said = the_line(capsys.readouterr().out.rpartition("features: 0 of 12")[2])
+    assert said.startswith("features: 12 of 24 images")
+    assert same_run(tmp_path / "other", tmp_path / "run")
+    assert command(evaluate, "--checkpoint", str(tmp_path / "run"), *option) == 0
+    assert the_line(capsys.readouterr().out) == f"features: 12 of 12 images from '{cache}'"
 
 
 def test_images_that_were_moved_and_renamed_are_found(images: list[Path], tmp_path: Path) -> None:
