@@ -20,7 +20,7 @@ from crad.errors import BackboneError
 from crad.memory import is_out_of_memory
 
 _SEED = 20240924  # of random weights, which no file holds
-_FOLDING_ERROR = 1e-5  # relative; rounding makes a tenth of it
+_FOLDING_ERROR = 1e-5  # relative; rounding makes a third of it
 _STRIDES = range(8, 17)  # finer stages have little context, coarser ones cannot localise
 
 # How timm is asked for a model that takes images of any size; which of them it knows, or neither,
@@ -188,9 +188,10 @@ def _fold_batch_norm(network: nn.Module) -> None:
                 and _has_statistics(norm)
                 and convolution.out_channels == norm.num_features
             ):
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+                exact = fuse_conv_bn_eval(convolution.double(), norm.double())
+                setattr(parent, name, exact.float())
                 rest = (norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else ()
-                setattr(parent, norm_name, nn.Sequential(*rest))
+                setattr(parent, norm_name, nn.Sequential(*rest).float())
 
 
 class _HalvingConvolution(nn.Module):
