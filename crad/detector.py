@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Literal
 
@@ -15,7 +16,7 @@ from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
 from crad.data.frames import ImageSize, Size, frame_of, show_size
 from crad.data.images import ChannelOrder, check_channel_order
 from crad.devices import PrecisionName, select_device, select_precision
-from crad.errors import CheckpointError, UsageError
+from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
 from crad.scoring.calibration import Thresholds, class_of
@@ -60,9 +61,10 @@ class Detector:
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision: expected one of fp32, bf16, but got {precision!r}")
-        self.backbone = backbone
-        self.model = model.fold_batch_norm()
         self.frame = frame_of(image_size)
+        self.backbone = backbone
+        self._folded = backbone.folded(self.frame.height, self.frame.width)
+        self.model = model.fold_batch_norm()
         self.device = device
         self.colour_scale = colour_scale
         self.protocol = protocol
@@ -216,23 +218,49 @@ class Detector:
             yield batch, self._compute(batch.images.to(self.device))
 
     def _compute(self, images: Tensor) -> Tensor:
-        """The maps of the model; what a damaged checkpoint leads to is a `CheckpointError`."""
+        """The maps of the model."""
+        with self.explaining():
+            features = self._folded(images)
+        return self.map_features(features)
+
+    @torch.inference_mode()
+    def map_features(self, features: Tensor) -> Tensor:
+        """Compute the maps of the model ``(B, H, W)``, before any protocol.
+
+        Args:
+            features: of the backbone, ``(B, C, H, W)``, on the detector's device.
+
+        Raises:
+            CheckpointError: they are not finite.
+        """
+        bf16 = self.precision == "bf16"
+        with (
+            self.explaining(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            maps: Tensor = self.model(features).anomaly_map
+            if not maps.isfinite().all():
+                raise ValueError("the anomaly maps are not finite")
+        return maps
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn what a damaged checkpoint leads to in the block into a `CheckpointError`.
+
+        That an image cannot be read stays as it is.
+        """
         try:
-            features = self.backbone(images)
-            bf16 = self.precision == "bf16"
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                maps: Tensor = self.model(features).anomaly_map
-            problem = None if maps.isfinite().all() else "the anomaly maps are not finite"
+            yield
+        except ImageError:
+            raise
         except (RuntimeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
             problem = " ".join(str(error).split())
-        if problem:
             raise CheckpointError(
                 f"checkpoint: it cannot map images of {show_size(self.frame)} pixels "
                 f"({problem}); use another copy of it, or train again with --overwrite"
-            )
-        return maps
+            ) from error
 
 
 def _check_reading(batch_size: object, skip: object, channel_order: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, MaxMegapixels, SkipBad
+from crad.config import BitDepth, FeatureCacheOption, MaxMegapixels, SkipBad
 from crad.data import check_apart, find_dataset, full_source
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
@@ -25,6 +25,9 @@ from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import ProtocolChoice, choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import read_checkpoint
+from crad.training.feature_cache import FeatureCache
+from crad.training.features import extract
+from crad.training.inputs import open_cache
 from crad.training.run_folder import RunFolder
 
 
@@ -48,6 +51,7 @@ class EvaluateOptions:
     skip_bad: SkipBad = False
     max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
     bit_depth: BitDepth = None
+    feature_cache: FeatureCacheOption = None
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -59,7 +63,8 @@ def evaluate(options: EvaluateOptions) -> Results:
         DataError: the data are not what they should be, or not known.
         DeviceError: the device is not there.
         ImageError: an image or mask cannot be read.
-        OutputError: the output folder holds results already.
+        OutputError: the output folder holds results already, or a folder to write into lies among
+            the images.
         StorageError: a file cannot be written.
         UsageError: an option is out of range.
     """
@@ -103,6 +108,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     classes = options.classes or (() if options.data else trained.data.classes)
     if run:
         check_apart(run.path, source)
+    cache = open_cache(options.feature_cache, source)
     dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
     if run:
         run.check_sheets(dataset.classes)
@@ -112,7 +118,13 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     truths = Truths(detector.frame, bad, detector.decoding)
     if processes.is_main():  # a bad mask is found before the images are computed, not after
         truths.read(dataset.test, protocols[0])
-    samples, maps = _map_test_images(detector, dataset.test, options.compute.batch_size, bad)
+    if cache:
+        samples, maps = _map_features(
+            detector, dataset.test, options.compute.batch_size, bad, cache
+        )
+        print(cache.report(), flush=True)
+    else:
+        samples, maps = _map_images(detector, dataset.test, options.compute.batch_size, bad)
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
@@ -142,7 +154,31 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     return processes.on_main(measure)
 
 
-def _map_test_images(
+def _map_features(
+    detector: Detector,
+    samples: Sequence[Sample],
+    batch_size: int,
+    bad: BadImages,
+    cache: FeatureCache,
+) -> tuple[list[Sample], Tensor]:
+    """As `_map_images`, with features that the cache has, or keeps for other runs."""
+    with detector.explaining():
+        features = extract(
+            *(detector.backbone, samples, detector.frame),
+            device=detector.device,
+            skip=bad,
+            cache=cache,
+            decoding=detector.decoding,
+        )
+    rows = processes.share(range(len(features)), batch_size, processes.rank(), processes.count())
+    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
+    for start in range(0, len(rows), batch_size):
+        batch = features.batch(torch.tensor(rows[start : start + batch_size]), detector.device)
+        maps.append(detector.map_features(batch))
+    return features.samples, processes.gather_rows(rows, torch.cat(maps))[1]
+
+
+def _map_images(
     detector: Detector, samples: Sequence[Sample], batch_size: int, bad: BadImages
 ) -> tuple[list[Sample], Tensor]:
     """The images that can be read, with maps ``(M, H, W)``; each process makes some batches."""

@@ -560,6 +560,8 @@ def _resuming(options: TrainOptions) -> list[str]:
         command.append("--compile")
     if options.compute.device != "auto":
         command += ["--device", options.compute.device]
+    if options.config.data.feature_cache:
+        command += ["--feature-cache", str(options.config.data.feature_cache)]
     return command
 
 

@@ -19,7 +19,7 @@ from crad.devices import select_device
 from crad.model.crad import CRAD
 from crad.scoring.calibration import hold_back
 from crad.training.checkpoint import read_checkpoint
-from crad.training.feature_cache import FeatureCache
+from crad.training.feature_memory import FeatureMemory
 from crad.training.features import Features, extract
 
 
@@ -35,7 +35,7 @@ class TrainedRun:
         train: the training images.
         device: where to compute.
         bad: what to do with an image that cannot be read.
-        cache: where features are kept.
+        memory: where features are kept.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class TrainedRun:
     train: tuple[Sample, ...]
     device: torch.device
     bad: BadImages
-    cache: FeatureCache
+    memory: FeatureMemory
 
     def name(self, sample: Sample) -> str:
         """The path of an image in the data set."""
@@ -81,7 +81,7 @@ class TrainedRun:
             self.config.model.frame,
             device=self.device,
             skip=self.bad,
-            cache=self.cache,
+            memory=self.memory,
             decoding=self.config.decoding,
         )
 
@@ -111,5 +111,5 @@ def load_run(runs: Runs, variant: Variant) -> TrainedRun:
         train=tuple(train),
         device=device,
         bad=BadImages(skip=data.skip_bad),
-        cache=FeatureCache(data.feature_memory),
+        memory=FeatureMemory(data.feature_memory),
     )

@@ -217,6 +217,7 @@ class ScatteringBackbone(Backbone):
     """
 
     stride = STRIDE
+    is_separate = True
     mean: Tensor
     projection: Tensor
     fitted: Tensor

@@ -88,12 +88,13 @@ def _check_class(name: str, root: Path) -> None:
     raise DataError(f"classes: the name {name!r} of a class in '{root}' {problem}; rename it")
 
 
-def check_apart(output: Path, source: str) -> None:
+def check_apart(output: Path, source: str, *, option: str = "--output") -> None:
     """Refuse an output folder among the images of a data set.
 
     Args:
         output: the folder; it need not exist.
         source: as for `find_dataset`.
+        option: that names the folder.
 
     Raises:
         OutputError: the output is the folder of the data set, or lies in one of its classes.
@@ -106,8 +107,8 @@ def check_apart(output: Path, source: str) -> None:
     held = [(place / name).is_dir() for place in (*within, root) for name in _IN_A_CLASS]
     if not within or any(held):
         raise OutputError(
-            f"output: '{output}' lies among the images of '{root}'; choose another folder with "
-            "--output"
+            f"{option.removeprefix('--')}: '{output}' lies among the images of '{root}'; choose "
+            f"another folder with {option}"
         )
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from crad.data.frames import ImageSize
 from crad.data.images import ChannelOrder, decode_file, to_rgb, to_tensor
 from crad.data.samples import Sample
 from crad.errors import ImageError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BATCH_SIZE = 16
 """Default number of images in a batch."""
@@ -83,7 +86,7 @@ def load_batches(
     decode = partial(
         _decode, size=size, digests=digests, decoding=decoding, channel_order=channel_order
     )
-    for future in _decode_ahead(sources, decode, ahead=2 * batch_size):
+    for future in call_ahead(decode, enumerate(sources), ahead=2 * batch_size):
         error = future.exception()
         if isinstance(error, ImageError):
             if ready:
@@ -125,14 +128,15 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
         )
 
 
-def _decode_ahead(
-    sources: Iterable[Source], decode: Callable[[Source, int], tuple[Tensor, Sample]], ahead: int
-) -> Iterator[Future[tuple[Tensor, Sample]]]:
+def call_ahead(
+    function: Callable[[T], R], arguments: Iterable[T], *, ahead: int
+) -> Iterator[Future[R]]:
+    """Call a function in threads, for some arguments ahead of what is used of its results."""
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    waiting: deque[Future[tuple[Tensor, Sample]]] = deque()
+    waiting: deque[Future[R]] = deque()
     try:
-        for position, source in enumerate(sources):
-            waiting.append(pool.submit(decode, source, position))
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
@@ -142,8 +146,7 @@ def _decode_ahead(
 
 
 def _decode(
-    source: Source,
-    position: int,
+    numbered: tuple[int, Source],
     *,
     size: ImageSize,
     digests: bool,
@@ -151,13 +154,14 @@ def _decode(
     channel_order: ChannelOrder,
 ) -> tuple[Tensor, Sample]:
     """The resized image and its record."""
+    position, source = numbered
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
     if isinstance(source, Sample) and source.path is not None:
         decoded = decode_file(source.path, decoding)
         sample, image = replace(source, has_more=decoded.has_more), decoded.image
         if digests:
-            sample = replace(sample, digest=_digest(source.path))
+            sample = replace(sample, digest=digest_of(source.path))
     else:
         try:
             sample, image = Sample(), to_rgb(source, decoding, channel_order)  # type: ignore[arg-type]
@@ -166,7 +170,11 @@ def _decode(
     return to_tensor(image, size), replace(sample, size=(image.height, image.width))
 
 
-def _digest(path: Path) -> bytes:
-    """A hash of the bytes of a file; collisions are negligible."""
+def digest_of(path: Path) -> bytes:
+    """A hash of the bytes of a file, for `Sample.digest`; collisions are negligible.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()

@@ -276,6 +276,7 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
     """Settings as JSON can hold them, by group and name, without paths of this machine."""
     stored = dataclasses.asdict(config)
     del stored["model"]["weights"]  # the state of the backbone is stored
+    del stored["data"]["feature_cache"]
     if config.data.source not in DEMO_NAMES:
         del stored["data"]["source"]
     return stored

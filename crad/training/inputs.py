@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
 from crad.config import SMALLEST_SIDE, Config
-from crad.data import find_dataset
+from crad.data import check_apart, find_dataset
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
@@ -30,6 +30,7 @@ from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
 from crad.training.feature_cache import FeatureCache
+from crad.training.feature_memory import FeatureMemory
 from crad.training.features import Features, extract, fit_backbone
 from crad.words import count, enumerate_some
 
@@ -139,6 +140,23 @@ def _displayed_sizes(samples: Sequence[Sample], decoding: Decoding) -> list[tupl
     return found
 
 
+def open_cache(folder: Path | None, source: str) -> FeatureCache | None:
+    """Open the cache of features, if there is to be one.
+
+    Args:
+        folder: of the cache.
+        source: the data set, as for `crad.data.find_dataset`.
+
+    Raises:
+        OutputError: the folder lies among the images.
+        StorageError: it is none, and cannot be made.
+    """
+    if folder is None:
+        return None
+    check_apart(folder, source, option="--feature-cache")
+    return FeatureCache(folder)
+
+
 def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
     """Make the backbone and compute the features of all images of a run.
 
@@ -152,9 +170,11 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         CheckpointError: the stored backbone does not fit.
         DataError: the data are not what they should be, or not those of the stored run.
         ImageError: an image or a mask cannot be read.
-        StorageError: there is no space for the features.
+        OutputError: the folder of the cache lies among the images.
+        StorageError: there is no space for the features, or the folder of the cache is none.
         TrainingError: memory cannot hold a batch of images of this size.
     """
+    cache = open_cache(config.data.feature_cache, config.data.source)
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
     )
@@ -187,15 +207,22 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
 
     draws = stored.draws if stored else "class"
     train, held_back = hold_back(dataset, share, config.training.seed, draws)
-    cache = FeatureCache(config.data.feature_memory)
+    memory = FeatureMemory(config.data.feature_memory)
     try:
         if not stored:
-            fit_backbone(backbone, train, frame, device=device, skip=bad, decoding=decoding)
+            fit_backbone(
+                *(backbone, train, frame),
+                device=device,
+                skip=bad,
+                cache=cache,
+                decoding=decoding,
+            )
         features, features_held_back, features_test = (
             extract(
                 *(backbone, samples, frame),
                 device=device,
                 skip=bad,
+                memory=memory,
                 cache=cache,
                 decoding=decoding,
             )
@@ -209,6 +236,8 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
             f"{show_size(frame)}: {error}"
         ) from error
     bad.share(processes.gather)
+    if cache:
+        print(cache.report(), flush=True)
     if more := has_more_note(
         [*features.samples, *features_held_back.samples, *features_test.samples],
         lambda path: path.relative_to(dataset.root),

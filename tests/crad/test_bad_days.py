@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from PIL import Image
 
 import crad.predict
 import crad.train
+from crad.backbones import Backbone
 from crad.command_line import run_command
 from crad.data.demo import demo_dataset
 from crad.errors import BackboneError, CheckpointError, StorageError
@@ -105,18 +105,17 @@ def test_too_little_memory_is_one_line(
 
 
 def test_features_that_are_not_finite_name_the_images(demo_root: Path) -> None:
-    class Infinite:
+    class Infinite(Backbone):
         """A backbone of broken weights."""
 
-        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean(dim=(2, 3), keepdim=True) / 0
 
     samples = [
         crad.data.Sample(path) for path in sorted((demo_root / "brick").glob("train/good/*.png"))
     ]
-    backbone: Any = Infinite()
     with pytest.raises(BackboneError, match=r"000\.png.*use other weights"):
-        extract(backbone, samples, 32, device=torch.device("cpu"), skip=None)
+        extract(Infinite(), samples, 32, device=torch.device("cpu"), skip=None)
 
 
 def test_a_checkpoint_that_gives_no_finite_map_decides_nothing(trained) -> None:

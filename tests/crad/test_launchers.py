@@ -92,10 +92,10 @@ import sys
 from pathlib import Path
 import torch
 from crad.training import processes
-from crad.training.feature_cache import FeatureCache
+from crad.training.feature_memory import FeatureMemory
 
 with processes.joined(torch.device("cpu")):
-    values = FeatureCache().allocate(4)
+    values = FeatureMemory().allocate(4)
     values[processes.local_rank()] = processes.rank()
     processes.gather(None)
     said = (processes.rank(), values[:2].tolist())
