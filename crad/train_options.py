@@ -166,21 +166,24 @@ def _config_of(run: RunFolder, *, separate: bool) -> Config | None:
     return None
 
 
-def default_config(arguments: Sequence[str], *, auto: str = AUTO) -> Config:
+def default_config(
+    arguments: Sequence[str], *, auto: str = AUTO, preset: PresetName | None = None
+) -> Config:
     """The settings that hold unless options say otherwise: those for the data and the backbone.
 
     Args:
         arguments: of a command line; those that others depend on count.
         auto: the backbone that ``auto`` stands for, if that is known.
+        preset: the preset that ``auto`` stands for; None takes that of the device and the backbone.
     """
     found = _look_ahead(arguments)
     source = found.data or "demo"
     backbone = found.backbone or (SCATTERING if source in DEMO_NAMES else AUTO)
     backbone = auto if backbone == AUTO else backbone
-    preset = found.preset or "auto"
-    if preset == "auto":
-        preset = _automatic_preset(source, backbone, found.device)
-    config = PRESETS.get(preset, PRESETS["tiny"])  # tyro refuses an unknown one
+    name = found.preset or "auto"
+    if name == "auto":
+        name = preset or _automatic_preset(source, backbone, found.device)
+    config = PRESETS.get(name, PRESETS["tiny"])  # tyro refuses an unknown one
     chosen = (config.training.epochs_chosen or bool(found.minutes)) and not found.epochs
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
     return replace(

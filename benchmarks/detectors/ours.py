@@ -40,6 +40,8 @@ class Crad:
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings of the training run."""
         held = settings(self._config(config))
+        if config.training.epochs_chosen:  # by the number of images, which is recorded elsewhere
+            held["--epochs"] = "chosen"
         return {name: value for name, value in held.items() if name not in _NOT_OURS}
 
     def fit(self, inputs: Inputs, config: Config, device: torch.device) -> "Model":

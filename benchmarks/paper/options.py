@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from benchmarks.paper.files import WRITTEN_BY
-from crad.backbones import AUTO, PUBLISHED
+from crad.backbones import AUTO, PUBLISHED, SCATTERING
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.data import full_source
@@ -79,6 +79,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> PaperOptions:
     )
     data = replace(options.config.data, source=full_source(options.config.data.source))
     options = replace(options, config=replace(options.config, data=data))
+    if options.config.model.preset == "auto":
+        model = replace(options.config.model, preset=config.model.preset)
+        options = replace(options, config=replace(options.config, model=model))
     if options.config.model.backbone == AUTO:
         raise UsageError(f"--backbone: tables name one; give {PUBLISHED} or another, not {AUTO}")
     if not options.targets:
@@ -106,7 +109,9 @@ def _default_config(arguments: Sequence[str]) -> Config:
     the paper's networks. With its own 460 steps at 0.001, coordinates stay in the cell of the
     memory where they start.
     """
-    config = default_config(arguments, auto=PUBLISHED)
+    config = default_config(arguments, auto=PUBLISHED, preset="crad")
+    if config.model.backbone == SCATTERING:
+        config = default_config(arguments, preset="tiny")
     decisions, training = replace(config.decisions, calibration_share=0.0), config.training
     if config.data.source in DEMO_NAMES and config.model.preset == "tiny":
         training = replace(training, epochs=_DEMO_EPOCHS, learning_rate=_DEMO_LEARNING_RATE)
