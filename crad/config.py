@@ -105,8 +105,8 @@ class ModelConfig:
     """The network."""
 
     preset: PresetName = "tiny"
-    """Sizes and schedule that other options override. auto, the default, is crad on a GPU, cpu
-    without one, and tiny for the generated sets."""
+    """Sizes and schedule that other options override. auto, the default, is tiny for scattering,
+    otherwise crad on a GPU and cpu without one."""
     backbone: Annotated[str, arg(help=_BACKBONE_HELP)] = SCATTERING
     weights: Path | None = None
     """File with the weights of the timm model (auto: the published one), instead of a download."""

@@ -182,7 +182,7 @@ def default_config(
     backbone = auto if backbone == AUTO else backbone
     name = found.preset or "auto"
     if name == "auto":
-        name = preset or _automatic_preset(source, backbone, found.device)
+        name = preset or _automatic_preset(backbone, found.device)
     config = PRESETS.get(name, PRESETS["tiny"])  # tyro refuses an unknown one
     chosen = (config.training.epochs_chosen or bool(found.minutes)) and not found.epochs
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
@@ -195,15 +195,15 @@ def default_config(
     )
 
 
-def _automatic_preset(source: str, backbone: str, device: str | None) -> PresetName:
+def _automatic_preset(backbone: str, device: str | None) -> PresetName:
     """What the preset ``auto`` stands for."""
-    if source in DEMO_NAMES and backbone == SCATTERING:
+    if backbone == SCATTERING:  # whitened features, which long training only teaches to copy
         return "tiny"
     try:
         on_gpu = select_device(device).type == "cuda"
     except DeviceError:  # for later, as the command may only be asked for its help
         on_gpu = False
-    return "crad" if on_gpu and backbone != SCATTERING else "cpu"
+    return "crad" if on_gpu else "cpu"
 
 
 def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:

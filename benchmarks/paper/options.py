@@ -111,7 +111,7 @@ def _default_config(arguments: Sequence[str]) -> Config:
     """
     config = default_config(arguments, auto=PUBLISHED, preset="crad")
     if config.model.backbone == SCATTERING:
-        config = default_config(arguments, preset="tiny")
+        config = default_config(arguments)
     decisions, training = replace(config.decisions, calibration_share=0.0), config.training
     if config.data.source in DEMO_NAMES and config.model.preset == "tiny":
         training = replace(training, epochs=_DEMO_EPOCHS, learning_rate=_DEMO_LEARNING_RATE)

@@ -115,7 +115,7 @@ def test_own_data_takes_it_and_generated_sets_do_not() -> None:
 
 @pytest.mark.parametrize("explicit", [[], ["--backbone", "auto"]])
 @pytest.mark.parametrize(
-    ("name", "preset"), [("scattering", "cpu"), (LITE, "crad"), (PUBLISHED, "crad")]
+    ("name", "preset"), [("scattering", "tiny"), (LITE, "crad"), (PUBLISHED, "crad")]
 )
 def test_the_preset_on_a_gpu_is_that_of_the_backbone(
     explicit: list[str], name: str, preset: str, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +161,7 @@ def test_a_run_says_what_it_is_and_keeps_it(
     assert first == "backbone: scattering, because there is nothing else"
     assert "| backbone scattering |" in second
     config = read_checkpoint(tmp_path).config
-    assert (config.model.backbone, config.model.preset) == ("scattering", "cpu")
+    assert (config.model.backbone, config.model.preset) == ("scattering", "tiny")
     assert '"auto"' not in json.dumps(dataclasses.asdict(config), default=str)
     for again in ([], ["--backbone", "auto"]):
         assert run(main, *arguments, "--resume", *again) == 0

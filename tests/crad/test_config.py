@@ -50,18 +50,15 @@ def test_own_data_takes_a_pretrained_backbone_and_the_preset_of_the_device(
     assert (config.decisions.calibration_share, config.decisions.false_alarm_rate) == (0.1, 0.01)
 
 
-@pytest.mark.parametrize("data", ["demo", "demo-hard"])
-def test_generated_sets_take_the_tiny_preset(data: str) -> None:
-    config = parse_options(["--data", data, "--preset=auto"]).config
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("data", ["demo", "demo-hard", "parts"])
+def test_scattering_takes_the_tiny_preset_whatever_the_data(
+    data: str, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    config = parse_options(["--data", data, "--backbone=scattering", "--preset=auto"]).config
     assert (config.model.preset, config.model.image_size) == ("tiny", 128)
     assert (config.training.epochs, config.training.epochs_chosen) == (20, False)
-
-
-@pytest.mark.parametrize("gpu", [False, True])
-def test_scattering_is_for_a_small_network(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    config = parse_options(["--data", "parts", "--backbone=scattering"]).config
-    assert (config.model.preset, config.model.image_size) == ("cpu", 224)
 
 
 def test_any_option_overrides_the_preset_in_any_order() -> None:

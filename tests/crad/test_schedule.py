@@ -13,7 +13,9 @@ from crad.training.schedule import Pace, choose_epochs, describe
 from tests.fixtures import run
 
 # As `SMALL` of conftest.py, without a number of epochs.
-SMALL = ("--backbone", "scattering", "--image-size", "32", "--batch-size", "4")
+SMALL = (
+    *("--backbone", "scattering", "--preset", "cpu", "--image-size", "32", "--batch-size", "4"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,7 @@ def test_measuring_changes_nothing(
 ) -> None:
     chosen, told = tmp_path / "chosen", tmp_path / "told"
     assert run(main, "--data", str(demo_root), "--output", str(chosen), *SMALL) == 0
-    epochs = ["--preset", "cpu", "--epochs", "2"]
+    epochs = ["--epochs", "2"]
     assert run(main, "--data", str(demo_root), "--output", str(told), *SMALL, *epochs) == 0
     first, second = (read_checkpoint(output) for output in (chosen, told))
     assert first.thresholds == second.thresholds
