@@ -167,14 +167,14 @@ def _config_of(run: RunFolder, *, separate: bool) -> Config | None:
 
 
 def default_config(
-    arguments: Sequence[str], *, auto: str = AUTO, preset: PresetName | None = None
+    arguments: Sequence[str], *, auto: str = AUTO, published: bool = False
 ) -> Config:
     """The settings that hold unless options say otherwise: those for the data and the backbone.
 
     Args:
         arguments: of a command line; those that others depend on count.
         auto: the backbone that ``auto`` stands for, if that is known.
-        preset: the preset that ``auto`` stands for; None takes that of the device and the backbone.
+        published: whether the preset ``auto`` stands for the published one on every device.
     """
     found = _look_ahead(arguments)
     source = found.data or "demo"
@@ -182,7 +182,7 @@ def default_config(
     backbone = auto if backbone == AUTO else backbone
     name = found.preset or "auto"
     if name == "auto":
-        name = preset or _automatic_preset(backbone, found.device)
+        name = _automatic_preset(backbone, published or _on_gpu(found.device))
     config = PRESETS.get(name, PRESETS["tiny"])  # tyro refuses an unknown one
     chosen = (config.training.epochs_chosen or bool(found.minutes)) and not found.epochs
     share = DEMO_CALIBRATION_SHARE if source in DEMO_NAMES else config.decisions.calibration_share
@@ -195,15 +195,18 @@ def default_config(
     )
 
 
-def _automatic_preset(backbone: str, device: str | None) -> PresetName:
+def _automatic_preset(backbone: str, published: bool) -> PresetName:
     """What the preset ``auto`` stands for."""
-    if backbone == SCATTERING:  # whitened features, which long training only teaches to copy
+    if backbone == SCATTERING:  # long training only teaches a network to copy whitened features
         return "tiny"
+    return "crad" if published else "cpu"
+
+
+def _on_gpu(device: str | None) -> bool:
     try:
-        on_gpu = select_device(device).type == "cuda"
-    except DeviceError:  # for later, as the command may only be asked for its help
-        on_gpu = False
-    return "crad" if on_gpu else "cpu"
+        return select_device(device).type == "cuda"
+    except DeviceError:  # reported later: the command may only be asked for its help
+        return False
 
 
 def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:

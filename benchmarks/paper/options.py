@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from benchmarks.paper.files import WRITTEN_BY
-from crad.backbones import AUTO, PUBLISHED, SCATTERING
+from crad.backbones import AUTO, PUBLISHED
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.data import full_source
@@ -109,9 +109,7 @@ def _default_config(arguments: Sequence[str]) -> Config:
     the paper's networks. With its own 460 steps at 0.001, coordinates stay in the cell of the
     memory where they start.
     """
-    config = default_config(arguments, auto=PUBLISHED, preset="crad")
-    if config.model.backbone == SCATTERING:
-        config = default_config(arguments)
+    config = default_config(arguments, auto=PUBLISHED, published=True)
     decisions, training = replace(config.decisions, calibration_share=0.0), config.training
     if config.data.source in DEMO_NAMES and config.model.preset == "tiny":
         training = replace(training, epochs=_DEMO_EPOCHS, learning_rate=_DEMO_LEARNING_RATE)

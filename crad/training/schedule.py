@@ -1,4 +1,4 @@
-"""How many epochs a run takes that is not told: as many as a time, or a rule, allows."""
+"""The number of epochs of a run for which none is given: by a time, or by a rule."""
 
 import math
 from dataclasses import dataclass
