@@ -187,7 +187,7 @@ def cpp_recipe(*sources: str) -> Recipe:
     """Of a library in C++."""
     command = cxx()
     return Recipe(
-        sorted(path for pattern in sources for path in Path("csrc").glob(pattern)),
+        sorted(path for pattern in sources for path in Path().glob(pattern)),
         [*command, *CXX_ARGS, *flags("CPPFLAGS", "CFLAGS", "CXXFLAGS")],
         [],
         run([*command, "--version"]),
@@ -216,9 +216,9 @@ def cuda_recipe() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "cpu": lambda: cpp_recipe("cpu/*.cpp"),
+    "cpu": lambda: cpp_recipe("csrc/cpu/*.cpp"),
     "cuda": cuda_recipe,
-    "cuda_emulated": lambda: cpp_recipe("cuda/emulated.cpp"),  # for tests: see emulator.h there
+    "cuda_emulated": lambda: cpp_recipe("tests/emulator/emulated.cpp"),  # for tests
 }
 
 

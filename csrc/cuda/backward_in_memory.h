@@ -3,7 +3,7 @@
 #pragma once
 
 #include "forward.h"
-#include "gradients.h"
+#include "slopes.h"
 
 namespace crad {
 

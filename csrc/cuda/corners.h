@@ -1,30 +1,23 @@
 // The corners of a batch of points, in shared memory: one thread locates a point, and all threads
 // of the block then read its corners.
-//
-// The corners of a point are the products of two short tables, one of its first components and one
-// of the others: 8 axes of 4 taps have 65,536 corners, but tables of 256 each.
 #pragma once
 
 #include "../core/jitter.h"
-#include "../core/problem.h"
-#include "numbers.h"
+#include "plan.h"
+#include "vector.h"
 
 namespace crad {
 
-constexpr int kTableAxes = 4;  // of a table, at most
-
 // A corner along the axes of its table: its entry (counted from the first), its weight, and the
-// derivatives of the weight with respect to the table's components. All threads of a warp read one,
-// 16 bytes at a time where its size allows.
-constexpr size_t alignment_of(size_t bytes) { return (bytes + 7) / 8 % 2 == 0 ? 16 : 8; }
+// derivatives of the weight with respect to the table's components.
 template <class I, class A, int kSlopes>
-struct alignas(alignment_of(sizeof(I) + (1 + kSlopes) * sizeof(A))) Corner {
+struct alignas(corner_alignment(sizeof(I) + (1 + kSlopes) * sizeof(A))) Corner {
   I entry;
   A weight;
   A slope[kSlopes];
 };
 template <class I, class A>
-struct alignas(alignment_of(sizeof(I) + sizeof(A))) Corner<I, A, 0> {
+struct alignas(corner_alignment(sizeof(I) + sizeof(A))) Corner<I, A, 0> {
   I entry;
   A weight;
 };
@@ -32,22 +25,6 @@ struct alignas(alignment_of(sizeof(I) + sizeof(A))) Corner<I, A, 0> {
 // The entry of a corner outside the grid: below 0, as is the sum of two, or of one with an entry.
 template <class I>
 constexpr I kOutside = -(I(1) << (8 * sizeof(I) - 2));
-
-// The shape of the tables.
-struct Tables {
-  int low_axes;   // components of the low table; the others are those of the high one
-  int low, high;  // corners
-};
-
-inline Tables tables_of(int ndim, Mode mode) {
-  const int taps = tap_count(mode);
-  // All corners in one table where there are at most 16.
-  const int together = taps > 2 ? 2 : kTableAxes;
-  Tables tables{ndim, 1, 1};
-  if (ndim > together) tables.low_axes = ndim / 2 > together ? ndim / 2 : together;
-  for (int d = 0; d < ndim; ++d) (d < tables.low_axes ? tables.low : tables.high) *= taps;
-  return tables;
-}
 
 // The tables of one point; the corners of a batch's points lie interleaved.
 template <class C>
@@ -143,10 +120,6 @@ struct Batch {
   C* low;
   C* high;
   bool* place;
-
-  static int64_t bytes(const Tables& tables, int points) {
-    return ((tables.low + tables.high) * static_cast<int64_t>(sizeof(C)) + 1) * points;
-  }
 
   CRAD_DEVICE Batch(const Tables& tables, int points, char* memory)
       : tables(tables),

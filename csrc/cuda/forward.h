@@ -68,10 +68,29 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
                         share.grid * problem.entries * problem.channels + share.channel_begin;
   const int vectors = static_cast<int>(share.channel_end - share.channel_begin) / V;
   const int entries = static_cast<int>(problem.entries);
-  for (int i = threadIdx.x; i < entries * vectors; i += blockDim.x) {
-    const int entry = i / vectors, c = i % vectors * V;
-    *reinterpret_cast<W*>(to + entry * plan.tile_channels + c) =
-        __ldg(reinterpret_cast<const W*>(grid + entry * problem.channels + c));
+  constexpr int kFlying = 4;  // loads
+  const int step_entry = blockDim.x / vectors, step_c = blockDim.x % vectors;
+  int entry = threadIdx.x / vectors, c = threadIdx.x % vectors;
+  while (entry < entries) {
+    W moved[kFlying];
+    int to_entry[kFlying], to_c[kFlying];
+    CRAD_UNROLL
+    for (int i = 0; i < kFlying; ++i) {
+      to_entry[i] = entry;
+      to_c[i] = c * V;
+      if (entry < entries)
+        moved[i] = __ldg(reinterpret_cast<const W*>(grid + entry * problem.channels + c * V));
+      entry += step_entry;
+      c += step_c;
+      if (c >= vectors) {
+        c -= vectors;
+        ++entry;
+      }
+    }
+    CRAD_UNROLL
+    for (int i = 0; i < kFlying; ++i)
+      if (to_entry[i] < entries)
+        *reinterpret_cast<W*>(to + to_entry[i] * plan.tile_channels + to_c[i]) = moved[i];
   }
 }
 
@@ -88,87 +107,6 @@ sample_on_chip(const Problem problem, const Plan plan, T* output) {
   stage<V>(problem, plan, share, staged);
   // The first batch waits for all threads before it is read, and so for the staged channels.
   sample_points<V, X>(problem, plan, share, batch, staged, plan.tile_channels, output);
-}
-
-// ---- plans ----
-
-template <class T>
-Plan plan_on_chip(const Problem& problem, const Device& device, int vector) {
-  using C = Corner<int32_t, accumulator<T>, 0>;
-  const Tables tables = tables_of(problem.ndim, problem.mode);
-  const int64_t room = shared_of_a_block(device);
-  const int batch =
-      batch_of<C>(tables, room / 4, std::min<int64_t>(kThreads, problem.points_per_grid));
-  const int64_t beside = rounded_up(Batch<C>::bytes(tables, batch)) + kAlignment;
-  Plan plan{};
-  plan.tile_channels = channels_on_chip(problem, sizeof(T), room - beside);
-  if (plan.tile_channels == 0) return plan;
-  // As many blocks as run at once, by chunks of points so long as staging costs little beside
-  // sampling, and then by tiles of channels.
-  const auto shared_for = [&](int64_t tile) {
-    return rounded_up(problem.entries * tile * sizeof(T)) + beside;
-  };
-  constexpr int64_t kMostThreads = 1024;  // with 64 registers each
-  const int64_t at_once =
-      blocks_at_once(device, shared_for(plan.tile_channels), kThreads, kMostThreads);
-  int64_t most_chunks = std::max<int64_t>(1, problem.points_per_grid / (4 * problem.entries));
-  if (problem.grids * most_chunks * ceil_div(problem.channels, plan.tile_channels) < at_once) {
-    constexpr int64_t kLeast = 128;
-    const int64_t even = ceil_div(problem.channels * problem.grids * most_chunks, at_once);
-    plan.tile_channels = std::min(plan.tile_channels, std::max(kLeast, ceil_div(even, 32) * 32));
-  }
-  plan.tables = tables;
-  plan.batch = batch;
-  plan.threads = kThreads;
-  plan.lanes = lanes_of(ceil_div(plan.tile_channels, vector));
-  plan.shared = shared_for(plan.tile_channels);
-  const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile_channels);
-  // An idle multiprocessor costs more than staging.
-  if (others * most_chunks < device.multiprocessors)
-    most_chunks = std::min(ceil_div(device.multiprocessors, others),
-                           problem.points_per_grid / problem.entries);
-  return cut(problem, plan, std::min(std::max<int64_t>(1, at_once / others), most_chunks));
-}
-
-template <class C>
-Plan plan_in_memory(const Problem& problem, const Device& device, int vector) {
-  constexpr int64_t kMostChannels = 4096, kLeastChannels = 512;
-  constexpr int64_t kVectors = 8;  // of a thread, about
-  Plan plan{};
-  plan.tables = tables_of(problem.ndim, problem.mode);
-  plan.threads = kThreads;
-  // Smaller blocks where they would leave multiprocessors idle.
-  const int64_t enough = 4 * device.multiprocessors;
-  const auto blocks = [&](int64_t channels, int64_t points) {
-    return problem.grids * ceil_div(problem.channels, channels) *
-           ceil_div(problem.points_per_grid, points);
-  };
-  plan.tile_channels = std::min(problem.channels, kMostChannels);
-  while (plan.tile_channels > kLeastChannels && blocks(plan.tile_channels, 1) < enough)
-    plan.tile_channels = ceil_div(plan.tile_channels / 2, 32) * 32;
-  plan.lanes = lanes_of(plan.tile_channels / vector);
-  const int64_t rows = kThreads / plan.lanes;
-  const int64_t vectors = ceil_div(plan.tile_channels, vector * plan.lanes);
-  int64_t turns = std::max<int64_t>(1, kVectors / vectors);
-  while (turns > 1 && blocks(plan.tile_channels, turns * rows) < enough) turns /= 2;
-  plan.batch = batch_of<C>(plan.tables, shared_of_a_block(device) / 4,
-                           std::min<int64_t>(turns * rows, kThreads));
-  if (plan.batch > rows) plan.batch -= static_cast<int>(plan.batch % rows);
-  plan.shared = Batch<C>::bytes(plan.tables, plan.batch);
-  return cut(problem, plan, ceil_div(problem.points_per_grid, plan.batch));
-}
-
-template <class T, class X, int V>
-void launch_sample(const Problem& problem, Stream stream, void* output) {
-  const Device device = current_device();
-  Plan plan = plan_on_chip<T>(problem, device, V);
-  auto* kernel = sample_on_chip<T, X, V>;
-  if (plan.tile_channels == 0) {
-    plan = plan_in_memory<Corner<int64_t, accumulator<T>, 0>>(problem, device, V);
-    kernel = sample_in_memory<T, X, V>;
-  }
-  launch(kernel, plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
-         static_cast<T*>(output));
 }
 
 }  // namespace crad

@@ -1,14 +1,75 @@
-// How a call is cut into blocks of threads: by grid, by tile of channels, by chunk of points.
+// How a call is cut into blocks of threads: by grid, by tile of channels, by chunk of points. All
+// choices are pure functions of the problem and of the device's numbers, so that
+// tests/kernels/test_cuda_plans.py can run them for GPUs that are not there.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "corners.h"
+#include "../core/problem.h"
 
 namespace crad {
 
+struct Device {
+  int multiprocessors;
+  int64_t shared_bytes;   // of a multiprocessor
+  int64_t block_reserve;  // shared memory that a block takes beside its own
+  int64_t block_bytes;    // shared memory of a block, at most
+  int threads;            // of a block, at most
+};
+
+// The corners of a point are the products of two short tables, one of its first components and one
+// of the others: 8 axes of 4 taps have 65,536 corners, but tables of 256 each.
+struct Tables {
+  int low_axes;   // components of the low table; the others are those of the high one
+  int low, high;  // corners
+};
+
+inline Tables tables_of(int ndim, Mode mode) {
+  const int taps = tap_count(mode);
+  // All corners in one table where there are at most 16.
+  const int together = taps > 2 ? 2 : 4;
+  Tables tables{ndim, 1, 1};
+  if (ndim > together) tables.low_axes = ndim / 2 > together ? ndim / 2 : together;
+  for (int d = 0; d < ndim; ++d) (d < tables.low_axes ? tables.low : tables.high) *= taps;
+  return tables;
+}
+inline Tables tables_of(const Problem& problem) { return tables_of(problem.ndim, problem.mode); }
+
+// How many derivatives a corner of each table holds in the backward pass: a compile-time constant
+// of its kernels, so that there are few different ones.
+struct Columns {
+  int low, high;
+};
+inline Columns columns_of(const Problem& problem) {
+  if (problem.coord_type == CoordType::float64) return {4, 4};
+  if (problem.ndim <= 2) return {2, 0};
+  return problem.ndim == tables_of(problem).low_axes ? Columns{4, 0} : Columns{4, 4};
+}
+
+// The bytes of a corner: its entry, its weight and its derivatives, so aligned that all threads of
+// a warp read it 16 or 8 bytes at a time.
+constexpr int64_t corner_alignment(int64_t bytes) { return (bytes + 7) / 8 % 2 == 0 ? 16 : 8; }
+constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
+  const int64_t bytes = entry + (1 + slopes) * weight, alignment = corner_alignment(bytes);
+  return (bytes + alignment - 1) / alignment * alignment;
+}
+
+constexpr int64_t kOnChipEntry = sizeof(int32_t), kInMemoryEntry = sizeof(int64_t);
+
+// The bytes of a point's tables, with a flag for whether it is a place.
+inline int64_t located_bytes(const Tables& tables, int64_t corner) {
+  return (tables.low + tables.high) * corner + 1;
+}
+
+enum class Family {
+  on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
+  in_memory,  // grids are read, and their gradients added to atomically, where they lie
+};
+
 struct Plan {
+  Family family;
+  int vector;             // channels that a thread moves at once
   int64_t tile_channels;  // of a block
   int64_t tiles;          // of all channels
   int64_t chunk_points;   // of a block
@@ -29,7 +90,7 @@ struct Share {
   int64_t channel_begin, channel_end;
 };
 
-CRAD_DEVICE Share share_of(const Problem& problem, const Plan& plan, int64_t block) {
+CRAD_INLINE Share share_of(const Problem& problem, const Plan& plan, int64_t block) {
   Share share;
   share.grid = block / (plan.tiles * plan.chunks);
   share.tile = block / plan.chunks % plan.tiles;
@@ -44,6 +105,11 @@ CRAD_DEVICE Share share_of(const Problem& problem, const Plan& plan, int64_t blo
   return share;
 }
 
+constexpr int kWarp = 32;
+constexpr int kSums = 8;  // that a warp of the backward pass takes together
+// Blocks of a multiprocessor, at least: they hide each other's latencies. This is also what keeps
+// registers from being spilt: asked for more, the compiler spills a few to have room for them.
+constexpr int kBlocks = 2;
 constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -51,45 +117,92 @@ CRAD_INLINE int64_t rounded_up(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+inline int64_t value_bytes(const Problem& problem) {
+  switch (problem.value_type) {
+    case ValueType::float64:
+      return 8;
+    case ValueType::float32:
+      return 4;
+    default:
+      return 2;
+  }
+}
+// Of the type that sums are taken in.
+inline int64_t sum_bytes(const Problem& problem) {
+  return problem.value_type == ValueType::float64 ? 8 : 4;
+}
+
+// Choices that somebody has made instead: CRAD_KERNELS_PLAN, for timings. 0: not made.
+struct Forced {
+  int64_t family = 0;   // 1 + Family
+  int64_t vector = 0;   // 1, or as many channels as a thread moves at most
+  int64_t tile = 0;     // channels of a block
+  int64_t chunks = 0;   // of the points of one grid
+  int64_t batch = 0;    // points of a block that are located together
+  int64_t threads = 0;  // of a block
+  int64_t groups = 0;   // of threads, in a block of the backward pass on the chip
+  int64_t columns = 0;  // results of a block that sums partial results
+};
+inline int64_t chosen(int64_t forced, int64_t choice) { return forced > 0 ? forced : choice; }
+
+// The channels of so many bytes; 1 where rows are not aligned to that.
+inline int vector_of(const Problem& problem, const void* grad_output, int64_t bytes,
+                     const Forced& forced = {}) {
+  const auto is_aligned = [&](const void* memory) {
+    return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
+  };
+  const int64_t vector = bytes / value_bytes(problem);
+  return vector > 1 && forced.vector != 1 && problem.channels % vector == 0 &&
+                 is_aligned(problem.values) && is_aligned(grad_output)
+             ? static_cast<int>(vector)
+             : 1;
+}
+constexpr int64_t kWideBytes = 16;
+// What a thread owns on the chip. The channels whose sums fit there are few: 64 entries of float,
+// with their values, leave a multiprocessor 13 warps of 4 bytes, but 3 of 16. On sm_90, linear in
+// 2-D, 16 bytes take 2.9 times fewer instructions (1090 a warp for 4 points of 128 channels, 4
+// bytes 857 for 32) and 117 registers for 80, but have no other warp to wait with. Not yet timed on
+// a GPU.
+constexpr int64_t kWordBytes = 4;
+
 inline int64_t shared_of_a_block(const Device& device) {
   return std::min(device.block_bytes, device.shared_bytes / kBlocks - device.block_reserve);
 }
 
-// Blocks of so many threads that all multiprocessors run at once, by shared memory, and by a bound
-// on the threads that their registers are for.
-inline int64_t blocks_at_once(const Device& device, int64_t shared, int threads,
-                              int64_t most_threads) {
+// Blocks of so many threads, with so many registers each, that all multiprocessors run at once.
+inline int64_t blocks_at_once(const Device& device, int64_t shared, int threads, int registers) {
+  constexpr int64_t kRegisters = 1 << 16;  // of a multiprocessor
   const int64_t by_memory = device.shared_bytes / (shared + device.block_reserve);
-  return device.multiprocessors * std::max<int64_t>(1, std::min(by_memory, most_threads / threads));
+  const int64_t by_registers = kRegisters / (registers * threads);
+  return device.multiprocessors * std::max<int64_t>(1, std::min(by_memory, by_registers));
 }
 
-// How many points a block locates together: one a thread, or as many as have room for their tables.
-template <class C>
-int batch_of(const Tables& tables, int64_t room, int64_t most) {
-  const int64_t fitting = room / Batch<C>::bytes(tables, 1);
-  return static_cast<int>(std::max<int64_t>(1, std::min(fitting, most)));
+// How many points a block locates together: as many as have room for their tables.
+inline int batch_of(int64_t point_bytes, int64_t room, int64_t most) {
+  return static_cast<int>(std::clamp<int64_t>(room / point_bytes, 1, most));
+}
+
+// As many channels of `most` as leave all tiles about as large, in whole warps.
+inline int64_t even_tile(int64_t channels, int64_t most) {
+  return ceil_div(ceil_div(channels, ceil_div(channels, most)), kWarp) * kWarp;
 }
 
 // The channels of a grid that fit into shared memory, at so many bytes for each entry of a channel;
 // 0 if there is no room for a warp's worth, or if there are fewer points than entries to share
-// them. This is the rule that tells grids that are staged on the chip from those that stay in
-// memory.
+// them.
 inline int64_t channels_on_chip(const Problem& problem, int64_t bytes, int64_t room) {
-  constexpr int64_t kWarp = 32;
   if (problem.points_per_grid < problem.entries) return 0;
   const int64_t fitting = room / (bytes * problem.entries);
   if (fitting >= problem.channels) return problem.channels;
   const int64_t most = fitting / kWarp * kWarp;
-  if (most == 0) return 0;
-  const int64_t even = ceil_div(problem.channels, ceil_div(problem.channels, most));
-  return ceil_div(even, kWarp) * kWarp;
+  return most > 0 ? even_tile(problem.channels, most) : 0;
 }
 
 // Neighbouring threads for a point with so many vectors of channels: a power of two, as warps
 // exchange between them.
 inline int lanes_of(int64_t vectors) {
   int lanes = 1;
-  while (lanes < vectors && lanes < 32) lanes *= 2;
+  while (lanes < vectors && lanes < kWarp) lanes *= 2;
   return lanes;
 }
 
@@ -98,6 +211,223 @@ inline Plan cut(const Problem& problem, Plan plan, int64_t chunks) {
   plan.chunk_points = ceil_div(problem.points_per_grid, std::max<int64_t>(1, chunks));
   plan.chunks = ceil_div(problem.points_per_grid, plan.chunk_points);
   return plan;
+}
+
+// ---- the forward pass ----
+
+// tile_channels is 0 where the grid does not fit.
+inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
+                                 const Forced& forced) {
+  constexpr int kRegisters = 64;
+  Plan plan{};
+  plan.family = Family::on_chip;
+  plan.vector = vector_of(problem, nullptr, kWideBytes, forced);
+  plan.tables = tables_of(problem);
+  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  const int64_t room = shared_of_a_block(device), values = value_bytes(problem);
+  const int64_t point =
+      located_bytes(plan.tables, corner_bytes(kOnChipEntry, sum_bytes(problem), 0));
+  plan.batch = static_cast<int>(
+      chosen(forced.batch,
+             batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
+  const int64_t beside = rounded_up(point * plan.batch) + kAlignment;
+  const auto shared_for = [&](int64_t tile) {
+    return rounded_up(problem.entries * tile * values) + beside;
+  };
+  plan.tile_channels = channels_on_chip(problem, values, room - beside);
+  if (plan.tile_channels == 0) return plan;
+  // As many blocks as run at once, by chunks of points so long as staging costs little beside
+  // sampling, and then by tiles of channels.
+  const int64_t at_once =
+      blocks_at_once(device, shared_for(plan.tile_channels), plan.threads, kRegisters);
+  int64_t most_chunks = std::max<int64_t>(1, problem.points_per_grid / (4 * problem.entries));
+  if (problem.grids * most_chunks * ceil_div(problem.channels, plan.tile_channels) < at_once) {
+    constexpr int64_t kLeast = 128;
+    const int64_t even = ceil_div(problem.channels * problem.grids * most_chunks, at_once);
+    const int64_t least = std::max(kLeast, ceil_div(even, kWarp) * kWarp);
+    if (least < plan.tile_channels) plan.tile_channels = even_tile(problem.channels, least);
+  }
+  plan.tile_channels = chosen(forced.tile, plan.tile_channels);
+  plan.lanes = lanes_of(ceil_div(plan.tile_channels, plan.vector));
+  plan.shared = shared_for(plan.tile_channels);
+  const int64_t others = problem.grids * ceil_div(problem.channels, plan.tile_channels);
+  // An idle multiprocessor costs more than staging.
+  if (others * most_chunks < device.multiprocessors)
+    most_chunks = std::min(ceil_div(device.multiprocessors, others),
+                           problem.points_per_grid / problem.entries);
+  const int64_t chunks = std::min(std::max<int64_t>(1, at_once / others), most_chunks);
+  return cut(problem, plan, chosen(forced.chunks, chunks));
+}
+
+// Of either pass, whose corners take so many bytes.
+inline Plan plan_in_memory(const Problem& problem, const Device& device, const void* grad_output,
+                           int64_t corner, const Forced& forced) {
+  constexpr int64_t kMostChannels = 4096, kLeastChannels = 512;
+  constexpr int64_t kVectors = 8;  // of a thread, about
+  Plan plan{};
+  plan.family = Family::in_memory;
+  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
+  plan.tables = tables_of(problem);
+  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  // Smaller blocks where they would leave multiprocessors idle: of fewer channels, then of fewer
+  // points, then of fewer threads.
+  const int64_t enough = 4 * device.multiprocessors;
+  const auto blocks = [&](int64_t channels, int64_t points) {
+    return problem.grids * ceil_div(problem.channels, channels) *
+           ceil_div(problem.points_per_grid, points);
+  };
+  plan.tile_channels = problem.channels <= kMostChannels
+                           ? problem.channels
+                           : even_tile(problem.channels, kMostChannels);
+  while (plan.tile_channels > kLeastChannels && blocks(plan.tile_channels, 1) < enough)
+    plan.tile_channels = ceil_div(plan.tile_channels / 2, kWarp) * kWarp;
+  plan.tile_channels = chosen(forced.tile, plan.tile_channels);
+  plan.lanes = lanes_of(plan.tile_channels / plan.vector);
+  const int64_t vectors = ceil_div(plan.tile_channels, plan.vector * plan.lanes);
+  int64_t turns = std::max<int64_t>(1, kVectors / vectors);
+  const auto points = [&] { return turns * plan.threads / plan.lanes; };
+  while (turns > 1 && blocks(plan.tile_channels, points()) < enough) turns /= 2;
+  while (!forced.threads && plan.threads > kWarp &&
+         blocks(plan.tile_channels, points()) < device.multiprocessors)
+    plan.threads /= 2;
+  const int64_t point = located_bytes(plan.tables, corner), room = shared_of_a_block(device);
+  plan.batch = static_cast<int>(chosen(
+      forced.batch,
+      batch_of(point, room, std::min({points(), int64_t{plan.threads}, problem.points_per_grid}))));
+  // Whole turns of all threads, or no more threads than the points of a batch have.
+  const int rows = plan.threads / plan.lanes;
+  if (plan.batch >= rows)
+    plan.batch -= plan.batch % rows;
+  else if (!forced.threads)
+    plan.threads = static_cast<int>(ceil_div(plan.batch * plan.lanes, kWarp)) * kWarp;
+  plan.shared = point * plan.batch;
+  return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
+}
+
+inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
+  const Plan memory = plan_in_memory(problem, device, nullptr,
+                                     corner_bytes(kInMemoryEntry, sum_bytes(problem), 0), forced);
+  const Plan chip = plan_forward_on_chip(problem, device, forced);
+  if (forced.family > 0)
+    return forced.family == 1 + static_cast<int>(Family::on_chip) ? chip : memory;
+  if (chip.tile_channels == 0) return memory;
+  // Staging is for many points: with few of them, the blocks that share it are few.
+  const int64_t chip_blocks = chip.blocks(problem);
+  return chip_blocks < device.multiprocessors && chip_blocks < memory.blocks(problem) ? memory
+                                                                                      : chip;
+}
+
+// ---- the backward pass ----
+
+// tile_channels is 0 where the grid does not fit. A thread owns channels, and a block has as many
+// groups of such threads as there is room for their sums; each takes its own points.
+inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
+                                  const void* grad_output, bool want_values, bool want_coords,
+                                  const Forced& forced) {
+  constexpr int kRegisters = 96;
+  constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
+  constexpr int64_t kFewPoints =
+      32;  // located together, at least: all other memory is for channels
+  const Columns columns = columns_of(problem);
+  const int64_t sums = sum_bytes(problem), values = value_bytes(problem);
+  Plan plan{};
+  plan.family = Family::on_chip;
+  plan.vector = vector_of(problem, grad_output, kWordBytes, forced);
+  plan.tables = tables_of(problem);
+  const int most_threads = static_cast<int>(chosen(forced.threads, device.threads));
+  const auto warps_of = [&](int64_t tile) { return ceil_div(tile, kWarp * plan.vector); };
+  // Of a point whose channels are those of more than one warp, the warps' shares of its slopes.
+  const auto point_bytes = [&](int64_t tile) {
+    const int64_t warps = warps_of(tile) > 1 ? warps_of(tile) : 0;
+    return located_bytes(plan.tables, corner_bytes(kOnChipEntry, sums, columns.low)) +
+           (want_coords ? (columns.low + columns.high) * warps * sums : 0);
+  };
+  const int64_t room = shared_of_a_block(device) - kParts * kAlignment;
+  const int64_t most_point = point_bytes(int64_t{most_threads} * plan.vector);
+  const int64_t few = batch_of(most_point, room / 4, kFewPoints);
+  const int64_t own = want_values ? sums : 0, staged = want_coords ? values : 0;
+  const int64_t fitting = channels_on_chip(problem, own + staged, room - most_point * few);
+  if (fitting == 0) return plan;
+  int64_t tile = std::min<int64_t>(fitting, int64_t{most_threads} * plan.vector);
+  // Chunks whose partial sums take at most half of the bytes of the gradient that they are sums of.
+  const int64_t most_chunks =
+      std::max<int64_t>(1, problem.points_per_grid * values / (2 * problem.entries * sums));
+  const auto blocks = [&] {
+    return problem.grids * most_chunks * ceil_div(problem.channels, tile);
+  };
+  const int64_t warp_channels = int64_t{kWarp} * plan.vector;
+  while (tile > warp_channels && blocks() < device.multiprocessors)
+    tile = std::max(warp_channels, ceil_div(tile / 2, kWarp) * kWarp);
+  plan.tile_channels = tile = chosen(forced.tile, tile);
+  const int64_t vectors = ceil_div(tile, plan.vector);
+  plan.lanes = static_cast<int>(vectors > kWarp ? warps_of(tile) * kWarp : lanes_of(vectors));
+  const int64_t a_group = problem.entries * tile * own,
+                all_groups = problem.entries * tile * staged;
+  const int64_t point = point_bytes(tile);
+  const int64_t least_groups = std::max(1, kWarp / plan.lanes);
+  int64_t groups = std::max<int64_t>(least_groups, most_threads / plan.lanes);
+  while (groups > least_groups && groups * a_group + all_groups + point * few > room) groups /= 2;
+  groups = chosen(forced.groups, groups);
+  // No room for a whole warp of groups.
+  plan.shared = groups * a_group + all_groups;
+  if (plan.shared + point * few > room) return Plan{};
+  plan.threads = static_cast<int>(groups * plan.lanes);
+  // As many as a thread locates, or a group takes in one turn.
+  const int64_t together = kSums / (columns.low + columns.high);
+  const int64_t most = std::max(few, std::max<int64_t>(plan.threads, groups * together));
+  plan.batch = static_cast<int>(chosen(
+      forced.batch, batch_of(point, room - plan.shared, std::min(most, problem.points_per_grid))));
+  plan.shared += point * plan.batch + kParts * kAlignment;
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kRegisters);
+  const int64_t others = problem.grids * ceil_div(problem.channels, tile);
+  return cut(problem, plan, chosen(forced.chunks, std::min(at_once / others, most_chunks)));
+}
+
+// Gradients are partial sums, (chunks, *gradient of values) of on_chip and (tiles, *gradient of
+// coords), to be summed afterwards; the gradient of values is one array, to be zeroed before, of
+// in_memory.
+inline Plan plan_backward(const Problem& problem, const Device& device, const void* grad_output,
+                          bool want_values, bool want_coords, const Forced& forced = {}) {
+  const Plan chip =
+      plan_backward_on_chip(problem, device, grad_output, want_values, want_coords, forced);
+  const bool on_chip = forced.family > 0 ? forced.family == 1 + static_cast<int>(Family::on_chip)
+                                         : chip.tile_channels > 0;
+  if (on_chip) return chip;
+  return plan_in_memory(problem, device, grad_output,
+                        corner_bytes(kInMemoryEntry, sum_bytes(problem), columns_of(problem).low),
+                        forced);
+}
+
+inline int64_t corners_of_a_point(const Problem& problem) {
+  const Tables tables = tables_of(problem);
+  return static_cast<int64_t>(tables.low) * tables.high;
+}
+
+// The points that are located together to list what they add to the gradient of a large grid.
+inline Plan plan_contributions(const Problem& problem, const Device& device) {
+  Plan plan{};
+  plan.tables = tables_of(problem);
+  const int64_t point =
+      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+  plan.batch = batch_of(point, shared_of_a_block(device), device.threads);
+  plan.threads = static_cast<int>(
+      ceil_div(std::min<int64_t>(device.threads, plan.batch * corners_of_a_point(problem)), kWarp) *
+      kWarp);
+  plan.shared = point * plan.batch;
+  return plan;
+}
+
+// ---- sums of partial results ----
+
+// How many of `count` results, each the sum of `number` parts, a block takes: a power of two. The
+// other threads share the parts of a result.
+inline int columns_of_sums(const Device& device, int64_t number, int64_t count,
+                           const Forced& forced = {}) {
+  constexpr int64_t kFew = 4;  // parts, which one thread takes
+  int64_t columns = number <= kFew ? device.threads : kWarp;
+  while (columns > 1 && number > kFew && ceil_div(count, columns) < device.multiprocessors)
+    columns /= 2;
+  return static_cast<int>(chosen(forced.columns, columns));
 }
 
 }  // namespace crad

@@ -1,10 +1,8 @@
-// What the kernels take from CUDA. Where CRAD_EMULATED is defined, emulator.h gives the same on the
-// processor, so that any C++ compiler and its sanitizers take the kernels.
+// What the kernels take from CUDA. Where CRAD_EMULATED is defined, tests/emulator has given the
+// same on the processor, so that any C++ compiler and its sanitizers take the kernels.
 #pragma once
 
-#if defined(CRAD_EMULATED)
-#include "emulator.h"
-#else
+#if !defined(CRAD_EMULATED)
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,6 +11,8 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+
+#include "plan.h"
 
 #define CRAD_DEVICE __device__ __forceinline__
 // A kernel of which so many blocks run on a multiprocessor, at least.
@@ -25,9 +25,6 @@
 namespace crad {
 
 constexpr int kThreads = 256;  // of a block, at most
-// Of a multiprocessor, at least: they hide each other's latencies. This is also what keeps
-// registers from being spilt: asked for more, the compiler spills a few to have room for them.
-constexpr int kBlocks = 2;
 
 using Stream = void*;
 
@@ -42,13 +39,6 @@ inline void check(cudaError_t error) {
   throw std::runtime_error(message);
 }
 
-struct Device {
-  int multiprocessors;
-  int64_t shared_bytes;   // of a multiprocessor
-  int64_t block_reserve;  // shared memory that a block takes beside its own
-  int64_t block_bytes;    // shared memory of a block, at most
-};
-
 inline Device current_device() {
   int device;
   check(cudaGetDevice(&device));
@@ -60,7 +50,7 @@ inline Device current_device() {
   return {attribute(cudaDevAttrMultiProcessorCount),
           attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
           attribute(cudaDevAttrReservedSharedMemoryPerBlock),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), kThreads};
 }
 
 // Runs a kernel on blocks of threads with so many bytes of shared memory.

@@ -1,12 +1,12 @@
 // Sums of the partial results of blocks, in a fixed order.
 #pragma once
 
-#include "numbers.h"
+#include "vector.h"
 
 namespace crad {
 
-// A block sums `columns` results. Its rows of threads share the parts, row r taking r, r + rows and
-// so on, and the sums of the rows are added in order.
+// A block sums `columns` results, a power of two. Its rows of threads share the parts, row r taking
+// r, r + rows and so on; then the rows are added up by halves.
 template <class To, class A>
 CRAD_KERNEL(kBlocks)
 sum_parts(const A* parts, int64_t number, int64_t count, int columns, To* to) {
@@ -19,19 +19,20 @@ sum_parts(const A* parts, int64_t number, int64_t count, int columns, To* to) {
   if (i < count) CRAD_UNROLL
   for (int64_t part = row; part < number; part += rows) total += parts[part * count + i];
   sums[threadIdx.x] = total;
-  __syncthreads();
+  for (int half = rows / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (row < half) sums[threadIdx.x] += sums[threadIdx.x + half * columns];
+  }
   if (row > 0 || i >= count) return;
-  for (int other = 1; other < rows; ++other) total += sums[other * columns + column];
   To rounded;
-  narrow(total, rounded);
+  narrow(sums[threadIdx.x], rounded);
   to[i] = rounded;
 }
 
 template <class To, class A>
-void launch_sum(const void* parts, int64_t number, int64_t count, Stream stream, void* to) {
-  constexpr int kFew = 4;  // parts
-  const int columns = number <= kFew ? kThreads : 32;
-  launch(sum_parts<To, A>, (count + columns - 1) / columns, kThreads, kThreads * sizeof(A), stream,
+void launch_sum(const void* parts, int64_t number, int64_t count, int columns, Stream stream,
+                void* to) {
+  launch(sum_parts<To, A>, ceil_div(count, columns), kThreads, kThreads * sizeof(A), stream,
          static_cast<const A*>(parts), number, count, columns, static_cast<To*>(to));
 }
 

@@ -1,7 +1,7 @@
 // What the kernels of the backward pass share.
 #pragma once
 
-#include "numbers.h"
+#include "vector.h"
 
 namespace crad {
 

@@ -7,12 +7,17 @@
 // race; that takes a hundred times longer.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include "../../csrc/cuda/plan.h"
 
 #if defined(__SANITIZE_THREAD__)
 #include <pthread.h>
@@ -38,23 +43,22 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim;
 namespace crad {
 
 constexpr int kThreads = 64;  // two warps, which is all that a race needs
-constexpr int kBlocks = 2;
 
 using Stream = void*;
 
-struct Device {
-  int multiprocessors;
-  int64_t shared_bytes, block_reserve, block_bytes;
+constexpr torch::headeronly::DeviceType kDevice = torch::headeronly::DeviceType::CPU;
+
+struct Current {
+  explicit Current(const torch::stable::Tensor&) {}
+  Stream stream = nullptr;
 };
 
-// Small, so that small cases take every way.
-inline Device current_device() { return {4, 24 * 1024, 1024, 12 * 1024}; }
+// Small, so that small cases take every way; a block may ask for more than that, for many axes.
+inline Device current_device() { return {4, 24 * 1024, 1024, 32 * 1024, kThreads}; }
 
 inline void clear(void* memory, int64_t bytes, Stream) { std::memset(memory, 0, bytes); }
 
 namespace emulator {
-
-constexpr int kWarp = 32;
 
 // A barrier for threads that take turns.
 struct Meeting {
@@ -228,6 +232,30 @@ struct alignas(16) uint4 {
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
+
+// ---- numbers of two bytes ----
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+using __half = c10::Half;  // _Float16 needs GCC 12 or clang 15
+
+inline float __bfloat162float(__nv_bfloat16 number) {
+  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+inline float __half2float(__half number) { return static_cast<float>(number); }
+inline __nv_bfloat16 __float2bfloat16_rn(float wide) {
+  uint32_t bits;
+  std::memcpy(&bits, &wide, sizeof(bits));
+  if (wide != wide) return {0x7FFF};
+  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+inline __half __float2half_rn(float wide) { return static_cast<__half>(wide); }
+
+// ---- functions of the device ----
 
 inline void __syncthreads() { crad::emulator::wait_for_block(); }
 

@@ -3,7 +3,7 @@
 // groups of threads add them up, piece by piece.
 #pragma once
 
-#include "forward.h"
+#include "corners.h"
 
 namespace crad {
 
@@ -34,6 +34,9 @@ list_contributions(const Problem problem, const Plan plan, int64_t first, int64_
 }
 
 constexpr int64_t kPiece = 64;  // contributions that one group of threads adds, at most
+CRAD_INLINE int64_t pieces_of(int64_t contributions) {
+  return (contributions + kPiece - 1) / kPiece;
+}
 
 // What a group of threads adds: the contributions to one entry within a piece of the sorted list.
 struct Run {
@@ -59,12 +62,13 @@ CRAD_DEVICE void add_run(const Run& run, int64_t first, int corners, int64_t cha
 // a piece.
 template <class T, int V>
 CRAD_KERNEL(kBlocks)
-add_contributions(const Problem problem, const Plan plan, int64_t first, int64_t contributions,
-                  const int64_t* entries, const int64_t* order, const accumulator<T>* weights,
-                  const T* grad_output, accumulator<T>* grad_values, accumulator<T>* rests) {
+add_contributions(const Problem problem, int lanes, int corners, int64_t first,
+                  int64_t contributions, const int64_t* entries, const int64_t* order,
+                  const accumulator<T>* weights, const T* grad_output, accumulator<T>* grad_values,
+                  accumulator<T>* rests) {
   using A = accumulator<T>;
-  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
-  Run run{static_cast<int64_t>(blockIdx.x) * (blockDim.x / plan.lanes) + row, 0, 0};
+  const int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
+  Run run{static_cast<int64_t>(blockIdx.x) * (blockDim.x / lanes) + row, 0, 0};
   if (run.begin >= contributions) return;
   run.entry = entries[run.begin];
   if (run.entry == problem.grids * problem.entries) return;  // outside
@@ -74,10 +78,9 @@ add_contributions(const Problem problem, const Plan plan, int64_t first, int64_t
   const int64_t most = piece_end < contributions ? piece_end : contributions;
   run.end = run.begin + 1;
   while (run.end < most && entries[run.end] == run.entry) ++run.end;
-  const int corners = plan.tables.low * plan.tables.high;
   A* const to = continued ? rests + run.begin / kPiece * problem.channels
                           : grad_values + run.entry * problem.channels;
-  for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V) {
+  for (int64_t c = lane * V; c < problem.channels; c += lanes * V) {
     Pack<A, V> total = continued ? filled<A, V>(0) : load<V>(to + c);
     add_run<V>(run, first, corners, problem.channels, order, weights, grad_output + c, total);
     store<V>(to + c, total);
@@ -88,18 +91,18 @@ add_contributions(const Problem problem, const Plan plan, int64_t first, int64_t
 // into a piece from the one that it began in.
 template <class T, int V>
 CRAD_KERNEL(kBlocks)
-add_rests(const Problem problem, const Plan plan, int64_t contributions, const int64_t* entries,
+add_rests(const Problem problem, int lanes, int64_t contributions, const int64_t* entries,
           accumulator<T>* grad_values, const accumulator<T>* rests) {
   using A = accumulator<T>;
-  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * (blockDim.x / plan.lanes) + row + 1;
-  const int64_t pieces = (contributions + kPiece - 1) / kPiece;
+  const int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
+  const int64_t piece = static_cast<int64_t>(blockIdx.x) * (blockDim.x / lanes) + row + 1;
+  const int64_t pieces = pieces_of(contributions);
   if (piece >= pieces) return;
   const int64_t begin = piece * kPiece, entry = entries[begin];
   if (entry == problem.grids * problem.entries || entries[begin - 1] != entry) return;
   // Continued from further back: another group's.
   if (piece > 1 && entries[begin - kPiece] == entry && entries[begin - kPiece - 1] == entry) return;
-  for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V) {
+  for (int64_t c = lane * V; c < problem.channels; c += lanes * V) {
     A* const to = grad_values + entry * problem.channels + c;
     Pack<A, V> total = load<V>(to);
     CRAD_UNROLL

@@ -5,34 +5,10 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(CRAD_EMULATED)
-#include <torch/headeronly/util/Half.h>
-#endif
-
 #include "runtime.h"
 
 namespace crad {
 
-#if defined(CRAD_EMULATED)
-struct bfloat16 {
-  uint16_t bits;
-};
-using float16 = c10::Half;  // _Float16 needs GCC 12 or clang 15
-
-inline float widened(bfloat16 number) {
-  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof(wide));
-  return wide;
-}
-inline float widened(float16 number) { return static_cast<float>(number); }
-inline void narrow(float wide, bfloat16& number) {
-  uint32_t bits;
-  std::memcpy(&bits, &wide, sizeof(bits));
-  number.bits = wide != wide ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-}
-inline void narrow(float wide, float16& number) { number = static_cast<float16>(wide); }
-#else
 using bfloat16 = __nv_bfloat16;
 using float16 = __half;
 
@@ -40,7 +16,6 @@ CRAD_DEVICE float widened(bfloat16 number) { return __bfloat162float(number); }
 CRAD_DEVICE float widened(float16 number) { return __half2float(number); }
 CRAD_DEVICE void narrow(float wide, bfloat16& number) { number = __float2bfloat16_rn(wide); }
 CRAD_DEVICE void narrow(float wide, float16& number) { number = __float2half_rn(wide); }
-#endif
 
 CRAD_DEVICE float widened(float number) { return number; }
 CRAD_DEVICE double widened(double number) { return number; }

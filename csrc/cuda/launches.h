@@ -1,0 +1,24 @@
+// The launches of the kernels for one type of values. Each type is compiled in a file of its own.
+#pragma once
+
+#include "plan.h"
+#include "vector.h"
+
+namespace crad {
+
+template <class T>
+struct Launches {
+  static void sample(const Problem& problem, const Plan& plan, Stream stream, void* output);
+  // The parts are (parts, *shape of the gradient), of the type that sums of values are taken in;
+  // null: not wanted.
+  static void backward(const Problem& problem, const Plan& plan, Stream stream,
+                       const void* grad_output, void* value_parts, void* coord_parts);
+  static void add_contributions(const Problem& problem, Stream stream, int64_t first,
+                                int64_t points, const int64_t* entries, const int64_t* order,
+                                const void* weights, const void* grad_output, void* grad_values,
+                                void* rests);
+  static void sum_values(Stream stream, const void* parts, int64_t number, int64_t count,
+                         int columns, void* to);
+};
+
+}  // namespace crad

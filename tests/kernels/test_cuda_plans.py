@@ -1,0 +1,242 @@
+"""How the CUDA backend cuts calls into blocks, on GPUs that are not here.
+
+The plans are pure functions of the call and of a few numbers of the device, so a program for the
+processor prints them.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from benchmarks.cases import CASES
+
+WARP = 32
+REGISTERS = 65536  # of a multiprocessor
+KiB = 1024
+
+
+class Device(NamedTuple):
+    """What a plan is told of a GPU: multiprocessors, and bytes of shared memory."""
+
+    multiprocessors: int
+    shared: int
+    reserve: int
+    block: int
+    threads: int = 256
+
+
+DEVICES = {
+    "A100": Device(108, 164 * KiB, KiB, 163 * KiB),
+    "H100": Device(132, 228 * KiB, KiB, 227 * KiB),
+    "H200": Device(132, 228 * KiB, KiB, 227 * KiB),
+    "B200": Device(148, 228 * KiB, KiB, 227 * KiB),
+    "L4": Device(58, 100 * KiB, KiB, 99 * KiB),
+    "RTX 4090": Device(128, 100 * KiB, KiB, 99 * KiB),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `sample`, or of its backward pass."""
+
+    size: tuple[int, ...]
+    channels: int
+    points: int
+    dtype: torch.dtype = torch.float32
+    coord_dtype: torch.dtype = torch.float32
+    mode: int = 1  # linear
+    grids: int = 1
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        dtype = str(self.dtype).removeprefix("torch.")
+        mode = ("nearest", "linear", "cubic")[self.mode]
+        return f"{self.grids}x{size}x{self.channels}-{self.points}-{dtype}-{mode}"
+
+    @property
+    def value_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def sum_bytes(self) -> int:
+        return 8 if self.dtype == torch.float64 else 4
+
+    def line(self, pass_: str, device: Device, wanted: tuple[bool, bool]) -> str:
+        """What the program reads."""
+        types = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+        numbers = [
+            *device,
+            types.index(self.dtype),
+            types.index(self.coord_dtype),
+            self.mode,
+            self.grids,
+            self.points,
+            self.channels,
+            *map(int, wanted),
+            len(self.size),
+            *self.size,
+        ]
+        return f"{pass_} {' '.join(map(str, numbers))}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """As `Plan` in csrc/cuda/plan.h."""
+
+    on_chip: int
+    vector: int
+    tile_channels: int
+    tiles: int
+    chunk_points: int
+    chunks: int
+    batch: int
+    lanes: int
+    threads: int
+    shared: int
+
+
+CALLS = [
+    *(Call(case.size, case.channels, prod(case.points), case.dtype) for case in CASES),
+    # Few channels, and few points.
+    *(Call((8, 8), channels, 50_176) for channels in (1, 2, 3, 8, 16, 33, 64, 216)),
+    *(Call((8, 8), 216, points) for points in (1, 10, 64, 100, 1000, 10_000_000)),
+    Call((16, 16), 256, 256),
+    Call((16, 16), 16, 1_000_000),
+    Call((16, 16, 16), 16, 1_000_000),
+    Call((16, 16, 16), 3, 1_000_000),
+    Call((64, 64), 1, 100),
+    Call((64, 64), 64, 10_000),
+    Call((1024, 1024), 3, 1_000_000, torch.bfloat16),
+    Call((256, 256, 256), 4, 1_000_000),
+    Call((256, 256, 256), 1, 10_000_000),
+    Call((4, 4), 169_344, 64),
+    Call((4, 4), 169_344, 1),
+    Call((4, 4), 4096, 10_000),
+    Call((40,), 4096, 100_000),
+    Call((300, 300), 4100, 1000),
+    Call((5, 5), 1500, 10_000, torch.bfloat16),
+    # Many axes, other modes and types, many grids.
+    *(Call((3,) * axes, 64, 100_000) for axes in range(1, 9)),
+    *(Call((8,) * axes, 4, 1_000_000) for axes in (4, 5, 6, 8)),
+    *(Call((8,) * axes, 32, 100_000, mode=2) for axes in (1, 2, 3, 4)),
+    *(Call((32, 32), 128, 50_000, dtype) for dtype in (torch.float64, torch.float16)),
+    Call((32, 32), 128, 50_000, coord_dtype=torch.float64),
+    Call((16, 16), 64, 1000, grids=64),
+    Call((8, 8), 1, 10_000, grids=256),
+    Call((128, 128), 2, 4096, mode=0, grids=8),
+]
+CALLS = list(dict.fromkeys(CALLS))
+
+PASSES = [
+    ("forward", (False, False)),
+    ("backward", (True, True)),
+    ("backward", (True, False)),
+    ("backward", (False, True)),
+]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prints plans."""
+    compiler = shlex.split(sysconfig.get_config_var("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
+        compiler = ["c++"]
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("there is no C++ compiler")
+    path = tmp_path_factory.mktemp("plans") / "plans"
+    source = Path(__file__).with_name("cuda_plans.cpp")
+    subprocess.run([*compiler, "-std=c++17", str(source), "-o", str(path)], check=True)
+    return path
+
+
+def answers(program: Path, lines: list[str]) -> list[list[int]]:
+    """What the program prints."""
+    text = "\n".join(lines)
+    result = subprocess.run([program], input=text, text=True, capture_output=True, check=True)
+    return [[int(number) for number in line.split()] for line in result.stdout.splitlines()]
+
+
+def plans(
+    program: Path, pass_: str, device: Device, wanted: tuple[bool, bool]
+) -> list[tuple[Call, Plan]]:
+    """Of all calls."""
+    lines = [call.line(pass_, device, wanted) for call in CALLS]
+    found = answers(program, lines)
+    return [(call, Plan(*numbers)) for call, numbers in zip(CALLS, found, strict=True)]
+
+
+def busy_lanes(call: Call, plan: Plan, backward: bool) -> float:
+    """The share of threads that have a vector of channels of a point to work on."""
+    vectors = call.channels / plan.vector
+    points = min(plan.batch, plan.chunk_points)
+    if backward and plan.on_chip:
+        groups = plan.threads // plan.lanes
+        return vectors / (plan.tiles * plan.lanes) * min(1, points / groups)
+    rows = plan.threads // plan.lanes
+    turns = ceil(ceil(plan.tile_channels / plan.vector) / plan.lanes)
+    return vectors / (plan.tiles * turns * plan.lanes) * points / (ceil(points / rows) * rows)
+
+
+def most_blocks(call: Call, plan: Plan, backward: bool) -> int:
+    """How many blocks there is work for: of two warps with a vector of channels a thread, or as
+    many as partial sums allow."""
+    vectors = ceil(call.channels / plan.vector)
+    if backward and plan.on_chip:
+        chunks = call.points * call.value_bytes // (2 * prod(call.size) * call.sum_bytes)
+        return call.grids * max(1, chunks) * ceil(vectors / WARP)
+    return call.grids * call.points * vectors // (2 * WARP)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize(("pass_", "wanted"), PASSES)
+def test_plans_fit_the_device(
+    program: Path, name: str, pass_: str, wanted: tuple[bool, bool]
+) -> None:
+    device, backward = DEVICES[name], pass_ == "backward"
+    faults = []
+    for call, plan in plans(program, pass_, device, wanted):
+        blocks = call.grids * plan.tiles * plan.chunks
+        grad_output = call.grids * call.points * call.channels * call.value_bytes
+        partial = 0
+        if backward and plan.on_chip and wanted[0] and plan.chunks > 1:
+            partial = plan.chunks * call.grids * prod(call.size) * call.channels * call.sum_bytes
+        faults += [
+            f"{call}: {fault}; {plan}"
+            for fault, holds in {
+                "covers all": plan.tiles * plan.tile_channels >= call.channels
+                and plan.chunks * plan.chunk_points >= call.points,
+                "whole warps": plan.threads % WARP == 0 and 0 < plan.threads <= device.threads,
+                "whole vectors": plan.tile_channels % plan.vector == 0,
+                "shared memory": 0 < plan.shared <= device.block,
+                "registers": plan.threads * (128 if backward else 64) <= REGISTERS,
+                "half of the lanes": plan.threads == WARP
+                or busy_lanes(call, plan, backward) >= 0.5,
+                "lanes of a warp": plan.chunk_points * call.channels / plan.vector < WARP
+                or busy_lanes(call, plan, backward) >= 0.5,
+                "a block a multiprocessor": blocks
+                >= min(device.multiprocessors, most_blocks(call, plan, backward)),
+                # Written and read again.
+                "partial sums": 2 * partial <= grad_output,
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)
+
+
+def test_sums_of_few_results_have_many_blocks(program: Path) -> None:
+    for device in DEVICES.values():
+        for number, count in ((662, 128), (100, 1), (3, 10**6), (50, 10**6), (1000, 4000)):
+            ((columns,),) = answers(
+                program, [f"sums {' '.join(map(str, device))} {number} {count}"]
+            )
+            assert 1 <= columns <= device.threads and columns & (columns - 1) == 0
+            if number > 4:
+                assert ceil(count / columns) >= min(device.multiprocessors, count)
