@@ -90,35 +90,27 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
   const int channels = static_cast<int>(share.channel_end - share.channel_begin);
   const int groups = blockDim.x / plan.lanes, group = threadIdx.x / plan.lanes;
   const int lane = threadIdx.x % plan.lanes;
-  const int warps = plan.lanes / kWarp, warp = lane / kWarp;  // of a group; 0 of less than a warp
+  const int warps = (plan.lanes + kWarp - 1) / kWarp;  // that share a point
   const int c = lane * V;  // the thread's own channels, if there are so many
   const bool own = c < channels;
   const bool distinct = taps_follow_each_other(problem.mode, problem.padding);
-  const int64_t all_points = problem.grids * problem.points_per_grid;
 
   char* at = memory;
   // Of grad_values, (entries, groups, tile_channels): a thread adds to its own column.
   A* const sums = reinterpret_cast<A*>(at);
-  const int64_t pitch = groups * plan.tile_channels, column = group * plan.tile_channels + c;
+  const int tile = static_cast<int>(plan.tile_channels), pitch = groups * tile;
+  A* const column = sums + group * tile + c;
   if (gradients.values) at += rounded_up(problem.entries * pitch * sizeof(A));
   T* const staged = reinterpret_cast<T*>(at);
-  if (gradients.coords) at += rounded_up(problem.entries * plan.tile_channels * sizeof(T));
-  A* const slopes = reinterpret_cast<A*>(at);  // (points, kSlopes, warps), of more than one warp
-  if (gradients.coords && warps > 1) at += rounded_up(plan.batch * kSlopes * warps * sizeof(A));
+  if (gradients.coords) at += rounded_up(problem.entries * tile * sizeof(T));
+  A* const slopes = reinterpret_cast<A*>(at);  // (points, kSlopes, warps)
+  if (gradients.coords) at += rounded_up(plan.batch * kSlopes * warps * sizeof(A));
   Batch<C> batch(plan.tables, plan.batch, at);
-  // Writes the slope along a column of the tables, unless that is of no component.
-  const auto write_slope = [&](int64_t first, int point, int k, A slope) {
-    const int component = k < kLow ? k : plan.tables.low_axes + k - kLow;
-    const bool used = k < kLow ? k < plan.tables.low_axes : component < problem.ndim;
-    if (used)
-      gradients.coords[(share.tile * all_points + first + point) * problem.ndim + component] =
-          batch.place[point] ? slope : static_cast<A>(NAN);
-  };
 
   if (gradients.coords) stage<V>(problem, plan, share, staged);
   if (gradients.values && own)
     for (int entry = 0; entry < problem.entries; ++entry)
-      store<V>(sums + entry * pitch + column, filled<A, V>(0));
+      store<V>(column + entry * pitch, filled<A, V>(0));
 
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
     const int count = static_cast<int>(
@@ -154,10 +146,10 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
           const C high = kCorners > 0 ? unit_corner<C>() : batch.high_corner(h, point);
           Slopes<A, kLow, kHigh> slopes_of_high;
           for (int low = 0; low < lows; low += Corners::kCorners) {
-            const Corners some(batch, point, low, lows, high, staged + c, plan.tile_channels,
+            const Corners some(batch, point, low, lows, high, staged + c, tile,
                                gradients.coords != nullptr);
             if (gradients.values)
-              add_to_own<V>(some, high.weight, grad[j], sums + column, pitch, distinct);
+              add_to_own<V>(some, high.weight, grad[j], column, pitch, distinct);
             if (gradients.coords) {
               CRAD_UNROLL
               for (int i = 0; i < Corners::kCorners; ++i)
@@ -169,25 +161,28 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       }
       if (!gradients.coords) continue;
       sum_over_lanes(slope, plan.lanes);
-      if (lane % kWarp >= (plan.lanes < kSums ? 1 : kSums)) continue;
-      CRAD_UNROLL
-      for (int k = 0; k < kSums; ++k) {
-        if (plan.lanes >= kSums && k > 0) break;
-        const int i = plan.lanes < kSums ? k : index_of_sum(lane);
+      const auto keep = [&](int i, A sum) {
         const int point = turn + i / kSlopes * groups + group;
-        if (i >= kTogether * kSlopes || point >= count) continue;
-        if (warps > 1)
-          slopes[(point * kSlopes + i % kSlopes) * warps + warp] = slope[k];
-        else
-          write_slope(first, point, i % kSlopes, slope[k]);
+        if (i < kTogether * kSlopes && point < count)
+          slopes[(point * kSlopes + i % kSlopes) * warps + lane / kWarp] = sum;
+      };
+      if (plan.lanes >= kSums) {
+        if (lane % kWarp < kSums) keep(index_of_sum(lane), slope[0]);
+      } else if (lane == 0) {
+        CRAD_UNROLL
+        for (int i = 0; i < kSums; ++i) keep(i, slope[i]);
       }
     }
-    if (!gradients.coords || warps <= 1) continue;
+    if (!gradients.coords) continue;
     __syncthreads();
-    for (int i = threadIdx.x; i < count * kSlopes; i += blockDim.x) {
+    for (int i = threadIdx.x; i < count * problem.ndim; i += blockDim.x) {
+      const int point = i / problem.ndim, d = i % problem.ndim;
+      const int k = d < plan.tables.low_axes ? d : kLow + d - plan.tables.low_axes;
       A total = 0;
-      for (int w = 0; w < warps; ++w) total += slopes[i * warps + w];
-      write_slope(first, i / kSlopes, i % kSlopes, total);
+      for (int w = 0; w < warps; ++w) total += slopes[(point * kSlopes + k) * warps + w];
+      const int64_t points = problem.grids * problem.points_per_grid;
+      gradients.coords[(share.tile * points + first) * problem.ndim + i] =
+          batch.place[point] ? total : static_cast<A>(NAN);
     }
   }
 
@@ -197,11 +192,12 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
                 share.channel_begin;
   __syncthreads();
   // The sums of the groups, in order.
-  for (int64_t i = threadIdx.x; i < problem.entries * channels; i += blockDim.x) {
+  const int results = static_cast<int>(problem.entries) * channels;
+  for (int i = threadIdx.x; i < results; i += blockDim.x) {
     const int64_t entry = i / channels, channel = i % channels;
     A total = 0;
     for (int other = 0; other < groups; ++other)
-      total += sums[entry * pitch + other * plan.tile_channels + channel];
+      total += sums[entry * pitch + other * tile + channel];
     to[entry * problem.channels + channel] = total;
   }
 }

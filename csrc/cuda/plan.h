@@ -324,7 +324,7 @@ inline Plan plan_forward(const Problem& problem, const Device& device, const For
 inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
                                   const void* grad_output, bool want_values, bool want_coords,
                                   const Forced& forced) {
-  constexpr int kRegisters = 96;
+  constexpr int kRegisters = 112;
   constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
   constexpr int64_t kFewPoints =
       32;  // located together, at least: all other memory is for channels
@@ -336,11 +336,10 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
   plan.tables = tables_of(problem);
   const int most_threads = static_cast<int>(chosen(forced.threads, device.threads));
   const auto warps_of = [&](int64_t tile) { return ceil_div(tile, kWarp * plan.vector); };
-  // Of a point whose channels are those of more than one warp, the warps' shares of its slopes.
+  // With the slopes of a point, a row for each warp that shares it.
   const auto point_bytes = [&](int64_t tile) {
-    const int64_t warps = warps_of(tile) > 1 ? warps_of(tile) : 0;
     return located_bytes(plan.tables, corner_bytes(kOnChipEntry, sums, columns.low)) +
-           (want_coords ? (columns.low + columns.high) * warps * sums : 0);
+           (want_coords ? (columns.low + columns.high) * warps_of(tile) * sums : 0);
   };
   const int64_t room = shared_of_a_block(device) - kParts * kAlignment;
   const int64_t most_point = point_bytes(int64_t{most_threads} * plan.vector);
