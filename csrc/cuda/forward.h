@@ -74,7 +74,7 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
   const int step_entry = blockDim.x / vectors, step_c = blockDim.x % vectors;
   int entry = threadIdx.x / vectors, c = threadIdx.x % vectors;
   while (entry < entries) {
-    W moved[kFlying];
+    W moved[kFlying] = {};
     int at[kFlying];  // below 0: there is no more
     CRAD_UNROLL
     for (int i = 0; i < kFlying; ++i) {
