@@ -26,8 +26,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_report import Report, machine, open_report, write_json
-from benchmarks.gpu_steps import SHORTEST, End, Step, run, run_steps
+from benchmarks.gpu.report import Report, machine, open_report, write_json
+from benchmarks.gpu.steps import SHORTEST, End, Step, run, run_steps
 from benchmarks.peers import peers
 from crad_kernels import backends
 
@@ -160,7 +160,7 @@ def run_timings(peer: str, seconds: float, earlier: Report) -> Report:
         output = Path(folder) / "times.json"
         found = {key: earlier[key] for key in ("copy_bytes_per_second", "times") if key in earlier}
         write_json(output, {"times": [], **found})
-        command = [sys.executable, "-m", "benchmarks.gpu_timings", peer, str(output)]
+        command = [sys.executable, "-m", "benchmarks.gpu.timings", peer, str(output)]
         end = run([*command, str(seconds - SHORTEST / 2)], seconds)
         found = json.loads(output.read_text())
     errors = [t["error"] for t in found["times"] if "error" in t]

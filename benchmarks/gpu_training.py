@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine as cpu
-from benchmarks.gpu_report import Report, machine, open_report, write_json
-from benchmarks.gpu_steps import SHORTEST, Step, run, run_steps
+from benchmarks.gpu.report import Report, machine, open_report, write_json
+from benchmarks.gpu.steps import SHORTEST, Step, run, run_steps
 
 # Seconds that a piece may take.
 LIMITS = {

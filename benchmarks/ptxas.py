@@ -15,8 +15,16 @@ from pathlib import Path
 
 SOURCES = sorted(Path("csrc/cuda").glob("*.cu"))
 WITHOUT_KERNELS: set[str] = set()
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-cubin", "-o", "/dev/null",
-    "-isystem=csrc/third_party")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-Xptxas=-v",
+    "-cubin",
+    "-o",
+    "/dev/null",
+    "-isystem=csrc/third_party",
+)
 
 _VARIANT = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'"

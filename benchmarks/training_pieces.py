@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
 import crad
-from benchmarks.gpu_report import Report, write_json
+from benchmarks.gpu.report import Report, write_json
 from benchmarks.standin import N_CLASSES, N_IMAGES, write_standin, write_weights
 from benchmarks.training_step import FeatureSize, features, models, training_step
 from crad.config import Config, ModelConfig, TrainingConfig

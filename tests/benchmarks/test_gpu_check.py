@@ -10,9 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_report, gpu_steps, gpu_timings, sanitizer_cases
+from benchmarks import gpu_check, sanitizer_cases
 from benchmarks.cases import CASES, Case
-from benchmarks.gpu_steps import End, Step
+from benchmarks.gpu import report, steps, timings
+from benchmarks.gpu.steps import End, Step
 from benchmarks.peers import peers
 from crad_kernels import backends
 from crad_kernels._backends import Backend
@@ -30,7 +31,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(code: str, seconds: float = 60) -> End:
-    return gpu_steps.run([sys.executable, "-c", code], seconds)
+    return steps.run([sys.executable, "-c", code], seconds)
 
 
 # ---- processes ----
@@ -182,7 +183,7 @@ def test_a_backend_that_is_missing_does_not_pass(monkeypatch: pytest.MonkeyPatch
     )
     (first, *_) = gpu_check.steps(gpu_check.KINDS, ["cuda"])
     assert first.run(1, {}) == {"status": "missing", "reason": "build it"}
-    assert "missing" not in gpu_steps.FINE
+    assert "missing" not in steps.FINE
 
 
 def test_the_parts_are_all_tests() -> None:
@@ -214,7 +215,7 @@ def test_exit_status(
 def test_a_step_that_fails_hides_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(seconds: float, earlier: gpu_report.Report) -> gpu_report.Report:
+    def broken(seconds: float, earlier: report.Report) -> report.Report:
         raise RuntimeError("out of luck")
 
     todo = [Step("tests", "first", broken), step("timings", "second")]
@@ -231,13 +232,13 @@ def test_a_step_that_fails_hides_no_other(
 def test_another_run_goes_on_with_what_has_not_passed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ran: list[tuple[str, gpu_report.Report]] = []
+    ran: list[tuple[str, report.Report]] = []
     clock = [0.0]
 
     def named(name: str, *statuses: str) -> Step:
         turns = iter(statuses)
 
-        def run(seconds: float, earlier: gpu_report.Report) -> gpu_report.Report:
+        def run(seconds: float, earlier: report.Report) -> report.Report:
             ran.append((name, earlier))
             clock[0] += 50
             return {"status": next(turns), "number": len(ran)}
@@ -250,7 +251,7 @@ def test_another_run_goes_on_with_what_has_not_passed(
         named("c", "passed"),
     ]
     monkeypatch.setattr(gpu_check, "steps", lambda kinds, chosen: todo)
-    monkeypatch.setattr(gpu_steps.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: clock[0])
     options = ["--results", str(tmp_path), "--minutes", "1.9"]  # time for two of them
     assert gpu_check.main(options) == 1
     (path,) = tmp_path.iterdir()
@@ -279,29 +280,29 @@ def test_there_is_no_other_kind() -> None:
 
 
 def test_a_report_is_named_after_the_day_and_the_gpu(tmp_path: Path) -> None:
-    path, fresh = gpu_report.open_report(tmp_path, ABOUT)
+    path, fresh = report.open_report(tmp_path, ABOUT)
     assert path.name.endswith("-nvidia-h100-80gb-hbm3.json")
     assert len(path.name.split("-nvidia")[0]) == len("2026-11-24")
     assert fresh == {"machine": ABOUT, "steps": {}}
 
 
 def test_a_report_goes_on_where_it_is_of_the_same_commit(tmp_path: Path) -> None:
-    path, begun = gpu_report.open_report(tmp_path, ABOUT)
+    path, begun = report.open_report(tmp_path, ABOUT)
     begun["steps"]["tests"] = {"status": "passed"}
-    gpu_report.write_json(path, begun)
-    assert gpu_report.open_report(tmp_path, ABOUT)[1] == begun
-    assert gpu_report.open_report(tmp_path, {**ABOUT, "commit": "def"})[1]["steps"] == {}
+    report.write_json(path, begun)
+    assert report.open_report(tmp_path, ABOUT)[1] == begun
+    assert report.open_report(tmp_path, {**ABOUT, "commit": "def"})[1]["steps"] == {}
     path.write_text("{")
-    other, fresh = gpu_report.open_report(tmp_path, ABOUT)
+    other, fresh = report.open_report(tmp_path, ABOUT)
     assert fresh["steps"] == {}
     assert other.name == f"{path.stem}-2.json"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.json"
-    gpu_report.write_json(path, {"a": 1})
+    report.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        gpu_report.write_json(path, {"a": object()})
+        report.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(path.parent.iterdir()) == [path]
 
@@ -315,7 +316,7 @@ def test_the_table_has_times_errors_and_steps() -> None:
         "times, ours": {"status": "passed", "seconds": 3.2, "times": times},
         "memcheck, ours": {"status": "failed", "seconds": 4.0, "summary": "3 errors"},
     }
-    lines = list(gpu_report.table({"machine": ABOUT, "steps": steps}))
+    lines = list(report.table({"machine": ABOUT, "steps": steps}))
     assert lines[0] == "8x8"
     assert "0.500 ms" in lines[1]
     assert "1.2x floor" in lines[1]
@@ -330,25 +331,25 @@ def test_times_go_on_where_they_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
     cases = [Case(name, (4,), 1) for name in ("a", "b", "c")]
     timed: list[str] = []
 
-    def measure(peer: Any, case: Case, bandwidth: float) -> list[gpu_report.Report]:
+    def measure(peer: Any, case: Case, bandwidth: float) -> list[report.Report]:
         if case.name == "b" and timed.count("b") == 0:
             timed.append("b")
             raise RuntimeError("out of luck")
         timed.append(case.name)
         return [{"direction": "forward", "ms": 1.0}]
 
-    monkeypatch.setattr(gpu_timings, "CASES", cases)
-    monkeypatch.setattr(gpu_timings, "copy_bandwidth", lambda: 1e12)
-    monkeypatch.setattr(gpu_timings, "measure", measure)
+    monkeypatch.setattr(timings, "CASES", cases)
+    monkeypatch.setattr(timings, "copy_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(timings, "measure", measure)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     output = tmp_path / "times.json"
-    gpu_timings.main(f"crad_kernels {JUDGE}", output)
+    timings.main(f"crad_kernels {JUDGE}", output)
     written = json.loads(output.read_text())
     assert written["finished"]
     assert [t.get("error") for t in written["times"]] == [None, "RuntimeError: out of luck", None]
-    gpu_timings.main(f"crad_kernels {JUDGE}", output, -1.0)
+    timings.main(f"crad_kernels {JUDGE}", output, -1.0)
     assert json.loads(output.read_text()) == written
-    gpu_timings.main(f"crad_kernels {JUDGE}", output)
+    timings.main(f"crad_kernels {JUDGE}", output)
     assert timed == ["a", "b", "c", "b"]
     assert not any("error" in t for t in json.loads(output.read_text())["times"])
 
@@ -397,9 +398,9 @@ class Clock:
 
 def test_times_take_turns_with_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(synchronize=lambda: None, Event=Clock, _sleep=lambda cycles: None)
-    monkeypatch.setattr(gpu_timings.torch, "cuda", gpu)
+    monkeypatch.setattr(timings.torch, "cuda", gpu)
     turns: list[int] = []
-    assert set(gpu_timings.times(turns.append, 3, seconds=0.0)) == {1.0}
+    assert set(timings.times(turns.append, 3, seconds=0.0)) == {1.0}
     assert turns == [0, 1, 2, 0] + [i % 3 for i in range(10)]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_report, gpu_training, standin, training_pieces
-from benchmarks.gpu_steps import End
+from benchmarks import gpu_training, standin, training_pieces
+from benchmarks.gpu import report
+from benchmarks.gpu.steps import End
 from benchmarks.training_pieces import PIECES, Setting
 
 
@@ -17,7 +18,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(torch.device("cpu"), tmp_path_factory.mktemp("work"), small=True)
 
 
-def measured(piece: str, setting: Setting) -> list[gpu_report.Report]:
+def measured(piece: str, setting: Setting) -> list[report.Report]:
     output = setting.work / f"{piece}.json"
     output.unlink(missing_ok=True)
     training_pieces.measure(piece, setting, output, 60.0)
@@ -70,7 +71,7 @@ def test_training_that_is_interrupted_goes_on(
     monkeypatch.setattr(training_pieces, "train_model", interrupted)
     output = tmp_path / "rows.json"
     begun = {"name": "50 epochs, bf16", "unfinished": True}
-    gpu_report.write_json(output, {"rows": [begun]})
+    report.write_json(output, {"rows": [begun]})
     training_pieces.measure("training", setting, output, 60.0)
     written = json.loads(output.read_text())
     assert not written["finished"]
@@ -115,7 +116,7 @@ def test_rows_that_are_there_are_kept(
     ran: list[str] = []
 
     def rows(setting: Setting) -> list[training_pieces.Row]:
-        def run(name: str) -> gpu_report.Report:
+        def run(name: str) -> report.Report:
             ran.append(name)
             if name == "b" and ran.count("b") == 1:
                 raise RuntimeError("out of luck")
@@ -147,19 +148,19 @@ def test_rows_that_are_there_are_kept(
 def test_how_a_piece_ended(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    rows: list[gpu_report.Report],
+    rows: list[report.Report],
     finished: bool,
     code: int | None,
     status: str,
 ) -> None:
     def run(command: list[str], seconds: float) -> End:
-        gpu_report.write_json(Path(command[4]), {"rows": rows, "finished": finished})
+        report.write_json(Path(command[4]), {"rows": rows, "finished": finished})
         return End(code, "")
 
     monkeypatch.setattr(gpu_training, "run", run)
     (step,) = gpu_training.steps(["steps"], "cuda", tmp_path, False)
-    report = step.run(60.0, {})
-    assert (report["status"], report["rows"]) == (status, rows)
+    result = step.run(60.0, {})
+    assert (result["status"], result["rows"]) == (status, rows)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,5 +184,5 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_the_table_has_what_was_measured_of_training() -> None:
     row = {"name": "an epoch", "ms": 1.25, "images": 30, "operators": {"aten::mul": 0.125}}
     steps = {"training, account": {"status": "passed", "seconds": 3.2, "rows": [row]}}
-    lines = list(gpu_report.table({"machine": {}, "steps": steps}))
+    lines = list(report.table({"machine": {}, "steps": steps}))
     assert lines[:2] == ["an epoch: ms 1.25, images 30", "   12.5%  operators: aten::mul"]

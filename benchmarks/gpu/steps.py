@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu_report import Report, show, write_json
+from benchmarks.gpu.report import Report, show, write_json
 
 FINE = ("passed", "skipped")
 # A process of fewer seconds would not get beyond its imports.
@@ -56,7 +56,7 @@ def run(command: Sequence[str], seconds: float, variables: Mapping[str, str] | N
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env={**os.environ, **(variables or {})},
             start_new_session=True,
             # In the background of a shell, interrupts are ignored, and so by what is started there.

@@ -1,4 +1,4 @@
-"""Times one peer on a GPU: ``python -m benchmarks.gpu_timings PEER OUTPUT [SECONDS]``.
+"""Times one peer on a GPU: ``python -m benchmarks.gpu.timings PEER OUTPUT [SECONDS]``.
 
 Forward (without a graph for gradients) and forward plus backward of a jittered look-up, in
 milliseconds between events on the device, and as a multiple of the time in which the GPU copies
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import CASES, JITTER_STD, Case
-from benchmarks.gpu_report import write_json
+from benchmarks.gpu.report import write_json
 from benchmarks.peers import Peer, Trial, check, peers
 from crad_kernels import backends
 

@@ -57,12 +57,13 @@ def machine(commit: str | None) -> Report:
     }
 
 
-def open_report(folder: Path, about: Report) -> tuple[Path, Report]:
+def open_report(folder: Path, about: Report, what: str = "") -> tuple[Path, Report]:
     """Today's report on this GPU, if it is of the same machine, versions and commit; or a new one.
 
-    Any other file stays; the new report then has a number in its name.
+    Any other file stays; the new report then has a number in its name. `what` it is of is part of
+    the name.
     """
-    name = f"{date.today().isoformat()}-{slug(about['gpu'])}"
+    name = "-".join(filter(None, (date.today().isoformat(), slug(about["gpu"]), what)))
     for number in itertools.count(1):
         path = folder / f"{name}{f'-{number}' * (number > 1)}.json"
         if not path.exists():
