@@ -2,8 +2,18 @@
 
 from crad_kernels._backends import backends
 from crad_kernels._backends.cpu import release_memory
+from crad_kernels._patch import Patch, patch
 from crad_kernels.functional import grid_sample, sample
 from crad_kernels.memory import GridMemory
 
 __version__ = "0.1.0"
-__all__ = ["GridMemory", "__version__", "backends", "grid_sample", "release_memory", "sample"]
+__all__ = [
+    "GridMemory",
+    "Patch",
+    "__version__",
+    "backends",
+    "grid_sample",
+    "patch",
+    "release_memory",
+    "sample",
+]
