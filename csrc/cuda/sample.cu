@@ -80,32 +80,30 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
 }
 
 // Adds to `sums`, the zeroed gradient of the values, without atomic additions: see deterministic.h.
-void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_output, Tensor& sums) {
-  // Contributions that are sorted together; each takes 36 bytes. Their rests, a row of channels for
-  // every piece, have at most kRests elements, or as many as those of one point.
-  constexpr int64_t kMost = 1 << 22, kRests = 1 << 24;
-  const int64_t corners = corners_of_a_point(problem);
+void add_in_order(const Problem& problem, const Device& device, const Forced& forced, Stream stream,
+                  const Tensor& grad_output, Tensor& sums) {
+  Order order{};
+  const Plan plan = plan_in_order(problem, device, grad_output.data_ptr(), order, forced);
+  const Plan plan_of_keys = plan_keys(problem, device, order);
   const int64_t points = problem.grids * problem.points_per_grid;
-  const int64_t most = std::min(kMost, kRests / problem.channels * (kMost / pieces_of(kMost)));
-  const int64_t together = std::min(points, std::max<int64_t>(1, most / corners));
-  Tensor entries = torch::stable::new_empty(sums, {together * corners}, ScalarType::Long);
-  const Tensor weights = torch::stable::new_empty(sums, {together * corners});
-  const Tensor rests =
-      torch::stable::new_empty(sums, {pieces_of(together * corners), problem.channels});
-  const Plan plan = plan_contributions(problem, current_device());
-  for (int64_t first = 0; first < points; first += together) {
-    const int64_t count = std::min(together, points - first);
-    with_coord_and_sum(problem, [&](auto coord, auto sum) {
-      using A = decltype(sum);
-      launch(list_contributions<decltype(coord), A>, ceil_div(count, plan.batch), plan.threads,
-             plan.shared, stream, problem, plan, first, count, pointer<int64_t>(entries),
-             pointer<A>(weights));
+  const int64_t items = order.together * order.items;
+  Tensor keys =
+      torch::stable::new_empty(sums, {items}, order.wide() ? ScalarType::Long : ScalarType::Int);
+  const Tensor rests = torch::stable::new_empty(
+      sums, {ceil_div(items, order.piece), order.corners, problem.channels});
+  for (int64_t first = 0; first < points; first += order.together) {
+    const int64_t count = std::min(order.together, points - first);
+    with_coord_and_sum(problem, [&](auto coord, auto) {
+      launch(list_keys<decltype(coord)>, ceil_div(count, plan_of_keys.batch), plan_of_keys.threads,
+             plan_of_keys.shared, stream, problem, plan_of_keys, order, first, count,
+             Keys{keys.data_ptr(), order.wide()});
     });
-    const auto [keys, order] = sorted(torch::stable::narrow(entries, 0, 0, count * corners));
-    with_launches(problem, [&, &keys = keys, &order = order](auto launches) {
-      launches.add_contributions(problem, stream, first, count, pointer<int64_t>(keys),
-                                 pointer<int64_t>(order), weights.data_ptr(),
-                                 grad_output.data_ptr(), sums.data_ptr(), rests.data_ptr());
+    const auto [sorted_keys, numbers] =
+        sorted(torch::stable::narrow(keys, 0, 0, count * order.items));
+    with_launches(problem, [&, &sorted_keys = sorted_keys, &numbers = numbers](auto launches) {
+      launches.add_in_order(problem, plan, order, stream, first, count, sorted_keys.data_ptr(),
+                            pointer<int64_t>(numbers), grad_output.data_ptr(), sums.data_ptr(),
+                            rests.data_ptr());
     });
   }
 }
@@ -147,7 +145,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const Tensor coords_parts = parts_of(grad_coords, plan.tiles);
   if (want_values && !on_chip)
     clear(values_parts.data_ptr(), values_parts.numel() * bytes_of(sum_type), current.stream);
-  if (in_order) add_in_order(problem, current.stream, grad_output, values_parts);
+  if (in_order) add_in_order(problem, device, forced, current.stream, grad_output, values_parts);
   with_launches(problem, [&](auto launches) {
     if (want_coords || !in_order)
       launches.backward(problem, plan, current.stream, grad_output.data_ptr(),

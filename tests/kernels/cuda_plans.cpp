@@ -1,8 +1,8 @@
 // Prints the plans of calls, a line for each line of standard input: see test_cuda_plans.py.
-#include "../../csrc/cuda/plan.h"
-
 #include <iostream>
 #include <string>
+
+#include "../../csrc/cuda/plan.h"
 
 int main() {
   using namespace crad;
@@ -30,12 +30,21 @@ int main() {
       std::cin >> problem.size[axis];
       problem.entries *= problem.size[axis];
     }
+    if (pass == "order") {
+      Order order{};
+      const Plan plan = plan_in_order(problem, device, nullptr, order);
+      const Plan of_keys = plan_keys(problem, device, order);
+      std::cout << order.corners << ' ' << order.items << ' ' << order.wide() << ' ' << order.piece
+                << ' ' << order.together << ' ' << plan.batch << ' ' << plan.threads << ' '
+                << plan.shared << ' ' << of_keys.threads << ' ' << of_keys.shared << '\n';
+      continue;
+    }
     const Plan plan = pass == "forward"
                           ? plan_forward(problem, device)
                           : plan_backward(problem, device, nullptr, want_values, want_coords);
-    std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' '
-              << plan.tile_channels << ' ' << plan.tiles << ' ' << plan.chunk_points << ' '
-              << plan.chunks << ' ' << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' '
-              << plan.shared << '\n';
+    std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' ' << plan.tile_channels
+              << ' ' << plan.tiles << ' ' << plan.chunk_points << ' ' << plan.chunks << ' '
+              << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' ' << plan.shared
+              << '\n';
   }
 }

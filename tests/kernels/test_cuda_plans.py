@@ -88,6 +88,22 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Order:
+    """As `Order` in csrc/cuda/plan.h, with the plans of its kernels."""
+
+    corners: int
+    items: int
+    wide: int
+    piece: int
+    together: int
+    batch: int
+    threads: int
+    shared: int
+    threads_of_keys: int
+    shared_of_keys: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """As `Plan` in csrc/cuda/plan.h."""
 
@@ -237,6 +253,54 @@ def test_sums_of_few_results_have_many_blocks(program: Path) -> None:
             ((columns,),) = answers(
                 program, [f"sums {' '.join(map(str, device))} {number} {count}"]
             )
-            assert 1 <= columns <= device.threads and columns & (columns - 1) == 0
+            assert 1 <= columns <= device.threads
+            assert columns & (columns - 1) == 0
             if number > 4:
                 assert ceil(count / columns) >= min(device.multiprocessors, count)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_points_are_sorted_in_bounded_memory(program: Path, name: str) -> None:
+    device = DEVICES[name]
+    lines = [call.line("order", device, (True, False)) for call in CALLS]
+    faults = []
+    for call, numbers in zip(CALLS, answers(program, lines), strict=True):
+        order = Order(*numbers)
+        taps = (1, 2, 4)[call.mode] ** len(call.size)
+        items = order.together * order.items
+        rests = ceil(items / order.piece) * order.corners * call.channels
+        faults += [
+            f"{call}: {fault}; {order}"
+            for fault, holds in {
+                "all corners": order.corners * order.items == taps,
+                "whole pieces": order.batch % order.piece == 0 < order.piece,
+                "threads": 0 < order.threads <= device.threads >= order.threads_of_keys > 0,
+                "shared memory": max(order.shared, order.shared_of_keys) <= device.block,
+                "items": items <= max(2**22, order.items),
+                "rests": rests <= 2**24 + order.corners * call.channels or order.together == 1,
+                "narrow keys": not order.wide,
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)
+
+
+def test_many_points_are_sorted_once_and_few_by_corner(program: Path) -> None:
+    """A launch for each of the corners of a window must be worth it."""
+    expected = {
+        Call((256, 256, 256), 4, 1_000_000): 1,
+        Call((64, 64, 64), 32, 1_000_000): 1,
+        Call((64, 64), 216, 50_176): 1,
+        Call((64, 64), 216, 1000): 4,
+        # A window along two axes, an entry along the third.
+        Call((64, 64, 64), 32, 1_000_000, mode=2): 4,
+        Call((2**24 + 1,), 4, 100_000_000): 2,
+    }
+    lines = [call.line("order", DEVICES["H200"], (True, False)) for call in expected]
+    assert [numbers[1] for numbers in answers(program, lines)] == list(expected.values())
+
+
+def test_keys_are_wide_where_they_have_to_be(program: Path) -> None:
+    calls = [Call((2**13, 2**13, 2**4), 1, 10**7), Call((2**13, 2**13, 2**6), 1, 10**7)]
+    lines = [call.line("order", DEVICES["H200"], (True, False)) for call in calls]
+    assert [numbers[2] for numbers in answers(program, lines)] == [0, 1]
