@@ -8,7 +8,11 @@ namespace crad {
 
 template <class T>
 struct Launches {
-  static void sample(const Problem& problem, const Plan& plan, Stream stream, void* output);
+  static void sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
+                     void* output);
+  // Adds to the gradient of values that are channels first, of the type that sums are taken in.
+  static void add_planes(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
+                         const void* grad_output, void* grad_values);
   // The parts are (parts, *shape of the gradient), of the type that sums of values are taken in;
   // null: not wanted.
   static void backward(const Problem& problem, const Plan& plan, Stream stream,

@@ -7,6 +7,7 @@
 #include "deterministic.h"
 #include "forward.h"
 #include "launches.h"
+#include "planes.h"
 #include "sums.h"
 
 namespace crad {
@@ -17,19 +18,33 @@ template <class T>
 constexpr int kWord = sizeof(T) < kWordBytes ? kWordBytes / sizeof(T) : 1;
 
 template <class T>
-void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, void* output) {
+void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
+                         void* output) {
+  T* const to = static_cast<T*>(output);
   const auto run = [&](auto coord, auto vector) {
     using X = decltype(coord);
     constexpr int V = decltype(vector)::value;
     launch(plan.family == Family::on_chip ? sample_on_chip<T, X, V> : sample_in_memory<T, X, V>,
-           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
-           static_cast<T*>(output));
+           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, to);
   };
   const auto with_vector = [&](auto coord) {
-    plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
-                    : run(coord, std::integral_constant<int, 1>());
+    if (plan.family == Family::planes)
+      launch(sample_planes<T, decltype(coord)>, plan.blocks(problem), plan.threads, plan.shared,
+             stream, problem, plan, rows, to);
+    else
+      plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
+                      : run(coord, std::integral_constant<int, 1>());
   };
   problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
+}
+
+template <class T>
+void Launches<T>::add_planes(const Problem& problem, const Plan& plan, Stream stream,
+                             const Rows& rows, const void* grad_output, void* grad_values) {
+  const bool narrow_coords = problem.coord_type == CoordType::float32;
+  launch(narrow_coords ? crad::add_planes<T, float> : crad::add_planes<T, double>,
+         plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, rows,
+         static_cast<const T*>(grad_output), static_cast<accumulator<T>*>(grad_values));
 }
 
 // Calls f(X, kLow, kHigh, kCorners): the columns of corners, and how many corners there are if the

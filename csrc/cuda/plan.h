@@ -65,6 +65,7 @@ CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
   in_memory,  // grids are read, and their gradients added to atomically, where they lie
+  planes,     // so are those that are not channels last: neighbouring threads take other points
 };
 
 struct Plan {
@@ -75,13 +76,24 @@ struct Plan {
   int64_t chunk_points;   // of a block
   int64_t chunks;         // of the points of one grid
   int batch;              // points of a block that are located together
-  int lanes;              // neighbouring threads that share a point
+  int lanes;              // threads that share a point: neighbours, but not of planes
   int threads;            // of a block
   Tables tables;
   int64_t shared;  // bytes of a block
 
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
+
+// How far apart the grids, points and channels of a result lie, in elements.
+struct Rows {
+  int64_t grid, point, channel;
+};
+
+// Where the row of a point of a grid begins.
+CRAD_INLINE int64_t offset_of(const Problem& problem, const Rows& rows, int64_t grid,
+                              int64_t point) {
+  return grid * rows.grid + (point - grid * problem.points_per_grid) * rows.point;
+}
 
 // What a block works on: the numbers of its grid, tile and chunk, and half-open ranges.
 struct Share {
@@ -145,15 +157,17 @@ struct Forced {
 };
 inline int64_t chosen(int64_t forced, int64_t choice) { return forced > 0 ? forced : choice; }
 
-// The channels of so many bytes; 1 where rows are not aligned to that.
+// The channels of so many bytes; 1 where entries are not aligned to that.
 inline int vector_of(const Problem& problem, const void* grad_output, int64_t bytes,
                      const Forced& forced = {}) {
   const auto is_aligned = [&](const void* memory) {
     return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
   };
   const int64_t vector = bytes / value_bytes(problem);
-  return vector > 1 && forced.vector != 1 && problem.channels % vector == 0 &&
-                 is_aligned(problem.values) && is_aligned(grad_output)
+  int64_t apart = problem.channels | problem.grid_stride;
+  for (int axis = 0; axis < problem.ndim; ++axis) apart |= problem.stride[axis];
+  return vector > 1 && forced.vector != 1 && apart % vector == 0 && is_aligned(problem.values) &&
+                 is_aligned(grad_output)
              ? static_cast<int>(vector)
              : 1;
 }
@@ -304,9 +318,46 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
   return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
 }
 
+constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
+
+// Of either pass: a thread takes a point. Where points are few, several threads share one.
+inline Plan plan_planes(const Problem& problem, const Device& device, const Forced& forced) {
+  Plan plan{};
+  plan.family = Family::planes;
+  plan.vector = 1;
+  plan.tables = tables_of(problem);
+  const int64_t point =
+      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+  const int64_t most_threads = chosen(forced.threads, device.threads);
+  const int64_t most = batch_of(point, shared_of_a_block(device), most_threads);
+  const int64_t enough = 4 * device.multiprocessors;
+  plan.tile_channels = problem.channels;
+  const auto blocks = [&] {
+    return problem.grids * ceil_div(problem.channels, plan.tile_channels) *
+           ceil_div(problem.points_per_grid, plan.batch);
+  };
+  plan.batch = 1;
+  while (2 * plan.batch <= most && plan.batch < problem.points_per_grid) plan.batch *= 2;
+  // Fewer points, then fewer channels, where blocks would leave multiprocessors idle.
+  while (plan.batch > kWarp && blocks() < enough) plan.batch /= 2;
+  while (plan.tile_channels > kPlanes && blocks() < device.multiprocessors)
+    plan.tile_channels = ceil_div(ceil_div(plan.tile_channels, 2), kPlanes) * kPlanes;
+  plan.tile_channels = chosen(forced.tile, plan.tile_channels);
+  plan.lanes = 1;
+  while (2 * plan.lanes * plan.batch <= most_threads &&
+         (plan.lanes * kPlanes < plan.tile_channels || plan.lanes * plan.batch < kWarp))
+    plan.lanes *= 2;
+  plan.threads = plan.lanes * plan.batch;
+  plan.shared = point * plan.batch;
+  return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
+}
+
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
+  if (problem.channel_stride != 1 || forced.family == 1 + static_cast<int>(Family::planes))
+    return plan_planes(problem, device, forced);
   const Plan memory = plan_in_memory(problem, device, nullptr,
                                      corner_bytes(kInMemoryEntry, sum_bytes(problem), 0), forced);
+  if (!is_dense(problem)) return memory;
   const Plan chip = plan_forward_on_chip(problem, device, forced);
   if (forced.family > 0)
     return forced.family == 1 + static_cast<int>(Family::on_chip) ? chip : memory;

@@ -3,7 +3,8 @@
 //
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
 // (core/problem.h). plan.h cuts that into blocks, launches_impl.h chooses the compiled variant of a
-// kernel. In the kernel (forward.h, backward_on_chip.h, backward_in_memory.h, deterministic.h) a
+// kernel. In the kernel (forward.h, planes.h, backward_on_chip.h, backward_in_memory.h,
+// deterministic.h) a
 // block locates a batch of its points, one a thread, by corners.h: core/jitter.h moves a
 // coordinate, core/axis.h turns it into taps, and their products are the corners, kept in shared
 // memory. Then all threads of the block read the corners and move channels, as vectors of vector.h.
@@ -17,6 +18,7 @@
 #include "deterministic.h"
 #include "forced.h"
 #include "launches.h"
+#include "layout.h"
 #include "normals.h"
 #include "sums.h"
 
@@ -53,18 +55,23 @@ T* pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// The values are read where they lie, whatever their strides.
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t options) {
   const Current current(values);
-  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
+  Call call(kDevice, values, dense(coords), seed, jitter_std, options);
+  call.set_strided(values);
   const Problem& problem = call.problem;
-  Tensor output = torch::stable::new_empty(values, call.output_shape());
+  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
+  const Tensor output = is_channels_first(values, batch_axes)
+                            ? new_channels_first(values, call.output_shape(), batch_axes)
+                            : torch::stable::new_empty(values, call.output_shape());
   if (call.empty()) return output;
   const Device device = current_device();
   const Plan plan = plan_forward(problem, device, forced_plan());
   check_plan(plan, device);
   with_launches(problem, [&](auto launches) {
-    launches.sample(problem, plan, current.stream, output.data_ptr());
+    launches.sample(problem, plan, current.stream, *rows_of(output, batch_axes), output.data_ptr());
   });
   return output;
 }
@@ -108,32 +115,48 @@ void add_in_order(const Problem& problem, const Device& device, const Forced& fo
   }
 }
 
-// The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
-// empty tensor for the one that is not wanted.
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
+// memory as they do, and coords; an empty tensor for the one that is not wanted. Values are read,
+// and copied where they are not dense, for that of coords alone.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
   const Current current(values);
-  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
+  Call call(kDevice, values, dense(coords), seed, jitter_std, options);
   const Problem& problem = call.problem;
   call.check(grad_output_in);
-  const Tensor grad_output = dense(grad_output_in);
-  Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
+  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
+  const bool channels_first = want_values && is_channels_first(values, batch_axes);
+  const auto new_grad_values = [&](bool first) {
+    const std::vector<int64_t> shape = gradient_shape(values, want_values);
+    return first ? new_channels_first(values, shape, batch_axes)
+                 : torch::stable::new_empty(values, shape);
+  };
   Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
-  if (call.empty()) {
+  if (call.empty() || !(want_values || want_coords)) {
+    Tensor grad_values = new_grad_values(channels_first);
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
+    return {grad_values, grad_coords};
   }
-  if (call.empty() || !(want_values || want_coords)) return {grad_values, grad_coords};
 
   const Device device = current_device();
   const Forced forced = forced_plan();
-  const Plan plan =
-      plan_backward(problem, device, grad_output.data_ptr(), want_values, want_coords, forced);
+  const auto plan_for = [&](const void* grad_output) {
+    return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
+  };
+  if (want_coords) call.set_contiguous(dense(values), problem.channels);
+  const bool planes =
+      channels_first && !call.deterministic && plan_for(nullptr).family != Family::on_chip;
+  const bool in_place = planes && !want_coords && rows_of(grad_output_in, batch_axes);
+  const Tensor grad_output = in_place ? grad_output_in : dense(grad_output_in);
+  const Plan plan = plan_for(grad_output.data_ptr());
   check_plan(plan, device);
   const bool on_chip = plan.family == Family::on_chip;
   const bool in_order = want_values && !on_chip && call.deterministic;
+  const bool by_rows = want_values && !in_order && !planes;
+  Tensor grad_values = new_grad_values(planes);
   const ScalarType sum_type = accumulator_of(problem.value_type);
   // The gradient itself where one part of its type is all there is.
   const auto parts_of = [&](const Tensor& gradient, int64_t number) {
@@ -147,9 +170,13 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     clear(values_parts.data_ptr(), values_parts.numel() * bytes_of(sum_type), current.stream);
   if (in_order) add_in_order(problem, device, forced, current.stream, grad_output, values_parts);
   with_launches(problem, [&](auto launches) {
-    if (want_coords || !in_order)
+    if (planes)
+      launches.add_planes(problem, plan_planes(problem, device, forced), current.stream,
+                          *rows_of(grad_output, batch_axes), grad_output.data_ptr(),
+                          values_parts.data_ptr());
+    if (want_coords || by_rows)
       launches.backward(problem, plan, current.stream, grad_output.data_ptr(),
-                        want_values && !in_order ? values_parts.data_ptr() : nullptr,
+                        by_rows ? values_parts.data_ptr() : nullptr,
                         want_coords ? coords_parts.data_ptr() : nullptr);
     if (want_values && values_parts.data_ptr() != grad_values.data_ptr())
       launches.sum_values(current.stream, values_parts.data_ptr(), value_parts, grad_values.numel(),
@@ -163,6 +190,11 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
           columns_of_sums(device, plan.tiles, grad_coords.numel(), forced), current.stream,
           grad_coords.data_ptr());
     });
+  if (channels_first && !planes) {
+    Tensor copy = new_grad_values(true);
+    torch::stable::copy_(copy, grad_values);
+    return {copy, grad_coords};
+  }
   return {grad_values, grad_coords};
 }
 

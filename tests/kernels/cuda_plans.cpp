@@ -30,6 +30,11 @@ int main() {
       std::cin >> problem.size[axis];
       problem.entries *= problem.size[axis];
     }
+    set_dense(problem, problem.channels);
+    if (pass == "planes") {
+      problem.channel_stride = problem.entries;
+      for (int axis = 0; axis < problem.ndim; ++axis) problem.stride[axis] /= problem.channels;
+    }
     if (pass == "order") {
       Order order{};
       const Plan plan = plan_in_order(problem, device, nullptr, order);
@@ -39,7 +44,7 @@ int main() {
                 << plan.shared << ' ' << of_keys.threads << ' ' << of_keys.shared << '\n';
       continue;
     }
-    const Plan plan = pass == "forward"
+    const Plan plan = pass == "forward" || pass == "planes"
                           ? plan_forward(problem, device)
                           : plan_backward(problem, device, nullptr, want_values, want_coords);
     std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' ' << plan.tile_channels
