@@ -10,13 +10,14 @@ template <class T>
 struct Launches {
   static void sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
                      void* output);
-  // Adds to the gradient of values that are channels first, of the type that sums are taken in.
-  static void add_planes(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
-                         const void* grad_output, void* grad_values);
   // The parts are (parts, *shape of the gradient), of the type that sums of values are taken in;
   // null: not wanted.
   static void backward(const Problem& problem, const Plan& plan, Stream stream,
                        const void* grad_output, void* value_parts, void* coord_parts);
+  // Of values that are not channels last.
+  static void backward_planes(const Problem& problem, const Plan& plan, Stream stream,
+                              const Rows& rows, const void* grad_output, void* grad_values,
+                              void* coord_parts);
   // Adds the items of points from `first` on to the gradient of the values, by their sorted keys.
   static void add_in_order(const Problem& problem, const Plan& plan, const Order& order,
                            Stream stream, int64_t first, int64_t points, void* keys,

@@ -38,15 +38,6 @@ void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream
   problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
 }
 
-template <class T>
-void Launches<T>::add_planes(const Problem& problem, const Plan& plan, Stream stream,
-                             const Rows& rows, const void* grad_output, void* grad_values) {
-  const bool narrow_coords = problem.coord_type == CoordType::float32;
-  launch(narrow_coords ? crad::add_planes<T, float> : crad::add_planes<T, double>,
-         plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, rows,
-         static_cast<const T*>(grad_output), static_cast<accumulator<T>*>(grad_values));
-}
-
 // Calls f(X, kLow, kHigh, kCorners): the columns of corners, and how many corners there are if the
 // compiler is to know it, else 0. It knows those of linear in 2-D: on the chip that takes 857
 // instructions for 1176, and 80 registers for 96 (sm_90, float).
@@ -82,6 +73,22 @@ void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stre
                            : backward_in_memory<T, X, 1, kLow, kHigh>,
            plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
            static_cast<const T*>(grad_output), gradients);
+  });
+}
+
+template <class T>
+void Launches<T>::backward_planes(const Problem& problem, const Plan& plan, Stream stream,
+                                  const Rows& rows, const void* grad_output, void* grad_values,
+                                  void* coord_parts) {
+  using A = accumulator<T>;
+  const Gradients<A> gradients{static_cast<A*>(grad_values), static_cast<A*>(coord_parts)};
+  with_columns(problem, [&](auto coord, auto low, auto high, auto) {
+    using X = decltype(coord);
+    constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
+    launch(
+        coord_parts ? crad::backward_planes<T, X, kLow, kHigh> : crad::backward_planes<T, X, 0, 0>,
+        plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, rows,
+        static_cast<const T*>(grad_output), gradients);
   });
 }
 

@@ -320,14 +320,15 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
 
 constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
 
-// Of either pass: a thread takes a point. Where points are few, several threads share one.
-inline Plan plan_planes(const Problem& problem, const Device& device, const Forced& forced) {
+// Of either pass, whose corners take so many bytes: a thread takes a point. Where points are few,
+// several threads share one.
+inline Plan plan_planes(const Problem& problem, const Device& device, int64_t corner,
+                        const Forced& forced) {
   Plan plan{};
   plan.family = Family::planes;
   plan.vector = 1;
   plan.tables = tables_of(problem);
-  const int64_t point =
-      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+  const int64_t point = located_bytes(plan.tables, corner);
   const int64_t most_threads = chosen(forced.threads, device.threads);
   const int64_t most = batch_of(point, shared_of_a_block(device), most_threads);
   const int64_t enough = 4 * device.multiprocessors;
@@ -353,10 +354,10 @@ inline Plan plan_planes(const Problem& problem, const Device& device, const Forc
 }
 
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
+  const int64_t corner = corner_bytes(kInMemoryEntry, sum_bytes(problem), 0);
   if (problem.channel_stride != 1 || forced.family == 1 + static_cast<int>(Family::planes))
-    return plan_planes(problem, device, forced);
-  const Plan memory = plan_in_memory(problem, device, nullptr,
-                                     corner_bytes(kInMemoryEntry, sum_bytes(problem), 0), forced);
+    return plan_planes(problem, device, corner, forced);
+  const Plan memory = plan_in_memory(problem, device, nullptr, corner, forced);
   if (!is_dense(problem)) return memory;
   const Plan chip = plan_forward_on_chip(problem, device, forced);
   if (forced.family > 0)
@@ -446,6 +447,13 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
   return plan_in_memory(problem, device, grad_output,
                         corner_bytes(kInMemoryEntry, sum_bytes(problem), columns_of(problem).low),
                         forced);
+}
+
+inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
+                                 const Forced& forced = {}) {
+  const int slopes = want_coords ? columns_of(problem).low : 0;
+  return plan_planes(problem, device, corner_bytes(kInMemoryEntry, sum_bytes(problem), slopes),
+                     forced);
 }
 
 // ---- the gradient of the values in order ----

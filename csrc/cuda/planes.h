@@ -1,9 +1,10 @@
-// The sample of values that are not channels last, and the gradient of those that are channels
-// first, read and added to where they lie. Neighbouring threads take neighbouring points, channel
-// by channel: where the points of a warp read neighbouring entries, they share what is moved.
+// Values that are not channels last, read where they lie, and the gradient of those that are
+// channels first, added to where it lies. Neighbouring threads take neighbouring points, channel by
+// channel: where the points of a warp read neighbouring entries, they share what is moved.
 #pragma once
 
 #include "corners.h"
+#include "slopes.h"
 
 namespace crad {
 
@@ -79,42 +80,72 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
   }
 }
 
-// Adds to the zeroed gradient of the values, (grids, channels, entries), atomically.
-template <class T, class X>
+// The gradient of the values is added to atomically; it lies as they do, channels first. That of
+// the coordinates is a part for every lane of every tile. kLow is 0 if it is not wanted: the values
+// are then not read.
+template <class T, class X, int kLow, int kHigh>
 CRAD_KERNEL(kBlocks)
-add_planes(const Problem problem, const Plan plan, const Rows rows, const T* grad_output,
-           accumulator<T>* grad_values) {
+backward_planes(const Problem problem, const Plan plan, const Rows rows, const T* grad_output,
+                const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;
-  using C = Corner<int64_t, A, 0>;
+  using C = Corner<int64_t, A, (kLow > kHigh ? kLow : kHigh)>;
+  constexpr bool kSlopes = kLow > 0;
+  constexpr int kOwn = kSlopes ? kLow : 1;
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
   const PlanesThread thread(plan);
-  A* const grid = grad_values + share.grid * problem.channels * problem.entries;
+  const int64_t offset = share.grid * problem.grid_stride, stride = problem.channel_stride;
+  const T* const grid = static_cast<const T*>(problem.values) + offset;
+  A* const sums = gradients.values ? gradients.values + offset : nullptr;
   Batch<C> batch(plan.tables, plan.batch, memory);
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
     const int count = static_cast<int>(
         share.point_end - first < batch.points ? share.point_end - first : batch.points);
-    batch.template fill<X>(problem, first, count);
-    if (thread.point >= count || !batch.place[thread.point]) continue;
+    batch.template fill<X, true>(problem, first, count);
+    if (thread.point >= count) continue;
+    const bool place = batch.place[thread.point];
     const T* const row = grad_output + offset_of(problem, rows, share.grid, first + thread.point);
-    for (int64_t c = share.channel_begin + thread.lane * kPlanes; c < share.channel_end;
+    A slope[kOwn + kHigh] = {};
+    for (int64_t c = share.channel_begin + thread.lane * kPlanes; place && c < share.channel_end;
          c += plan.lanes * kPlanes) {
+      const int64_t left = share.channel_end - c;
       A grad[kPlanes];
       CRAD_UNROLL
       for (int k = 0; k < kPlanes; ++k)
-        grad[k] = c + k < share.channel_end ? widened(row[(c + k) * rows.channel]) : A(0);
+        grad[k] = k < left ? widened(row[(c + k) * rows.channel]) : A(0);
       for (int h = 0; h < batch.tables.high; ++h) {
         const C high = batch.high_corner(h, thread.point);
+        Slopes<A, kOwn, kHigh> slopes_of_high;
         for (int l = 0; l < batch.tables.low; ++l) {
           const C low = batch.low_corner(l, thread.point);
-          const int64_t entry = low.entry + high.entry;
-          if (entry < 0) continue;
+          if (low.entry + high.entry < 0) continue;
+          const int64_t at = low.entry + high.entry + c * stride;
+          if constexpr (kSlopes) {
+            A product = 0;
+            CRAD_UNROLL
+            for (int k = 0; k < kPlanes; ++k)
+              if (k < left)
+                product = multiply_add(grad[k], widened(grid[at + k * stride]), product);
+            slopes_of_high.add(low, product);
+          }
+          if (!sums) continue;
           const A weight = low.weight * high.weight;
           CRAD_UNROLL
           for (int k = 0; k < kPlanes; ++k)
-            if (c + k < share.channel_end)
-              atomicAdd(grid + (c + k) * problem.entries + entry, weight * grad[k]);
+            if (k < left) atomicAdd(sums + at + k * stride, weight * grad[k]);
         }
+        if constexpr (kSlopes) slopes_of_high.add_to(slope, high);
+      }
+    }
+    if constexpr (kSlopes) {
+      const int64_t points = problem.grids * problem.points_per_grid;
+      const int64_t part = share.tile * plan.lanes + thread.lane;
+      A* const to = gradients.coords + (part * points + first + thread.point) * problem.ndim;
+      CRAD_UNROLL
+      for (int d = 0; d < kLow + kHigh; ++d) {
+        const int component = d < kLow ? d : plan.tables.low_axes + d - kLow;
+        const bool used = d < kLow ? d < plan.tables.low_axes : component < problem.ndim;
+        if (used) to[component] = place ? slope[d] : static_cast<A>(NAN);
       }
     }
   }

@@ -116,16 +116,16 @@ void add_in_order(const Problem& problem, const Device& device, const Forced& fo
 }
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
-// memory as they do, and coords; an empty tensor for the one that is not wanted. Values are read,
-// and copied where they are not dense, for that of coords alone.
+// memory as they do, and coords; an empty tensor for the one that is not wanted. Grids that fit on
+// the chip, and calls that are to be deterministic, have dense values: a copy where they are not.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
   const Current current(values);
   Call call(kDevice, values, dense(coords), seed, jitter_std, options);
-  const Problem& problem = call.problem;
   call.check(grad_output_in);
+  const Problem& problem = call.problem;
   const int64_t batch_axes = values.dim() - 1 - problem.ndim;
   const bool channels_first = want_values && is_channels_first(values, batch_axes);
   const auto new_grad_values = [&](bool first) {
@@ -146,17 +146,27 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const auto plan_for = [&](const void* grad_output) {
     return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
   };
-  if (want_coords) call.set_contiguous(dense(values), problem.channels);
-  const bool planes =
-      channels_first && !call.deterministic && plan_for(nullptr).family != Family::on_chip;
-  const bool in_place = planes && !want_coords && rows_of(grad_output_in, batch_axes);
-  const Tensor grad_output = in_place ? grad_output_in : dense(grad_output_in);
-  const Plan plan = plan_for(grad_output.data_ptr());
-  check_plan(plan, device);
-  const bool on_chip = plan.family == Family::on_chip;
+  const bool on_chip = plan_for(nullptr).family == Family::on_chip;
   const bool in_order = want_values && !on_chip && call.deterministic;
-  const bool by_rows = want_values && !in_order && !planes;
-  Tensor grad_values = new_grad_values(planes);
+  const bool strided = !values.is_contiguous() && !on_chip && !call.deterministic;
+  const bool planes_of_values = strided && channels_first,
+             planes_of_coords = strided && want_coords;
+  const bool planes = planes_of_values || planes_of_coords;
+  const bool values_by_rows = want_values && !in_order && !planes_of_values;
+  const bool coords_by_rows = want_coords && !planes_of_coords;
+  // Those of all kernels but of planes take dense rows.
+  const bool rows = in_order || values_by_rows || coords_by_rows;
+  const Tensor grad_output =
+      rows || !rows_of(grad_output_in, batch_axes) ? dense(grad_output_in) : grad_output_in;
+  const Plan plan_of_planes = plan_backward_planes(problem, device, planes_of_coords, forced);
+  Call call_of_planes = call;
+  call_of_planes.set_strided(values);
+  if (coords_by_rows) call.set_contiguous(dense(values), problem.channels);
+  const Plan plan = plan_for(grad_output.data_ptr());
+  if (rows) check_plan(plan, device);
+  if (planes) check_plan(plan_of_planes, device);
+
+  Tensor grad_values = new_grad_values(planes_of_values);
   const ScalarType sum_type = accumulator_of(problem.value_type);
   // The gradient itself where one part of its type is all there is.
   const auto parts_of = [&](const Tensor& gradient, int64_t number) {
@@ -164,20 +174,25 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     return torch::stable::new_empty(gradient, {number * gradient.numel()}, sum_type);
   };
   const int64_t value_parts = on_chip ? plan.chunks : 1;
+  const int64_t coord_parts =
+      planes_of_coords ? plan_of_planes.tiles * plan_of_planes.lanes : plan.tiles;
   Tensor values_parts = parts_of(grad_values, value_parts);
-  const Tensor coords_parts = parts_of(grad_coords, plan.tiles);
+  const Tensor coords_parts = parts_of(grad_coords, coord_parts);
+  const auto target = [](const Tensor& parts, bool wanted) {
+    return wanted ? parts.data_ptr() : nullptr;
+  };
   if (want_values && !on_chip)
     clear(values_parts.data_ptr(), values_parts.numel() * bytes_of(sum_type), current.stream);
   if (in_order) add_in_order(problem, device, forced, current.stream, grad_output, values_parts);
   with_launches(problem, [&](auto launches) {
     if (planes)
-      launches.add_planes(problem, plan_planes(problem, device, forced), current.stream,
-                          *rows_of(grad_output, batch_axes), grad_output.data_ptr(),
-                          values_parts.data_ptr());
-    if (want_coords || by_rows)
+      launches.backward_planes(call_of_planes.problem, plan_of_planes, current.stream,
+                               *rows_of(grad_output, batch_axes), grad_output.data_ptr(),
+                               target(values_parts, planes_of_values),
+                               target(coords_parts, planes_of_coords));
+    if (values_by_rows || coords_by_rows)
       launches.backward(problem, plan, current.stream, grad_output.data_ptr(),
-                        by_rows ? values_parts.data_ptr() : nullptr,
-                        want_coords ? coords_parts.data_ptr() : nullptr);
+                        target(values_parts, values_by_rows), target(coords_parts, coords_by_rows));
     if (want_values && values_parts.data_ptr() != grad_values.data_ptr())
       launches.sum_values(current.stream, values_parts.data_ptr(), value_parts, grad_values.numel(),
                           columns_of_sums(device, value_parts, grad_values.numel(), forced),
@@ -186,11 +201,11 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   if (want_coords && coords_parts.data_ptr() != grad_coords.data_ptr())
     with_coord_and_sum(problem, [&](auto coord, auto sum) {
       launch_sum<decltype(coord), decltype(sum)>(
-          coords_parts.data_ptr(), plan.tiles, grad_coords.numel(),
-          columns_of_sums(device, plan.tiles, grad_coords.numel(), forced), current.stream,
+          coords_parts.data_ptr(), coord_parts, grad_coords.numel(),
+          columns_of_sums(device, coord_parts, grad_coords.numel(), forced), current.stream,
           grad_coords.data_ptr());
     });
-  if (channels_first && !planes) {
+  if (channels_first && !planes_of_values) {
     Tensor copy = new_grad_values(true);
     torch::stable::copy_(copy, grad_values);
     return {copy, grad_coords};

@@ -168,6 +168,20 @@ def test_a_drop_in_copies_nothing(size: tuple[int, ...], channels: int) -> None:
     assert gradient.is_contiguous()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("want_values", [False, True])
+def test_gradients_copy_no_values(
+    layout: Callable[[Tensor, bool], Tensor], want_values: bool
+) -> None:
+    """Of fewer points than entries; the gradient of the coordinates reads values by their strides."""
+    values, coords, grad_output = Case((60, 50), 6, (20,), batch=2).tensors()
+    strided = layout(values, True)
+    leaves = strided.requires_grad_(want_values), coords.requires_grad_()
+    asked = leaves if want_values else leaves[1:]
+    out = sample(*leaves, backend="cuda")
+    assert not copied(lambda: torch.autograd.grad(out, asked, grad_output, retain_graph=True))
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_a_result_lies_as_values_do(channels: int) -> None:
     for case in (Case((5, 4), channels, (6, 3), batch=2), Case((50, 40), channels, (6, 3))):
