@@ -31,7 +31,7 @@ int main() {
       problem.entries *= problem.size[axis];
     }
     set_dense(problem, problem.channels);
-    if (pass == "planes") {
+    if (pass == "planes" || pass == "backward_planes") {
       problem.channel_stride = problem.entries;
       for (int axis = 0; axis < problem.ndim; ++axis) problem.stride[axis] /= problem.channels;
     }
@@ -44,10 +44,11 @@ int main() {
                 << plan.shared << ' ' << of_keys.threads << ' ' << of_keys.shared << '\n';
       continue;
     }
-    const Plan plan = pass == "forward" || pass == "planes"
-                          ? plan_forward(problem, device)
-                          : plan_backward(problem, device, nullptr, want_values, want_coords);
-    std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' ' << plan.tile_channels
+    const Plan plan =
+        pass == "backward" ? plan_backward(problem, device, nullptr, want_values, want_coords)
+        : pass == "backward_planes" ? plan_backward_planes(problem, device, want_coords)
+                                    : plan_forward(problem, device);
+    std::cout << static_cast<int>(plan.family) << ' ' << plan.vector << ' ' << plan.tile_channels
               << ' ' << plan.tiles << ' ' << plan.chunk_points << ' ' << plan.chunks << ' '
               << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' ' << plan.shared
               << '\n';

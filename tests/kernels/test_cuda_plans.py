@@ -107,7 +107,7 @@ class Order:
 class Plan:
     """As `Plan` in csrc/cuda/plan.h."""
 
-    on_chip: int
+    family: int
     vector: int
     tile_channels: int
     tiles: int
@@ -117,6 +117,14 @@ class Plan:
     lanes: int
     threads: int
     shared: int
+
+    @property
+    def on_chip(self) -> bool:
+        return self.family == 0
+
+    @property
+    def planes(self) -> bool:
+        return self.family == 2
 
 
 CALLS = [
@@ -304,3 +312,58 @@ def test_keys_are_wide_where_they_have_to_be(program: Path) -> None:
     calls = [Call((2**13, 2**13, 2**4), 1, 10**7), Call((2**13, 2**13, 2**6), 1, 10**7)]
     lines = [call.line("order", DEVICES["H200"], (True, False)) for call in calls]
     assert [numbers[2] for numbers in answers(program, lines)] == [0, 1]
+
+
+# Of images, with many points and few.
+PLANES = [
+    *CALLS,
+    *(Call((1024, 1024), 64, points) for points in (1, 10, 100, 10_000)),
+    *(Call((512, 512), 3, 512 * 512, grids=grids) for grids in (1, 32)),
+    Call((200, 304), 256, 2048, grids=2),
+]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize(
+    ("pass_", "wanted"),
+    [
+        ("planes", (False, False)),
+        ("backward_planes", (True, False)),
+        ("backward_planes", (False, True)),
+    ],
+)
+def test_plans_of_planes_fit_the_device(
+    program: Path, name: str, pass_: str, wanted: tuple[bool, bool]
+) -> None:
+    """A thread takes 4 channels of a point at once."""
+    device = DEVICES[name]
+    lines = [call.line(pass_, device, wanted) for call in PLANES]
+    faults = []
+    for call, numbers in zip(PLANES, answers(program, lines), strict=True):
+        plan = Plan(*numbers)
+        fours = ceil(call.channels / 4)
+        least = min(call.points, WARP, plan.batch)
+        work = call.grids * ceil(call.points / least) * fours
+        turns = ceil(ceil(min(plan.tile_channels, call.channels) / 4) / plan.lanes)
+        lanes = fours / (plan.tiles * turns * plan.lanes)
+        busy = lanes * call.points / (plan.chunks * plan.batch)
+        faults += [
+            f"{call}: {fault}; {plan}"
+            for fault, holds in {
+                "planes": plan.planes,
+                "covers all": plan.tiles * plan.tile_channels >= call.channels
+                and plan.chunks * plan.chunk_points >= call.points,
+                "a thread a point and lane": plan.threads == plan.batch * plan.lanes,
+                "whole warps": plan.threads % WARP == 0 and 0 < plan.threads <= device.threads,
+                "neighbours": plan.batch >= WARP
+                or plan.batch >= call.points
+                or plan.shared * 2 > device.shared // 2 - device.reserve,
+                "shared memory": 0 < plan.shared <= device.block,
+                "registers": plan.threads * 128 <= REGISTERS,
+                "half of the lanes": busy >= 0.5 or plan.threads == WARP or fours == 1,
+                "a block a multiprocessor": call.grids * plan.tiles * plan.chunks
+                >= min(device.multiprocessors, work),
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)

@@ -173,7 +173,7 @@ def test_a_drop_in_copies_nothing(size: tuple[int, ...], channels: int) -> None:
 def test_gradients_copy_no_values(
     layout: Callable[[Tensor, bool], Tensor], want_values: bool
 ) -> None:
-    """Of fewer points than entries; the gradient of the coordinates reads values by their strides."""
+    """Of fewer points than entries; that of the coordinates reads values by their strides."""
     values, coords, grad_output = Case((60, 50), 6, (20,), batch=2).tensors()
     strided = layout(values, True)
     leaves = strided.requires_grad_(want_values), coords.requires_grad_()
