@@ -146,16 +146,14 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const auto plan_for = [&](const void* grad_output) {
     return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
   };
-  const bool on_chip = plan_for(nullptr).family == Family::on_chip;
-  const bool in_order = want_values && !on_chip && call.deterministic;
-  const bool strided = !values.is_contiguous() && !on_chip && !call.deterministic;
+  const bool strided =
+      !values.is_contiguous() && !call.deterministic && plan_for(nullptr).family != Family::on_chip;
   const bool planes_of_values = strided && channels_first,
              planes_of_coords = strided && want_coords;
   const bool planes = planes_of_values || planes_of_coords;
-  const bool values_by_rows = want_values && !in_order && !planes_of_values;
   const bool coords_by_rows = want_coords && !planes_of_coords;
-  // Those of all kernels but of planes take dense rows.
-  const bool rows = in_order || values_by_rows || coords_by_rows;
+  // All kernels but that of planes take dense rows.
+  const bool rows = (want_values && !planes_of_values) || coords_by_rows;
   const Tensor grad_output =
       rows || !rows_of(grad_output_in, batch_axes) ? dense(grad_output_in) : grad_output_in;
   const Plan plan_of_planes = plan_backward_planes(problem, device, planes_of_coords, forced);
@@ -165,6 +163,9 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const Plan plan = plan_for(grad_output.data_ptr());
   if (rows) check_plan(plan, device);
   if (planes) check_plan(plan_of_planes, device);
+  const bool on_chip = !planes_of_values && plan.family == Family::on_chip;
+  const bool in_order = want_values && !on_chip && call.deterministic;
+  const bool values_by_rows = want_values && !in_order && !planes_of_values;
 
   Tensor grad_values = new_grad_values(planes_of_values);
   const ScalarType sum_type = accumulator_of(problem.value_type);

@@ -1,6 +1,6 @@
 """The CUDA backend reads values where they lie, and adds to their gradient where it lies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 
 from crad_kernels import grid_sample, sample
-from crad_kernels._backends import cuda
 from tests.cases import JUDGE, SAME_INDEX, Case, assert_near
 
-DEVICE = cuda.DEVICES[0]
-pytestmark = [
-    pytest.mark.skipif(
-        DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no GPU"
-    ),
-    pytest.mark.cuda if DEVICE == "cuda" else (),
-]
-pytestmark = [mark for mark in pytestmark if mark]
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
 
 def channels_first(tensor: Tensor, batched: bool) -> Tensor:
@@ -65,12 +57,6 @@ DTYPES = [
     (torch.bfloat16, torch.float32),
     (torch.float16, torch.float64),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _on_the_device() -> Iterator[None]:
-    with torch.device(DEVICE):
-        yield
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
