@@ -266,7 +266,7 @@ def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
 def define(backend: str) -> Operators:
     """Define the operators of a backend, which then implements them."""
     # A result of these lies in memory as values do; that of the others is contiguous.
-    empty = _laid_out_as if backend in ("cpu", NEUTRAL) else _contiguous
+    empty = _laid_out_as if backend in ("cpu", "cuda", NEUTRAL) else _contiguous
     fakes: dict[str, Callable[..., Any]] = {
         "sample": partial(_sample_fake, empty),
         "sample_backward": partial(_sample_backward_fake, empty),

@@ -80,6 +80,12 @@ def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _place(request.param)
 
 
+@pytest.fixture(params=_usable(lambda placed: placed.name == "cuda"))
+def cuda_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the CUDA backend, on a GPU or compiled for the processor."""
+    yield from _place(request.param)
+
+
 @pytest.fixture(params=_usable(lambda placed: placed.name == "cpu"))
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the CPU backend."""

@@ -42,8 +42,9 @@ CRAD_DEVICE void set_unit(Corner<I, A, kSlopes>& corner) {
   for (int column = 0; column < kSlopes; ++column) corner.slope[column] = 1;
 }
 
-// Fills the tables of a point. Whether it is a place, see is_place.
-template <class X, class I, class A, int kSlopes>
+// Fills the tables of a point. Whether it is a place, see is_place. Strided: an entry is where its
+// first channel lies in its grid, as the strides of the values say, and not its number.
+template <class X, bool kStrided = false, class I, class A, int kSlopes>
 CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t point,
                         const PointCorners<Corner<I, A, kSlopes>>& corners) {
   const X* coords = static_cast<const X*>(problem.coords) + point * problem.ndim;
@@ -68,6 +69,7 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
     const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
     const X base = base_of(index.at, problem.mode);
     const int order = order_along(problem, axis);
+    const int64_t apart = kStrided ? problem.stride[axis] : entries_apart;
     if (d == tables.low_axes) count = 1;
     Corner<I, A, kSlopes>* const table = d < tables.low_axes ? corners.low : corners.high;
     const int own = d < tables.low_axes ? d : d - tables.low_axes;
@@ -83,9 +85,8 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
                                   : A(0);
       for (int k = 0; k < count; ++k) {
         Corner<I, A, kSlopes> corner = table[k * corners.stride];
-        corner.entry = inside && corner.entry >= 0
-                           ? corner.entry + static_cast<I>(entry * entries_apart)
-                           : kOutside<I>;
+        corner.entry = inside && corner.entry >= 0 ? corner.entry + static_cast<I>(entry * apart)
+                                                   : kOutside<I>;
         corner.weight *= weight;
         if constexpr (kSlopes > 0) CRAD_UNROLL
         for (int column = 0; column < kSlopes; ++column)
@@ -132,11 +133,12 @@ struct Batch {
   CRAD_DEVICE C high_corner(int k, int point) const { return whole(high + k * points + point); }
 
   // Locates `count` points from `first` on, by all threads of the block.
-  template <class X>
+  template <class X, bool kStrided = false>
   CRAD_DEVICE void fill(const Problem& problem, int64_t first, int count) {
     __syncthreads();  // the former batch may still be read
     for (int i = threadIdx.x; i < count; i += blockDim.x)
-      place[i] = locate<X>(problem, tables, first + i, PointCorners<C>{low + i, high + i, points});
+      place[i] = locate<X, kStrided>(problem, tables, first + i,
+                                     PointCorners<C>{low + i, high + i, points});
     __syncthreads();
   }
 };

@@ -1,113 +1,219 @@
-// The gradient of the values in an order that never varies, for a grid that stays in memory: each
-// point's contributions are listed by entry, a stable sort brings those of an entry together, and
-// groups of threads add them up, piece by piece.
+// The gradient of the values in an order that never varies, for a grid that stays in memory.
+//
+// All corners of a point lie in a window: as many entries along every axis as there are taps. The
+// points are sorted by window, so that a group of threads sums what those of one window add to each
+// of its corners, and then adds the sums to the gradient. Windows whose first entries differ by a
+// multiple of the taps have no entry in common: they are of one colour. A launch adds the windows
+// of one colour, so nothing needs to be atomic.
+//
+// Only the axes of the low table have windows. Along the others an entry is a key of its own, so
+// that a point has an item in the list for every corner of its high table. Where the taps of a
+// point are no window (cubic, padded tap by tap), or where a launch a colour takes longer than to
+// sort more, windows have one entry, and a point has an item for every corner: see order_of().
 #pragma once
 
 #include "corners.h"
+#include "slopes.h"
 
 namespace crad {
 
-// For every corner of the points from `first` on: its entry of all grids, or their number for one
-// outside, and its weight.
-template <class X, class A>
+// The keys of items, of 4 or 8 bytes.
+struct Keys {
+  void* data;
+  bool wide;
+
+  CRAD_DEVICE int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+  CRAD_DEVICE void set(int64_t i, int64_t key) const {
+    if (wide)
+      static_cast<int64_t*>(data)[i] = key;
+    else
+      static_cast<int32_t*>(data)[i] = static_cast<int32_t>(key);
+  }
+};
+
+// The first of the item's corners in the low table, and its corner in the high one.
+struct ItemCorners {
+  int low, high;
+};
+CRAD_INLINE ItemCorners corners_of_item(const Tables& tables, const Order& order, int item) {
+  const int lows = tables.low / order.corners;
+  return {item % lows * order.corners, item / lows};
+}
+
+// The key of an item: by colour, then by window. Those outside come last.
+template <class C>
+CRAD_DEVICE int64_t key_of(const Problem& problem, const Order& order, const Batch<C>& batch,
+                           int point, int item, int64_t grid) {
+  const int64_t outside = order.corners * order.keys;
+  const ItemCorners corners = corners_of_item(batch.tables, order, item);
+  const C high = batch.high_corner(corners.high, point);
+  if (!batch.place[point] || high.entry < 0) return outside;
+  int corner = corners.low;
+  int64_t entry = batch.low_corner(corner, point).entry;
+  while (entry < 0 && ++corner < corners.low + order.corners)
+    entry = batch.low_corner(corner, point).entry;
+  if (entry < 0) return outside;
+  int64_t colour = 0, window = 0, colours = 1, windows = 1, entries = 1;
+  for (int d = 0; d < batch.tables.low_axes; ++d) {
+    const int64_t size = problem.size[problem.ndim - 1 - d];
+    const int64_t first =
+        entry / entries % size + (order.window - 1) - corner / colours % order.window;
+    colour += first % order.window * colours;
+    window += first / order.window * windows;
+    colours *= order.window;
+    windows *= windows_along(size, order.window);
+    entries *= size;
+  }
+  const int64_t outer = (grid * problem.entries + high.entry) / entries;
+  return colour * order.keys + outer * windows + window;
+}
+
+// The entry, of all grids, of a corner of the window that a key is of; below 0 outside the grid.
+CRAD_DEVICE int64_t entry_of(const Problem& problem, const Tables& tables, const Order& order,
+                             int64_t key, int corner) {
+  int64_t colour = key / order.keys, window = key % order.windows;
+  const int64_t outer = key % order.keys / order.windows;
+  int64_t entry = 0, entries = 1;
+  bool inside = true;
+  for (int d = 0; d < tables.low_axes; ++d) {
+    const int64_t size = problem.size[problem.ndim - 1 - d];
+    const int64_t number = windows_along(size, order.window);
+    const int64_t at = window % number * order.window + colour % order.window - (order.window - 1) +
+                       corner % order.window;
+    inside &= is_entry(at, size);
+    entry += at * entries;
+    entries *= size;
+    window /= number;
+    colour /= order.window;
+    corner /= order.window;
+  }
+  return inside ? outer * entries + entry : -1;
+}
+
+// Lists the keys of the items of the points from `first` on.
+template <class X>
 CRAD_KERNEL(kBlocks)
-list_contributions(const Problem problem, const Plan plan, int64_t first, int64_t points,
-                   int64_t* entries, A* weights) {
-  using C = Corner<int64_t, A, 0>;
+list_keys(const Problem problem, const Plan plan, const Order order, int64_t first, int64_t points,
+          Keys keys) {
+  using C = Corner<int64_t, float, 0>;
   CRAD_SHARED_MEMORY(memory);
   Batch<C> batch(plan.tables, plan.batch, memory);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * plan.batch;
   const int count = static_cast<int>(points - begin < plan.batch ? points - begin : plan.batch);
   batch.template fill<X>(problem, first + begin, count);
-  const int corners = plan.tables.low * plan.tables.high;
-  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(count) * corners; i += blockDim.x) {
-    const int point = static_cast<int>(i / corners), corner = static_cast<int>(i % corners);
-    const C low = batch.low_corner(corner % plan.tables.low, point);
-    const C high = batch.high_corner(corner / plan.tables.low, point);
-    const int64_t entry = low.entry + high.entry;
+  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(count) * order.items; i += blockDim.x) {
+    const int point = static_cast<int>(i / order.items), item = static_cast<int>(i % order.items);
     const int64_t grid = (first + begin + point) / problem.points_per_grid;
-    const int64_t to = begin * corners + i;
-    entries[to] = entry >= 0 && batch.place[point] ? grid * problem.entries + entry
-                                                   : problem.grids * problem.entries;
-    weights[to] = low.weight * high.weight;
+    keys.set(begin * order.items + i, key_of(problem, order, batch, point, item, grid));
   }
 }
 
-constexpr int64_t kPiece = 64;  // contributions that one group of threads adds, at most
-CRAD_INLINE int64_t pieces_of(int64_t contributions) {
-  return (contributions + kPiece - 1) / kPiece;
-}
-
-// What a group of threads adds: the contributions to one entry within a piece of the sorted list.
-struct Run {
-  int64_t begin, end, entry;
+// A point in the list, counted from the first, and which of its items.
+struct Item {
+  int point, number;
 };
 
-// Adds the contributions of a run to `total`, V channels of them.
-template <int V, class T>
-CRAD_DEVICE void add_run(const Run& run, int64_t first, int corners, int64_t channels,
-                         const int64_t* order, const accumulator<T>* weights, const T* grad_output,
-                         Pack<accumulator<T>, V>& total) {
-  CRAD_UNROLL
-  for (int64_t i = run.begin; i < run.end; ++i) {
-    const int64_t number = order[i];
-    add_product(weights[number], load<V>(grad_output + (first + number / corners) * channels),
-                total);
+// Adds the items of one colour to the gradient, in the order of their sorted keys; item i was
+// number sorted[i] of the list. A group of threads begins where a window or a piece does. The sums
+// of a window's first run go to the gradient, those that continue into further pieces to `rests`, a
+// row for each corner and piece.
+template <class T, class X, int V>
+CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
+add_colour(const Problem problem, const Plan plan, const Order order, int64_t colour, int64_t first,
+           int64_t items, Keys keys, const int64_t* sorted, const T* grad_output,
+           accumulator<T>* grad_values, accumulator<T>* rests) {
+  using A = accumulator<T>;
+  using C = Corner<int64_t, A, 0>;
+  constexpr int kCorners = 4;  // at once
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * plan.batch;
+  const int count = static_cast<int>(items - begin < plan.batch ? items - begin : plan.batch);
+  const int64_t from = colour * order.keys, to = from + order.keys;
+  if (keys[begin] >= to || keys[begin + count - 1] < from) return;
+  CRAD_SHARED_MEMORY(memory);
+  Batch<C> batch(plan.tables, plan.batch, memory);
+  const int64_t located = located_bytes(plan.tables, sizeof(C)) * plan.batch;
+  Item* const item = reinterpret_cast<Item*>(memory + rounded_up(located));
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const int number = static_cast<int>(sorted[begin + i]);
+    item[i] = {number / order.items, number % order.items};
+    locate<X>(problem, plan.tables, first + item[i].point,
+              PointCorners<C>{batch.low + i, batch.high + i, plan.batch});
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % plan.lanes, rows = blockDim.x / plan.lanes;
+  for (int i = threadIdx.x / plan.lanes; i < count; i += rows) {
+    const int64_t key = keys[begin + i];
+    if (key < from || key >= to) continue;
+    const bool continued = begin + i > 0 && keys[begin + i - 1] == key;
+    if (continued && i % order.piece != 0) continue;  // another group's
+    const int piece_end = static_cast<int>((i / order.piece + 1) * order.piece);
+    const int most = piece_end < count ? piece_end : count;
+    int end = i + 1;
+    while (end < most && keys[begin + end] == key) ++end;
+    const int64_t grid = (first + item[i].point) / problem.points_per_grid;
+    const ItemCorners own = corners_of_item(plan.tables, order, item[i].number);
+    const int64_t offset = grid * problem.entries + batch.high_corner(own.high, i).entry;
+    A* const rest = rests + (begin + i) / order.piece * order.corners * problem.channels;
+    for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V)
+      for (int corner = 0; corner < order.corners; corner += kCorners) {
+        const int left = order.corners - corner;
+        Pack<A, V> total[kCorners];
+        CRAD_UNROLL
+        for (int k = 0; k < kCorners; ++k) total[k] = filled<A, V>(0);
+        for (int j = i; j < end; ++j) {
+          const Pack<A, V> grad =
+              load<V>(grad_output + (first + item[j].point) * problem.channels + c);
+          const ItemCorners at = corners_of_item(plan.tables, order, item[j].number);
+          const A high = batch.high_corner(at.high, j).weight;
+          CRAD_UNROLL
+          for (int k = 0; k < kCorners; ++k)
+            if (k < left)
+              add_product(batch.low_corner(at.low + corner + k, j).weight * high, grad, total[k]);
+        }
+        CRAD_UNROLL
+        for (int k = 0; k < kCorners; ++k) {
+          if (k >= left) continue;
+          if (continued) {
+            store<V>(rest + (corner + k) * problem.channels + c, total[k]);
+            continue;
+          }
+          const int64_t entry = batch.low_corner(own.low + corner + k, i).entry;
+          if (entry < 0) continue;
+          A* const sums = grad_values + (offset + entry) * problem.channels + c;
+          add_product(A(1), load<V>(sums), total[k]);
+          store<V>(sums, total[k]);
+        }
+      }
   }
 }
 
-// Adds the contributions to each entry, in order. `entries` are sorted, and contribution i of them
-// was number order[i] of the list. A group begins where an entry or a piece does. The sum of an
-// entry's first run goes to the gradient, those that continue into further pieces to `rests`, a row
-// a piece.
+// Adds the rests of the windows of one colour to the gradient, in order. A group of threads takes a
+// corner of a window that continues into a piece from the one that it began in.
 template <class T, int V>
 CRAD_KERNEL(kBlocks)
-add_contributions(const Problem problem, int lanes, int corners, int64_t first,
-                  int64_t contributions, const int64_t* entries, const int64_t* order,
-                  const accumulator<T>* weights, const T* grad_output, accumulator<T>* grad_values,
-                  accumulator<T>* rests) {
+add_rests(const Problem problem, const Plan plan, const Order order, int64_t colour, int64_t items,
+          Keys keys, accumulator<T>* grad_values, const accumulator<T>* rests) {
   using A = accumulator<T>;
-  const int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
-  Run run{static_cast<int64_t>(blockIdx.x) * (blockDim.x / lanes) + row, 0, 0};
-  if (run.begin >= contributions) return;
-  run.entry = entries[run.begin];
-  if (run.entry == problem.grids * problem.entries) return;  // outside
-  const bool continued = run.begin > 0 && entries[run.begin - 1] == run.entry;
-  if (continued && run.begin % kPiece != 0) return;  // another group's
-  const int64_t piece_end = (run.begin / kPiece + 1) * kPiece;
-  const int64_t most = piece_end < contributions ? piece_end : contributions;
-  run.end = run.begin + 1;
-  while (run.end < most && entries[run.end] == run.entry) ++run.end;
-  A* const to = continued ? rests + run.begin / kPiece * problem.channels
-                          : grad_values + run.entry * problem.channels;
-  for (int64_t c = lane * V; c < problem.channels; c += lanes * V) {
-    Pack<A, V> total = continued ? filled<A, V>(0) : load<V>(to + c);
-    add_run<V>(run, first, corners, problem.channels, order, weights, grad_output + c, total);
-    store<V>(to + c, total);
-  }
-}
-
-// Adds the rests of each entry to its gradient, in order. A group begins where an entry continues
-// into a piece from the one that it began in.
-template <class T, int V>
-CRAD_KERNEL(kBlocks)
-add_rests(const Problem problem, int lanes, int64_t contributions, const int64_t* entries,
-          accumulator<T>* grad_values, const accumulator<T>* rests) {
-  using A = accumulator<T>;
-  const int lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * (blockDim.x / lanes) + row + 1;
-  const int64_t pieces = pieces_of(contributions);
-  if (piece >= pieces) return;
-  const int64_t begin = piece * kPiece, entry = entries[begin];
-  if (entry == problem.grids * problem.entries || entries[begin - 1] != entry) return;
+  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * (blockDim.x / plan.lanes) + row;
+  const int64_t piece = group / order.corners + 1, begin = piece * order.piece;
+  if (begin >= items) return;
+  const int64_t key = keys[begin];
+  if (key / order.keys != colour || keys[begin - 1] != key) return;
   // Continued from further back: another group's.
-  if (piece > 1 && entries[begin - kPiece] == entry && entries[begin - kPiece - 1] == entry) return;
-  for (int64_t c = lane * V; c < problem.channels; c += lanes * V) {
+  if (piece > 1 && keys[begin - order.piece] == key && keys[begin - order.piece - 1] == key) return;
+  const int corner = static_cast<int>(group % order.corners);
+  const int64_t entry = entry_of(problem, plan.tables, order, key, corner);
+  if (entry < 0) return;
+  for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V) {
     A* const to = grad_values + entry * problem.channels + c;
     Pack<A, V> total = load<V>(to);
-    CRAD_UNROLL
-    for (int64_t p = piece; p < pieces && entries[p * kPiece] == entry; ++p)
-      add_product(A(1), load<V>(rests + p * problem.channels + c), total);
+    for (int64_t p = piece; p * order.piece < items && keys[p * order.piece] == key; ++p)
+      add_product(A(1), load<V>(rests + (p * order.corners + corner) * problem.channels + c),
+                  total);
     store<V>(to, total);
   }
 }

@@ -27,10 +27,13 @@ inline Forced forced_plan() {
     const std::string name = word.substr(0, sign);
     const std::string value = sign < word.size() ? word.substr(sign + 1) : "";
     bool known = false;
-    if (name == "family" && (value == "chip" || value == "memory")) {
-      forced.family = 1 + static_cast<int>(value == "chip" ? Family::on_chip : Family::in_memory);
-      known = true;
-    }
+    const std::pair<const char*, Family> families[] = {
+        {"chip", Family::on_chip}, {"memory", Family::in_memory}, {"planes", Family::planes}};
+    for (const auto& [choice, family] : families)
+      if (name == "family" && value == choice) {
+        forced.family = 1 + static_cast<int>(family);
+        known = true;
+      }
     for (const auto& [choice, number] : choices)
       if (name == choice) {
         char* rest;
@@ -39,7 +42,7 @@ inline Forced forced_plan() {
       }
     if (!known)
       throw std::runtime_error(
-          "CRAD_KERNELS_PLAN: expected family=chip, family=memory, or one of "
+          "CRAD_KERNELS_PLAN: expected family=chip, family=memory, family=planes, or one of "
           "vector, tile, chunks, batch, threads, groups and columns with a "
           "positive number, joined by commas, but got '" +
           word + "'");

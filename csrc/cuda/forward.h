@@ -25,8 +25,9 @@ CRAD_DEVICE Pack<accumulator<T>, V> blend(const Batch<C>& batch, int point, cons
   return total;
 }
 
-// The block's points, from `rows`: the channels of its share, `pitch` apart from entry to entry.
-template <int V, class X, class C, class T>
+// The block's points, from `rows`: the channels of its share, `pitch` apart from entry to entry, or
+// where the strides of the values say.
+template <int V, class X, bool kStrided, class C, class T>
 CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const Share& share,
                                Batch<C>& batch, const T* rows, int64_t pitch, T* output) {
   using A = accumulator<T>;
@@ -35,7 +36,7 @@ CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const S
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
     const int count = static_cast<int>(
         share.point_end - first < batch.points ? share.point_end - first : batch.points);
-    batch.template fill<X>(problem, first, count);
+    batch.template fill<X, kStrided>(problem, first, count);
     for (int point = row; point < count; point += blockDim.x / plan.lanes)
       for (int c = lane * V; c < channels; c += plan.lanes * V) {
         T* const to = output + (first + point) * problem.channels + share.channel_begin + c;
@@ -53,10 +54,8 @@ sample_in_memory(const Problem problem, const Plan plan, T* output) {
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
   Batch<C> batch(plan.tables, plan.batch, memory);
-  const T* const grid =
-      static_cast<const T*>(problem.values) + share.grid * problem.entries * problem.channels;
-  sample_points<V, X>(problem, plan, share, batch, grid + share.channel_begin, problem.channels,
-                      output);
+  const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride;
+  sample_points<V, X, true>(problem, plan, share, batch, grid + share.channel_begin, 1, output);
 }
 
 // Copies the share's channels of every entry of its grid: of entry e to `to + e *
@@ -64,8 +63,8 @@ sample_in_memory(const Problem problem, const Plan plan, T* output) {
 template <int V, class T>
 CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& share, T* to) {
   using W = typename Transfer<V * sizeof(T)>::type;
-  const T* const grid = static_cast<const T*>(problem.values) +
-                        share.grid * problem.entries * problem.channels + share.channel_begin;
+  const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride +
+                        share.channel_begin;
   const int vectors = static_cast<int>(share.channel_end - share.channel_begin) / V;
   const int entries = static_cast<int>(problem.entries);
   const int pitch = static_cast<int>(plan.tile_channels);
@@ -106,7 +105,7 @@ sample_on_chip(const Problem problem, const Plan plan, T* output) {
                  memory + rounded_up(problem.entries * plan.tile_channels * sizeof(T)));
   stage<V>(problem, plan, share, staged);
   // The first batch waits for all threads before it is read, and so for the staged channels.
-  sample_points<V, X>(problem, plan, share, batch, staged, plan.tile_channels, output);
+  sample_points<V, X, false>(problem, plan, share, batch, staged, plan.tile_channels, output);
 }
 
 }  // namespace crad

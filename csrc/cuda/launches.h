@@ -8,15 +8,21 @@ namespace crad {
 
 template <class T>
 struct Launches {
-  static void sample(const Problem& problem, const Plan& plan, Stream stream, void* output);
+  static void sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
+                     void* output);
   // The parts are (parts, *shape of the gradient), of the type that sums of values are taken in;
   // null: not wanted.
   static void backward(const Problem& problem, const Plan& plan, Stream stream,
                        const void* grad_output, void* value_parts, void* coord_parts);
-  static void add_contributions(const Problem& problem, Stream stream, int64_t first,
-                                int64_t points, const int64_t* entries, const int64_t* order,
-                                const void* weights, const void* grad_output, void* grad_values,
-                                void* rests);
+  // Of values that are not channels last.
+  static void backward_planes(const Problem& problem, const Plan& plan, Stream stream,
+                              const Rows& rows, const void* grad_output, void* grad_values,
+                              void* coord_parts);
+  // Adds the items of points from `first` on to the gradient of the values, by their sorted keys.
+  static void add_in_order(const Problem& problem, const Plan& plan, const Order& order,
+                           Stream stream, int64_t first, int64_t points, void* keys,
+                           const int64_t* sorted, const void* grad_output, void* grad_values,
+                           void* rests);
   static void sum_values(Stream stream, const void* parts, int64_t number, int64_t count,
                          int columns, void* to);
 };

@@ -7,6 +7,7 @@
 #include "deterministic.h"
 #include "forward.h"
 #include "launches.h"
+#include "planes.h"
 #include "sums.h"
 
 namespace crad {
@@ -17,17 +18,22 @@ template <class T>
 constexpr int kWord = sizeof(T) < kWordBytes ? kWordBytes / sizeof(T) : 1;
 
 template <class T>
-void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, void* output) {
+void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
+                         void* output) {
+  T* const to = static_cast<T*>(output);
   const auto run = [&](auto coord, auto vector) {
     using X = decltype(coord);
     constexpr int V = decltype(vector)::value;
     launch(plan.family == Family::on_chip ? sample_on_chip<T, X, V> : sample_in_memory<T, X, V>,
-           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
-           static_cast<T*>(output));
+           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, to);
   };
   const auto with_vector = [&](auto coord) {
-    plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
-                    : run(coord, std::integral_constant<int, 1>());
+    if (plan.family == Family::planes)
+      launch(sample_planes<T, decltype(coord)>, plan.blocks(problem), plan.threads, plan.shared,
+             stream, problem, plan, rows, to);
+    else
+      plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
+                      : run(coord, std::integral_constant<int, 1>());
   };
   problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
 }
@@ -71,25 +77,50 @@ void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stre
 }
 
 template <class T>
-void Launches<T>::add_contributions(const Problem& problem, Stream stream, int64_t first,
-                                    int64_t points, const int64_t* entries, const int64_t* order,
-                                    const void* weights, const void* grad_output, void* grad_values,
-                                    void* rests) {
+void Launches<T>::backward_planes(const Problem& problem, const Plan& plan, Stream stream,
+                                  const Rows& rows, const void* grad_output, void* grad_values,
+                                  void* coord_parts) {
   using A = accumulator<T>;
-  const int vector = vector_of(problem, grad_output, kWideBytes);
-  const bool wide = vector > 1;
-  const int lanes = lanes_of(problem.channels / vector), groups = kThreads / lanes;
-  const int corners = static_cast<int>(corners_of_a_point(problem));
-  const int64_t contributions = points * corners;
-  const int64_t pieces = pieces_of(contributions);
-  launch(wide ? crad::add_contributions<T, kWide<T>> : crad::add_contributions<T, 1>,
-         ceil_div(contributions, groups), kThreads, 0, stream, problem, lanes, corners, first,
-         contributions, entries, order, static_cast<const A*>(weights),
-         static_cast<const T*>(grad_output), static_cast<A*>(grad_values), static_cast<A*>(rests));
-  if (pieces > 1)
-    launch(wide ? add_rests<T, kWide<T>> : add_rests<T, 1>, ceil_div(pieces - 1, groups), kThreads,
-           0, stream, problem, lanes, contributions, entries, static_cast<A*>(grad_values),
-           static_cast<const A*>(rests));
+  const Gradients<A> gradients{static_cast<A*>(grad_values), static_cast<A*>(coord_parts)};
+  with_columns(problem, [&](auto coord, auto low, auto high, auto) {
+    using X = decltype(coord);
+    constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
+    launch(
+        coord_parts ? crad::backward_planes<T, X, kLow, kHigh> : crad::backward_planes<T, X, 0, 0>,
+        plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, rows,
+        static_cast<const T*>(grad_output), gradients);
+  });
+}
+
+template <class T>
+void Launches<T>::add_in_order(const Problem& problem, const Plan& plan, const Order& order,
+                               Stream stream, int64_t first, int64_t points, void* keys_of_items,
+                               const int64_t* sorted, const void* grad_output, void* grad_values,
+                               void* rests) {
+  using A = accumulator<T>;
+  const int64_t items = points * order.items;
+  const int64_t groups = plan.threads / plan.lanes;
+  const int64_t continued = (ceil_div(items, order.piece) - 1) * order.corners;
+  const Keys keys{keys_of_items, order.wide()};
+  const auto run = [&](auto coord, auto vector) {
+    using X = decltype(coord);
+    constexpr int V = decltype(vector)::value;
+    for (int64_t colour = 0; colour < order.corners; ++colour) {
+      launch(add_colour<T, X, V>, ceil_div(items, plan.batch), plan.threads, plan.shared, stream,
+             problem, plan, order, colour, first, items, keys, sorted,
+             static_cast<const T*>(grad_output), static_cast<A*>(grad_values),
+             static_cast<A*>(rests));
+      if (continued > 0)
+        launch(add_rests<T, V>, ceil_div(continued, groups), plan.threads, 0, stream, problem, plan,
+               order, colour, items, keys, static_cast<A*>(grad_values),
+               static_cast<const A*>(rests));
+    }
+  };
+  const auto with_vector = [&](auto coord) {
+    plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
+                    : run(coord, std::integral_constant<int, 1>());
+  };
+  problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
 }
 
 template <class T>

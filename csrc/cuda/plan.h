@@ -58,13 +58,14 @@ constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
 constexpr int64_t kOnChipEntry = sizeof(int32_t), kInMemoryEntry = sizeof(int64_t);
 
 // The bytes of a point's tables, with a flag for whether it is a place.
-inline int64_t located_bytes(const Tables& tables, int64_t corner) {
+CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
   return (tables.low + tables.high) * corner + 1;
 }
 
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
   in_memory,  // grids are read, and their gradients added to atomically, where they lie
+  planes,     // so are those that are not channels last: neighbouring threads take other points
 };
 
 struct Plan {
@@ -75,13 +76,24 @@ struct Plan {
   int64_t chunk_points;   // of a block
   int64_t chunks;         // of the points of one grid
   int batch;              // points of a block that are located together
-  int lanes;              // neighbouring threads that share a point
+  int lanes;              // threads that share a point: neighbours, but not of planes
   int threads;            // of a block
   Tables tables;
   int64_t shared;  // bytes of a block
 
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
+
+// How far apart the grids, points and channels of a result lie, in elements.
+struct Rows {
+  int64_t grid, point, channel;
+};
+
+// Where the row of a point of a grid begins.
+CRAD_INLINE int64_t offset_of(const Problem& problem, const Rows& rows, int64_t grid,
+                              int64_t point) {
+  return grid * rows.grid + (point - grid * problem.points_per_grid) * rows.point;
+}
 
 // What a block works on: the numbers of its grid, tile and chunk, and half-open ranges.
 struct Share {
@@ -145,15 +157,17 @@ struct Forced {
 };
 inline int64_t chosen(int64_t forced, int64_t choice) { return forced > 0 ? forced : choice; }
 
-// The channels of so many bytes; 1 where rows are not aligned to that.
+// The channels of so many bytes; 1 where entries are not aligned to that.
 inline int vector_of(const Problem& problem, const void* grad_output, int64_t bytes,
                      const Forced& forced = {}) {
   const auto is_aligned = [&](const void* memory) {
     return reinterpret_cast<uintptr_t>(memory) % bytes == 0;
   };
   const int64_t vector = bytes / value_bytes(problem);
-  return vector > 1 && forced.vector != 1 && problem.channels % vector == 0 &&
-                 is_aligned(problem.values) && is_aligned(grad_output)
+  int64_t apart = problem.channels | problem.grid_stride;
+  for (int axis = 0; axis < problem.ndim; ++axis) apart |= problem.stride[axis];
+  return vector > 1 && forced.vector != 1 && apart % vector == 0 && is_aligned(problem.values) &&
+                 is_aligned(grad_output)
              ? static_cast<int>(vector)
              : 1;
 }
@@ -304,9 +318,47 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
   return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
 }
 
+constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
+
+// Of either pass, whose corners take so many bytes: a thread takes a point. Where points are few,
+// several threads share one.
+inline Plan plan_planes(const Problem& problem, const Device& device, int64_t corner,
+                        const Forced& forced) {
+  Plan plan{};
+  plan.family = Family::planes;
+  plan.vector = 1;
+  plan.tables = tables_of(problem);
+  const int64_t point = located_bytes(plan.tables, corner);
+  const int64_t most_threads = chosen(forced.threads, device.threads);
+  const int64_t most = batch_of(point, shared_of_a_block(device), most_threads);
+  const int64_t enough = 4 * device.multiprocessors;
+  plan.tile_channels = problem.channels;
+  const auto blocks = [&] {
+    return problem.grids * ceil_div(problem.channels, plan.tile_channels) *
+           ceil_div(problem.points_per_grid, plan.batch);
+  };
+  plan.batch = 1;
+  while (2 * plan.batch <= most && plan.batch < problem.points_per_grid) plan.batch *= 2;
+  // Fewer points, then fewer channels, where blocks would leave multiprocessors idle.
+  while (plan.batch > kWarp && blocks() < enough) plan.batch /= 2;
+  while (plan.tile_channels > kPlanes && blocks() < device.multiprocessors)
+    plan.tile_channels = ceil_div(ceil_div(plan.tile_channels, 2), kPlanes) * kPlanes;
+  plan.tile_channels = chosen(forced.tile, plan.tile_channels);
+  plan.lanes = 1;
+  while (2 * plan.lanes * plan.batch <= most_threads &&
+         (plan.lanes * kPlanes < plan.tile_channels || plan.lanes * plan.batch < kWarp))
+    plan.lanes *= 2;
+  plan.threads = plan.lanes * plan.batch;
+  plan.shared = point * plan.batch;
+  return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
+}
+
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
-  const Plan memory = plan_in_memory(problem, device, nullptr,
-                                     corner_bytes(kInMemoryEntry, sum_bytes(problem), 0), forced);
+  const int64_t corner = corner_bytes(kInMemoryEntry, sum_bytes(problem), 0);
+  if (problem.channel_stride != 1 || forced.family == 1 + static_cast<int>(Family::planes))
+    return plan_planes(problem, device, corner, forced);
+  const Plan memory = plan_in_memory(problem, device, nullptr, corner, forced);
+  if (!is_dense(problem)) return memory;
   const Plan chip = plan_forward_on_chip(problem, device, forced);
   if (forced.family > 0)
     return forced.family == 1 + static_cast<int>(Family::on_chip) ? chip : memory;
@@ -397,21 +449,102 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
                         forced);
 }
 
-inline int64_t corners_of_a_point(const Problem& problem) {
-  const Tables tables = tables_of(problem);
-  return static_cast<int64_t>(tables.low) * tables.high;
+inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
+                                 const Forced& forced = {}) {
+  const int slopes = want_coords ? columns_of(problem).low : 0;
+  return plan_planes(problem, device, corner_bytes(kInMemoryEntry, sum_bytes(problem), slopes),
+                     forced);
 }
 
-// The points that are located together to list what they add to the gradient of a large grid.
-inline Plan plan_contributions(const Problem& problem, const Device& device) {
+// ---- the gradient of the values in order ----
+
+// How the points of a large grid are sorted: see deterministic.h.
+struct Order {
+  int window;        // entries of a window along an axis of the low table: the taps, or 1
+  int corners;       // of a window: as many colours are there
+  int items;         // of a point in the list that is sorted
+  int64_t windows;   // of one colour, along the axes of the low table
+  int64_t keys;      // of one colour
+  int64_t piece;     // items that a group of threads adds, at most
+  int64_t together;  // points that are sorted together
+
+  bool wide() const { return corners * keys > INT32_MAX; }  // keys, of 8 bytes and not 4
+};
+
+// The windows of one colour that have an entry of the grid.
+CRAD_INLINE int64_t windows_along(int64_t size, int window) {
+  return (size + window - 1 + window - 1) / window;
+}
+
+// Whether the corners of points are windows, and fewer items to sort are worth a launch a colour.
+inline bool sorts_by_window(const Problem& problem, const Device& device) {
+  constexpr int64_t kLaunch = 64 * 1024;  // bytes that a multiprocessor moves in its time
+  constexpr int64_t kSorted = 104;        // bytes that an item moves in 4 passes, of 4 and 8 bytes
+  bool windows = taps_follow_each_other(problem.mode, problem.padding);
+  for (int axis = 0; axis < problem.ndim; ++axis) windows &= problem.size[axis] <= kExactSize;
+  const Tables tables = tables_of(problem);
+  const double fewer =
+      static_cast<double>(problem.grids * problem.points_per_grid) * tables.high * (tables.low - 1);
+  const int64_t of_an_item = kSorted + problem.channels * value_bytes(problem);
+  const int64_t launches = 2 * (tables.low - 1) * kLaunch * device.multiprocessors;
+  return windows && fewer * static_cast<double>(of_an_item) > static_cast<double>(launches);
+}
+
+// Of the items of all points: the plan of the kernels that add them.
+inline Plan plan_in_order(const Problem& problem, const Device& device, const void* grad_output,
+                          Order& order, const Forced& forced = {}) {
+  // Items that are sorted together; each takes 16 bytes, or 24 with wide keys, beside the sort's
+  // own. Their rests have at most kRests elements, or as many as those of one point.
+  constexpr int64_t kMost = 1 << 22, kRests = 1 << 24, kPiece = 64;
+  Plan plan{};
+  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
+  plan.tables = tables_of(problem);
+  const bool by_window = sorts_by_window(problem, device);
+  order.window = by_window ? tap_count(problem.mode) : 1;
+  order.corners = by_window ? plan.tables.low : 1;
+  order.items = plan.tables.low * plan.tables.high / order.corners;
+  order.windows = 1;
+  order.keys = problem.grids;
+  for (int d = 0; d < problem.ndim; ++d) {
+    const int64_t size = problem.size[problem.ndim - 1 - d];
+    if (d < plan.tables.low_axes)
+      order.windows *= windows_along(size, order.window);
+    else
+      order.keys *= size;
+  }
+  order.keys *= order.windows;
+
+  plan.lanes = lanes_of(problem.channels / plan.vector);
+  plan.threads = device.threads;
+  const int64_t located =
+      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+  constexpr int64_t kItem = 2 * sizeof(int32_t);
+  const int64_t room = shared_of_a_block(device) - kAlignment;
+  const int64_t most = batch_of(located + kItem, room, device.threads);
+  // Two blocks of a colour for every multiprocessor, but at least an item for every group.
+  const int64_t points = problem.grids * problem.points_per_grid;
+  const int64_t blocks = 2 * device.multiprocessors * order.corners;
+  const int64_t least = std::max(points * order.items / blocks, int64_t{plan.threads} / plan.lanes);
+  plan.batch = 1;
+  while (2 * plan.batch <= most && plan.batch < least) plan.batch *= 2;
+  plan.shared = rounded_up(located * plan.batch) + kItem * plan.batch;
+
+  order.piece = std::min<int64_t>(plan.batch, kPiece);
+  const int64_t rests = kRests / (order.corners * problem.channels) * order.piece;
+  order.together = std::clamp<int64_t>(std::min(kMost, rests) / order.items, 1, points);
+  if (forced.chunks > 0) order.together = ceil_div(points, forced.chunks);
+  return plan;
+}
+
+// Of the kernel that lists the keys of points.
+inline Plan plan_keys(const Problem& problem, const Device& device, const Order& order) {
   Plan plan{};
   plan.tables = tables_of(problem);
-  const int64_t point =
-      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+  const int64_t point = located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sizeof(float), 0));
   plan.batch = batch_of(point, shared_of_a_block(device), device.threads);
-  plan.threads = static_cast<int>(
-      ceil_div(std::min<int64_t>(device.threads, plan.batch * corners_of_a_point(problem)), kWarp) *
-      kWarp);
+  const int64_t items = static_cast<int64_t>(plan.batch) * order.items;
+  plan.threads =
+      static_cast<int>(ceil_div(std::min<int64_t>(device.threads, items), kWarp) * kWarp);
   plan.shared = point * plan.batch;
   return plan;
 }

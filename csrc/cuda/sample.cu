@@ -3,7 +3,8 @@
 //
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
 // (core/problem.h). plan.h cuts that into blocks, launches_impl.h chooses the compiled variant of a
-// kernel. In the kernel (forward.h, backward_on_chip.h, backward_in_memory.h, deterministic.h) a
+// kernel. In the kernel (forward.h, planes.h, backward_on_chip.h, backward_in_memory.h,
+// deterministic.h) a
 // block locates a batch of its points, one a thread, by corners.h: core/jitter.h moves a
 // coordinate, core/axis.h turns it into taps, and their products are the corners, kept in shared
 // memory. Then all threads of the block read the corners and move channels, as vectors of vector.h.
@@ -17,6 +18,7 @@
 #include "deterministic.h"
 #include "forced.h"
 #include "launches.h"
+#include "layout.h"
 #include "normals.h"
 #include "sums.h"
 
@@ -53,18 +55,23 @@ T* pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// The values are read where they lie, whatever their strides.
 Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
               const std::optional<Tensor>& jitter_std, int64_t options) {
   const Current current(values);
-  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
+  Call call(kDevice, values, dense(coords), seed, jitter_std, options);
+  call.set_strided(values);
   const Problem& problem = call.problem;
-  Tensor output = torch::stable::new_empty(values, call.output_shape());
+  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
+  const Tensor output = is_channels_first(values, batch_axes)
+                            ? new_channels_first(values, call.output_shape(), batch_axes)
+                            : torch::stable::new_empty(values, call.output_shape());
   if (call.empty()) return output;
   const Device device = current_device();
   const Plan plan = plan_forward(problem, device, forced_plan());
   check_plan(plan, device);
   with_launches(problem, [&](auto launches) {
-    launches.sample(problem, plan, current.stream, output.data_ptr());
+    launches.sample(problem, plan, current.stream, *rows_of(output, batch_axes), output.data_ptr());
   });
   return output;
 }
@@ -80,62 +87,87 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
 }
 
 // Adds to `sums`, the zeroed gradient of the values, without atomic additions: see deterministic.h.
-void add_in_order(const Problem& problem, Stream stream, const Tensor& grad_output, Tensor& sums) {
-  // Contributions that are sorted together; each takes 36 bytes. Their rests, a row of channels for
-  // every piece, have at most kRests elements, or as many as those of one point.
-  constexpr int64_t kMost = 1 << 22, kRests = 1 << 24;
-  const int64_t corners = corners_of_a_point(problem);
+void add_in_order(const Problem& problem, const Device& device, const Forced& forced, Stream stream,
+                  const Tensor& grad_output, Tensor& sums) {
+  Order order{};
+  const Plan plan = plan_in_order(problem, device, grad_output.data_ptr(), order, forced);
+  const Plan plan_of_keys = plan_keys(problem, device, order);
   const int64_t points = problem.grids * problem.points_per_grid;
-  const int64_t most = std::min(kMost, kRests / problem.channels * (kMost / pieces_of(kMost)));
-  const int64_t together = std::min(points, std::max<int64_t>(1, most / corners));
-  Tensor entries = torch::stable::new_empty(sums, {together * corners}, ScalarType::Long);
-  const Tensor weights = torch::stable::new_empty(sums, {together * corners});
-  const Tensor rests =
-      torch::stable::new_empty(sums, {pieces_of(together * corners), problem.channels});
-  const Plan plan = plan_contributions(problem, current_device());
-  for (int64_t first = 0; first < points; first += together) {
-    const int64_t count = std::min(together, points - first);
-    with_coord_and_sum(problem, [&](auto coord, auto sum) {
-      using A = decltype(sum);
-      launch(list_contributions<decltype(coord), A>, ceil_div(count, plan.batch), plan.threads,
-             plan.shared, stream, problem, plan, first, count, pointer<int64_t>(entries),
-             pointer<A>(weights));
+  const int64_t items = order.together * order.items;
+  Tensor keys =
+      torch::stable::new_empty(sums, {items}, order.wide() ? ScalarType::Long : ScalarType::Int);
+  const Tensor rests = torch::stable::new_empty(
+      sums, {ceil_div(items, order.piece), order.corners, problem.channels});
+  for (int64_t first = 0; first < points; first += order.together) {
+    const int64_t count = std::min(order.together, points - first);
+    with_coord_and_sum(problem, [&](auto coord, auto) {
+      launch(list_keys<decltype(coord)>, ceil_div(count, plan_of_keys.batch), plan_of_keys.threads,
+             plan_of_keys.shared, stream, problem, plan_of_keys, order, first, count,
+             Keys{keys.data_ptr(), order.wide()});
     });
-    const auto [keys, order] = sorted(torch::stable::narrow(entries, 0, 0, count * corners));
-    with_launches(problem, [&, &keys = keys, &order = order](auto launches) {
-      launches.add_contributions(problem, stream, first, count, pointer<int64_t>(keys),
-                                 pointer<int64_t>(order), weights.data_ptr(),
-                                 grad_output.data_ptr(), sums.data_ptr(), rests.data_ptr());
+    const auto [sorted_keys, numbers] =
+        sorted(torch::stable::narrow(keys, 0, 0, count * order.items));
+    with_launches(problem, [&, &sorted_keys = sorted_keys, &numbers = numbers](auto launches) {
+      launches.add_in_order(problem, plan, order, stream, first, count, sorted_keys.data_ptr(),
+                            pointer<int64_t>(numbers), grad_output.data_ptr(), sums.data_ptr(),
+                            rests.data_ptr());
     });
   }
 }
 
-// The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
-// empty tensor for the one that is not wanted.
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
+// memory as they do, and coords; an empty tensor for the one that is not wanted. Grids that fit on
+// the chip, and calls that are to be deterministic, have dense values: a copy where they are not.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
                                            const Tensor& coords, const std::optional<Tensor>& seed,
                                            const std::optional<Tensor>& jitter_std, int64_t options,
                                            bool want_values, bool want_coords) {
   const Current current(values);
-  const Call call(kDevice, dense(values), dense(coords), seed, jitter_std, options);
-  const Problem& problem = call.problem;
+  Call call(kDevice, values, dense(coords), seed, jitter_std, options);
   call.check(grad_output_in);
-  const Tensor grad_output = dense(grad_output_in);
-  Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
+  const Problem& problem = call.problem;
+  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
+  const bool channels_first = want_values && is_channels_first(values, batch_axes);
+  const auto new_grad_values = [&](bool first) {
+    const std::vector<int64_t> shape = gradient_shape(values, want_values);
+    return first ? new_channels_first(values, shape, batch_axes)
+                 : torch::stable::new_empty(values, shape);
+  };
   Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
-  if (call.empty()) {
+  if (call.empty() || !(want_values || want_coords)) {
+    Tensor grad_values = new_grad_values(channels_first);
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
+    return {grad_values, grad_coords};
   }
-  if (call.empty() || !(want_values || want_coords)) return {grad_values, grad_coords};
 
   const Device device = current_device();
   const Forced forced = forced_plan();
-  const Plan plan =
-      plan_backward(problem, device, grad_output.data_ptr(), want_values, want_coords, forced);
-  check_plan(plan, device);
-  const bool on_chip = plan.family == Family::on_chip;
+  const auto plan_for = [&](const void* grad_output) {
+    return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
+  };
+  const bool strided =
+      !values.is_contiguous() && !call.deterministic && plan_for(nullptr).family != Family::on_chip;
+  const bool planes_of_values = strided && channels_first,
+             planes_of_coords = strided && want_coords;
+  const bool planes = planes_of_values || planes_of_coords;
+  const bool coords_by_rows = want_coords && !planes_of_coords;
+  // All kernels but that of planes take dense rows.
+  const bool rows = (want_values && !planes_of_values) || coords_by_rows;
+  const Tensor grad_output =
+      rows || !rows_of(grad_output_in, batch_axes) ? dense(grad_output_in) : grad_output_in;
+  const Plan plan_of_planes = plan_backward_planes(problem, device, planes_of_coords, forced);
+  Call call_of_planes = call;
+  call_of_planes.set_strided(values);
+  if (coords_by_rows) call.set_contiguous(dense(values), problem.channels);
+  const Plan plan = plan_for(grad_output.data_ptr());
+  if (rows) check_plan(plan, device);
+  if (planes) check_plan(plan_of_planes, device);
+  const bool on_chip = !planes_of_values && plan.family == Family::on_chip;
   const bool in_order = want_values && !on_chip && call.deterministic;
+  const bool values_by_rows = want_values && !in_order && !planes_of_values;
+
+  Tensor grad_values = new_grad_values(planes_of_values);
   const ScalarType sum_type = accumulator_of(problem.value_type);
   // The gradient itself where one part of its type is all there is.
   const auto parts_of = [&](const Tensor& gradient, int64_t number) {
@@ -143,16 +175,25 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
     return torch::stable::new_empty(gradient, {number * gradient.numel()}, sum_type);
   };
   const int64_t value_parts = on_chip ? plan.chunks : 1;
+  const int64_t coord_parts =
+      planes_of_coords ? plan_of_planes.tiles * plan_of_planes.lanes : plan.tiles;
   Tensor values_parts = parts_of(grad_values, value_parts);
-  const Tensor coords_parts = parts_of(grad_coords, plan.tiles);
+  const Tensor coords_parts = parts_of(grad_coords, coord_parts);
+  const auto target = [](const Tensor& parts, bool wanted) {
+    return wanted ? parts.data_ptr() : nullptr;
+  };
   if (want_values && !on_chip)
     clear(values_parts.data_ptr(), values_parts.numel() * bytes_of(sum_type), current.stream);
-  if (in_order) add_in_order(problem, current.stream, grad_output, values_parts);
+  if (in_order) add_in_order(problem, device, forced, current.stream, grad_output, values_parts);
   with_launches(problem, [&](auto launches) {
-    if (want_coords || !in_order)
+    if (planes)
+      launches.backward_planes(call_of_planes.problem, plan_of_planes, current.stream,
+                               *rows_of(grad_output, batch_axes), grad_output.data_ptr(),
+                               target(values_parts, planes_of_values),
+                               target(coords_parts, planes_of_coords));
+    if (values_by_rows || coords_by_rows)
       launches.backward(problem, plan, current.stream, grad_output.data_ptr(),
-                        want_values && !in_order ? values_parts.data_ptr() : nullptr,
-                        want_coords ? coords_parts.data_ptr() : nullptr);
+                        target(values_parts, values_by_rows), target(coords_parts, coords_by_rows));
     if (want_values && values_parts.data_ptr() != grad_values.data_ptr())
       launches.sum_values(current.stream, values_parts.data_ptr(), value_parts, grad_values.numel(),
                           columns_of_sums(device, value_parts, grad_values.numel(), forced),
@@ -161,10 +202,15 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   if (want_coords && coords_parts.data_ptr() != grad_coords.data_ptr())
     with_coord_and_sum(problem, [&](auto coord, auto sum) {
       launch_sum<decltype(coord), decltype(sum)>(
-          coords_parts.data_ptr(), plan.tiles, grad_coords.numel(),
-          columns_of_sums(device, plan.tiles, grad_coords.numel(), forced), current.stream,
+          coords_parts.data_ptr(), coord_parts, grad_coords.numel(),
+          columns_of_sums(device, coord_parts, grad_coords.numel(), forced), current.stream,
           grad_coords.data_ptr());
     });
+  if (channels_first && !planes_of_values) {
+    Tensor copy = new_grad_values(true);
+    torch::stable::copy_(copy, grad_values);
+    return {copy, grad_coords};
+  }
   return {grad_values, grad_coords};
 }
 

@@ -5,7 +5,8 @@
 
 namespace crad {
 
-// Where the blocks of a backward pass put their results; null: not wanted.
+// Where the blocks of a backward pass put their results; null: not wanted. Of planes the values lie
+// otherwise, and every lane has a part of the coordinates: see backward_planes().
 template <class A>
 struct Gradients {
   A* values;  // (chunks, grids * entries, channels): summed over the chunks afterwards

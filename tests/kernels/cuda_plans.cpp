@@ -1,8 +1,8 @@
 // Prints the plans of calls, a line for each line of standard input: see test_cuda_plans.py.
-#include "../../csrc/cuda/plan.h"
-
 #include <iostream>
 #include <string>
+
+#include "../../csrc/cuda/plan.h"
 
 int main() {
   using namespace crad;
@@ -30,12 +30,27 @@ int main() {
       std::cin >> problem.size[axis];
       problem.entries *= problem.size[axis];
     }
-    const Plan plan = pass == "forward"
-                          ? plan_forward(problem, device)
-                          : plan_backward(problem, device, nullptr, want_values, want_coords);
-    std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' '
-              << plan.tile_channels << ' ' << plan.tiles << ' ' << plan.chunk_points << ' '
-              << plan.chunks << ' ' << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' '
-              << plan.shared << '\n';
+    set_dense(problem, problem.channels);
+    if (pass == "planes" || pass == "backward_planes") {
+      problem.channel_stride = problem.entries;
+      for (int axis = 0; axis < problem.ndim; ++axis) problem.stride[axis] /= problem.channels;
+    }
+    if (pass == "order") {
+      Order order{};
+      const Plan plan = plan_in_order(problem, device, nullptr, order);
+      const Plan of_keys = plan_keys(problem, device, order);
+      std::cout << order.corners << ' ' << order.items << ' ' << order.wide() << ' ' << order.piece
+                << ' ' << order.together << ' ' << plan.batch << ' ' << plan.threads << ' '
+                << plan.shared << ' ' << of_keys.threads << ' ' << of_keys.shared << '\n';
+      continue;
+    }
+    const Plan plan =
+        pass == "backward" ? plan_backward(problem, device, nullptr, want_values, want_coords)
+        : pass == "backward_planes" ? plan_backward_planes(problem, device, want_coords)
+                                    : plan_forward(problem, device);
+    std::cout << static_cast<int>(plan.family) << ' ' << plan.vector << ' ' << plan.tile_channels
+              << ' ' << plan.tiles << ' ' << plan.chunk_points << ' ' << plan.chunks << ' '
+              << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' ' << plan.shared
+              << '\n';
   }
 }

@@ -88,10 +88,26 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Order:
+    """As `Order` in csrc/cuda/plan.h, with the plans of its kernels."""
+
+    corners: int
+    items: int
+    wide: int
+    piece: int
+    together: int
+    batch: int
+    threads: int
+    shared: int
+    threads_of_keys: int
+    shared_of_keys: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """As `Plan` in csrc/cuda/plan.h."""
 
-    on_chip: int
+    family: int
     vector: int
     tile_channels: int
     tiles: int
@@ -101,6 +117,14 @@ class Plan:
     lanes: int
     threads: int
     shared: int
+
+    @property
+    def on_chip(self) -> bool:
+        return self.family == 0
+
+    @property
+    def planes(self) -> bool:
+        return self.family == 2
 
 
 CALLS = [
@@ -241,3 +265,105 @@ def test_sums_of_few_results_have_many_blocks(program: Path) -> None:
             assert columns & (columns - 1) == 0
             if number > 4:
                 assert ceil(count / columns) >= min(device.multiprocessors, count)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_points_are_sorted_in_bounded_memory(program: Path, name: str) -> None:
+    device = DEVICES[name]
+    lines = [call.line("order", device, (True, False)) for call in CALLS]
+    faults = []
+    for call, numbers in zip(CALLS, answers(program, lines), strict=True):
+        order = Order(*numbers)
+        taps = (1, 2, 4)[call.mode] ** len(call.size)
+        items = order.together * order.items
+        rests = ceil(items / order.piece) * order.corners * call.channels
+        faults += [
+            f"{call}: {fault}; {order}"
+            for fault, holds in {
+                "all corners": order.corners * order.items == taps,
+                "whole pieces": order.batch % order.piece == 0 < order.piece,
+                "threads": 0 < order.threads <= device.threads >= order.threads_of_keys > 0,
+                "shared memory": max(order.shared, order.shared_of_keys) <= device.block,
+                "items": items <= max(2**22, order.items),
+                "rests": rests <= 2**24 + order.corners * call.channels or order.together == 1,
+                "narrow keys": not order.wide,
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)
+
+
+def test_many_points_are_sorted_once_and_few_by_corner(program: Path) -> None:
+    """A launch for each of the corners of a window must be worth it."""
+    expected = {
+        Call((256, 256, 256), 4, 1_000_000): 1,
+        Call((64, 64, 64), 32, 1_000_000): 1,
+        Call((64, 64), 216, 50_176): 1,
+        Call((64, 64), 216, 1000): 4,
+        # A window along two axes, an entry along the third.
+        Call((64, 64, 64), 32, 1_000_000, mode=2): 4,
+        Call((2**24 + 1,), 4, 100_000_000): 2,
+    }
+    lines = [call.line("order", DEVICES["H200"], (True, False)) for call in expected]
+    assert [numbers[1] for numbers in answers(program, lines)] == list(expected.values())
+
+
+def test_keys_are_wide_where_they_have_to_be(program: Path) -> None:
+    calls = [Call((2**13, 2**13, 2**4), 1, 10**7), Call((2**13, 2**13, 2**6), 1, 10**7)]
+    lines = [call.line("order", DEVICES["H200"], (True, False)) for call in calls]
+    assert [numbers[2] for numbers in answers(program, lines)] == [0, 1]
+
+
+# Of images, with many points and few.
+PLANES = [
+    *CALLS,
+    *(Call((1024, 1024), 64, points) for points in (1, 10, 100, 10_000)),
+    *(Call((512, 512), 3, 512 * 512, grids=grids) for grids in (1, 32)),
+    Call((200, 304), 256, 2048, grids=2),
+]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize(
+    ("pass_", "wanted"),
+    [
+        ("planes", (False, False)),
+        ("backward_planes", (True, False)),
+        ("backward_planes", (False, True)),
+    ],
+)
+def test_plans_of_planes_fit_the_device(
+    program: Path, name: str, pass_: str, wanted: tuple[bool, bool]
+) -> None:
+    """A thread takes 4 channels of a point at once."""
+    device = DEVICES[name]
+    lines = [call.line(pass_, device, wanted) for call in PLANES]
+    faults = []
+    for call, numbers in zip(PLANES, answers(program, lines), strict=True):
+        plan = Plan(*numbers)
+        fours = ceil(call.channels / 4)
+        least = min(call.points, WARP, plan.batch)
+        work = call.grids * ceil(call.points / least) * fours
+        turns = ceil(ceil(min(plan.tile_channels, call.channels) / 4) / plan.lanes)
+        lanes = fours / (plan.tiles * turns * plan.lanes)
+        busy = lanes * call.points / (plan.chunks * plan.batch)
+        faults += [
+            f"{call}: {fault}; {plan}"
+            for fault, holds in {
+                "planes": plan.planes,
+                "covers all": plan.tiles * plan.tile_channels >= call.channels
+                and plan.chunks * plan.chunk_points >= call.points,
+                "a thread a point and lane": plan.threads == plan.batch * plan.lanes,
+                "whole warps": plan.threads % WARP == 0 and 0 < plan.threads <= device.threads,
+                "neighbours": plan.batch >= WARP
+                or plan.batch >= call.points
+                or plan.shared * 2 > device.shared // 2 - device.reserve,
+                "shared memory": 0 < plan.shared <= device.block,
+                "registers": plan.threads * 128 <= REGISTERS,
+                "half of the lanes": busy >= 0.5 or plan.threads == WARP or fours == 1,
+                "a block a multiprocessor": call.grids * plan.tiles * plan.chunks
+                >= min(device.multiprocessors, work),
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)

@@ -1,0 +1,51 @@
+// Tensors whose channels lie before the axes of entries or points: channels first. Results lie in
+// memory as the values do, see crad_kernels/_schema.py.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "../operator/call.h"
+#include "plan.h"
+
+namespace crad {
+namespace {
+
+Tensor with_axis_moved(const Tensor& tensor, int64_t from, int64_t to) {
+  std::vector<int64_t> axes;
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
+    if (axis != from) axes.push_back(axis);
+  axes.insert(axes.begin() + to, from);
+  return torch::stable::permute(tensor, axes);
+}
+
+// Whether a tensor's channels, its last axis, lie behind its batch axes, and not last.
+bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
+  return !tensor.is_contiguous() &&
+         with_axis_moved(tensor, tensor.dim() - 1, batch_axes).is_contiguous();
+}
+
+// A new tensor of a shape (..., channels) whose channels lie there.
+Tensor new_channels_first(const Tensor& like, std::vector<int64_t> shape, int64_t batch_axes) {
+  const int64_t last = static_cast<int64_t>(shape.size()) - 1, channels = shape.back();
+  shape.pop_back();
+  shape.insert(shape.begin() + batch_axes, channels);
+  return with_axis_moved(torch::stable::new_empty(like, shape), batch_axes, last);
+}
+
+// Where the rows of a tensor (..., channels) lie, if the points of a grid are equally far apart.
+std::optional<Rows> rows_of(const Tensor& tensor, int64_t batch_axes) {
+  const int64_t last = tensor.dim() - 1;
+  Rows rows{batch_axes > 0 ? tensor.stride(0) : 0, 0, tensor.stride(last)};
+  int64_t points = 1;
+  for (int64_t axis = last - 1; axis >= batch_axes; --axis) {
+    if (tensor.size(axis) == 1) continue;
+    if (points == 1) rows.point = tensor.stride(axis);
+    if (tensor.stride(axis) != points * rows.point) return std::nullopt;
+    points *= tensor.size(axis);
+  }
+  return rows;
+}
+
+}  // namespace
+}  // namespace crad
