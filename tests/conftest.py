@@ -80,6 +80,12 @@ def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _place(request.param)
 
 
+@pytest.fixture(params=_usable(lambda placed: placed.name == "cuda"))
+def cuda_library(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the backend in CUDA C++, on a GPU or emulated."""
+    yield from _place(request.param)
+
+
 @pytest.fixture(params=_usable(lambda placed: placed.name == "cpu"))
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the CPU backend."""

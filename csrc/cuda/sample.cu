@@ -3,11 +3,11 @@
 //
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
 // (core/problem.h). plan.h cuts that into blocks, launches_impl.h chooses the compiled variant of a
-// kernel. In the kernel (forward.h, backward_on_chip.h, backward_in_memory.h, deterministic.h) a
-// block locates a batch of its points, one a thread, by corners.h: core/jitter.h moves a
-// coordinate, core/axis.h turns it into taps, and their products are the corners, kept in shared
-// memory. Then all threads of the block read the corners and move channels, as vectors of vector.h.
-// Partial sums of blocks are added up by sums.h.
+// kernel. In the kernel (forward.h, backward_on_chip.h, backward_by_cell.h, backward_in_memory.h,
+// deterministic.h) a block locates a batch of its points, one a thread, by corners.h: core/jitter.h
+// moves a coordinate, core/axis.h turns it into taps, and their products are the corners, kept in
+// shared memory. Then all threads of the block read the corners and move channels, as vectors of
+// vector.h. Partial sums of blocks are added up by sums.h.
 #include <algorithm>
 #include <array>
 #include <tuple>
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const Plan plan =
       plan_backward(problem, device, grad_output.data_ptr(), want_values, want_coords, forced);
   check_plan(plan, device);
-  const bool on_chip = plan.family == Family::on_chip;
+  const bool on_chip = plan.family != Family::in_memory;
   const bool in_order = want_values && !on_chip && call.deterministic;
   const ScalarType sum_type = accumulator_of(problem.value_type);
   // The gradient itself where one part of its type is all there is.

@@ -1,8 +1,8 @@
 // Prints the plans of calls, a line for each line of standard input: see test_cuda_plans.py.
-#include "../../csrc/cuda/plan.h"
-
 #include <iostream>
 #include <string>
+
+#include "../../csrc/cuda/plan.h"
 
 int main() {
   using namespace crad;
@@ -33,9 +33,9 @@ int main() {
     const Plan plan = pass == "forward"
                           ? plan_forward(problem, device)
                           : plan_backward(problem, device, nullptr, want_values, want_coords);
-    std::cout << (plan.family == Family::on_chip) << ' ' << plan.vector << ' '
+    std::cout << (plan.family != Family::in_memory) << ' ' << plan.vector << ' '
               << plan.tile_channels << ' ' << plan.tiles << ' ' << plan.chunk_points << ' '
               << plan.chunks << ' ' << plan.batch << ' ' << plan.lanes << ' ' << plan.threads << ' '
-              << plan.shared << '\n';
+              << plan.shared << ' ' << (plan.family == Family::by_cell) << '\n';
   }
 }
