@@ -189,7 +189,7 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   auto* const taps =
       reinterpret_cast<AxisTaps<A>*>(room_for((plan.batch + 1) * kNdim * sizeof(AxisTaps<A>)));
   A* const slopes =
-      reinterpret_cast<A*>(room_for(gradients.coords ? (plan.batch + 1) * kSlopes * sizeof(A) : 0));
+      reinterpret_cast<A*>(room_for(gradients.coords ? plan.batch * kSlopes * sizeof(A) : 0));
   auto* const offsets = reinterpret_cast<int32_t*>(room_for(cells * kCorners * sizeof(int32_t)));
   auto* const sorted =
       reinterpret_cast<uint32_t*>(room_for((plan.batch + groups * kTogether) * sizeof(uint32_t)));
@@ -297,7 +297,8 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
       if (!gradients.coords) continue;
       sum_over_lanes(slope, plan.lanes);
       const auto keep = [&](int i, A total) {
-        slopes[number_of(walk[turn + i / kSlopes]) * kSlopes + i % kSlopes] = total;
+        const int point = number_of(walk[turn + i / kSlopes]);
+        if (point < count) slopes[point * kSlopes + i % kSlopes] = total;
       };
       if (plan.lanes >= kSums) {
         if (lane < kSums) keep(index_of_sum(lane), slope[0]);

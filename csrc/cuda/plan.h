@@ -342,12 +342,17 @@ inline int64_t most_chunks_of(const Problem& problem) {
                                   (2 * problem.entries * sum_bytes(problem)));
 }
 
+// Registers of a thread, about.
+constexpr int kOnChipRegisters = 112;
+inline int registers_by_cell(const Problem& problem, int vector) {
+  return sum_bytes(problem) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;
+}
+
 // tile_channels is 0 where the grid does not fit. A thread owns channels, and a block has as many
 // groups of such threads as there is room for their sums; each takes its own points.
 inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
                                   const void* grad_output, bool want_values, bool want_coords,
                                   const Forced& forced) {
-  constexpr int kRegisters = 112;
   constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
   constexpr int64_t kFewPoints =
       32;  // located together, at least: all other memory is for channels
@@ -398,7 +403,7 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
   plan.batch = static_cast<int>(chosen(
       forced.batch, batch_of(point, room - plan.shared, std::min(most, problem.points_per_grid))));
   plan.shared += point * plan.batch + kParts * kAlignment;
-  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kRegisters);
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kOnChipRegisters);
   const int64_t others = problem.grids * ceil_div(problem.channels, tile);
   return cut(problem, plan, chosen(forced.chunks, std::min(at_once / others, most_chunks)));
 }
@@ -408,7 +413,6 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
 inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, int vector,
                                   int64_t warps, bool want_values, bool want_coords,
                                   const Forced& forced) {
-  constexpr int kRegisters = 128;
   constexpr int kParts = 8;  // of the shared memory, each of which is rounded up
   constexpr int64_t kEntry = sizeof(int32_t), kCount = sizeof(uint16_t), kMostPoints = 1024;
   const int64_t cells = cells_of(problem), corners = corners_of_a_point(problem);
@@ -439,8 +443,8 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, 
   const int64_t most = std::min(
       {std::max<int64_t>(8 * cells, device.threads), kMostPoints, problem.points_per_grid});
   plan.batch = static_cast<int>(chosen(forced.batch, batch_of(point, room - plan.shared, most)));
-  const int64_t at_once =
-      blocks_at_once(device, plan.shared + point * plan.batch, plan.threads, kRegisters);
+  const int64_t at_once = blocks_at_once(device, plan.shared + point * plan.batch, plan.threads,
+                                         registers_by_cell(problem, vector));
   const int64_t others = problem.grids * ceil_div(problem.channels, tile);
   int64_t chunks = at_once / others;
   // Twice as many as run at once, where these would leave a multiprocessor idle.
@@ -475,14 +479,15 @@ inline double work_of(const Problem& problem, const Plan& plan) {
 // About the cycles that a backward pass takes, where points are spread evenly. A multiprocessor
 // issues four instructions each, but a warp alone at most one every other.
 inline double cycles_of(const Problem& problem, const Device& device, const Plan& plan) {
-  constexpr int kRegisters = 128;
-  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kRegisters);
+  const bool by_cell = plan.family == Family::by_cell;
+  const int registers = by_cell ? registers_by_cell(problem, plan.vector) : kOnChipRegisters;
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, registers);
   const int64_t blocks = plan.blocks(problem);
   const int64_t together = ceil_div(std::min(blocks, at_once), device.multiprocessors);
   const double warps = static_cast<double>(together * plan.threads / kWarp);
   const int64_t batches = ceil_div(plan.chunk_points, plan.batch);
   const int64_t turns = ceil_div(plan.chunk_points, plan.threads / plan.lanes);
-  const double sorting = plan.family == Family::by_cell ? batches * kSortingWork : 0;
+  const double sorting = by_cell ? batches * kSortingWork : 0;
   return ceil_div(blocks, at_once) *
          (turns * work_of(problem, plan) * std::max(2.0, warps / 4) + sorting);
 }
@@ -492,6 +497,8 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
                                   const void* grad_output, bool want_values, bool want_coords,
                                   const Forced& forced) {
   constexpr int64_t kMostCells = 1 << 16, kSumsOfAThread = 16;  // bytes
+  // Of a warp's groups, one or another changes its cell at nearly every point where they are more.
+  constexpr int kMostGroups = 4;
   const int64_t row = problem.channels * value_bytes(problem);
   if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
       problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX)
@@ -506,6 +513,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
       const Plan plan =
           plan_backward_by_cell(problem, device, vector, warps, want_values, want_coords, forced);
       if (plan.tile_channels == 0) continue;
+      if (forced.family == 0 && plan.lanes * kMostGroups < kWarp) continue;
       const double cycles = cycles_of(problem, device, plan);
       if (best.tile_channels > 0 && fewest <= cycles) continue;
       best = plan;
@@ -519,19 +527,20 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
 // before, of in_memory.
 inline Plan plan_backward(const Problem& problem, const Device& device, const void* grad_output,
                           bool want_values, bool want_coords, const Forced& forced = {}) {
-  constexpr int kLanes = kWarp / 4;  // by cell, at least: with more groups, one often changes cells
-  const bool any = forced.family == 0;
+  const auto is_forced = [&](Family family) {
+    return forced.family == 1 + static_cast<int>(family);
+  };
   const Plan chip =
       plan_backward_on_chip(problem, device, grad_output, want_values, want_coords, forced);
-  if (forced.family == 1 + static_cast<int>(Family::on_chip)) return chip;
-  const Plan cell =
-      plan_backward_by_cell(problem, device, grad_output, want_values, want_coords, forced);
-  if (forced.family == 1 + static_cast<int>(Family::by_cell)) return cell;
-  if (any && chip.tile_channels > 0)
-    return cell.tile_channels > 0 && cell.lanes >= kLanes &&
-                   cycles_of(problem, device, cell) < cycles_of(problem, device, chip)
-               ? cell
-               : chip;
+  if (is_forced(Family::on_chip)) return chip;
+  if (is_forced(Family::by_cell) || (forced.family == 0 && chip.tile_channels > 0)) {
+    const Plan cell =
+        plan_backward_by_cell(problem, device, grad_output, want_values, want_coords, forced);
+    if (is_forced(Family::by_cell)) return cell;
+    const bool pays = cell.tile_channels > 0 &&
+                      cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
+    return pays ? cell : chip;
+  }
   return plan_in_memory(problem, device, grad_output,
                         corner_bytes(kInMemoryEntry, sum_bytes(problem), columns_of(problem).low),
                         forced);
