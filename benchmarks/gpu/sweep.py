@@ -41,8 +41,7 @@ CASES = (
 
 PLANS = (
     "",
-    "family=chip",
-    "family=memory",
+    *(f"family={family}" for family in ("chip", "cell", "memory", "planes")),
     *(f"{choice}={number}" for choice, numbers in {
         "chunks": (66, 132, 264, 528),
         "tile": (32, 64, 128),

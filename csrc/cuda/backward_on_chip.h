@@ -9,36 +9,6 @@
 
 namespace crad {
 
-// The sums of kSums numbers over the lanes that share a point. Of 8 lanes and more, that takes 7
-// exchanges and a few instead of kSums a bit: at each, a lane gives away half of its numbers and
-// adds what it is given to the others; afterwards v[0] of a lane is the sum of number
-// `index_of_sum(lane)`. Of fewer, every lane has all sums.
-template <class A>
-CRAD_DEVICE void sum_over_lanes(A (&v)[kSums], int lanes) {
-  const int lane = threadIdx.x % kWarp;
-  constexpr unsigned all = 0xFFFFFFFF;
-  if (lanes < kSums) {
-    for (int bit = 1; bit < lanes; bit *= 2) CRAD_UNROLL
-    for (int i = 0; i < kSums; ++i) v[i] += __shfl_xor_sync(all, v[i], bit);
-    return;
-  }
-  CRAD_UNROLL
-  for (int half = kSums / 2, bit = 1; half > 0; half /= 2, bit *= 2) {
-    const bool upper = lane & bit;
-    CRAD_UNROLL
-    for (int i = 0; i < half; ++i) {
-      const A given = upper ? v[i] : v[i + half];
-      const A kept = upper ? v[i + half] : v[i];
-      v[i] = kept + __shfl_xor_sync(all, given, bit);
-    }
-  }
-  CRAD_UNROLL
-  for (int bit = kSums; bit < kWarp; bit *= 2)
-    if (bit < lanes) v[0] += __shfl_xor_sync(all, v[0], bit);
-}
-
-CRAD_DEVICE int index_of_sum(int lane) { return (lane & 1) * 4 + (lane & 2) + ((lane & 4) != 0); }
-
 // Adds weight * grad to the sums of the corners, which are the thread's own. Where no two corners
 // are of one entry, all loads come before the first store.
 template <int V, class Corners, class A>

@@ -42,12 +42,36 @@ CRAD_DEVICE void set_unit(Corner<I, A, kSlopes>& corner) {
   for (int column = 0; column < kSlopes; ++column) corner.slope[column] = 1;
 }
 
+// A component of a point, on its way to taps: the base of its padded index, its distance from
+// there, how that moves with the coordinate, and whether it can be of a place, see is_place.
+template <class X>
+struct Component {
+  X base, t, slope;
+  bool place;
+};
+
+// Component d of a point, d = 0, 1 and so on: `normal` holds the jitter of four of them.
+template <class X>
+CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int d,
+                                      float (&normal)[4]) {
+  const int64_t size = problem.size[problem.ndim - 1 - d];
+  X coord = static_cast<const X*>(problem.coords)[point * problem.ndim + d];
+  if (problem.seed) {
+    if (d % 4 == 0) jitter_normals(static_cast<uint64_t>(*problem.seed), point, d / 4, normal);
+    const float noise = d & 2 ? (d & 1 ? normal[3] : normal[2]) : (d & 1 ? normal[1] : normal[0]);
+    coord += static_cast<const X*>(problem.jitter_std)[d] * static_cast<X>(noise);
+  }
+  const Index<X> raw = unpadded_index(coord, size, problem.align_corners);
+  const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
+  const X base = base_of(index.at, problem.mode);
+  return {base, index.at - base, index.slope, is_place(raw, problem.padding)};
+}
+
 // Fills the tables of a point. Whether it is a place, see is_place. Strided: an entry is where its
 // first channel lies in its grid, as the strides of the values say, and not its number.
 template <class X, bool kStrided = false, class I, class A, int kSlopes>
 CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t point,
                         const PointCorners<Corner<I, A, kSlopes>>& corners) {
-  const X* coords = static_cast<const X*>(problem.coords) + point * problem.ndim;
   const int taps = tap_count(problem.mode);
   float normal[4];
   bool place = true;
@@ -58,16 +82,8 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
   for (int d = 0; d < problem.ndim; ++d) {
     const int axis = problem.ndim - 1 - d;
     const int64_t size = problem.size[axis];
-    X coord = coords[d];
-    if (problem.seed) {
-      if (d % 4 == 0) jitter_normals(static_cast<uint64_t>(*problem.seed), point, d / 4, normal);
-      const float noise = d & 2 ? (d & 1 ? normal[3] : normal[2]) : (d & 1 ? normal[1] : normal[0]);
-      coord += static_cast<const X*>(problem.jitter_std)[d] * static_cast<X>(noise);
-    }
-    const Index<X> raw = unpadded_index(coord, size, problem.align_corners);
-    place &= is_place(raw, problem.padding);
-    const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
-    const X base = base_of(index.at, problem.mode);
+    const Component<X> at = component_of<X>(problem, point, d, normal);
+    place &= at.place;
     const int order = order_along(problem, axis);
     const int64_t apart = kStrided ? problem.stride[axis] : entries_apart;
     if (d == tables.low_axes) count = 1;
@@ -75,14 +91,13 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
     const int own = d < tables.low_axes ? d : d - tables.low_axes;
     for (int tap = taps - 1; tap >= 0; --tap) {
       const X position =
-          tap_position(base, tap, size, problem.mode, problem.padding, problem.align_corners);
+          tap_position(at.base, tap, size, problem.mode, problem.padding, problem.align_corners);
       const int64_t entry = entry_at(position, size, taps);
       const bool inside = is_entry(entry, size);
-      const A weight =
-          static_cast<A>(tap_weight(problem.mode, order, tap, index.at - base, index.slope));
-      const A slope = kSlopes > 0 ? static_cast<A>(tap_weight(problem.mode, order + 1, tap,
-                                                              index.at - base, index.slope))
-                                  : A(0);
+      const A weight = static_cast<A>(tap_weight(problem.mode, order, tap, at.t, at.slope));
+      const A slope = kSlopes > 0
+                          ? static_cast<A>(tap_weight(problem.mode, order + 1, tap, at.t, at.slope))
+                          : A(0);
       for (int k = 0; k < count; ++k) {
         Corner<I, A, kSlopes> corner = table[k * corners.stride];
         corner.entry = inside && corner.entry >= 0 ? corner.entry + static_cast<I>(entry * apart)

@@ -19,6 +19,10 @@ inline Forced forced_plan() {
       {"vector", &forced.vector},  {"tile", &forced.tile},       {"chunks", &forced.chunks},
       {"batch", &forced.batch},    {"threads", &forced.threads}, {"groups", &forced.groups},
       {"columns", &forced.columns}};
+  const std::pair<const char*, Family> families[] = {{"chip", Family::on_chip},
+                                                     {"cell", Family::by_cell},
+                                                     {"memory", Family::in_memory},
+                                                     {"planes", Family::planes}};
   const std::string all = text;
   for (size_t begin = 0; begin <= all.size();) {
     const size_t end = std::min(all.find(',', begin), all.size());
@@ -27,11 +31,9 @@ inline Forced forced_plan() {
     const std::string name = word.substr(0, sign);
     const std::string value = sign < word.size() ? word.substr(sign + 1) : "";
     bool known = false;
-    const std::pair<const char*, Family> families[] = {
-        {"chip", Family::on_chip}, {"memory", Family::in_memory}, {"planes", Family::planes}};
-    for (const auto& [choice, family] : families)
-      if (name == "family" && value == choice) {
-        forced.family = 1 + static_cast<int>(family);
+    for (const auto& [family, number] : families)
+      if (name == "family" && value == family) {
+        forced.family = 1 + static_cast<int>(number);
         known = true;
       }
     for (const auto& [choice, number] : choices)
@@ -42,8 +44,9 @@ inline Forced forced_plan() {
       }
     if (!known)
       throw std::runtime_error(
-          "CRAD_KERNELS_PLAN: expected family=chip, family=memory, family=planes, or one of "
-          "vector, tile, chunks, batch, threads, groups and columns with a "
+          "CRAD_KERNELS_PLAN: expected family=chip, family=cell, family=memory, family=planes, or "
+          "one "
+          "of vector, tile, chunks, batch, threads, groups and columns with a "
           "positive number, joined by commas, but got '" +
           word + "'");
     begin = end + 1;

@@ -2,6 +2,7 @@
 // take two tables, have one general variant.
 #pragma once
 
+#include "backward_by_cell.h"
 #include "backward_in_memory.h"
 #include "backward_on_chip.h"
 #include "deterministic.h"
@@ -16,6 +17,8 @@ template <class T>
 constexpr int kWide = kWideBytes / sizeof(T);
 template <class T>
 constexpr int kWord = sizeof(T) < kWordBytes ? kWordBytes / sizeof(T) : 1;
+template <class T>
+constexpr int kOfSums = kWideBytes / sizeof(accumulator<T>);  // by cell
 
 template <class T>
 void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
@@ -63,6 +66,18 @@ void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stre
   using A = accumulator<T>;
   const Gradients<A> gradients{static_cast<A*>(value_parts), static_cast<A*>(coord_parts)};
   const bool wide = plan.vector > 1, on_chip = plan.family == Family::on_chip;
+  if (plan.family == Family::by_cell) {
+    const auto run = [&](auto ndim) {
+      constexpr int kNdim = decltype(ndim)::value;
+      launch(wide ? backward_by_cell<T, kOfSums<T>, kNdim> : backward_by_cell<T, 1, kNdim>,
+             plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
+             static_cast<const T*>(grad_output), gradients);
+    };
+    problem.ndim == 1   ? run(std::integral_constant<int, 1>())
+    : problem.ndim == 2 ? run(std::integral_constant<int, 2>())
+                        : run(std::integral_constant<int, 3>());
+    return;
+  }
   with_columns(problem, [&](auto coord, auto low, auto high, auto corners) {
     using X = decltype(coord);
     constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;

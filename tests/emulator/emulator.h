@@ -271,6 +271,20 @@ V __shfl_xor_sync(unsigned, V value, int mask) {
   return static_cast<V>(slot[threadIdx.x ^ mask]);
 }
 
+inline void __syncwarp() { crad::emulator::wait_for_warp(); }
+inline unsigned __match_any_sync(unsigned, unsigned value) {
+  unsigned& number = exchanges[threadIdx.x];
+  double* const slot = crad::emulator::block->slot.data() + number % 2 * blockDim.x;
+  ++number;
+  slot[threadIdx.x] = value;
+  crad::emulator::wait_for_warp();
+  const double* const of_warp = slot + threadIdx.x / crad::kWarp * crad::kWarp;
+  unsigned peers = 0;
+  for (int lane = 0; lane < crad::kWarp; ++lane) peers |= unsigned{of_warp[lane] == value} << lane;
+  return peers;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 template <class V>
 V __ldg(const V* from) {
   return *from;

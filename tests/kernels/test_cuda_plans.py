@@ -120,7 +120,11 @@ class Plan:
 
     @property
     def on_chip(self) -> bool:
-        return self.family == 0
+        return self.family == 0 or self.by_cell
+
+    @property
+    def by_cell(self) -> bool:
+        return self.family == 3
 
     @property
     def planes(self) -> bool:
@@ -132,6 +136,8 @@ CALLS = [
     # Few channels, and few points.
     *(Call((8, 8), channels, 50_176) for channels in (1, 2, 3, 8, 16, 33, 64, 216)),
     *(Call((8, 8), 216, points) for points in (1, 10, 64, 100, 1000, 10_000_000)),
+    Call((8, 8), 216, 50_176, torch.bfloat16),
+    Call((4, 4, 4), 216, 50_176),
     Call((16, 16), 256, 256),
     Call((16, 16), 16, 1_000_000),
     Call((16, 16, 16), 16, 1_000_000),
@@ -253,6 +259,23 @@ def test_plans_fit_the_device(
             if not holds
         ]
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_many_points_of_a_small_grid_are_sorted_by_cell(program: Path, name: str) -> None:
+    found = dict(plans(program, "backward", DEVICES[name], (True, True)))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert found[Call((8, 8), 216, 50_176, dtype)].by_cell
+    assert found[Call((4, 4, 4), 216, 50_176)].by_cell
+    others = [
+        Call((8, 8), 1, 50_176),  # many groups of threads a warp: one always changes its cell
+        Call((8, 8), 216, 10),
+        Call((1024, 1024), 3, 1_000_000, torch.bfloat16),
+        Call((3, 3, 3, 3), 64, 100_000),
+        Call((8, 8), 32, 100_000, mode=2),
+        Call((32, 32), 128, 50_000, coord_dtype=torch.float64),
+    ]
+    assert not any(found[call].by_cell for call in others)
 
 
 def test_sums_of_few_results_have_many_blocks(program: Path) -> None:
