@@ -143,10 +143,10 @@ def up_to(number: int, most: int) -> int:
     return min(1 << max(number - 1, 0).bit_length(), most)
 
 
-def width(channels: int, most: int) -> int:
-    """Channels of a block: a power of two, halved as long as the last block would be too empty."""
-    block = up_to(channels, most)
-    while block > 8 and channels < 0.75 * block * ceil_div(channels, block):
+def width(number: int, most: int) -> int:
+    """Of a block, a power of two: halved down to 8 as long as a quarter of all blocks is empty."""
+    block = up_to(number, most)
+    while block > 8 and number < 0.75 * block * ceil_div(number, block):
         block //= 2
     return block
 
@@ -165,14 +165,14 @@ def gathering(problem: Problem, configuration: Configuration, most_parts: int = 
     few = up_to(problem.points, most_points)
     block_channels = width(problem.channels, max(configuration.channels, lanes // few))
     block_channels = min(block_channels, lanes)
-    block_points = min(lanes // block_channels, few)
+    block_points = width(problem.points, min(lanes // block_channels, most_points))
     blocks = ceil_div(problem.points, block_points)
     wanted = min(ceil_div(BUSY, blocks), max(most_parts, 1))
     blocks_per_tile = ceil_div(problem.channels, wanted * block_channels)
     tiles = ceil_div(problem.channels, blocks_per_tile * block_channels)
     return Plan(
         blocks * tiles,
-        min(configuration.warps, max(lanes // WARP, 1)),
+        max(min(configuration.warps, block_points * block_channels // WARP), 1),
         tiles,
         {
             "points": problem.points,
@@ -202,7 +202,7 @@ def holding(problem: Problem, configuration: Configuration, summed: bool) -> Pla
     # The first and last factors of a product of matrices may have any size, those between 16.
     entries = max(up_to(problem.entries, SMALL), 1 if summed else 16)
     each = problem.batch * problem.entries * problem.channels
-    most_chunks = max(1, problem.points_per_item // WARP)
+    most_chunks = ceil_div(problem.points_per_item, WARP)
     if summed:
         outputs = problem.points * problem.channels
         most_chunks = min(most_chunks, max(1, max(outputs // 4, 1 << 20) // (2 * each)))
