@@ -289,32 +289,31 @@ def test_a_level_has_the_partial_sums_of_the_last(pairs: int) -> None:
 
 # ---- what is cut otherwise ----
 
-CUTS: dict[str, dict[str, int]] = {
-    "few programs, which loop": {"BUSY": 1, "FEW": 0},
-    "many small programs": {"BUSY": 10**6, "FEW": 10**9},
-}
+FEW = {"BUSY": 1, "FEW": 0}  # programs, which loop
+MANY = {"BUSY": 10**6, "FEW": 10**9}  # small ones
 
 
-@pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize(
-    ("case", "deterministic"),
+    ("constants", "case", "deterministic"),
     [
-        (Case((5, 4), channels=70, points=(70,), padding_mode="border"), False),
-        (Case((12, 13), channels=70, points=(20,), batch=2), False),
-        (Case((12, 13), channels=140, points=(20,)), True),
-        (Case((3, 2, 2, 2, 2), channels=20, points=(70,)), False),
+        (FEW, Case((5, 4), channels=70, points=(70,), padding_mode="border"), False),
+        (MANY, Case((5, 4), channels=70, points=(40,), padding_mode="border"), False),
+        (FEW, Case((12, 13), channels=70, points=(20,), batch=2), False),
+        (MANY, Case((12, 13), channels=70, points=(10,), batch=2), False),
+        (FEW, Case((12, 13), channels=140, points=(20,)), True),
+        (FEW, Case((3, 2, 2, 2, 2), channels=20, points=(20,)), False),
     ],
     ids=str,
 )
 def test_however_the_work_is_cut(
     triton_backend: str,
+    constants: dict[str, int],
     case: Case,
     deterministic: bool,
-    name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The result is that of the reference."""
-    for constant, number in CUTS[name].items():
+    for constant, number in constants.items():
         monkeypatch.setattr(plan, constant, number)
     values, coords, grad_output = case.tensors()
     found = []
