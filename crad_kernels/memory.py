@@ -56,7 +56,8 @@ class GridMemory(nn.Module):
             ``jitter_std`` negative, or a mode or the backend unknown.
     """
 
-    # Standard deviations given as numbers, as `sample` wants them: no tensor is made at a call.
+    # Standard deviations given as numbers, as `sample` wants them: no tensor is made at a call. No
+    # buffer, which DistributedDataParallel would write to between a call and its backward pass.
     _std: Tensor | None
 
     def __init__(
@@ -103,7 +104,7 @@ class GridMemory(nn.Module):
         if backend is not None:
             find(backend)
         self.weight = nn.Parameter(torch.empty(*size, channels))
-        self.register_buffer("_std", None, persistent=False)
+        self._std = None
         if isinstance(jitter_std, Tensor) and not isinstance(jitter_std, nn.Parameter):
             self.register_buffer("jitter_std", jitter_std)
         else:
@@ -128,6 +129,8 @@ class GridMemory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._std is not None:
+            self._std = fn(self._std)
         self._make_std()
         return self
 
@@ -155,8 +158,8 @@ class GridMemory(nn.Module):
         # What was pickled as a whole by a former version:
         if "values" in self._parameters:
             self._parameters["weight"] = self._parameters.pop("values")
-        if "_std" not in self._buffers:
-            self.register_buffer("_std", None, persistent=False)
+        if "_std" not in self.__dict__:
+            self._std = None
             self._make_std()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
