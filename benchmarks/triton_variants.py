@@ -31,7 +31,11 @@ from crad_kernels._backends.triton import INTERPRETED, launch
 from crad_kernels._schema import pack
 
 ARCHITECTURES = (80, 90, 100)
-MOST = 60
+MOST = 64
+
+# Bytes of shared memory that a block may have on the GPUs with the least: of compute capability 8.6
+# and 8.9.
+SHARED = 99 * 1024
 
 # Bytes that a thread may spill, and why: which variants do differs from one Triton to the next.
 TOLERATED = 16
@@ -47,6 +51,7 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int64: "*i64",
+    torch.int32: "*i32",
 }
 
 
@@ -196,6 +201,7 @@ def compiled(number: int, architecture: int) -> tuple[int, int]:
     options = {"num_warps": variant.warps, "enable_fp_fusion": False}
     binary = triton_compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     assert "tf32" not in binary.asm["ptx"], f"{variant} multiplies in less than float32"
+    assert binary.metadata.shared <= SHARED, f"{variant} takes {binary.metadata.shared} bytes"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()

@@ -3,8 +3,8 @@
 import math
 import numbers
 import operator
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,10 @@ class GridMemory(nn.Module):
             ``jitter_std`` negative, or a mode or the backend unknown.
     """
 
+    # Standard deviations given as numbers, as `sample` wants them: no tensor is made at a call. No
+    # buffer, which DistributedDataParallel would write to between a call and its backward pass.
+    _std: Tensor | None
+
     def __init__(
         self,
         channels: int,
@@ -100,6 +104,7 @@ class GridMemory(nn.Module):
         if backend is not None:
             find(backend)
         self.weight = nn.Parameter(torch.empty(*size, channels))
+        self._std = None
         if isinstance(jitter_std, Tensor) and not isinstance(jitter_std, nn.Parameter):
             self.register_buffer("jitter_std", jitter_std)
         else:
@@ -115,14 +120,47 @@ class GridMemory(nn.Module):
         *size, channels = self.weight.shape
         nn.init.normal_(self.weight, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "jitter_std" and isinstance(value, list):
+            value = tuple(value)  # which nobody changes unseen
+        super().__setattr__(name, value)
+        if name == "jitter_std":
+            self._make_std()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._std is not None:
+            self._std = fn(self._std)
+        self._make_std()
+        return self
+
+    def _make_std(self) -> None:
+        """Put standard deviations given as numbers where the module is, ready for every call.
+
+        Here and not at a call: there, a tensor may be a compiler's, or a CUDA graph has yet to fill
+        it.
+        """
+        like = self.weight if self._std is None else self._std
+        self._std = None
+        if isinstance(self.jitter_std, Tensor):
+            return
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        stds = check_jitter_std(self.jitter_std, self.weight.ndim - 1, dtype)
+        if any(stds):
+            self._std = torch.tensor(stds, dtype=dtype, device=like.device)
+
     def __prepare_scriptable__(self) -> nn.Module:
         """`torch.jit.script` asks for a module that it can compile: there is none."""
         raise RuntimeError(f"GridMemory: {SCRIPT_UNSUPPORTED}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if "values" in self._parameters:  # pickled as a whole, under the former name
+        # What was pickled as a whole by a former version:
+        if "values" in self._parameters:
             self._parameters["weight"] = self._parameters.pop("values")
+        if "_std" not in self.__dict__:
+            self._std = None
+            self._make_std()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         former, name = prefix + "values", prefix + "weight"
@@ -155,10 +193,26 @@ class GridMemory(nn.Module):
             mode=self.mode,
             padding_mode=self.padding_mode,
             align_corners=self.align_corners,
-            jitter_std=jitter_std,
+            jitter_std=self._ready(jitter_std, coords),
             seed=seed,
             backend=self.backend,
         )
+
+    def _ready(
+        self, jitter_std: float | Sequence[float] | Tensor, coords: Tensor
+    ) -> float | Sequence[float] | Tensor:
+        """These standard deviations, as `_std` if it holds them where and as ``coords`` are."""
+        std = self._std
+        if (
+            std is not None
+            and type(jitter_std) is type(self.jitter_std)
+            and jitter_std == self.jitter_std
+            and isinstance(coords, Tensor)
+            and std.device == coords.device
+            and (std.dtype == torch.float64) == (coords.dtype == torch.float64)
+        ):
+            return std
+        return jitter_std
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

@@ -2,11 +2,15 @@
 
 import copy
 import math
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crad_kernels import GridMemory, sample
 from tests.cases import MODES, PADDING_MODES
@@ -94,3 +98,135 @@ def test_is_a_module_like_any_other() -> None:
 def test_takes_numbers_of_numpy() -> None:
     assert GridMemory(3, np.int64(4)).weight.shape == (4, 4, 3)
     assert GridMemory(3, np.array([4, 5])).weight.shape == (4, 5, 3)
+
+
+# ---- the standard deviations of its jitter, ready for every call ----
+
+
+class Made(TorchDispatchMode):
+    """Counts the operators that make a tensor beside the sample: each is a launch on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view and func.namespace == "aten":
+            self.made.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def made(memory: GridMemory, coords: Tensor, *arguments: Any, **options: Any) -> list[str]:
+    with torch.no_grad(), Made() as mode:
+        memory(coords, *arguments, **options)
+    return mode.made
+
+
+@pytest.mark.parametrize("std", [0.1, (0.1, 0.3), [0.1, 0.3]], ids=str)
+def test_a_call_makes_no_tensor_but_a_seed(compiled_backend: str, std: Any) -> None:
+    """`sample` makes up to 4 for as much: the standard deviations are another, or one each."""
+    memory, coords = GridMemory(6, (5, 3), jitter_std=std, backend=compiled_backend), places()
+    assert made(memory, coords) == ["randint"]
+    assert made(memory, coords, 3) == ["full"]
+    seed = torch.tensor(3)
+    assert made(memory, coords, seed) == []
+    assert made(memory, coords, seed, jitter_std=memory.jitter_std) == []
+    assert made(memory.eval(), coords) == []
+    assert made(memory, coords, seed, jitter_std=memory.jitter_std) == []
+
+
+CHANGES: dict[str, Callable[[GridMemory], GridMemory]] = {
+    "a copy": copy.deepcopy,
+    "a pickle": lambda memory: pickle.loads(pickle.dumps(memory)),
+    "there and back": lambda memory: memory.to("meta").to_empty(device="cpu"),
+    "in half precision": lambda memory: memory.bfloat16(),
+    "in half precision and back": lambda memory: memory.bfloat16().float(),
+    "wide": lambda memory: memory.double(),
+    "half wide": lambda memory: memory.bfloat16().double(),
+    "wide and back": lambda memory: memory.double().float(),
+    "a state loaded": lambda memory: memory.load_state_dict(memory.state_dict()) and memory,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_its_jitter_outlives_a_change(backend: str, name: str) -> None:
+    """To the bit, with no tensor made at a call; 0.1 in half precision is another number."""
+    memory = GridMemory(6, (5, 3), jitter_std=(0.1, 0.3), backend=backend)
+    memory = CHANGES[name](memory)
+    with torch.no_grad():
+        nn.init.normal_(memory.weight)
+    coords, seed = places(), torch.tensor(8)
+    if memory.weight.dtype == torch.float64:
+        coords = coords.double()
+    options = {"jitter_std": (0.1, 0.3), "seed": seed, "backend": backend}
+    expected = sample(memory.weight, coords, **options)
+    assert torch.equal(memory(coords, seed=seed), expected)
+    if backend != "reference":
+        assert made(memory, coords, seed) == []
+
+
+def test_its_jitter_can_be_set_later(backend: str) -> None:
+    memory, coords = GridMemory(6, (5, 3), backend=backend), places()
+    for std in (0.2, [0.1, 0.3], 0, 1, nn.Parameter(torch.tensor(0.3))):
+        memory.jitter_std = std
+        expected = sample(memory.weight, coords, jitter_std=std, seed=8, backend=backend)
+        assert torch.equal(memory(coords, seed=8), expected)
+    with pytest.raises(ValueError, match="jitter_std to be a float or 2 floats, at least 0"):
+        GridMemory(6, (5, 3)).jitter_std = -0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("coords_dtype", [torch.float32, torch.float64], ids=str)
+def test_its_jitter_has_the_dtype_of_the_coords(
+    backend: str, dtype: torch.dtype, coords_dtype: torch.dtype
+) -> None:
+    memory = GridMemory(6, (5, 3), jitter_std=0.1, backend=backend).to(dtype)
+    coords = places().to(coords_dtype)
+    expected = sample(memory.weight, coords, jitter_std=0.1, seed=8, backend=backend)
+    assert torch.equal(memory(coords, seed=8), expected)
+    other = sample(memory.weight, coords, jitter_std=0.2, seed=8, backend=backend)
+    assert torch.equal(memory(coords, seed=8, jitter_std=0.2), other)
+    given = torch.tensor(0.2, dtype=coords_dtype)
+    torch.testing.assert_close(memory(coords, seed=8, jitter_std=given), other)
+
+
+def test_what_a_former_version_pickled_has_its_jitter() -> None:
+    memory = GridMemory(6, (5, 3), jitter_std=0.1)
+    expected = memory(places(), seed=8)
+    state = memory.__getstate__()
+    del state["_std"]
+    former = GridMemory.__new__(GridMemory)
+    former.__setstate__(state)
+    assert torch.equal(former(places(), seed=8), expected)
+    assert list(former.state_dict()) == ["weight"]
+
+
+def test_its_state_is_its_entries() -> None:
+    """Nor is anything else broadcast by DistributedDataParallel, before every call."""
+    memory = GridMemory(6, (5, 3), jitter_std=0.1)
+    assert list(memory.state_dict()) == ["weight"]
+    assert not list(memory.buffers())
+
+
+def test_compiles_with_its_jitter(compiled_backend: str) -> None:
+    torch._dynamo.reset()
+    memory, coords = GridMemory(6, (5, 3), jitter_std=0.1, backend=compiled_backend), places()
+    seed = torch.tensor(8)
+    compiled = torch.compile(memory, backend="aot_eager", fullgraph=True)
+    for dtype in (torch.float32, torch.float64):
+        memory.to(dtype)
+        moved = coords.to(dtype)
+        torch.testing.assert_close(compiled(moved, seed=seed), memory(moved, seed=seed))
+    memory.jitter_std = (0.1, 0.5)
+    torch.testing.assert_close(compiled(moved, seed=seed), memory(moved, seed=seed))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_is_exported_with_its_jitter(strict: bool) -> None:
+    memory, coords = GridMemory(6, (5, 3), jitter_std=0.1), places()
+    seed = torch.tensor(8)
+    program = torch.export.export(memory, (coords, seed), strict=strict)
+    torch.testing.assert_close(program.module()(coords, seed), memory(coords, seed))
+    assert list(program.state_dict) == ["weight"]

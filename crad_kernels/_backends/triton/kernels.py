@@ -24,9 +24,9 @@ from crad_kernels._backends.triton.axis import (
 )
 from crad_kernels._backends.triton.jitter import jitter_normal
 from crad_kernels._backends.triton.jitter import philox as philox_words
+from crad_kernels._backends.triton.plan import UNROLLED as _UNROLLED
 
-# Loops over so many corners are unrolled.
-UNROLLED = tl.constexpr(16)
+UNROLLED = tl.constexpr(_UNROLLED)
 
 # Numbers that change from call to call, and tell the compiler nothing that it can use.
 _CHANGING = [
@@ -38,6 +38,7 @@ _CHANGING = [
     "first_point",
     "chunk",
     "pairs",
+    "outside",
 ]
 
 
@@ -146,7 +147,6 @@ def places_of(entry, size, NDIM: tl.constexpr):
 def weight_tile(
     places,
     taps,
-    finite,
     size,
     dtype: tl.constexpr,
     NDIM: tl.constexpr,
@@ -156,19 +156,25 @@ def weight_tile(
     TAPS: tl.constexpr,
     DERIVATIVE: tl.constexpr,
 ):
-    """The weights ``(entries, points)`` of entries, at their places, in the samples of points."""
+    """The weights ``(entries, points)`` of entries, at their places, in the samples of points.
+
+    All zero for a point whose index is not finite.
+    """
     base, distance, slope = taps
-    weights = tl.where(finite, 1.0, 0.0).to(dtype)[None, :]
+    weights = None
     for axis in tl.static_range(NDIM - 1, -1, -1):
-        along = tl.zeros((places[axis].shape[0], finite.shape[0]), dtype)
+        along = tl.zeros((places[axis].shape[0], base[axis].shape[0]), dtype)
         for tap in tl.static_range(TAPS):
             position = tap_position(base[axis], tap, size[axis], MODE, PADDING, ALIGN_CORNERS)
-            read = entry_at(position, size[axis]).to(tl.int32)
+            read = places[axis][:, None] == entry_at(position, size[axis]).to(tl.int32)[None, :]
             weight = tap_weight(
                 tap, distance[axis], slope[axis], MODE, DERIVATIVE >> 4 * axis & 15
             ).to(dtype)
-            along += tl.where(places[axis][:, None] == read[None, :], weight[None, :], 0.0)
-        weights = weights * along
+            if MODE == "cubic":  # where taps are padded one by one, two may read one entry
+                along += tl.where(read, weight[None, :], 0.0)
+            else:
+                along = tl.where(read, weight[None, :], along)
+        weights = along if axis == NDIM - 1 else weights * along
     return weights
 
 
@@ -358,7 +364,6 @@ def dense_sample_kernel(
         weights = weight_tile(
             places,
             taps,
-            finite,
             size,
             ACCUMULATOR,
             NDIM,
@@ -483,6 +488,46 @@ def grad_coords_kernel(
         )
 
 
+@triton.jit
+def factors(
+    grad_output,
+    coords,
+    seed,
+    jitter_std,
+    in_item,
+    end,
+    item,
+    points_per_item,
+    channels,
+    first,
+    lane,
+    places,
+    size,
+    NDIM: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DERIVATIVE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+):
+    """Of a product that is a gradient: weights ``(entries, points)``, and ``(points, lanes)``."""
+    point = item * points_per_item + in_item
+    exists = in_item < end
+    taps, _ = locate(
+        coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
+    )
+    weights = weight_tile(
+        places, taps, size, ACCUMULATOR, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS, DERIVATIVE
+    )
+    grad = tl.load(
+        tile_of(grad_output, point, channels, first, lane),
+        mask=exists[:, None] & (lane < channels - first)[None, :],
+        other=0.0,
+    )
+    return weights, grad.to(ACCUMULATOR)
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def owned_grad_values_kernel(
     grad_output,
@@ -517,46 +562,68 @@ def owned_grad_values_kernel(
         channels, points_per_item, chunk, BLOCK_CHANNELS
     )
     lane = tl.arange(0, BLOCK_CHANNELS)
-    here = lane < channels - first
     entry = tl.arange(0, ENTRIES)
     places = places_of(entry, size, NDIM)
     total = tl.zeros((ENTRIES, BLOCK_CHANNELS), ACCUMULATOR)
     for start in range(begin, end, BLOCK_POINTS):
-        in_item = start + tl.arange(0, BLOCK_POINTS)
-        point = item * points_per_item + in_item
-        exists = in_item < end
-        taps, finite = locate(
-            coords, point, exists, seed, jitter_std, size, NDIM, MODE, PADDING, ALIGN_CORNERS
-        )
-        weights = weight_tile(
+        weights, grad = factors(
+            grad_output,
+            coords,
+            seed,
+            jitter_std,
+            start + tl.arange(0, BLOCK_POINTS),
+            end,
+            item,
+            points_per_item,
+            channels,
+            first,
+            lane,
             places,
-            taps,
-            finite,
             size,
-            ACCUMULATOR,
             NDIM,
             MODE,
             PADDING,
             ALIGN_CORNERS,
             TAPS,
             DERIVATIVE,
+            ACCUMULATOR,
         )
-        grad = tl.load(
-            tile_of(grad_output, point, channels, first, lane),
-            mask=exists[:, None] & here[None, :],
-            other=0.0,
-        ).to(ACCUMULATOR)
-        # A product of matrices spreads NaN and infinities to entries that the point does not read:
-        # they are left out of it, and added one point at a time.
-        bounded = tl.abs(grad) < float("inf")
-        total = tl.dot(
-            weights,
-            tl.where(bounded, grad, 0.0),
-            acc=total,
-            input_precision="ieee",
-            out_dtype=ACCUMULATOR,
-        )
-        if tl.min(tl.min(bounded.to(tl.int32), 1), 0) == 0:
+        total = tl.dot(weights, grad, acc=total, input_precision="ieee", out_dtype=ACCUMULATOR)
+    # A product of matrices spreads NaN and infinities to entries that the point does not read. Then
+    # all is summed again: they are left out of it, and added one point at a time.
+    if tl.min(tl.min((tl.abs(total) < float("inf")).to(tl.int32), 1), 0) == 0:
+        total = tl.zeros((ENTRIES, BLOCK_CHANNELS), ACCUMULATOR)
+        for start in range(begin, end, BLOCK_POINTS):
+            weights, grad = factors(
+                grad_output,
+                coords,
+                seed,
+                jitter_std,
+                start + tl.arange(0, BLOCK_POINTS),
+                end,
+                item,
+                points_per_item,
+                channels,
+                first,
+                lane,
+                places,
+                size,
+                NDIM,
+                MODE,
+                PADDING,
+                ALIGN_CORNERS,
+                TAPS,
+                DERIVATIVE,
+                ACCUMULATOR,
+            )
+            bounded = tl.abs(grad) < float("inf")
+            total = tl.dot(
+                weights,
+                tl.where(bounded, grad, 0.0),
+                acc=total,
+                input_precision="ieee",
+                out_dtype=ACCUMULATOR,
+            )
             for number in range(BLOCK_POINTS):
                 this = tl.arange(0, BLOCK_POINTS) == number
                 weight = tl.sum(tl.where(this[None, :], weights, 0.0), 1)[:, None]
@@ -565,7 +632,7 @@ def owned_grad_values_kernel(
     tl.store(
         tile_of(parts, part * entries + entry, channels, first, lane),
         total,
-        mask=(entry < entries)[:, None] & here[None, :],
+        mask=(entry < entries)[:, None] & (lane < channels - first)[None, :],
     )
 
 
@@ -641,6 +708,7 @@ def corners_kernel(
     points,
     points_per_item,
     entries,
+    outside,
     size,
     NDIM: tl.constexpr,
     MODE: tl.constexpr,
@@ -654,7 +722,7 @@ def corners_kernel(
 ):
     """The corners of points from `first_point` on: the row of the grid that each reads, its weight.
 
-    Where it lies outside the grid, the row is the greatest number there is.
+    Where it lies outside the grid, the row is `outside`, beyond all others.
     """
     CORNERS: tl.constexpr = TAPS**NDIM
     number = tl.program_id(0).to(tl.int64) * BLOCK_POINTS + tl.arange(0, BLOCK_POINTS)
@@ -669,59 +737,104 @@ def corners_kernel(
             corner, taps, finite, size, NDIM, MODE, PADDING, ALIGN_CORNERS, TAPS
         )
         weight = corner_weight(corner, taps, -1, ACCUMULATOR, NDIM, MODE, TAPS, DERIVATIVE)
-        row = tl.where(inside, item * entries + entry, 0x7FFFFFFFFFFFFFFF)
+        row = tl.where(inside, item * entries + entry, outside).to(rows.dtype.element_ty)
         tl.store(rows + number * CORNERS + corner, row, mask=exists)
         tl.store(weights + number * CORNERS + corner, weight, mask=exists)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
-def segments_kernel(
-    grad_output,
+def pieces_kernel(
+    terms,
     rows,
     order,
     weights,
     grad_values,
+    part_rows,
+    parts,
     first_point,
     pairs,
+    outside,
     groups,
     CORNERS: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCK_PAIRS: tl.constexpr,
+    PIECE: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_PIECES: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Adds to a row of the gradient what the pairs of a point and a corner that read it add up to.
+    """Adds to each row of the gradient the terms of it, which are next to one another in a list.
 
-    `rows` are sorted, and `order` says which pair each is of; the program of the first of equal
-    ones sums them in order, a tile of channels, and the others have nothing to do.
+    `rows` says which row each term is of. A lane adds up a channel of a piece of the list, in
+    order, and adds what it has to the row where all of the row's terms lie in the piece. What
+    the piece has of a row that began before it, and of one that goes on behind it, are two `parts`,
+    the terms of another such list: a row of many terms is shared by many programs.
+
+    The first list is of pairs of a point and a corner, sorted by the row they read: `order` says
+    which each is, and a term is the gradient of the point's output with the pair's weight.
     """
     channels = product_of(groups, GROUP)
     tiles = tl.cdiv(channels, BLOCK_CHANNELS)
     program = tl.program_id(0).to(tl.int64)
-    first = program // tiles
+    piece = program // tiles * BLOCK_PIECES + tl.arange(0, BLOCK_PIECES)
     start = program % tiles * BLOCK_CHANNELS
     lane = tl.arange(0, BLOCK_CHANNELS)
-    here = lane < channels - start
-    row = tl.load(rows + first)
-    before = tl.load(rows + first - 1, mask=first > 0, other=-1)
-    if (row != before) & (row != 0x7FFFFFFFFFFFFFFF):
-        total = tl.zeros((BLOCK_CHANNELS,), ACCUMULATOR)
-        more = 1
-        while more == 1:
-            place = first + tl.arange(0, BLOCK_PAIRS)
-            equal = tl.load(rows + place, mask=place < pairs, other=-1) == row
-            pair = tl.load(order + place, mask=equal, other=0)
-            weight = tl.load(weights + pair, mask=equal, other=0.0)
-            grad = tl.load(
-                tile_of(grad_output, first_point + pair // CORNERS, channels, start, lane),
-                mask=equal[:, None] & here[None, :],
-                other=0.0,
-            )
-            total += tl.sum(weight[:, None] * grad.to(ACCUMULATOR), 0)
-            first += BLOCK_PAIRS
-            more = tl.min(equal.to(tl.int32), 0)
-        to = grad_values + row * channels + start + lane
-        tl.store(to, tl.load(to, mask=here, other=0.0) + total, mask=here)
+    here = (lane < channels - start)[None, :]
+    begin = piece * PIECE
+    exists = begin < pairs
+    row = tl.load(rows + begin, mask=exists, other=-1)
+    before = tl.load(rows + begin - 1, mask=exists & (begin > 0), other=-1)
+    began_before = exists & (row == before)
+    head = tl.where(began_before, row, outside).to(rows.dtype.element_ty)
+    total = tl.zeros((BLOCK_PIECES, BLOCK_CHANNELS), ACCUMULATOR)
+    last = row
+    for first in range(0, PIECE, TOGETHER):
+        # All of a group are on their way before the first is added.
+        read = (row,)
+        loaded = ()
+        for i in tl.static_range(TOGETHER):
+            place = begin + first + i
+            within = (place < pairs) & (read[i] < outside)
+            if order is None:
+                term = tl.load(
+                    tile_of(terms, place, channels, start, lane),
+                    mask=within[:, None] & here,
+                    other=0.0,
+                )
+            else:
+                pair = tl.load(order + place, mask=within, other=0)
+                weight = tl.load(weights + pair, mask=within, other=0.0)
+                term = tl.load(
+                    tile_of(terms, first_point + pair // CORNERS, channels, start, lane),
+                    mask=within[:, None] & here,
+                    other=0.0,
+                )
+                term = weight[:, None] * term.to(ACCUMULATOR)
+            loaded = loaded + (term,)
+            read = read + (tl.load(rows + place + 1, mask=place + 1 < pairs, other=-1),)
+        for i in tl.static_range(TOGETHER):
+            total += loaded[i]
+            ends = read[i] != read[i + 1]
+            if i == TOGETHER - 1:
+                ends = ends | (first + TOGETHER == PIECE)
+            inside = (begin + first + i < pairs) & (read[i] < outside)
+            goes_on = ends & (read[i] == read[i + 1])
+            to = tile_of(grad_values, read[i].to(tl.int64), channels, start, lane)
+            whole = (ends & inside & ~began_before & ~goes_on)[:, None] & here
+            tl.store(to, tl.load(to, mask=whole, other=0.0) + total, mask=whole)
+            to = tile_of(parts, 2 * piece, channels, start, lane)
+            tl.store(to, total, mask=(ends & inside & began_before)[:, None] & here)
+            if i == TOGETHER - 1:
+                # A row that neither begins nor ends here is a part once, and zero.
+                rest = tl.where(began_before[:, None], 0.0, total)
+                to = tile_of(parts, 2 * piece + 1, channels, start, lane)
+                tl.store(to, rest, mask=(inside & goes_on)[:, None] & here)
+                last = tl.where(inside & goes_on, read[i], outside).to(rows.dtype.element_ty)
+            total = tl.where(ends[:, None], 0.0, total)
+            began_before = began_before & ~ends
+        row = read[TOGETHER]
+    tl.store(part_rows + 2 * piece, head, mask=exists)
+    tl.store(part_rows + 2 * piece + 1, last, mask=exists)
 
 
 @triton.jit(do_not_specialize=_CHANGING)

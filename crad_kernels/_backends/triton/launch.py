@@ -7,15 +7,22 @@ sums depends on shapes and dtypes alone.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from crad_kernels._backends.triton import kernels
-from crad_kernels._backends.triton.tuning import GATHERING, HOLDING, Configuration, fastest
+from crad_kernels._backends.triton import kernels, plan
+from crad_kernels._backends.triton.plan import (
+    GATHERING,
+    HOLDING,
+    Configuration,
+    Plan,
+    Problem,
+)
+from crad_kernels._backends.triton.tuning import fastest
 from crad_kernels._schema import (
     check_call,
     check_grad_output,
@@ -25,27 +32,6 @@ from crad_kernels._schema import (
 )
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
-
-# A grid of at most so many entries is held in registers where its gradient is summed.
-_SMALL = 128
-
-# As many programs as keep a large GPU busy.
-_PROGRAMS = 1024
-
-# Pairs of a point and a corner that are sorted at a time.
-_PAIRS = 1 << 24
-
-# Of fewer outputs, a GPU makes short work however it is cut: a launch takes longer.
-_WORTH_TUNING = 1 << 20
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _up_to(number: int, most: int) -> int:
-    """A power of two: the least that is not below `number`, if that is not above `most`."""
-    return min(1 << max(number - 1, 0).bit_length(), most)
 
 
 def run(kernel: Any, programs: int, device: torch.device, warps: int = 4, **arguments: Any) -> None:
@@ -58,40 +44,16 @@ def run(kernel: Any, programs: int, device: torch.device, warps: int = 4, **argu
 class _Call:
     """What the kernels of a call share."""
 
-    batch: int
-    entries: int
-    channels: int
-    points: int
-    points_per_item: int
+    problem: Problem
     accumulator: torch.dtype
+    device: torch.device
     kind: tuple[Hashable, ...]
     arguments: dict[str, Any]
 
-    @property
-    def empty(self) -> bool:
-        return self.points == 0 or self.channels == 0
-
-    @property
-    def corners(self) -> int:
-        corners: int = self.arguments["TAPS"] ** self.arguments["NDIM"]
-        return corners
-
-    @property
-    def dense(self) -> bool:
-        """Whether a sample multiplies all entries of the grid by their weights.
-
-        It then adds `entries / corners` times as many products as one that gathers, but locates a
-        corner for all channels of a block. Gathering stays the better where its loop over corners
-        is unrolled: counted in instructions, see docs/performance.md, not yet timed on a GPU.
-        The rule is of the shape alone, as the two round differently.
-        """
-        return self.entries <= _SMALL and self.corners > kernels.UNROLLED.value
-
-    @property
-    def channel_groups(self) -> dict[str, int]:
-        """The number of channels, and how many of them are sure to be aligned together."""
-        group = gcd(self.channels, 16)
-        return {"groups": self.channels // group, "GROUP": group}
+    def run(self, kernel: Any, plan: Plan, **tensors: Any) -> None:
+        """Launch a kernel that locates points."""
+        arguments = {**plan.arguments, **self.arguments, **tensors}
+        run(kernel, plan.programs, self.device, plan.warps, **arguments)
 
     def fastest(
         self,
@@ -100,60 +62,9 @@ class _Call:
         launch: Callable[[Configuration], None],
     ) -> Configuration:
         """The configuration to launch a kernel with."""
-        if self.points * self.channels < _WORTH_TUNING:
+        if not self.problem.worth_tuning:
             return configurations[0]
-        device = self.arguments["coords"].device
-        return fastest((kernel, *self.kind), device, configurations, launch)
-
-    def gathering(self, configuration: Configuration) -> tuple[int, int, dict[str, int]]:
-        """Programs, tiles and arguments of a kernel that gathers entries for blocks of points."""
-        # Where loops are unrolled, the entries of all corners are on their way at the same time.
-        elements = configuration.scale * (1024 if self.corners <= 4 else 512)
-        if self.accumulator == torch.float64:
-            elements //= 2
-        block_channels = _up_to(self.channels, configuration.channels)
-        block_points = min(elements // block_channels, 256 * configuration.scale)
-        blocks = _ceil_div(self.points, block_points)
-        blocks_per_tile = _ceil_div(self.channels, _ceil_div(_PROGRAMS, blocks) * block_channels)
-        tiles = _ceil_div(self.channels, blocks_per_tile * block_channels)
-        return (
-            blocks * tiles,
-            tiles,
-            {
-                "points": self.points,
-                "blocks_per_tile": blocks_per_tile,
-                **self.channel_groups,
-                "SHARED": self.batch == 1,
-                "BLOCK_POINTS": block_points,
-                "BLOCK_CHANNELS": block_channels,
-            },
-        )
-
-    def holding(self, most_chunks: int) -> tuple[int, int, dict[str, int]]:
-        """Programs, chunks and arguments of a kernel that holds all entries for chunks of points.
-
-        A program holds a tile of their channels.
-        """
-        # What a thread holds of the tile, and of the factors that make it, fits in its registers.
-        entries = max(_up_to(self.entries, _SMALL), 16)
-        block_channels = max(_up_to(self.channels, min(2048 // entries, 32)), 16)
-        block_points = 16
-        tiles = _ceil_div(self.channels, block_channels)
-        wanted = _ceil_div(_PROGRAMS, tiles * self.batch)
-        chunks = max(1, min(wanted, most_chunks, self.points_per_item // (2 * block_points)))
-        chunk = _ceil_div(_ceil_div(self.points_per_item, chunks), block_points) * block_points
-        chunks = _ceil_div(self.points_per_item, chunk)
-        return (
-            self.batch * chunks * tiles,
-            chunks,
-            {
-                **self.channel_groups,
-                "chunk": chunk,
-                "ENTRIES": entries,
-                "BLOCK_POINTS": block_points,
-                "BLOCK_CHANNELS": block_channels,
-            },
-        )
+        return fastest((kernel, *self.kind), self.device, configurations, launch)
 
 
 def _call(
@@ -171,17 +82,15 @@ def _call(
     points_per_item = points // max(batch, 1)
     jittered = seed is not None and jitter_std is not None
     wide = values.dtype == torch.float64
+    numbers = (batch, prod(size), values.shape[-1], points)
     return _Call(
-        batch,
-        prod(size),
-        values.shape[-1],
-        points,
-        points_per_item,
+        Problem(*numbers, ndim, _TAPS[mode] ** ndim, 8 if wide else 4),
         torch.float64 if wide else torch.float32,
+        coords.device,
         (
             *(values.dtype, coords.dtype, jittered, ndim),
             *(mode, padding_mode, align_corners, derivative),
-            *(number.bit_length() for number in (batch, prod(size), values.shape[-1], points)),
+            *(number.bit_length() for number in numbers),
         ),
         {
             "coords": coords.contiguous(),
@@ -208,35 +117,27 @@ def sample(
     jitter_std: Tensor | None,
     options: int,
 ) -> Tensor:
-    """The sample: gathered, or as a product of matrices (`_Call.dense`)."""
+    """The sample: gathered, or as a product of matrices (`Problem.dense`)."""
     check_call(values, coords, seed, jitter_std, options)
     call = _call(values, coords, seed, jitter_std, options)
-    output = values.new_empty(*coords.shape[:-1], call.channels)
-    if call.empty:
+    problem = call.problem
+    output = values.new_empty(*coords.shape[:-1], problem.channels)
+    if problem.empty:
         return output
     values = values.contiguous()
-    configurations: Sequence[Configuration]
-    if call.dense:
-        name, kernel, configurations = "dense_sample", kernels.dense_sample_kernel, HOLDING
-        held = call.holding(most_chunks=call.points_per_item)
+
+    def gather(configuration: Configuration) -> None:
+        chosen = plan.gathering(problem, configuration)
+        call.run(kernels.sample_kernel, chosen, values=values, output=output)
+
+    def multiply(configuration: Configuration) -> None:
+        chosen = plan.holding(problem, configuration, summed=False)
+        call.run(kernels.dense_sample_kernel, chosen, values=values, output=output)
+
+    if problem.dense:
+        multiply(call.fastest("dense_sample", HOLDING, multiply))
     else:
-        name, kernel, configurations = "sample", kernels.sample_kernel, GATHERING
-        held = None
-
-    def launch(configuration: Configuration) -> None:
-        programs, _, plan = held or call.gathering(configuration)
-        run(
-            kernel,
-            programs,
-            values.device,
-            configuration.warps,
-            values=values,
-            output=output,
-            **plan,
-            **call.arguments,
-        )
-
-    launch(call.fastest(name, configurations, launch))
+        gather(call.fastest("sample", GATHERING, gather))
     return output
 
 
@@ -255,14 +156,14 @@ def sample_backward(
     check_grad_output(grad_output, values, coords)
     call = _call(values, coords, seed, jitter_std, options)
     grad_output = grad_output.contiguous()
-    if call.empty:
+    if call.problem.empty:
         return (
             values.new_zeros(values.shape if want_values else 0),
             coords.new_zeros(coords.shape if want_coords else 0),
         )
     if not want_values:
         grad_values = values.new_empty(0)
-    elif call.entries <= _SMALL:
+    elif call.problem.small:
         grad_values = _owned_grad_values(call, grad_output, values)
     elif unpack(options)[3]:  # deterministic
         grad_values = _sorted_grad_values(call, grad_output, values)
@@ -274,40 +175,25 @@ def sample_backward(
 
 def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tensor) -> Tensor:
     """Partial sums of tiles of channels, summed in order: the same bits in every run."""
-    programs, tiles, plan = call.gathering(GATHERING[0])
-    parts = coords.new_empty(tiles, *coords.shape)
-    run(
-        kernels.grad_coords_kernel,
-        programs,
-        values.device,
-        grad_output=grad_output,
-        values=values.contiguous(),
-        parts=parts,
-        **plan,
-        **call.arguments,
+    chosen = plan.grad_coords(call.problem)
+    parts = coords.new_empty(chosen.parts, *coords.shape)
+    values = values.contiguous()
+    call.run(
+        kernels.grad_coords_kernel, chosen, grad_output=grad_output, values=values, parts=parts
     )
-    return parts[0] if tiles == 1 else parts.sum(0)
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def _owned_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tensor:
     """Partial sums of chunks of points, summed in order: the same bits in every run."""
-    # No more chunks than leave the sum of their parts cheaper than reading grad_output.
-    affordable = max(call.points_per_item, (1 << 20) // call.channels) // (2 * call.entries)
-    programs, chunks, plan = call.holding(affordable)
-    shape = (call.batch, chunks, call.entries, call.channels)
+    problem = call.problem
+    chunks = plan.holding(problem, HOLDING[0], summed=True).parts
+    shape = (problem.batch, chunks, problem.entries, problem.channels)
     parts = values.new_empty(shape, dtype=call.accumulator)
 
     def launch(configuration: Configuration) -> None:
-        run(
-            kernels.owned_grad_values_kernel,
-            programs,
-            values.device,
-            configuration.warps,
-            grad_output=grad_output,
-            parts=parts,
-            **plan,
-            **call.arguments,
-        )
+        chosen = plan.holding(problem, configuration, summed=True)
+        call.run(kernels.owned_grad_values_kernel, chosen, grad_output=grad_output, parts=parts)
 
     launch(call.fastest("owned_grad_values", HOLDING, launch))
     total = parts if chunks == 1 else parts.sum(1)
@@ -319,16 +205,11 @@ def _atomic_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
     grad_values = values.new_empty(values.shape, dtype=call.accumulator)
 
     def launch(configuration: Configuration) -> None:
-        programs, _, plan = call.gathering(configuration)
-        run(
+        call.run(
             kernels.atomic_grad_values_kernel,
-            programs,
-            values.device,
-            configuration.warps,
+            plan.gathering(call.problem, configuration),
             grad_output=grad_output,
             grad_values=grad_values,
-            **plan,
-            **call.arguments,
         )
 
     configuration = call.fastest("atomic_grad_values", GATHERING, launch)
@@ -338,47 +219,69 @@ def _atomic_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
 
 
 def _sorted_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tensor:
-    """Sums in order of a stable sort of the pairs of a point and a corner, by the row they read."""
+    """Sums in order of a stable sort of the pairs of a point and a corner, by the row they read.
+
+    Some points at a time, so that beside the result and its gradient it takes no more memory than
+    `plan.SORTED_BYTES`.
+    """
+    problem = call.problem
     grad_values = values.new_zeros(values.shape, dtype=call.accumulator)
-    block_channels = _up_to(call.channels, 256)
-    tiles = _ceil_div(call.channels, block_channels)
-    chunk = max(1, _PAIRS // (call.corners * tiles))
-    for first in range(0, call.points, chunk):
-        points = min(chunk, call.points - first)
-        pairs = points * call.corners
-        rows = values.new_empty(pairs, dtype=torch.int64)
+    key = torch.int32 if plan.short_keys(problem) else torch.int64
+    outside = problem.batch * problem.entries
+    chunk = plan.sorted_points(problem)
+    for first in range(0, problem.points, chunk):
+        points = min(chunk, problem.points - first)
+        pairs = points * problem.corners
+        rows = values.new_empty(pairs, dtype=key)
         weights = values.new_empty(pairs, dtype=call.accumulator)
-        run(
+        call.run(
             kernels.corners_kernel,
-            _ceil_div(points, 128),
-            values.device,
+            plan.flat(points, 128),
             rows=rows,
             weights=weights,
             first_point=first,
-            points=points,
-            SHARED=call.batch == 1,
-            BLOCK_POINTS=128,
-            **call.arguments,
+            outside=outside,
+            SHARED=problem.batch == 1,
         )
         rows, order = torch.sort(rows, stable=True)
+        _add_terms(call, grad_values, grad_output, rows, order, weights, first, outside)
+    return grad_values.to(values.dtype)
+
+
+def _add_terms(
+    call: _Call,
+    grad_values: Tensor,
+    terms: Tensor,
+    rows: Tensor,
+    order: Tensor | None,
+    weights: Tensor | None,
+    first_point: int,
+    outside: int,
+) -> None:
+    """Add to each row the terms of it, in levels: the partial sums of one are terms of the next."""
+    for terms_of_level in plan.levels(len(rows)):
+        chosen = plan.pieces(call.problem, terms_of_level)
+        part_rows = rows.new_empty(chosen.parts)
+        parts = grad_values.new_empty(chosen.parts, call.problem.channels)
         run(
-            kernels.segments_kernel,
-            pairs * tiles,
-            values.device,
-            grad_output=grad_output,
+            kernels.pieces_kernel,
+            chosen.programs,
+            call.device,
+            chosen.warps,
+            terms=terms,
             rows=rows,
             order=order,
             weights=weights,
             grad_values=grad_values,
-            first_point=first,
-            pairs=pairs,
-            **call.channel_groups,
-            CORNERS=call.corners,
+            part_rows=part_rows,
+            parts=parts,
+            first_point=first_point,
+            outside=outside,
+            CORNERS=call.problem.corners,
             ACCUMULATOR=call.arguments["ACCUMULATOR"],
-            BLOCK_PAIRS=8,
-            BLOCK_CHANNELS=block_channels,
+            **chosen.arguments,
         )
-    return grad_values.to(values.dtype)
+        terms, rows, order, weights, first_point = parts, part_rows, None, None, 0
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -386,15 +289,15 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     check_philox(counter, key)
     words = torch.empty_like(counter, memory_format=torch.contiguous_format)
     if len(counter):
+        chosen = plan.flat(len(counter), 1024)
         run(
             kernels.philox_kernel,
-            _ceil_div(len(counter), 1024),
+            chosen.programs,
             counter.device,
             counter=counter.contiguous(),
             key=key.contiguous(),
             words=words,
-            points=len(counter),
-            BLOCK_POINTS=1024,
+            **chosen.arguments,
         )
     return words
 
@@ -404,14 +307,14 @@ def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
     check_normals(seed, points, ndim)
     result = seed.new_empty(points, ndim, dtype=torch.float32)
     if points:
+        chosen = plan.flat(points, 1024)
         run(
             kernels.normals_kernel,
-            _ceil_div(points, 1024),
+            chosen.programs,
             seed.device,
             seed=seed,
             normals=result,
-            points=points,
             NDIM=ndim,
-            BLOCK_POINTS=1024,
+            **chosen.arguments,
         )
     return result

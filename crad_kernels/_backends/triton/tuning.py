@@ -2,7 +2,7 @@
 
 A result has the same bits whichever is taken, so that `deterministic` has nothing to turn off.
 What is tuned is a sample, summed by one thread in the order of its taps; a product of matrices, for
-a sample or the gradient of a small grid, where a number of warps says which thread sums an element,
+a sample or the gradient of a small grid, where blocks and warps say which thread sums an element,
 and not in which order; and the atomic gradient of a large grid, whose order is open anyhow. Not
 tuned are the gradient of the coordinates and the sorted one: threads share their sums, in an order
 that blocks and warps make. Nor is whether a sample is gathered or a product.
@@ -14,35 +14,12 @@ with CRAD_KERNELS_TUNE=0: then the first configuration is taken, unless the kind
 
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
 
-
-@dataclass(frozen=True)
-class Configuration:
-    """How the work is cut.
-
-    Attributes:
-        warps: of a program.
-        channels: the most that a block has.
-        scale: how many times the usual number of elements a block has.
-    """
-
-    warps: int = 4
-    channels: int = 32
-    scale: int = 1
-
-
-GATHERING = (
-    Configuration(),
-    Configuration(channels=128),  # up to four times the channels for the same taps
-    Configuration(scale=2),  # twice the loads at a time
-    Configuration(warps=8),  # half the registers of a thread
-)
-HOLDING = (Configuration(warps=4), Configuration(warps=8))
+from crad_kernels._backends.triton.plan import Configuration
 
 _RUNS = 5
 
