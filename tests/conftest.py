@@ -1,5 +1,6 @@
 """Every backend of `crad_kernels` as a fixture, on each type of device that it is tested on."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,14 @@ import torch
 
 from crad_kernels import backends
 from tests.cases import JUDGE
+
+
+def pytest_configure() -> None:
+    """Take signals as a program in the foreground does; what a shell runs behind ignores some."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
