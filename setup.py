@@ -216,7 +216,7 @@ def cuda_recipe() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "cpu": lambda: cpp_recipe("cpu/*.cpp"),
+    "cpu": lambda: cpp_recipe("cpu/*.cpp", "cpu/isa/*.cpp"),
     "cuda": cuda_recipe,
     "cuda_emulated": lambda: cpp_recipe("cuda/emulated.cpp"),  # for tests: see emulator.h there
 }

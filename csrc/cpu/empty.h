@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../operator/call.h"
-#include "recycler.h"
+#include "memory.h"
 
 namespace crad {
 namespace {

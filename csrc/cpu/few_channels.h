@@ -1,11 +1,11 @@
 // The loops for entries of few channels: the lanes of a vector are points, not channels. (Backward,
-// those of rows.h come first, where they fit.)
+// those of tap_rows.h come first, where they fit.)
 #pragma once
 
-#include "block.h"
-#include "gradient_rows.h"
+#include "grad_output.h"
 #include "kernels.h"
-#include "pack.h"
+#include "locate.h"
+#include "simd.h"
 
 namespace crad {
 namespace {

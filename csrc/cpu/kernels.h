@@ -70,4 +70,7 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
+// Those that this process uses, chosen at the first call.
+const Kernels& kernels();
+
 }  // namespace crad

@@ -53,7 +53,7 @@ bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
 
 enum class To { rows, planes };
 
-void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const Tensor& from_tensor,
+void transpose(To to, const ChannelsFirst& shape, const Tensor& from_tensor,
                const Tensor& to_tensor) {
   // So many rows that a channel of them is read or written in a long run, and all stay in a cache.
   constexpr int64_t kBytes = 256 * 1024, kFewestRows = 64;
@@ -72,29 +72,29 @@ void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const 
       const int64_t in_rows = outer + begin * channels * element;
       const int64_t in_planes = outer + begin * element;
       if (to == To::rows)
-        kernels.transpose(element, from + in_planes, rows, channels, number, target + in_rows,
-                          channels);
+        kernels().transpose(element, from + in_planes, rows, channels, number, target + in_rows,
+                            channels);
       else
-        kernels.transpose(element, from + in_rows, channels, number, channels, target + in_planes,
-                          rows);
+        kernels().transpose(element, from + in_rows, channels, number, channels, target + in_planes,
+                            rows);
     }
   });
 }
 
 // A contiguous copy of a tensor that is channels first.
-Tensor channels_last(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
+Tensor channels_last(const Tensor& tensor, int64_t batch_axes) {
   const Shape shape = shape_of(tensor);
   const Tensor copy = empty(shape, tensor.scalar_type());
-  transpose(kernels, To::rows, seen(shape, batch_axes), tensor, copy);
+  transpose(To::rows, seen(shape, batch_axes), tensor, copy);
   return copy;
 }
 
 // A copy of a contiguous tensor, channels first.
-Tensor channels_first(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
+Tensor channels_first(const Tensor& tensor, int64_t batch_axes) {
   const Shape shape = shape_of(tensor);
   const Tensor copy =
       empty_strided(shape, channels_first_strides(shape, batch_axes), tensor.scalar_type());
-  transpose(kernels, To::planes, seen(shape, batch_axes), tensor, copy);
+  transpose(To::planes, seen(shape, batch_axes), tensor, copy);
   return copy;
 }
 
@@ -122,27 +122,25 @@ const RowStrides* strides_of(const Tensor& tensor, RowStrides& strides) {
 enum class Pass { forward, backward };
 
 // Lets a call read values that are not contiguous: in place, or, where they are small, a copy.
-void read_strided(const Kernels& kernels, Call& call, const Tensor& values, int64_t batch_axes,
-                  Pass pass) {
+void read_strided(Call& call, const Tensor& values, int64_t batch_axes, Pass pass) {
   constexpr int64_t kSmall = 4 * 1024 * 1024;  // bytes
   call.set_strided(values);
   if (is_dense(call.problem)) return;
   if (pass == Pass::forward && has_planes(call.problem) && samples_planes(call.problem)) return;
   if (is_channels_first(values, batch_axes))
-    call.set_contiguous(channels_last(kernels, values, batch_axes), call.problem.channels);
+    call.set_contiguous(channels_last(values, batch_axes), call.problem.channels);
   else if (values.numel() <= kSmall / bytes_of(values.scalar_type()))
     call.set_contiguous(dense(values), call.problem.channels);
 }
 
 // Lets a call read its values, whatever their strides. Where all batch items have the same grid,
 // there is one, and all points are its own, unless each item's gradient is wanted.
-void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pass,
-                 bool want_values) {
+void read_values(Call& call, int64_t batch_axes, Pass pass, bool want_values) {
   Problem& problem = call.problem;
   const Tensor values = call.values;
   if (values.is_contiguous()) return;
   if (batch_axes == 0 || problem.grids <= 1 || values.stride(0) != 0)
-    return read_strided(kernels, call, values, batch_axes, pass);
+    return read_strided(call, values, batch_axes, pass);
   const Tensor grid = torch::stable::narrow(call.values, 0, 0, 1);
   const int64_t grids = problem.grids, points = problem.points_per_grid;
   problem.grids = 1;
@@ -150,7 +148,7 @@ void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pa
   if (grid.is_contiguous())
     call.set_contiguous(grid, problem.channels);
   else
-    read_strided(kernels, call, grid, batch_axes, pass);
+    read_strided(call, grid, batch_axes, pass);
   if (!want_values) return;
   problem.grids = grids;
   problem.points_per_grid = points;
@@ -159,11 +157,10 @@ void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pa
 
 // The gradient of a call's output: a copy where it is channels first and points are taken band by
 // band, since rows of points that are apart are slow to gather from planes.
-Tensor rows_of(const Kernels& kernels, const Call& call, const Tensor& grad_output) {
+Tensor rows_of(const Call& call, const Tensor& grad_output) {
   if (grad_output.is_contiguous() || bands_of(call.problem).number == 0) return grad_output;
   for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)
-    if (is_channels_first(grad_output, batch_axes))
-      return channels_last(kernels, grad_output, batch_axes);
+    if (is_channels_first(grad_output, batch_axes)) return channels_last(grad_output, batch_axes);
   return grad_output;
 }
 

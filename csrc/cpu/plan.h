@@ -197,7 +197,7 @@ inline Bands forward_bands_of(const Problem& problem) {
 // Whether the entries of a channel follow each other along the last axis.
 inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
 
-// Whether the forward pass reads planes, one of each channel (planes.h), from values that have
+// Whether the forward pass reads planes, one of each channel (planar.h), from values that have
 // them, or are made so, which must take neither longer than the sampling nor much memory.
 inline bool samples_planes(const Problem& problem) {
   constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too

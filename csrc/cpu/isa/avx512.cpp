@@ -30,7 +30,7 @@
 
 #define CRAD_VECTOR_BYTES 64
 #define CRAD_KERNELS kernels_avx512
-#include "kernels_impl.h"
+#include "table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -7,9 +7,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "block.h"
-#include "gradient_rows.h"
+#include "grad_output.h"
 #include "kernels.h"
+#include "locate.h"
 #include "row.h"
 #include "transpose.h"
 

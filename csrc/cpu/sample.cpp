@@ -1,8 +1,6 @@
 // The operators of the CPU backend: tensors in and out, on the LibTorch stable ABI.
 #include <pthread.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -14,50 +12,12 @@
 #include "empty.h"
 #include "kernels.h"
 #include "layout.h"
-#include "order.h"
 #include "parallel.h"
 #include "plan.h"
+#include "sort.h"
 
 namespace crad {
 namespace {
-
-// The kernels of the best instruction set of this processor, or of the one that the environment
-// variable CRAD_KERNELS_CPU_ISA names.
-const Kernels& choose_kernels() {
-  struct Choice {
-    const char* name;
-    bool supported;
-    const Kernels& kernels;
-  };
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq");
-#endif
-  const Choice choices[] = {
-#if defined(__x86_64__)
-      {"avx512", avx512, kernels_avx512},
-      {"avx2", avx2, kernels_avx2},
-#endif
-      {"baseline", true, kernels_baseline},
-  };
-  const char* wanted = std::getenv("CRAD_KERNELS_CPU_ISA");
-  for (const Choice& choice : choices)
-    if (choice.supported && (!wanted || !*wanted || std::strcmp(wanted, choice.name) == 0))
-      return choice.kernels;
-  STD_TORCH_CHECK(
-      false, "CRAD_KERNELS_CPU_ISA is '", wanted,
-      "', which this processor does not have; use avx512, avx2 or baseline, or unset it");
-}
-
-// Chosen at the first call, with no guard that another thread might hold while this process forks.
-const Kernels& kernels() {
-  static std::atomic<const Kernels*> chosen{nullptr};
-  const Kernels* known = chosen.load();
-  if (known == nullptr) chosen.store(known = &choose_kernels());
-  return *known;
-}
 
 // Calls f(grid, tile, chunk) for all tiles of a plan and so many chunks, in parallel if they move
 // enough bytes; the chunks of a tile lie next to each other, so that a thread stays with one tile
@@ -80,7 +40,7 @@ void for_each_band(const Call& call, const Bands& bands, const Plan& plan, int64
   const Tensor part = empty({call.points}, ScalarType::Int);
   const Tensor order = empty({call.points}, ScalarType::Long);
   int64_t* const numbers = static_cast<int64_t*>(order.data_ptr());
-  const PartOrder sorted(kernels(), problem, bands, static_cast<int32_t*>(part.data_ptr()), numbers,
+  const PartOrder sorted(problem, bands, static_cast<int32_t*>(part.data_ptr()), numbers,
                          [&](int64_t count, auto f) {
                            parallel(count, bytes, [&](int64_t b, int64_t e) {
                              for (int64_t i = b; i < e; ++i) f(i);
@@ -120,7 +80,7 @@ void sample_to_planes(const Tensor& planes, const Call& call, int64_t batch_axes
     const Shape shape = call.output_shape();
     const Tensor rows = empty(shape, type);
     sample_to({rows.data_ptr(), problem.channels}, call);
-    return transpose(kernels(), To::planes, seen(shape, batch_axes), rows, planes);
+    return transpose(To::planes, seen(shape, batch_axes), rows, planes);
   }
   const Plan plan = forward_plan(problem);
   const int64_t channels = problem.channels, points = problem.points_per_grid;
@@ -155,10 +115,9 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   call.problem.coords_strides = strides_of(coords, coords_strides);
   const int64_t batch_axes = batch_axes_of(values, coords);
   const bool first = is_channels_first(values, batch_axes);
-  read_values(kernels(), call, batch_axes, Pass::forward, false);
+  read_values(call, batch_axes, Pass::forward, false);
   const bool planes = samples_planes(problem);
-  if (planes && !has_planes(problem))
-    call.set_strided(channels_first(kernels(), call.values, batch_axes));
+  if (planes && !has_planes(problem)) call.set_strided(channels_first(call.values, batch_axes));
   call.problem.planes = planes;
   copy_rows(call, copied_row(problem, forward_bands_of(problem), 1));
 
@@ -306,8 +265,8 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
   } else {
-    if (want_coords) read_values(kernels(), call, batch_axes, Pass::backward, want_values);
-    const Tensor rows = rows_of(kernels(), call, grad_output);
+    if (want_coords) read_values(call, batch_axes, Pass::backward, want_values);
+    const Tensor rows = rows_of(call, grad_output);
     RowStrides rows_strides;
     const RowStrides* const strides = strides_of(rows, rows_strides);
     if (want_values && want_coords && is_dense(call.problem)) {
@@ -320,7 +279,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
     }
   }
   if (!want_values || !is_channels_first(values, batch_axes)) return {grad_values, grad_coords};
-  return {channels_first(kernels(), grad_values, batch_axes), grad_coords};
+  return {channels_first(grad_values, batch_axes), grad_coords};
 }
 
 // The generator and the normals of the jitter by themselves, as crad_kernels/reference.py

@@ -14,8 +14,8 @@ class PartOrder {
   // Sorts the points of every grid into `order`, which has room for all, and so has `part`.
   // `parallel(count, f)` calls f(i) for 0 <= i < count.
   template <class Parallel>
-  PartOrder(const Kernels& kernels, const Problem& problem, const Bands& bands, int32_t* part,
-            int64_t* order, Parallel parallel)
+  PartOrder(const Problem& problem, const Bands& bands, int32_t* part, int64_t* order,
+            Parallel parallel)
       : bands_(bands.number) {
     // The number of pieces depends on the shape alone, and so not even the speed on chance.
     constexpr int64_t kFewest = 16 * 1024;    // points of a piece
@@ -39,7 +39,7 @@ class PartOrder {
       };
       each_piece([&](int64_t* count, int64_t begin, int64_t end) {
         std::fill_n(count, parts, 0);
-        kernels.locate_parts(problem, bands, begin, end, part);
+        kernels().locate_parts(problem, bands, begin, end, part);
         for (int64_t p = begin; p < end; ++p) ++count[part[p]];
       });
       for (int64_t grid = 0; grid < grids; ++grid)

@@ -6,4 +6,4 @@
 
 #define CRAD_VECTOR_BYTES 16
 #define CRAD_KERNELS kernels_baseline
-#include "kernels_impl.h"
+#include "table.h"

@@ -22,7 +22,7 @@
 
 #define CRAD_VECTOR_BYTES 32
 #define CRAD_KERNELS kernels_avx2
-#include "kernels_impl.h"
+#include "table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

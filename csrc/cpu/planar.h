@@ -4,9 +4,9 @@
 
 #include <cstring>
 
-#include "block.h"
 #include "kernels.h"
-#include "pack.h"
+#include "locate.h"
+#include "simd.h"
 #include "transpose.h"
 
 namespace crad {

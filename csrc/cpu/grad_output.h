@@ -1,8 +1,8 @@
 // The rows of the output's gradient that the points of a block have, whatever its strides.
 #pragma once
 
-#include "block.h"
 #include "kernels.h"
+#include "locate.h"
 #include "transpose.h"
 
 namespace crad {
