@@ -53,6 +53,10 @@ FAULTS = {
         "logarithm of 0": ("jitter", "+ 1.0f) * unit", "+ 0.0f) * unit"),
         "sign of the cosine": ("jitter", "(quadrant + 1) & 2", "(quadrant + 0) & 2"),
     },
+    "csrc/core/numbers.h": {
+        "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
+        "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
+    },
     "csrc/core/problem.h": {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },
@@ -66,7 +70,7 @@ FAULTS = {
     },
     "csrc/cpu/locate.h": {
         "words of the jitter": ("jitter", "d / 4, 2, a, b", "d / 4, 1, a, b"),
-        "point that is no place": ("edge_cases", "block.finite[i] &=", "block.finite[i] |="),
+        "point that is no place": ("edge_cases", "batch.finite[i] &=", "batch.finite[i] |="),
     },
     "csrc/cpu/few_channels.h": {
         "corners outside": ("edge_cases", "lanes != kAllLanes", "lanes == kAllLanes"),
@@ -90,11 +94,7 @@ FAULTS = {
         "first part of a sum": ("sample", "part = 1; part <", "part = 2; part <"),
     },
     "csrc/cpu/sample.cpp": {
-        "last band": ("sample", "bands.number + 1 - odd", "bands.number + 0 - odd"),
-    },
-    "csrc/cpu/simd.h": {
-        "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
-        "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
+        "last band": ("sample", "bands + 1 - odd", "bands + 0 - odd"),
     },
 }  # fmt: skip
 
