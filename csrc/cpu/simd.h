@@ -46,6 +46,12 @@ struct Vector {
   Lanes lanes;
 };
 
+// (Laid out here, where GCC knows the instruction set: at the end of the file, where it
+// instantiates templates, it does not, and then moves such a vector in pieces.)
+template struct Vector<float>;
+template struct Vector<double>;
+template struct Vector<uint64_t>;
+
 typedef uint16_t HalfLanes __attribute__((vector_size(CRAD_VECTOR_BYTES / 2)));
 typedef uint32_t WordLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));
 typedef int32_t IntLanes __attribute__((vector_size(CRAD_VECTOR_BYTES)));

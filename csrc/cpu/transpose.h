@@ -59,6 +59,19 @@ void transpose_square(const Element* from, int64_t from_stride, Element* to, int
     memcpy(to + i * to_stride, &square.row[i], sizeof(square.row[i]));
 }
 
+// Of few rows or columns, as constants: the compiler makes vector code of it.
+template <int few, class Element>
+void transpose_few_rows(const Element* from, int64_t from_stride, Element* to, int64_t columns) {
+  for (int64_t k = 0; k < columns; ++k)
+    for (int i = 0; i < few; ++i) to[k * few + i] = from[i * from_stride + k];
+}
+
+template <int few, class Element>
+void transpose_few_columns(const Element* from, int64_t rows, Element* to, int64_t to_stride) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int k = 0; k < few; ++k) to[k * to_stride + i] = from[i * few + k];
+}
+
 template <class Element>
 void transpose_part(const Element* from, int64_t from_stride, int64_t rows, int64_t columns,
                     Element* to, int64_t to_stride) {
@@ -70,16 +83,11 @@ template <class Element>
 void transpose_elements(const Element* from, int64_t from_stride, int64_t rows, int64_t columns,
                         Element* to, int64_t to_stride) {
   constexpr int width = Square<Element>::width;
-  // Few rows or columns that fill the memory between them are woven together in one run.
-  if (to_stride == rows && with_small(rows, [=](auto few) __attribute__((always_inline)) {
-        for (int64_t k = 0; k < columns; ++k)
-          for (int i = 0; i < few; ++i) to[k * few + i] = from[i * from_stride + k];
-      }))
+  if (to_stride == rows &&
+      with_small(rows, [&](auto few) { transpose_few_rows<few>(from, from_stride, to, columns); }))
     return;
-  if (from_stride == columns && with_small(columns, [=](auto few) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < rows; ++i)
-          for (int k = 0; k < few; ++k) to[k * to_stride + i] = from[i * few + k];
-      }))
+  if (from_stride == columns &&
+      with_small(columns, [&](auto few) { transpose_few_columns<few>(from, rows, to, to_stride); }))
     return;
   const int64_t whole_rows = rows / width * width, whole_columns = columns / width * width;
   for (int64_t i = 0; i < whole_rows; i += width)
