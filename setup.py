@@ -216,7 +216,7 @@ def cuda_recipe() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "cpu": lambda: cpp_recipe("csrc/cpu/*.cpp"),
+    "cpu": lambda: cpp_recipe("csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp"),
     "cuda": cuda_recipe,
     "cuda_emulated": lambda: cpp_recipe("tests/emulator/emulated.cpp"),  # for tests
 }

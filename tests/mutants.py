@@ -53,6 +53,10 @@ FAULTS = {
         "logarithm of 0": ("jitter", "+ 1.0f) * unit", "+ 0.0f) * unit"),
         "sign of the cosine": ("jitter", "(quadrant + 1) & 2", "(quadrant + 0) & 2"),
     },
+    "csrc/core/numbers.h": {
+        "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
+        "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
+    },
     "csrc/core/problem.h": {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },
@@ -64,35 +68,33 @@ FAULTS = {
         "end of a long axis": ("edge_cases", "rounded_up ? size - 1", "rounded_up ? size - 0"),
         "far away": ("edge_cases", "2147483648.0)) || span", "1147483648.0)) || span"),
     },
-    "csrc/cpu/block.h": {
+    "csrc/cpu/locate.h": {
         "words of the jitter": ("jitter", "d / 4, 2, a, b", "d / 4, 1, a, b"),
-        "point that is no place": ("edge_cases", "block.finite[i] &=", "block.finite[i] |="),
+        "point that is no place": ("edge_cases", "batch.finite[i] &=", "batch.finite[i] |="),
     },
     "csrc/cpu/few_channels.h": {
         "corners outside": ("edge_cases", "lanes != kAllLanes", "lanes == kAllLanes"),
     },
-    "csrc/cpu/rows.h": {
+    "csrc/cpu/tap_rows.h": {
         "beyond the last point": ("sample", "i < points ? lanes_of", "i <= points ? lanes_of"),
         "taps of a row": ("sample", "tap * rows.count", "tap + rows.count"),
     },
-    "csrc/cpu/planes.h": {
+    "csrc/cpu/planar.h": {
         "planes of other grids": ("layout", "(channels - 1) *", "(channels - 0) *"),
         "plane end": ("sample", "- kept_inside(entry, size - 1)", "- kept_inside(entry, size - 0)"),
     },
-    "csrc/cpu/order.h": {
+    "csrc/cpu/sort.h": {
         "pieces of the points": ("sample", "pieces * piece_points", "pieces / piece_points"),
     },
-    "csrc/cpu/kernels_impl.h": {
+    "csrc/cpu/many_channels.h": {
         "sixteen corners": ("sample", "blend<16,", "blend<15,"),
         "last corner": ("sample", "k + N <= count", "k + N < count"),
+    },
+    "csrc/cpu/isa/table.h": {
         "first part of a sum": ("sample", "part = 1; part <", "part = 2; part <"),
     },
-    "csrc/cpu/ops.cpp": {
-        "last band": ("sample", "bands.number + 1 - odd", "bands.number + 0 - odd"),
-    },
-    "csrc/cpu/pack.h": {
-        "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
-        "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
+    "csrc/cpu/sample.cpp": {
+        "last band": ("sample", "bands + 1 - odd", "bands + 0 - odd"),
     },
 }  # fmt: skip
 
@@ -140,8 +142,10 @@ def copy_to(folder: Path) -> str:
     flags = Path("/proc/cpuinfo").read_text()
     best = next(isa for isa, flag in ISAS.items() if flag in flags)
     for isa in set(ISAS) - {best}:
-        empty = f'#include "kernels.h"\nnamespace crad {{\nconst Kernels kernels_{isa}{{}};\n}}\n'
-        (folder / f"csrc/cpu/kernels_{isa}.cpp").write_text(empty)
+        empty = (
+            f'#include "../kernels.h"\nnamespace crad {{\nconst Kernels kernels_{isa}{{}};\n}}\n'
+        )
+        (folder / f"csrc/cpu/isa/{isa}.cpp").write_text(empty)
     return best
 
 

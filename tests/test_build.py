@@ -37,7 +37,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "csrc" / "core").mkdir()
     (tmp_path / "csrc" / "third_party" / "torch").mkdir(parents=True)
     (tmp_path / "csrc" / "third_party" / "torch" / "tensor.h").write_text("")
-    (folder / "ops.cpp").write_text('#include "plan.h"\n#include <torch/tensor.h>\n')
+    (folder / "sample.cpp").write_text('#include "plan.h"\n#include <torch/tensor.h>\n')
     (folder / "plan.h").write_text('#include "../core/axis.h"\n')
     (tmp_path / "csrc" / "core" / "axis.h").write_text("")
     (folder / "other.h").write_text("")
@@ -61,7 +61,7 @@ def change(path: Path) -> None:
     [
         (lambda folder: None, False),
         (lambda folder: change(folder / "other.h"), False),
-        (lambda folder: change(folder / "ops.cpp"), True),
+        (lambda folder: change(folder / "sample.cpp"), True),
         (lambda folder: change(folder / "plan.h"), True),
         (lambda folder: change(folder / "../core/axis.h"), True),
         (lambda folder: change(folder / "../third_party/torch/tensor.h"), True),
@@ -73,7 +73,7 @@ def test_only_what_has_changed_is_compiled(
 ) -> None:
     compiler = executable(sources / "compiler", 'shift; shift; echo x >> log; echo object > "$2"')
     recipe = setup.Recipe([], [compiler], [], "version 1", "choose another")
-    source = Path("csrc/cpu/ops.cpp")
+    source = Path("csrc/cpu/sample.cpp")
     first = setup.compiled(source, recipe)
     changed(sources)
     second = setup.compiled(source, recipe)
@@ -88,14 +88,14 @@ def test_other_flags_and_another_compiler_compile_again(setup: ModuleType, sourc
         for flags in ([], ["-O2"], ["-O2", "-g"])
         for version in ("version 1", "version 2")
     ]
-    assert len({setup.digest(Path("csrc/cpu/ops.cpp"), recipe) for recipe in recipes}) == 6
+    assert len({setup.digest(Path("csrc/cpu/sample.cpp"), recipe) for recipe in recipes}) == 6
 
 
 def test_few_objects_are_kept(setup: ModuleType, sources: Path) -> None:
     compiler = executable(sources / "compiler", 'shift; shift; shift; echo object > "$2"')
     for number in range(9):
         recipe = setup.Recipe([], [compiler, f"-D{number}"], [], "", "choose another")
-        newest = setup.compiled(Path("csrc/cpu/ops.cpp"), recipe)
+        newest = setup.compiled(Path("csrc/cpu/sample.cpp"), recipe)
     kept = list(setup.OBJECTS.iterdir())
     assert newest in kept
     assert len(kept) == setup.KEPT_OBJECTS
@@ -104,11 +104,13 @@ def test_few_objects_are_kept(setup: ModuleType, sources: Path) -> None:
 def test_what_does_not_compile_is_named_with_the_compilers_words(
     setup: ModuleType, sources: Path
 ) -> None:
-    compiler = executable(sources / "compiler", "echo 'ops.cpp:3: error: no such thing'", "exit 1")
+    compiler = executable(
+        sources / "compiler", "echo 'sample.cpp:3: error: no such thing'", "exit 1"
+    )
     recipe = setup.Recipe([], [compiler], [], "", "choose another")
-    says = r"csrc/cpu/ops.cpp .*error: no such thing; choose another$"
+    says = r"csrc/cpu/sample.cpp .*error: no such thing; choose another$"
     with pytest.raises(setup.MissingError, match=says):
-        setup.compiled(Path("csrc/cpu/ops.cpp"), recipe)
+        setup.compiled(Path("csrc/cpu/sample.cpp"), recipe)
     assert list(setup.OBJECTS.iterdir()) == []
 
 

@@ -71,6 +71,26 @@ CRAD_INLINE bool is_dense(const Problem& problem) {
   return dense;
 }
 
+// The points of all grids.
+CRAD_INLINE int64_t points_of(const Problem& problem) {
+  return problem.grids * problem.points_per_grid;
+}
+
+// The corners of a point: the product of its taps over the axes.
+CRAD_INLINE int corners_of(const Problem& problem) {
+  int corners = 1;
+  for (int axis = 0; axis < problem.ndim; ++axis) corners *= tap_count(problem.mode);
+  return corners;
+}
+
+// Bytes of a component of coords, and of a sum of values.
+CRAD_INLINE constexpr int64_t bytes_of(CoordType type) {
+  return type == CoordType::float64 ? 8 : 4;
+}
+CRAD_INLINE constexpr int64_t bytes_of_sum(ValueType type) {
+  return type == ValueType::float64 ? 8 : 4;
+}
+
 // The order of the derivative that the weights along an axis are.
 CRAD_INLINE int order_along(const Problem& problem, int axis) {
   return static_cast<int>(problem.derivative >> (4 * axis) & 15);

@@ -3,41 +3,32 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "../operator/call.h"
-#include "recycler.h"
+#include "memory.h"
 
 namespace crad {
 namespace {
 
 using Shape = std::vector<int64_t>;
 
-Shape contiguous_strides(const Shape& shape) {
-  Shape strides(shape.size(), 1);
-  for (size_t axis = shape.size() - 1; axis > 0; --axis)
-    strides[axis - 1] = strides[axis] * (shape[axis] > 1 ? shape[axis] : 1);
+// The strides of a dense tensor whose channels, its last axis, come in memory after so many axes:
+// after all others if it is contiguous, after those of the batch if it is channels first.
+Shape dense_strides(const Shape& shape, int64_t axes_before) {
+  const int64_t last = static_cast<int64_t>(shape.size()) - 1;
+  Shape strides(shape.size());
+  int64_t stride = 1;
+  const auto set = [&](int64_t axis) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(1, shape[axis]);
+  };
+  for (int64_t axis = last - 1; axis >= axes_before; --axis) set(axis);
+  set(last);
+  for (int64_t axis = axes_before - 1; axis >= 0; --axis) set(axis);
   return strides;
-}
-
-int32_t dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Long:
-      return aoti_torch_dtype_int64();
-    case ScalarType::Int:
-      return aoti_torch_dtype_int32();
-    case ScalarType::Double:
-      return aoti_torch_dtype_float64();
-    case ScalarType::Float:
-      return aoti_torch_dtype_float32();
-    case ScalarType::BFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case ScalarType::Half:
-      return aoti_torch_dtype_float16();
-    default:
-      STD_TORCH_CHECK(false, "sample(): unexpected dtype");
-  }
 }
 
 // Gives the memory of a large result back.
@@ -46,8 +37,9 @@ struct GiveBack {
   void operator()(void* memory) const noexcept { recycler.give_back({memory, size}); }
 };
 
-// A tensor that is dense, with its axes in the order that the strides say.
-Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) {
+// A dense tensor whose channels come after so many axes.
+Tensor empty(const Shape& shape, ScalarType type, int64_t axes_before) {
+  const Shape strides = dense_strides(shape, axes_before);
   int64_t bytes = bytes_of(type);
   for (const int64_t length : shape)
     if (__builtin_mul_overflow(bytes, length, &bytes)) bytes = INT64_MAX;
@@ -69,7 +61,7 @@ Tensor empty_strided(const Shape& shape, const Shape& strides, ScalarType type) 
 }
 
 Tensor empty(const Shape& shape, ScalarType type) {
-  return empty_strided(shape, contiguous_strides(shape), type);
+  return empty(shape, type, static_cast<int64_t>(shape.size()) - 1);
 }
 
 }  // namespace

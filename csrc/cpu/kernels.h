@@ -10,7 +10,9 @@
 
 namespace crad {
 
-constexpr int64_t kMostPlanes = 8;  // that the forward pass reads one by one, and not rows
+constexpr int kLine = 64;  // bytes of a cache line: a vector that lies in two takes twice as long
+constexpr int64_t kFewChannels = 7;  // more fill a vector's lanes well enough themselves
+constexpr int64_t kMostPlanes = 8;   // that the forward pass reads one by one, and not rows
 
 // Half-open ranges; the points of one range lie in one batch item.
 struct Range {
@@ -52,13 +54,11 @@ struct Kernels {
   void (*forward)(const Problem&, const Range&, const Output&);
   void (*backward)(const Problem&, const Range&, const Gradients&);
   // The part, band * second_number + second band, of the lowest entry that each point reads.
-  void (*locate_parts)(const Problem&, const Bands&, int64_t point_begin, int64_t point_end,
-                       int32_t* part);
-  // Sums elements `begin` to `end` - 1 of `number` arrays that lie `stride` apart, in order.
-  void (*sum_values)(ValueType, const void* parts, int64_t number, int64_t stride, void* to,
-                     int64_t begin, int64_t end);
-  void (*sum_coords)(CoordType, const void* parts, int64_t number, int64_t stride, void* to,
-                     int64_t begin, int64_t end);
+  void (*locate_parts)(const Problem&, const Bands&, const Range&, int32_t* part);
+  // Sums the first `count` elements of `number` arrays of the accumulator's type that lie `stride`
+  // apart, in order.
+  void (*sum)(ValueType, const void* parts, int64_t number, int64_t stride, void* to,
+              int64_t count);
   // from[i * from_stride + k] to to[k * to_stride + i] for i < rows, k < columns.
   void (*transpose)(int64_t element_bytes, const void* from, int64_t from_stride, int64_t rows,
                     int64_t columns, void* to, int64_t to_stride);
@@ -69,5 +69,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
+
+// Those that this process uses, chosen at the first call.
+const Kernels& kernels();
 
 }  // namespace crad

@@ -13,39 +13,12 @@
 namespace crad {
 namespace {
 
-// A dense tensor seen as (outer, rows, channels), whose memory is in the order (outer, channels,
-// rows).
-struct ChannelsFirst {
-  int64_t outer, rows, channels;
-};
-
-// The axes of a tensor but for the last, of which the first `batch_axes` stay before the channels.
-ChannelsFirst seen(const Shape& shape, int64_t batch_axes) {
-  const int64_t last = static_cast<int64_t>(shape.size()) - 1;
-  ChannelsFirst result{1, 1, shape[last]};
-  for (int64_t axis = 0; axis < last; ++axis)
-    (axis < batch_axes ? result.outer : result.rows) *= shape[axis];
-  return result;
-}
-
-// What the strides of such a tensor are.
-Shape channels_first_strides(const Shape& shape, int64_t batch_axes) {
-  Shape first = shape;  // in the order of the memory
-  first.pop_back();
-  first.insert(first.begin() + batch_axes, shape.back());
-  Shape strides = contiguous_strides(first);
-  const int64_t channel = strides[batch_axes];
-  strides.erase(strides.begin() + batch_axes);
-  strides.push_back(channel);
-  return strides;
-}
-
 Shape shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
-// Whether a tensor is laid out so, and not channels last.
+// Whether a tensor is channels first in memory, behind its batch axes, and not contiguous.
 bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
   if (tensor.is_contiguous()) return false;
-  const Shape shape = shape_of(tensor), strides = channels_first_strides(shape, batch_axes);
+  const Shape shape = shape_of(tensor), strides = dense_strides(shape, batch_axes);
   for (int64_t axis = 0; axis < tensor.dim(); ++axis)
     if (shape[axis] != 1 && tensor.stride(axis) != strides[axis]) return false;
   return true;
@@ -53,48 +26,49 @@ bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
 
 enum class To { rows, planes };
 
-void transpose(const Kernels& kernels, To to, const ChannelsFirst& shape, const Tensor& from_tensor,
-               const Tensor& to_tensor) {
+// Fills a tensor with another of the same shape: one of them is contiguous, the other one channels
+// first.
+void transpose(To to, const Tensor& from_tensor, const Tensor& to_tensor, int64_t batch_axes) {
   // So many rows that a channel of them is read or written in a long run, and all stay in a cache.
   constexpr int64_t kBytes = 256 * 1024, kFewestRows = 64;
   const int64_t element = bytes_of(from_tensor.scalar_type());
   const char* const from = static_cast<const char*>(from_tensor.data_ptr());
   char* const target = static_cast<char*>(to_tensor.data_ptr());
-  const int64_t rows = shape.rows, channels = shape.channels;
-  if (shape.outer * rows * channels == 0) return;
+  const int64_t last = to_tensor.dim() - 1, channels = to_tensor.size(last);
+  int64_t batch = 1, rows = 1;
+  for (int64_t axis = 0; axis < last; ++axis)
+    (axis < batch_axes ? batch : rows) *= to_tensor.size(axis);
+  if (batch * rows * channels == 0) return;
   const int64_t run = std::max(kFewestRows, kBytes / (element * channels) / 64 * 64);
   const int64_t pieces = ceil_div(rows, run);
-  const int64_t moved = 2 * shape.outer * rows * channels * element;
-  parallel(shape.outer * pieces, moved, [&](int64_t first, int64_t last) {
+  const int64_t moved = 2 * batch * rows * channels * element;
+  parallel(batch * pieces, moved, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; ++piece) {
-      const int64_t outer = piece / pieces * rows * channels * element;
+      const int64_t item = piece / pieces * rows * channels * element;
       const int64_t begin = piece % pieces * run, number = std::min(run, rows - begin);
-      const int64_t in_rows = outer + begin * channels * element;
-      const int64_t in_planes = outer + begin * element;
+      const int64_t in_rows = item + begin * channels * element;
+      const int64_t in_planes = item + begin * element;
       if (to == To::rows)
-        kernels.transpose(element, from + in_planes, rows, channels, number, target + in_rows,
-                          channels);
+        kernels().transpose(element, from + in_planes, rows, channels, number, target + in_rows,
+                            channels);
       else
-        kernels.transpose(element, from + in_rows, channels, number, channels, target + in_planes,
-                          rows);
+        kernels().transpose(element, from + in_rows, channels, number, channels, target + in_planes,
+                            rows);
     }
   });
 }
 
 // A contiguous copy of a tensor that is channels first.
-Tensor channels_last(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
-  const Shape shape = shape_of(tensor);
-  const Tensor copy = empty(shape, tensor.scalar_type());
-  transpose(kernels, To::rows, seen(shape, batch_axes), tensor, copy);
+Tensor channels_last(const Tensor& tensor, int64_t batch_axes) {
+  const Tensor copy = empty(shape_of(tensor), tensor.scalar_type());
+  transpose(To::rows, tensor, copy, batch_axes);
   return copy;
 }
 
 // A copy of a contiguous tensor, channels first.
-Tensor channels_first(const Kernels& kernels, const Tensor& tensor, int64_t batch_axes) {
-  const Shape shape = shape_of(tensor);
-  const Tensor copy =
-      empty_strided(shape, channels_first_strides(shape, batch_axes), tensor.scalar_type());
-  transpose(kernels, To::planes, seen(shape, batch_axes), tensor, copy);
+Tensor channels_first(const Tensor& tensor, int64_t batch_axes) {
+  const Tensor copy = empty(shape_of(tensor), tensor.scalar_type(), batch_axes);
+  transpose(To::planes, tensor, copy, batch_axes);
   return copy;
 }
 
@@ -122,27 +96,25 @@ const RowStrides* strides_of(const Tensor& tensor, RowStrides& strides) {
 enum class Pass { forward, backward };
 
 // Lets a call read values that are not contiguous: in place, or, where they are small, a copy.
-void read_strided(const Kernels& kernels, Call& call, const Tensor& values, int64_t batch_axes,
-                  Pass pass) {
+void read_strided(Call& call, const Tensor& values, Pass pass) {
   constexpr int64_t kSmall = 4 * 1024 * 1024;  // bytes
   call.set_strided(values);
   if (is_dense(call.problem)) return;
   if (pass == Pass::forward && has_planes(call.problem) && samples_planes(call.problem)) return;
-  if (is_channels_first(values, batch_axes))
-    call.set_contiguous(channels_last(kernels, values, batch_axes), call.problem.channels);
+  if (is_channels_first(values, call.batch_axes))
+    call.set_contiguous(channels_last(values, call.batch_axes), call.problem.channels);
   else if (values.numel() <= kSmall / bytes_of(values.scalar_type()))
     call.set_contiguous(dense(values), call.problem.channels);
 }
 
 // Lets a call read its values, whatever their strides. Where all batch items have the same grid,
 // there is one, and all points are its own, unless each item's gradient is wanted.
-void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pass,
-                 bool want_values) {
+void read_values(Call& call, Pass pass, bool want_values) {
   Problem& problem = call.problem;
   const Tensor values = call.values;
   if (values.is_contiguous()) return;
-  if (batch_axes == 0 || problem.grids <= 1 || values.stride(0) != 0)
-    return read_strided(kernels, call, values, batch_axes, pass);
+  if (call.batch_axes == 0 || problem.grids <= 1 || values.stride(0) != 0)
+    return read_strided(call, values, pass);
   const Tensor grid = torch::stable::narrow(call.values, 0, 0, 1);
   const int64_t grids = problem.grids, points = problem.points_per_grid;
   problem.grids = 1;
@@ -150,7 +122,7 @@ void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pa
   if (grid.is_contiguous())
     call.set_contiguous(grid, problem.channels);
   else
-    read_strided(kernels, call, grid, batch_axes, pass);
+    read_strided(call, grid, pass);
   if (!want_values) return;
   problem.grids = grids;
   problem.points_per_grid = points;
@@ -159,11 +131,10 @@ void read_values(const Kernels& kernels, Call& call, int64_t batch_axes, Pass pa
 
 // The gradient of a call's output: a copy where it is channels first and points are taken band by
 // band, since rows of points that are apart are slow to gather from planes.
-Tensor rows_of(const Kernels& kernels, const Call& call, const Tensor& grad_output) {
+Tensor rows_of(const Call& call, const Tensor& grad_output) {
   if (grad_output.is_contiguous() || bands_of(call.problem).number == 0) return grad_output;
   for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)
-    if (is_channels_first(grad_output, batch_axes))
-      return channels_last(kernels, grad_output, batch_axes);
+    if (is_channels_first(grad_output, batch_axes)) return channels_last(grad_output, batch_axes);
   return grad_output;
 }
 

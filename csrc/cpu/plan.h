@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../core/numbers.h"
 #include "kernels.h"
 
 namespace crad {
@@ -13,8 +14,9 @@ struct Plan {
   int64_t tile;    // channels of a range
   int64_t tiles;   // of all channels
   int64_t chunk;   // points of a range
-  int64_t chunks;  // of the points of one grid
+  int64_t chunks;  // of the points of one grid; 1 with bands
   int64_t tiles_at_once;
+  Bands bands;  // number 0: none
 
   Range range(int64_t item, int64_t tile_index, int64_t chunk_index, const Problem& problem) const {
     const int64_t first = item * problem.points_per_grid;
@@ -24,18 +26,12 @@ struct Plan {
   }
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int64_t kCache = 128 * 1024;     // bytes, of those of a core's own
 constexpr int64_t kNearCache = 64 * 1024;  // of those nearer to it
 constexpr int64_t kNarrow = 64;            // channels of a tile, at least
 
 // Bytes of partial sums and of copies, at most: a call takes little more beside its results.
 constexpr int64_t kSpare = 16 * 1024 * 1024;
-
-inline int64_t bytes_of_sum(const Problem& problem) {
-  return problem.value_type == ValueType::float64 ? 8 : 4;
-}
 
 // As many channels as keep the tile of so many entries, at so many bytes an element, in a cache.
 inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
@@ -44,27 +40,37 @@ inline int64_t tile_of(const Problem& problem, int64_t entries, int64_t bytes,
   return std::min(problem.channels, std::max(fitting, kNarrow));
 }
 
-inline Plan plan_of(const Problem& problem, int64_t tile, int64_t chunk) {
+// How many tiles of the backward pass are taken at once: each has its share of the gradients of
+// coords, and one by one they add to what there is.
+inline int64_t tiles_at_once(const Problem& problem, int64_t tile, bool want_coords) {
   const int64_t tiles = ceil_div(problem.channels, tile);
-  return {tile, tiles, chunk, ceil_div(problem.points_per_grid, chunk), tiles};
+  const int64_t share = points_of(problem) * problem.ndim * bytes_of(problem.coord_type);
+  return want_coords && tiles * share > kSpare / 4 ? 1 : tiles;
+}
+
+inline Plan plan_of(const Problem& problem, const Bands& bands, int64_t tile, int64_t chunk,
+                    bool want_coords) {
+  return {tile,
+          ceil_div(problem.channels, tile),
+          chunk,
+          ceil_div(problem.points_per_grid, chunk),
+          tiles_at_once(problem, tile, want_coords),
+          bands};
 }
 
 // Whether there is too little to do to cut a call for more than one thread. What is cut may still
 // be done by one: see parallel.h.
 inline bool is_serial(const Problem& problem) {
   constexpr int64_t kSerial = 32 * 1024;  // elements
-  return problem.grids * problem.points_per_grid * problem.channels < kSerial;
+  return points_of(problem) * problem.channels < kSerial;
 }
 
 // Bytes that all ranges move: of every point its coordinates, its row of the output, and those of
 // its corners, so many times.
 inline int64_t moved_bytes(const Problem& problem, int64_t channels, int64_t times) {
-  int64_t corners = 1;
-  for (int axis = 0; axis < problem.ndim; ++axis) corners *= tap_count(problem.mode);
-  const int64_t value = problem.value_type == ValueType::float64 ? 8 : 4;  // as it is computed with
-  const int64_t coord = problem.coord_type == CoordType::float64 ? 8 : 4;
-  return problem.grids * problem.points_per_grid *
-         (problem.ndim * coord + (1 + times * corners) * channels * value);
+  return points_of(problem) *
+         (problem.ndim * bytes_of(problem.coord_type) +
+          (1 + times * corners_of(problem)) * channels * bytes_of_sum(problem.value_type));
 }
 
 inline int64_t forward_bytes(const Problem& problem) {
@@ -87,52 +93,14 @@ inline bool is_near(const Problem& problem) {
   return problem.entries * problem.channels * kForwardBytes <= kNear;
 }
 
-inline Plan forward_plan(const Problem& problem) {
-  // Of a range: enough to hide the cost of scheduling it.
-  constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
-  const int64_t tile =
-      is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
-  return plan_of(problem, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)));
-}
-
 constexpr int64_t kBackwardBytes = 8;  // of an entry and of its gradient
 constexpr int64_t kRanges = 32;        // keep machines with many cores busy
 
 // The channels of a range of the backward pass: all, unless the grid is far too large for that.
-inline int64_t backward_tile(const Problem& problem, int64_t entries) {
+inline int64_t backward_tile(const Problem& problem) {
   constexpr int64_t kNear = 512 * 1024;  // bytes
-  if (entries * problem.channels * kBackwardBytes <= kNear) return problem.channels;
-  return tile_of(problem, entries, kBackwardBytes, kNearCache);
-}
-
-// How many tiles of the backward pass are taken at once: each has its share of the gradients of
-// coords, and one by one they add to what there is.
-inline int64_t tiles_at_once(const Problem& problem, int64_t tile, bool want_coords) {
-  const int64_t tiles = ceil_div(problem.channels, tile);
-  const int64_t coord = problem.coord_type == CoordType::float64 ? 8 : 4;
-  const int64_t share = problem.grids * problem.points_per_grid * problem.ndim * coord;
-  return want_coords && tiles * share > kSpare / 4 ? 1 : tiles;
-}
-
-// Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
-// many that the sum costs more than reading grad_output, or that they take much memory.
-inline Plan backward_plan(const Problem& problem, bool want_coords) {
-  constexpr int64_t kPoints = 64, kAlways = 1 << 20;
-  const int64_t most = kSpare / bytes_of_sum(problem);  // elements of all grids
-  const int64_t tile = backward_tile(problem, problem.entries);
-  const int64_t at_once = tiles_at_once(problem, tile, want_coords);
-  const int64_t wanted = ceil_div(kRanges, at_once * problem.grids);
-  const int64_t points = problem.points_per_grid;
-  const int64_t affordable =
-      std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, most) /
-      (problem.grids * problem.entries * problem.channels);
-  const int64_t chunks =
-      is_serial(problem)
-          ? 1
-          : std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
-  Plan plan = plan_of(problem, tile, ceil_div(points, chunks));
-  plan.tiles_at_once = at_once;
-  return plan;
+  if (problem.entries * problem.channels * kBackwardBytes <= kNear) return problem.channels;
+  return tile_of(problem, problem.entries, kBackwardBytes, kNearCache);
 }
 
 // The entries of a part of a grid, with those beside it that its points read.
@@ -148,9 +116,9 @@ inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
   return entries;
 }
 
-// The bands of a grid that is larger than a core's cache; none (number 0) for others. Points are
-// taken band by band, so that what they read and add to stays in the cache; and points of every
-// other band have no entry in common, so they can be taken in parallel, with no grid of their own.
+// The bands of a grid that is larger than a core's cache; none for others. Points are taken band by
+// band, so that what they read and add to stays in the cache; and points of every other band have
+// no entry in common, so they can be taken in parallel, with no grid of their own.
 inline Bands bands_of(const Problem& problem) {
   constexpr int64_t kFewBands = 4, kMostBands = 256, kMostParts = 4096, kPoints = 64;
   // A band is no narrower than the taps of a point.
@@ -183,7 +151,7 @@ inline Bands bands_of(const Problem& problem) {
   return bands;
 }
 
-// The same for the forward pass, where it has to gain more than it takes to sort the points: for
+// Those of the forward pass, where they have to gain more than it takes to sort the points: for
 // grids of many channels, and for those that are larger than the last cache, too.
 inline Bands forward_bands_of(const Problem& problem) {
   constexpr int64_t kManyChannels = 32;
@@ -194,10 +162,50 @@ inline Bands forward_bands_of(const Problem& problem) {
   return bands_of(problem);
 }
 
+// Of ranges that are bands. They all add to one array, so there is one chunk. A tile is as wide as
+// a part of the grid allows: to locate points again for every tile, and to read their gradients in
+// pieces, costs more than it gains.
+inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coords) {
+  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  return plan_of(problem, bands, tile, problem.points_per_grid, want_coords);
+}
+
+inline Plan forward_plan(const Problem& problem) {
+  const Bands bands = forward_bands_of(problem);
+  if (bands.number > 0) return band_plan(problem, bands, false);
+  // Of a range: enough to hide the cost of scheduling it.
+  constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
+  const int64_t tile =
+      is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
+  return plan_of(problem, bands, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)),
+                 false);
+}
+
+// Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
+// many that the sum costs more than reading grad_output, or that they take much memory.
+inline Plan backward_plan(const Problem& problem, bool want_coords) {
+  const Bands bands = bands_of(problem);
+  if (bands.number > 0) return band_plan(problem, bands, want_coords);
+  constexpr int64_t kPoints = 64, kAlways = 1 << 20;
+  const int64_t most = kSpare / bytes_of_sum(problem.value_type);  // elements of all grids
+  const int64_t tile = backward_tile(problem);
+  const int64_t wanted =
+      ceil_div(kRanges, tiles_at_once(problem, tile, want_coords) * problem.grids);
+  const int64_t points = problem.points_per_grid;
+  const int64_t affordable =
+      std::min(std::max(problem.grids * points * problem.channels, kAlways) / 2, most) /
+      (problem.grids * problem.entries * problem.channels);
+  const int64_t chunks =
+      is_serial(problem)
+          ? 1
+          : std::max<int64_t>(1, std::min({wanted, affordable, ceil_div(points, kPoints)}));
+  return plan_of(problem, bands, tile, ceil_div(points, chunks), want_coords);
+}
+
 // Whether the entries of a channel follow each other along the last axis.
 inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
 
-// Whether the forward pass reads planes, one of each channel (planes.h), from values that have
+// Whether the forward pass reads planes, one of each channel (planar.h), from values that have
 // them, or are made so, which must take neither longer than the sampling nor much memory.
 inline bool samples_planes(const Problem& problem) {
   constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too
@@ -209,11 +217,10 @@ inline bool samples_planes(const Problem& problem) {
   const auto is_made_so = [&] {
     const bool follow =
         problem.grids == 1 || problem.grid_stride == problem.entries * problem.channels;
-    const int64_t points = problem.grids * problem.points_per_grid;
     return is_dense(problem) && follow && problem.entries <= problem.points_per_grid &&
            problem.entries <= kMostEntries &&
            problem.grids * problem.entries * problem.channels * kForwardBytes <=
-               kSpare + kPointBytes * points;
+               kSpare + kPointBytes * points_of(problem);
   };
   return problem.channels <= kMostPlanes && problem.value_type == ValueType::float32 &&
          problem.coord_type == CoordType::float32 && problem.mode == Mode::linear &&
@@ -224,17 +231,17 @@ inline bool samples_planes(const Problem& problem) {
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds
 // to, of which there are `copies`: each begins with a cache line there, as half of those of 216
-// channels do not, and a vector that lies in two lines takes twice as long. No more than the
-// channels: there is no copy, as the points are too few, or in bands, or the grids too large.
-inline int64_t copied_row(const Problem& problem, const Bands& bands, int64_t copies) {
-  constexpr int64_t kLine = 64, kFewest = 16, kOften = 64;
-  const int64_t line = kLine / (problem.value_type == ValueType::float64 ? 8 : 4);
-  const int64_t row = ceil_div(problem.channels, line) * line;
+// channels do not. No more than the channels: there is no copy, as the points are too few, or in
+// bands, or the grids too large.
+inline int64_t copied_row(const Problem& problem, const Plan& plan, int64_t copies) {
+  constexpr int64_t kFewest = 16, kOften = 64;
+  const int64_t sum = bytes_of_sum(problem.value_type);
+  const int64_t row = round_up(problem.channels, kLine / sum);
   const bool pays =
       (problem.value_type == ValueType::float32 || problem.value_type == ValueType::float64) &&
-      !problem.planes && is_dense(problem) && bands.number == 0 && problem.channels >= kFewest &&
-      problem.entries * kOften <= problem.points_per_grid &&
-      copies * problem.grids * problem.entries * row * bytes_of_sum(problem) <= kSpare;
+      !problem.planes && is_dense(problem) && plan.bands.number == 0 &&
+      problem.channels >= kFewest && problem.entries * kOften <= problem.points_per_grid &&
+      copies * problem.grids * problem.entries * row * sum <= kSpare;
   return pays ? row : problem.channels;
 }
 
@@ -242,17 +249,7 @@ inline int64_t copied_row(const Problem& problem, const Bands& bands, int64_t co
 // small, the forward pass alone would be a little faster without, but not with the backward pass.)
 inline bool streams(const Problem& problem) {
   constexpr int64_t kLarge = 16 * 1024 * 1024;  // bytes
-  return problem.grids * problem.points_per_grid * problem.channels * kForwardBytes >= kLarge;
-}
-
-// All bands add to one array, so there is one chunk. A tile is as wide as a part of the grid
-// allows: to locate points again for every tile, and to read their gradients in pieces, costs more
-// than it gains.
-inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coords) {
-  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
-  Plan plan = plan_of(problem, tile, problem.points_per_grid);
-  plan.tiles_at_once = tiles_at_once(problem, tile, want_coords);
-  return plan;
+  return points_of(problem) * problem.channels * kForwardBytes >= kLarge;
 }
 
 }  // namespace crad

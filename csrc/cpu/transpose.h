@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels.h"
+#include "simd.h"
 
 // A vector of lanes of two, those of the second numbered after those of the first.
 #if defined(__clang__) || __GNUC__ > 11
@@ -59,7 +59,7 @@ void transpose_square(const Element* from, int64_t from_stride, Element* to, int
     memcpy(to + i * to_stride, &square.row[i], sizeof(square.row[i]));
 }
 
-// Of few columns or rows, as constants: the compiler makes vector code of it.
+// Of few rows or columns, as constants: the compiler makes vector code of it.
 template <int few, class Element>
 void transpose_few_rows(const Element* from, int64_t from_stride, Element* to, int64_t columns) {
   for (int64_t k = 0; k < columns; ++k)
@@ -83,16 +83,12 @@ template <class Element>
 void transpose_elements(const Element* from, int64_t from_stride, int64_t rows, int64_t columns,
                         Element* to, int64_t to_stride) {
   constexpr int width = Square<Element>::width;
-  if (to_stride == rows) {
-    if (rows == 2) return transpose_few_rows<2>(from, from_stride, to, columns);
-    if (rows == 3) return transpose_few_rows<3>(from, from_stride, to, columns);
-    if (rows == 4) return transpose_few_rows<4>(from, from_stride, to, columns);
-  }
-  if (from_stride == columns) {
-    if (columns == 2) return transpose_few_columns<2>(from, rows, to, to_stride);
-    if (columns == 3) return transpose_few_columns<3>(from, rows, to, to_stride);
-    if (columns == 4) return transpose_few_columns<4>(from, rows, to, to_stride);
-  }
+  if (to_stride == rows &&
+      with_small(rows, [&](auto few) { transpose_few_rows<few>(from, from_stride, to, columns); }))
+    return;
+  if (from_stride == columns &&
+      with_small(columns, [&](auto few) { transpose_few_columns<few>(from, rows, to, to_stride); }))
+    return;
   const int64_t whole_rows = rows / width * width, whole_columns = columns / width * width;
   for (int64_t i = 0; i < whole_rows; i += width)
     for (int64_t k = 0; k < whole_columns; k += width)

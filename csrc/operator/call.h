@@ -20,11 +20,11 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Tensor dense(const Tensor& tensor) {
+inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-ValueType value_type_of(const Tensor& tensor) {
+inline ValueType value_type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return ValueType::float64;
@@ -39,7 +39,7 @@ ValueType value_type_of(const Tensor& tensor) {
   }
 }
 
-CoordType coord_type_of(const Tensor& tensor) {
+inline CoordType coord_type_of(const Tensor& tensor) {
   const ScalarType type = tensor.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Double || type == ScalarType::Float,
                   "sample(): unexpected dtype of coords");
@@ -47,27 +47,20 @@ CoordType coord_type_of(const Tensor& tensor) {
 }
 
 // The type that sums of values are taken in.
-ScalarType accumulator_of(ValueType type) {
+inline ScalarType accumulator_of(ValueType type) {
   return type == ValueType::float64 ? ScalarType::Double : ScalarType::Float;
 }
 
-int64_t bytes_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Long:
-    case ScalarType::Double:
-      return 8;
-    case ScalarType::Float:
-    case ScalarType::Int:
-      return 4;
-    case ScalarType::BFloat16:
-    case ScalarType::Half:
-      return 2;
-    default:
-      STD_TORCH_CHECK(false, "sample(): unexpected dtype");
-  }
+// A dtype as torch's C functions take it.
+inline int32_t dtype_of(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
 }
 
-bool same_device(const Tensor& a, const Tensor& b) {
+inline int64_t bytes_of(ScalarType type) {
+  return static_cast<int64_t>(aoti_torch_dtype_element_size(dtype_of(type)));
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
@@ -78,6 +71,7 @@ struct Call {
   Tensor values, coords;
   std::optional<Tensor> seed, jitter_std;
   Problem problem;
+  int64_t batch_axes;  // before the grid's in values: 1 if each batch item has its own grid, or 0
   int64_t points;
   bool deterministic;  // nothing may be summed in an order that varies
 
@@ -90,9 +84,9 @@ struct Call {
     STD_TORCH_CHECK(coords.dim() >= 1, "sample(): expected coords to have an axis");
     const int64_t ndim = coords.size(coords.dim() - 1);
     STD_TORCH_CHECK(ndim >= 1 && ndim <= kMaxDim, "sample(): expected 1 to 8 components");
-    const bool batched = values.dim() == ndim + 2;
-    STD_TORCH_CHECK(batched || values.dim() == ndim + 1,
-                    "sample(): values and coords do not fit together");
+    batch_axes = values.dim() - 1 - ndim;
+    const bool batched = batch_axes == 1;
+    STD_TORCH_CHECK(batched || batch_axes == 0, "sample(): values and coords do not fit together");
     problem.value_type = value_type_of(values);
     problem.coord_type = coord_type_of(coords);
     problem.coords = coords.data_ptr();
@@ -154,8 +148,7 @@ struct Call {
       problem.stride[axis] = stride;
       stride *= problem.size[axis];
     }
-    const bool batched = last > problem.ndim;
-    problem.grid_stride = batched ? values.stride(0) : 0;
+    problem.grid_stride = batch_axes > 0 ? values.stride(0) : 0;
   }
 
   bool empty() const { return points == 0 || problem.channels == 0; }
@@ -179,13 +172,13 @@ struct Call {
 };
 
 // The shape of a gradient: that of its argument, or empty if it is not wanted.
-std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) {
+inline std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) {
   if (!wanted) return {0};
   return {argument.sizes().begin(), argument.sizes().end()};
 }
 
 // The arguments of `philox`, and of `normals`: see crad_kernels/reference.py.
-void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
+inline void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
   STD_TORCH_CHECK(counter.dim() == 2 && counter.size(1) == 4 && key.dim() == 2 &&
                       key.size(1) == 2 && key.size(0) == counter.size(0) &&
                       counter.scalar_type() == ScalarType::Long &&
@@ -194,7 +187,7 @@ void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
                   "philox(): expected int64 counter (N, 4) and key (N, 2) on one device");
 }
 
-void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
+inline void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
   STD_TORCH_CHECK(
       seed.dim() == 0 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
       "normals(): expected an int64 seed on the backend's device");

@@ -1,7 +1,7 @@
 // Threads take blocks from the recycler, write to them and give them back, while some release what
 // is kept and the process forks: no block has two owners, no child waits, and in the end no more
 // is kept than may be. Prints what is not so. Argument: number of forks.
-#include "../../csrc/cpu/recycler.h"
+#include "../../csrc/cpu/memory.h"
 
 #include <malloc.h>
 #include <signal.h>

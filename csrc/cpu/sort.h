@@ -5,21 +5,24 @@
 #include <cstdint>
 #include <vector>
 
+#include "empty.h"
+#include "parallel.h"
 #include "plan.h"
 
 namespace crad {
 
-class PartOrder {
+class SortedPoints {
  public:
-  // Sorts the points of every grid into `order`, which has room for all, and so has `part`.
-  // `parallel(count, f)` calls f(i) for 0 <= i < count.
-  template <class Parallel>
-  PartOrder(const Kernels& kernels, const Problem& problem, const Bands& bands, int32_t* part,
-            int64_t* order, Parallel parallel)
-      : bands_(bands.number) {
+  // Sorts the points of every grid, in parallel if the call moves enough bytes.
+  SortedPoints(const Call& call, const Bands& bands, int64_t bytes)
+      : bands_(bands.number), order_(empty({call.points}, ScalarType::Long)) {
     // The number of pieces depends on the shape alone, and so not even the speed on chance.
     constexpr int64_t kFewest = 16 * 1024;    // points of a piece
     constexpr int64_t kMostCounts = 1 << 18;  // that are kept at a time
+    const Problem& problem = call.problem;
+    const Tensor parts_of_points = empty({call.points}, ScalarType::Int);
+    int32_t* const part = static_cast<int32_t*>(parts_of_points.data_ptr());
+    int64_t* const order = static_cast<int64_t*>(order_.data_ptr());
     const int64_t parts = bands.number * bands.second_number, points = problem.points_per_grid;
     const int64_t piece_points = std::max(kFewest, ceil_div(points, kMostCounts / parts));
     const int64_t pieces = ceil_div(points, piece_points);
@@ -30,16 +33,18 @@ class PartOrder {
     for (int64_t first_grid = 0; first_grid < problem.grids; first_grid += together) {
       const int64_t grids = std::min(together, problem.grids - first_grid);
       const auto each_piece = [&](auto f) {
-        parallel(grids * pieces, [&](int64_t i) {
-          const int64_t first = (first_grid + i / pieces) * points;
-          const int64_t begin = i % pieces * piece_points;
-          f(counts.data() + i * parts, first + begin,
-            first + std::min(begin + piece_points, points));
+        parallel(grids * pieces, bytes, [&](int64_t piece, int64_t last) {
+          for (; piece < last; ++piece) {
+            const int64_t first = (first_grid + piece / pieces) * points;
+            const int64_t begin = piece % pieces * piece_points;
+            f(counts.data() + piece * parts, first + begin,
+              first + std::min(begin + piece_points, points));
+          }
         });
       };
       each_piece([&](int64_t* count, int64_t begin, int64_t end) {
         std::fill_n(count, parts, 0);
-        kernels.locate_parts(problem, bands, begin, end, part);
+        kernels().locate_parts(problem, bands, {begin, end, 0, 0}, part);
         for (int64_t p = begin; p < end; ++p) ++count[part[p]];
       });
       for (int64_t grid = 0; grid < grids; ++grid)
@@ -59,12 +64,19 @@ class PartOrder {
     begins_.push_back(next);
   }
 
-  // The points of a band of a grid: from this place in the order to the next band's.
-  int64_t begin_of(int64_t grid, int64_t band) const { return begins_[grid * bands_ + band]; }
+  // The range with the points of a band of a grid.
+  Range band(int64_t grid, int64_t band, Range range) const {
+    const int64_t* const begin = &begins_[grid * bands_ + band];
+    range.point_begin = begin[0];
+    range.point_end = begin[1];
+    range.order = static_cast<const int64_t*>(order_.data_ptr());
+    return range;
+  }
 
  private:
   int64_t bands_;                // of a grid
-  std::vector<int64_t> begins_;  // of the bands of all grids
+  std::vector<int64_t> begins_;  // of the bands of all grids, in the order
+  Tensor order_;
 };
 
 }  // namespace crad

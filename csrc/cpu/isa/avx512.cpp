@@ -1,17 +1,7 @@
 // The CPU kernels for processors with AVX-512 (Intel Skylake-X, AMD Zen 4, and later).
 #if defined(__x86_64__)
 
-// Standard headers come before the pragma: their inline functions are shared by the whole library
-// and must run on every processor.
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
+#include "standard.h"
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -30,7 +20,7 @@
 
 #define CRAD_VECTOR_BYTES 64
 #define CRAD_KERNELS kernels_avx512
-#include "kernels_impl.h"
+#include "table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

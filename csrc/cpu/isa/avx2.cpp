@@ -1,17 +1,7 @@
 // The CPU kernels for processors with AVX2 and FMA (Intel Haswell, AMD Zen, and later).
 #if defined(__x86_64__)
 
-// Standard headers come before the pragma: their inline functions are shared by the whole library
-// and must run on every processor.
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
+#include "standard.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -22,7 +12,7 @@
 
 #define CRAD_VECTOR_BYTES 32
 #define CRAD_KERNELS kernels_avx2
-#include "kernels_impl.h"
+#include "table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,9 +1,6 @@
 // The CPU kernels for any processor.
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <type_traits>
+#include "standard.h"
 
 #define CRAD_VECTOR_BYTES 16
 #define CRAD_KERNELS kernels_baseline
-#include "kernels_impl.h"
+#include "table.h"

@@ -7,39 +7,34 @@
 #include <cstring>
 #include <type_traits>
 
-#include "block.h"
-#include "gradient_rows.h"
+#include "corners.h"
 #include "kernels.h"
-#include "row.h"
+#include "point_rows.h"
+#include "simd.h"
 #include "transpose.h"
+
+#if CRAD_VECTOR_BYTES > 16
 
 namespace crad {
 namespace {
 
-#if CRAD_VECTOR_BYTES > 16
-
-constexpr int kMostChannels = 7;  // of a row; more fill a vector's lanes well enough themselves
-
-// The points of a block and their rows: the corners that differ along the last axis alone.
+// The points of a batch and their rows: the corners that differ along the last axis alone.
 template <int width, int taps, class X>
-struct Rows {
-  using Vector = Row<width>;
+struct TapRows {
+  using Vector = MaskedVector<width>;
 
-  const Geometry<X>& geometry;
   const int channels;
   const int last;  // axis
-  Block<X> block;
-  Corners<float> corners;
+  Corners<X, float> corners;
   const int count;               // of a point
   uint32_t lanes_of[1 << taps];  // those of some taps, a bit for each
-  uint32_t lanes[kLanes];        // those of the taps along the last axis inside the grid
-  uint32_t outside[kLanes];      // the taps outside, along the other axes
+  uint32_t lanes[kBatch];        // those of the taps along the last axis inside the grid
+  uint32_t outside[kBatch];      // the taps outside, along the other axes
 
-  Rows(const Problem& problem, const Geometry<X>& geometry)
-      : geometry(geometry),
-        channels(static_cast<int>(problem.channels)),
+  explicit TapRows(const Problem& problem)
+      : channels(static_cast<int>(problem.channels)),
         last(problem.ndim - 1),
-        corners(geometry),
+        corners(problem),
         count(corners.count / taps) {
     const uint32_t one = (uint32_t{1} << channels) - 1;
     for (int some = 0; some < 1 << taps; ++some) {
@@ -50,13 +45,14 @@ struct Rows {
   }
 
   // Returns how many points there are.
-  int prepare(const X* coords, const Range& range, int64_t first) {
-    const int points = crad::prepare(geometry, coords, range, first, block, corners);
+  int prepare(const Range& range, int64_t first) {
+    const int points = corners.prepare(range, first);
+    const Batch<X>& batch = corners.batch;
     const uint32_t others = (uint32_t{1} << last * kMaxTaps) - 1;
-    for (int i = 0; i < kLanes; ++i) {
-      outside[i] = ~block.inside[i] & others;
-      const uint32_t inside = block.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
-      lanes[i] = block.finite[i] && i < points ? lanes_of[inside] : 0;
+    for (int i = 0; i < kBatch; ++i) {
+      outside[i] = ~batch.inside[i] & others;
+      const uint32_t inside = batch.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
+      lanes[i] = batch.finite[i] && i < points ? lanes_of[inside] : 0;
     }
     return points;
   }
@@ -76,57 +72,47 @@ struct Rows {
   }
 };
 
-// Calls f for every point of a block, and for neighbours not one after the other: they often add to
+// Calls f for every point of a batch, and for neighbours not one after the other: they often add to
 // the same entries, and what has just been stored in pieces takes long to be read.
 template <class F>
 inline void for_each_apart(F f) {
   constexpr int apart = 4;
   for (int first = 0; first < apart; ++first)
-    for (int i = first; i < kLanes; i += apart) f(i);
+    for (int i = first; i < kBatch; i += apart) f(i);
 }
 
 // A row of taps and channels whose lanes do not lie next to each other.
 template <int width, int taps>
-Row<width> load_apart(const Problem& problem, const float* grid, uint32_t bits) {
+MaskedVector<width> load_apart(const Problem& problem, const float* grid, uint32_t bits) {
   float lane[width] = {};
   const int channels = static_cast<int>(problem.channels);
   for (int tap = 0, i = 0; tap < taps; ++tap)
     for (int c = 0; c < channels; ++c, ++i)
       if (bits >> i & 1)
         lane[i] = grid[tap * problem.stride[problem.ndim - 1] + c * problem.channel_stride];
-  return Row<width>::load(lane, (uint32_t{1} << width) - 1);
+  return MaskedVector<width>::load(lane, (uint32_t{1} << width) - 1);
 }
 
 template <bool Values, bool Coords, int width, int taps, class X>
-void backward_rows(const Problem& problem, const Range& range, const float* grid,
-                   const Gradients& gradients) {
-  using Vector = Row<width>;
-  const Geometry<X> geometry = geometry_of<X>(problem);
-  const X* coords = static_cast<const X*>(problem.coords);
+void backward_tap_rows(const Problem& problem, const Range& range, const Gradients& gradients) {
+  using Vector = MaskedVector<width>;
+  const float* const grid = grid_of<float>(problem, range);
   float* const grad_values = static_cast<float*>(gradients.grad_values);
-  X* const grad_coords = static_cast<X*>(gradients.grad_coords);
   const bool apart =
       problem.channel_stride != 1 || problem.stride[problem.ndim - 1] != problem.channels;
-  GradientRows<float> grad_rows(problem, range, gradients);
-  Rows<width, taps, X> rows(problem, geometry);
+  GradOutputRows<float> grad_rows(problem, range, gradients);
+  TapRows<width, taps, X> rows(problem);
   const int channels = rows.channels;
-  Buffer<Lanes<float>> dot(rows.corners.count);  // of grad_output with the entry of a corner
+  Buffer<PerPoint<float>> dot(rows.corners.count);  // of grad_output with the entry of a corner
   int32_t repeated[16];  // the channels for every tap, then a lane that is 0
   for (int i = 0; i < 16; ++i) repeated[i] = i < taps * channels ? i % channels : width - 1;
-  Vector grad[kLanes];
-  Square<float, width> product[kLanes / width];
-  for (int64_t p = range.point_begin; p < range.point_end; p += kLanes) {
-    const int points = rows.prepare(coords, range, p);
-    constexpr int64_t kAhead = kLanes;
-    if (range.order && p + kAhead + kLanes <= range.point_end)
-      for (int i = 0; i < kLanes; ++i) {
-        const int64_t point = range.order[p + kAhead + i];
-        if (!geometry.coords_strides) __builtin_prefetch(coords + point * geometry.ndim);
-        grad_rows.prefetch(point);
-        if (Coords) __builtin_prefetch(grad_coords + point * geometry.ndim, 1);
-      }
-    grad_rows.fetch(rows.block.point);
-    for (int i = 0; i < kLanes; ++i)
+  Vector grad[kBatch];
+  Square<float, width> product[kBatch / width];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = rows.prepare(range, p);
+    prefetch_next<X>(problem, range, p, gradients, grad_rows);
+    grad_rows.fetch(rows.corners.batch.point);
+    for (int i = 0; i < kBatch; ++i)
       grad[i] = Vector::load(grad_rows[i], rows.lanes_of[1]).permuted(repeated);
     for (int r = 0; r < rows.count; ++r) {
       for_each_apart([&](int i) __attribute__((always_inline)) {
@@ -144,20 +130,20 @@ void backward_rows(const Problem& problem, const Range& range, const float* grid
         }
       });
       if (!Coords) continue;
-      for (int part = 0; part < kLanes / width; ++part) {
+      for (int part = 0; part < kBatch / width; ++part) {
         product[part].transpose();
         for (int tap = 0; tap < taps; ++tap) {
           auto total = product[part].row[tap * channels];
           for (int c = 1; c < channels; ++c) total += product[part].row[tap * channels + c];
-          memcpy(dot[tap * rows.count + r].lane + part * width, &total, sizeof(total));
+          memcpy(dot[tap * rows.count + r].at + part * width, &total, sizeof(total));
         }
       }
     }
     if (!Coords) continue;
     for (int i = 0; i < points; ++i)
-      if (!rows.block.finite[i])
+      if (!rows.corners.batch.finite[i])
         for (int k = 0; k < rows.corners.count; ++k) dot[k][i] = NAN;
-    differentiate(geometry, rows.block, rows.corners, dot, points, gradients);
+    rows.corners.differentiate(dot, points, gradients);
   }
 }
 
@@ -165,7 +151,7 @@ void backward_rows(const Problem& problem, const Range& range, const float* grid
 template <class F>
 bool with_row(const Problem& problem, F f) {
   const int64_t used = problem.channels * tap_count(problem.mode);
-  if (problem.channels == 1 || problem.channels > kMostChannels || used > CRAD_VECTOR_BYTES / 4 ||
+  if (problem.channels == 1 || problem.channels > kFewChannels || used > CRAD_VECTOR_BYTES / 4 ||
       !taps_follow_each_other(problem.mode, problem.padding))
     return false;
   with_mode(problem.mode, [&](auto mode) {
@@ -177,20 +163,15 @@ bool with_row(const Problem& problem, F f) {
   return true;
 }
 
-#endif
-
 // The backward pass of a call whose points have rows; false if it has none, and nothing was done.
-template <bool Values, bool Coords, class X, class T>
-bool backward_in_rows([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Range& range,
-                      [[maybe_unused]] const T* grid, [[maybe_unused]] const Gradients& gradients) {
-#if CRAD_VECTOR_BYTES > 16
-  if constexpr (std::is_same_v<T, float>)
-    return with_row(problem, [&](auto width, auto taps) {
-      backward_rows<Values, Coords, width, taps, X>(problem, range, grid, gradients);
-    });
-#endif
-  return false;
+template <bool Values, bool Coords, class X>
+bool backward_tap_rows(const Problem& problem, const Range& range, const Gradients& gradients) {
+  return with_row(problem, [&](auto width, auto taps) {
+    backward_tap_rows<Values, Coords, width, taps, X>(problem, range, gradients);
+  });
 }
 
 }  // namespace
 }  // namespace crad
+
+#endif

@@ -1,0 +1,270 @@
+// The operators sample and sample_backward: tensors in and out, on the LibTorch stable ABI.
+//
+// The way of `coords` from here to the innermost loop, in the backward pass as in the forward pass:
+//   operator/call.h   checks the tensors; what kernels need of them is a Problem (core/problem.h)
+//   layout.h          has values, coords and gradients read where they lie, or copies them
+//   plan.h, sort.h    cut the call into ranges: tiles of channels, and chunks or bands of points
+//   parallel.h        has threads take the ranges
+//   isa/              select.cpp finds the kernels of this processor; table.h, compiled for each
+//                     instruction set, makes dtypes template parameters and chooses the loops
+//   many_channels.h   (or few_channels.h, tap_rows.h, planar.h) loops over batches of 32 points
+//   corners.h         offsets and weights of their corners: the products of their taps
+//   locate.h          the taps: coordinates, jitter, padding and mode (core/jitter.h, axis.h)
+//   simd.h            loads, weighs, sums and stores vectors of values
+#include <pthread.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../operator/call.h"
+#include "empty.h"
+#include "kernels.h"
+#include "layout.h"
+#include "parallel.h"
+#include "plan.h"
+#include "sort.h"
+
+namespace crad {
+namespace {
+
+// Calls f(grid, tile, chunk, range) for all ranges of a plan, in parallel if they move enough
+// bytes. The chunks of a tile follow each other, so that a thread stays with one tile of the grid.
+// With bands, points are sorted by the part of the grid that they read, a range is a band (of chunk
+// 0), and neighbouring bands are never taken at once.
+template <class F>
+void for_each_range(const Call& call, const Plan& plan, int64_t bytes, F f) {
+  const Problem& problem = call.problem;
+  const auto in_parallel = [&](int64_t chunks, int64_t moved, auto take) {
+    const int64_t tiles = plan.tiles_at_once;
+    for (int64_t first = 0; first < plan.tiles; first += tiles)
+      parallel(problem.grids * tiles * chunks, moved / plan.tiles * tiles,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i)
+                   take(i / (tiles * chunks), first + i / chunks % tiles, i % chunks);
+               });
+  };
+  const int64_t bands = plan.bands.number;
+  if (bands == 0)
+    return in_parallel(plan.chunks, bytes, [&](int64_t grid, int64_t tile, int64_t chunk) {
+      f(grid, tile, chunk, plan.range(grid, tile, chunk, problem));
+    });
+  const SortedPoints sorted(call, plan.bands, bytes);
+  for (int64_t odd = 0; odd < 2; ++odd)
+    in_parallel((bands + 1 - odd) / 2, bytes / 2, [&](int64_t grid, int64_t tile, int64_t pair) {
+      f(grid, tile, 0, sorted.band(grid, 2 * pair + odd, plan.range(grid, tile, 0, problem)));
+    });
+}
+
+// ---- forward ----
+
+// Samples to memory that is channels last.
+void sample_to(const Output& output, const Call& call, const Plan& plan) {
+  for_each_range(call, plan, forward_bytes(call.problem),
+                 [&](int64_t, int64_t, int64_t, const Range& range) {
+                   kernels().forward(call.problem, range, output);
+                 });
+}
+
+// Samples to a tensor that is channels first, by way of rows that stay in a cache.
+void sample_to_planes(const Tensor& planes, const Call& call, const Plan& plan) {
+  const Problem& problem = call.problem;
+  const ScalarType type = planes.scalar_type();
+  if (plan.bands.number > 0) {
+    const Tensor rows = empty(call.output_shape(), type);
+    sample_to({rows.data_ptr(), problem.channels}, call, plan);
+    return transpose(To::planes, rows, planes, call.batch_axes);
+  }
+  const int64_t points = problem.points_per_grid, element = bytes_of(type);
+  for_each_range(
+      call, plan, forward_bytes(problem), [&](int64_t grid, int64_t, int64_t, const Range& range) {
+        const int64_t number = range.point_end - range.point_begin;
+        const int64_t width = range.channel_end - range.channel_begin;
+        const std::unique_ptr<char[]> rows(new char[number * width * element]);
+        kernels().forward(
+            problem, range,
+            {rows.get(), width, false, false, range.point_begin, range.channel_begin});
+        const int64_t plane = grid * problem.channels + range.channel_begin;
+        char* const to = static_cast<char*>(planes.data_ptr());
+        kernels().transpose(element, rows.get(), width, number, width,
+                            to + ((plane - grid) * points + range.point_begin) * element, points);
+      });
+}
+
+// The result lies in memory as `values` do: channels first if they are so, or else channels last.
+Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
+              const std::optional<Tensor>& jitter_std, int64_t options) {
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  const Problem& problem = call.problem;
+  RowStrides coords_strides;
+  call.problem.coords_strides = strides_of(coords, coords_strides);
+  const bool first = is_channels_first(values, call.batch_axes);
+  const int64_t axes_before = first ? call.batch_axes : coords.dim() - 1;
+  const Tensor output = empty(call.output_shape(), values.scalar_type(), axes_before);
+  if (call.empty()) return output;
+  read_values(call, Pass::forward, false);
+  const bool planes = samples_planes(problem);
+  if (planes && !has_planes(problem))
+    call.set_strided(channels_first(call.values, call.batch_axes));
+  call.problem.planes = planes;
+  const Plan plan = forward_plan(problem);
+  copy_rows(call, copied_row(problem, plan, 1));
+  if (first && !planes)
+    sample_to_planes(output, call, plan);
+  else
+    sample_to({output.data_ptr(), problem.channels, streams(problem), first}, call, plan);
+  return output;
+}
+
+// ---- backward ----
+
+// Partial sums of a gradient: `parts` arrays that are summed in the end, or the gradient itself
+// where one part of its type is all there is.
+struct PartialSums {
+  const Tensor& gradient;
+  Tensor storage;
+  int64_t parts, stride, element;  // `element` in bytes, `stride` in elements
+  bool apart;
+
+  PartialSums(const Tensor& gradient, int64_t parts, int64_t stride, ScalarType type)
+      : gradient(gradient),
+        storage(gradient),
+        parts(parts),
+        stride(stride),
+        element(bytes_of(type)),
+        apart(parts > 1 || type != gradient.scalar_type()) {
+    if (apart) storage = empty({parts, stride}, type);
+  }
+
+  int64_t bytes() const { return parts * stride * element; }
+
+  char* at(int64_t index) const { return static_cast<char*>(storage.data_ptr()) + index * element; }
+
+  void clear() const {
+    parallel(parts * stride, bytes(), [&](int64_t begin, int64_t end) {
+      std::memset(at(begin), 0, (end - begin) * element);
+    });
+  }
+
+  // Sums the parts, whose rows of `width` elements lie `row` elements apart.
+  void sum(int64_t row, int64_t width) const {
+    if (!apart) return;
+    if (row == width) row = width = 1;  // one long row
+    const ValueType type = value_type_of(gradient);
+    char* const to = static_cast<char*>(gradient.data_ptr());
+    const int64_t to_row = width * bytes_of(gradient.scalar_type());
+    parallel(stride / row, bytes(), [&](int64_t begin, int64_t end) {
+      const int64_t together = row == 1 ? end - begin : 1;
+      for (int64_t i = begin; i < end; i += together)
+        kernels().sum(type, at(i * row), parts, stride, to + i * to_row, together * width);
+    });
+  }
+};
+
+// Zeroes a range's channels of every entry of a grid.
+void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
+  const int64_t bytes = (range.channel_end - range.channel_begin) * element;
+  if (bytes == problem.channels * element) {
+    std::memset(grid, 0, problem.entries * problem.row * element);
+    return;
+  }
+  for (int64_t entry = 0; entry < problem.entries; ++entry)
+    std::memset(grid + (entry * problem.row + range.channel_begin) * element, 0, bytes);
+}
+
+// Sets gradients of sum(grad_output * sample(values, coords)); null: not wanted. With both, the
+// values are dense. They are always deterministic.
+void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad_output_strides,
+                   const Tensor* grad_values, const Tensor* grad_coords) {
+  const Problem& problem = call.problem;
+  const Plan plan = backward_plan(problem, grad_coords);
+  if (!grad_values)
+    copy_rows(call, copied_row(problem, plan, 1));
+  else if (plan.chunks > 1)
+    copy_rows(call, copied_row(problem, plan, 1 + plan.chunks));
+  std::optional<PartialSums> values, coords;
+  if (grad_values)
+    values.emplace(*grad_values, plan.chunks, problem.grids * problem.entries * problem.row,
+                   accumulator_of(problem.value_type));
+  if (grad_coords)
+    coords.emplace(*grad_coords, plan.tiles_at_once, grad_coords->numel(),
+                   grad_coords->scalar_type());
+  const int64_t bytes = backward_bytes(problem);
+  // Here by all threads, where the ranges that follow would not do it in parallel.
+  const bool cleared = plan.bands.number > 0 || is_serial(problem);
+  if (grad_values && cleared) values->clear();
+  for_each_range(
+      call, plan, bytes, [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
+        Gradients gradients{grad_output.data_ptr(), grad_output_strides, nullptr, nullptr, false};
+        if (grad_values) {
+          char* const to =
+              values->at(chunk * values->stride + grid * problem.entries * problem.row);
+          if (!cleared) clear(to, problem, range, values->element);
+          gradients.grad_values = to;
+        }
+        if (grad_coords) {
+          gradients.grad_coords = coords->at(tile % plan.tiles_at_once * coords->stride);
+          gradients.add_coords = tile >= plan.tiles_at_once;
+        }
+        kernels().backward(problem, range, gradients);
+      });
+  if (grad_values) values->sum(problem.row, problem.channels);
+  if (grad_coords) coords->sum(1, 1);
+}
+
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
+// memory as they do, and coords; an empty tensor for the one that is not wanted.
+std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tensor& values,
+                                           const Tensor& coords, const std::optional<Tensor>& seed,
+                                           const std::optional<Tensor>& jitter_std, int64_t options,
+                                           bool want_values, bool want_coords) {
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  call.check(grad_output);
+  RowStrides coords_strides;
+  call.problem.coords_strides = strides_of(coords, coords_strides);
+  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
+  Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
+  if (call.empty()) {
+    torch::stable::zero_(grad_values);
+    torch::stable::zero_(grad_coords);
+  } else {
+    if (want_coords) read_values(call, Pass::backward, want_values);
+    const Tensor rows = rows_of(call, grad_output);
+    RowStrides rows_strides;
+    const RowStrides* const strides = strides_of(rows, rows_strides);
+    if (want_values && want_coords && is_dense(call.problem)) {
+      differentiate(call, rows, strides, &grad_values, &grad_coords);
+    } else {
+      if (want_coords) differentiate(call, rows, strides, nullptr, &grad_coords);
+      // Which reads no values.
+      call.set_contiguous(values, call.problem.channels);
+      if (want_values) differentiate(call, rows, strides, &grad_values, nullptr);
+    }
+  }
+  if (!want_values || !is_channels_first(values, call.batch_axes))
+    return {grad_values, grad_coords};
+  return {channels_first(grad_values, call.batch_axes), grad_coords};
+}
+
+// In the child of a fork. It has one thread, and no use for the blocks that its parent keeps: to
+// write to them would copy them.
+void begin_as_child() noexcept {
+  is_forked = true;
+  recycler.release();
+}
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, begin_as_child);
+
+}  // namespace
+}  // namespace crad
+
+// Returns the memory that is kept for results to the system.
+extern "C" __attribute__((visibility("default"))) void crad_kernels_release_memory() {
+  crad::recycler.release();
+}
+
+STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
+  library.impl("sample.cpu", TORCH_BOX(&crad::sample));
+  library.impl("sample_backward.cpu", TORCH_BOX(&crad::sample_backward));
+}
