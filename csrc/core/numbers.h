@@ -5,6 +5,11 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 #include "macros.h"
 
 namespace crad {
@@ -75,16 +80,31 @@ CRAD_INLINE Word narrowed(float16, Float wide) {
 // A number as sums are taken of it, and rounded to how it is stored.
 CRAD_INLINE float widened(float number) { return number; }
 CRAD_INLINE double widened(double number) { return number; }
-CRAD_INLINE float widened(bfloat16 number) { return widened<float>(number, uint32_t{number.bits}); }
-CRAD_INLINE float widened(float16 number) { return widened<float>(number, uint32_t{number.bits}); }
 CRAD_INLINE void narrow(float wide, float& number) { number = wide; }
 CRAD_INLINE void narrow(double wide, double& number) { number = wide; }
+CRAD_INLINE void narrow(float wide, double& number) { number = wide; }
+CRAD_INLINE void narrow(double wide, float& number) { number = static_cast<float>(wide); }
+#if defined(__CUDA_ARCH__)
+CRAD_INLINE float widened(bfloat16 number) {
+  return __bfloat162float(__ushort_as_bfloat16(number.bits));
+}
+CRAD_INLINE float widened(float16 number) { return __half2float(__ushort_as_half(number.bits)); }
+CRAD_INLINE void narrow(float wide, bfloat16& number) {
+  number.bits = __bfloat16_as_ushort(__float2bfloat16_rn(wide));
+}
+CRAD_INLINE void narrow(float wide, float16& number) {
+  number.bits = __half_as_ushort(__float2half_rn(wide));
+}
+#else
+CRAD_INLINE float widened(bfloat16 number) { return widened<float>(number, uint32_t{number.bits}); }
+CRAD_INLINE float widened(float16 number) { return widened<float>(number, uint32_t{number.bits}); }
 CRAD_INLINE void narrow(float wide, bfloat16& number) {
   number.bits = static_cast<uint16_t>(narrowed<uint32_t>(number, wide));
 }
 CRAD_INLINE void narrow(float wide, float16& number) {
   number.bits = static_cast<uint16_t>(narrowed<uint32_t>(number, wide));
 }
+#endif
 
 }  // namespace
 }  // namespace crad

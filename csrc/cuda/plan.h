@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../core/numbers.h"
 #include "../core/problem.h"
 
 namespace crad {
@@ -136,10 +137,7 @@ constexpr int kSums = 8;  // that a warp of the backward pass takes together
 constexpr int kBlocks = 2;
 constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-CRAD_INLINE int64_t rounded_up(int64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
+CRAD_INLINE int64_t rounded_up(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 inline int64_t value_bytes(const Problem& problem) {
   switch (problem.value_type) {

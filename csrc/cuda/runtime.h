@@ -4,8 +4,6 @@
 
 #if !defined(CRAD_EMULATED)
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>

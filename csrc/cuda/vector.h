@@ -1,32 +1,14 @@
-// Numbers as they are stored, and as sums are taken of them; several at once.
+// Several numbers that lie together.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "../core/numbers.h"
 #include "runtime.h"
 
 namespace crad {
-
-using bfloat16 = __nv_bfloat16;
-using float16 = __half;
-
-CRAD_DEVICE float widened(bfloat16 number) { return __bfloat162float(number); }
-CRAD_DEVICE float widened(float16 number) { return __half2float(number); }
-CRAD_DEVICE void narrow(float wide, bfloat16& number) { number = __float2bfloat16_rn(wide); }
-CRAD_DEVICE void narrow(float wide, float16& number) { number = __float2half_rn(wide); }
-
-CRAD_DEVICE float widened(float number) { return number; }
-CRAD_DEVICE double widened(double number) { return number; }
-CRAD_DEVICE void narrow(float wide, float& number) { number = wide; }
-CRAD_DEVICE void narrow(double wide, double& number) { number = wide; }
-CRAD_DEVICE void narrow(float wide, double& number) { number = wide; }
-CRAD_DEVICE void narrow(double wide, float& number) { number = static_cast<float>(wide); }
-
-// The type that sums are taken in.
-template <class T>
-using accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // What the hardware moves at once.
 template <int bytes>

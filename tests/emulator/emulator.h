@@ -8,7 +8,6 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <cmath>
 #include <cstdint>
@@ -232,28 +231,6 @@ struct alignas(16) uint4 {
 struct alignas(8) uint2 {
   uint32_t x, y;
 };
-
-// ---- numbers of two bytes ----
-
-struct __nv_bfloat16 {
-  uint16_t bits;
-};
-using __half = c10::Half;  // _Float16 needs GCC 12 or clang 15
-
-inline float __bfloat162float(__nv_bfloat16 number) {
-  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof(wide));
-  return wide;
-}
-inline float __half2float(__half number) { return static_cast<float>(number); }
-inline __nv_bfloat16 __float2bfloat16_rn(float wide) {
-  uint32_t bits;
-  std::memcpy(&bits, &wide, sizeof(bits));
-  if (wide != wide) return {0x7FFF};
-  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
-}
-inline __half __float2half_rn(float wide) { return static_cast<__half>(wide); }
 
 // ---- functions of the device ----
 
