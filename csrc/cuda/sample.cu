@@ -4,11 +4,10 @@
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
 // (core/problem.h). plan.h cuts that into blocks, launches_impl.h chooses the compiled variant of a
 // kernel. In the kernel (forward.h, planes.h, backward_on_chip.h, backward_in_memory.h,
-// deterministic.h) a
-// block locates a batch of its points, one a thread, by corners.h: core/jitter.h moves a
-// coordinate, core/axis.h turns it into taps, and their products are the corners, kept in shared
-// memory. Then all threads of the block read the corners and move channels, as vectors of vector.h.
-// Partial sums of blocks are added up by sums.h.
+// deterministic.h) a block locates a batch of its points, one a thread, by corners.h: core/jitter.h
+// moves a coordinate, core/axis.h turns it into taps, and their products are the corners, kept in
+// shared memory. Then all threads of the block read the corners and move channels, as vectors of
+// vector.h. Partial sums of blocks are added up by sums.h.
 #include <algorithm>
 #include <array>
 #include <tuple>
@@ -146,8 +145,8 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const auto plan_for = [&](const void* grad_output) {
     return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
   };
-  const bool strided =
-      !values.is_contiguous() && !call.deterministic && plan_for(nullptr).family != Family::on_chip;
+  const bool strided = !values.is_contiguous() && !call.deterministic &&
+                       plan_for(nullptr).family == Family::in_memory;
   const bool planes_of_values = strided && channels_first,
              planes_of_coords = strided && want_coords;
   const bool planes = planes_of_values || planes_of_coords;
@@ -163,7 +162,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const Plan plan = plan_for(grad_output.data_ptr());
   if (rows) check_plan(plan, device);
   if (planes) check_plan(plan_of_planes, device);
-  const bool on_chip = !planes_of_values && plan.family == Family::on_chip;
+  const bool on_chip = !planes_of_values && plan.family != Family::in_memory;
   const bool in_order = want_values && !on_chip && call.deterministic;
   const bool values_by_rows = want_values && !in_order && !planes_of_values;
 
