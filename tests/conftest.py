@@ -90,8 +90,8 @@ def cuda_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(params=_usable(lambda placed: placed.name == "cuda"))
-def cuda_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the CUDA backend, on a GPU or compiled for the processor."""
+def cuda_library(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the backend in CUDA C++, on a GPU or emulated."""
     yield from _place(request.param)
 
 

@@ -66,7 +66,7 @@ CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
   in_memory,  // grids are read, and their gradients added to atomically, where they lie
-  planes,     // so are those that are not channels last: neighbouring threads take other points
+  planes,     // so are those that are not channels last; neighbouring threads take other points
   by_cell,    // as on_chip, for the gradients, by points sorted by cell
 };
 

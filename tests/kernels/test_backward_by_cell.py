@@ -70,30 +70,30 @@ def linear(*ndims: int, **changes: object) -> list[Case]:
     ),
     ids=str,
 )
-def test_matches_the_reference(cuda_kernels: str, case: Case) -> None:
-    assert_matches_the_reference(case, cuda_kernels)
+def test_matches_the_reference(cuda_library: str, case: Case) -> None:
+    assert_matches_the_reference(case, cuda_library)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("size", [(1,), (1, 1), (1, 7), (7, 1), (1, 1, 1), (3, 1, 2)], ids=str)
-def test_axes_of_one_entry(cuda_kernels: str, size: tuple[int, ...], padding_mode: str) -> None:
+def test_axes_of_one_entry(cuda_library: str, size: tuple[int, ...], padding_mode: str) -> None:
     for align_corners in (False, True):
         case = Case(size, 8, (90,), None, "linear", padding_mode, align_corners, torch.float32)
-        assert_matches_the_reference(replace(case, coords_dtype=torch.float32), cuda_kernels)
+        assert_matches_the_reference(replace(case, coords_dtype=torch.float32), cuda_library)
 
 
 @pytest.mark.parametrize("case", linear(1, 2, 3, channels=4, points=(300,), batch=2), ids=str)
-def test_with_jitter(cuda_kernels: str, case: Case) -> None:
+def test_with_jitter(cuda_library: str, case: Case) -> None:
     """Which moves a point to another cell in the same way in each pass."""
-    assert_matches_the_reference(case, cuda_kernels, jitter_std=0.3)
+    assert_matches_the_reference(case, cuda_library, jitter_std=0.3)
 
 
 @pytest.mark.parametrize("case", linear(1, 2, 3, channels=5, points=(60,)), ids=str)
-def test_derivatives_of_derivatives(cuda_kernels: str, case: Case) -> None:
+def test_derivatives_of_derivatives(cuda_library: str, case: Case) -> None:
     tensors = case.tensors()
     directions = [torch.flip(tensor, (0,)) for tensor in tensors[:2]]
     found = []
-    for backend in (cuda_kernels, JUDGE):
+    for backend in (cuda_library, JUDGE):
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         out = sample(*leaves[:2], **case.options, backend=backend)
         once = torch.autograd.grad(out, leaves[:2], leaves[2], create_graph=True)
@@ -123,7 +123,7 @@ def spread(kind: str, points: int) -> Tensor:
     "plan", ["", ",batch=1", ",batch=37", ",chunks=3,batch=100", ",threads=32"]
 )
 def test_every_point_counts_once(
-    cuda_kernels: str, monkeypatch: pytest.MonkeyPatch, channels: int, kind: str, plan: str
+    cuda_library: str, monkeypatch: pytest.MonkeyPatch, channels: int, kind: str, plan: str
 ) -> None:
     """Whole numbers and fractions of powers of 2, of which sums are exact in any order."""
     monkeypatch.setenv("CRAD_KERNELS_PLAN", "family=cell" + plan)
@@ -133,17 +133,17 @@ def test_every_point_counts_once(
     case = Case((5, 9), channels, align_corners=True, dtype=torch.float32)
     tensors = values, spread(kind, points), grad_output
     for got, wanted in zip(
-        gradients(case, cuda_kernels, tensors), gradients(case, JUDGE, tensors), strict=True
+        gradients(case, cuda_library, tensors), gradients(case, JUDGE, tensors), strict=True
     ):
         assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_one_gradient_alone(cuda_kernels: str, wanted: tuple[bool, bool]) -> None:
+def test_one_gradient_alone(cuda_library: str, wanted: tuple[bool, bool]) -> None:
     for case in linear(1, 2, 3, channels=12, points=(100,), batch=2):
         values, coords, grad_output = case.tensors()
         found = []
-        for backend in (cuda_kernels, JUDGE):
+        for backend in (cuda_library, JUDGE):
             leaves = [values.detach(), coords.detach()]
             leaf = leaves[wanted.index(True)].requires_grad_()
             out = sample(*leaves, **case.options, backend=backend)
@@ -153,34 +153,34 @@ def test_one_gradient_alone(cuda_kernels: str, wanted: tuple[bool, bool]) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", linear(2, 3, channels=36, points=(700,)), ids=str)
-def test_the_same_bits_in_every_run(cuda_kernels: str, case: Case, dtype: torch.dtype) -> None:
+def test_the_same_bits_in_every_run(cuda_library: str, case: Case, dtype: torch.dtype) -> None:
     tensors = replace(case, dtype=dtype).tensors()
-    first, second = (gradients(case, cuda_kernels, tensors) for _ in range(2))
+    first, second = (gradients(case, cuda_library, tensors) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
-def test_channels_and_grids_do_not_change_the_bits_of_others(cuda_kernels: str) -> None:
+def test_channels_and_grids_do_not_change_the_bits_of_others(cuda_library: str) -> None:
     case = Case((4, 3), 40, (500,), 3, dtype=torch.float32, coords_dtype=torch.float32)
     values, coords, grad_output = case.tensors()
-    (expected, _) = gradients(case, cuda_kernels, (values, coords, grad_output))
+    (expected, _) = gradients(case, cuda_library, (values, coords, grad_output))
     order = torch.randperm(case.channels)
     (permuted, _) = gradients(
-        case, cuda_kernels, (values[..., order], coords, grad_output[..., order])
+        case, cuda_library, (values[..., order], coords, grad_output[..., order])
     )
     assert torch.equal(permuted, expected[..., order])
     flipped = [tensor.flip(0) for tensor in (values, coords, grad_output)]
-    assert torch.equal(gradients(case, cuda_kernels, (*flipped,))[0], expected.flip(0))
+    assert torch.equal(gradients(case, cuda_library, (*flipped,))[0], expected.flip(0))
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
-def test_coordinates_may_be_anything(cuda_kernels: str, padding_mode: str) -> None:
+def test_coordinates_may_be_anything(cuda_library: str, padding_mode: str) -> None:
     """NaN, infinities and huge ones, amid others: with zeros padding the first two are no place."""
     case = Case((4, 3), 9, (64,), None, "linear", padding_mode, dtype=torch.float32)
     values, coords, grad_output = replace(case, coords_dtype=torch.float32).tensors()
     for i, odd in enumerate((math.nan, math.inf, -math.inf, 1e30, -1e30, 3e9, -0.0)):
         coords[3 * i, i % 2] = odd
     for got, wanted in zip(
-        gradients(case, cuda_kernels, (values, coords, grad_output)),
+        gradients(case, cuda_library, (values, coords, grad_output)),
         gradients(case, JUDGE, (values, coords, grad_output)),
         strict=True,
     ):
@@ -200,6 +200,6 @@ def test_coordinates_may_be_anything(cuda_kernels: str, padding_mode: str) -> No
     ],
     ids=str,
 )
-def test_other_calls_cannot_be_forced(cuda_kernels: str, case: Case) -> None:
+def test_other_calls_cannot_be_forced(cuda_library: str, case: Case) -> None:
     with pytest.raises(RuntimeError, match="cannot be cut that way"):
-        gradients(case, cuda_kernels, case.tensors())
+        gradients(case, cuda_library, case.tensors())

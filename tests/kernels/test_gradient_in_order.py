@@ -98,7 +98,7 @@ def test_values_of_other_types(compiled_backend: str, dtype: torch.dtype, channe
     assert_near(got, expected, eps)
 
 
-@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.usefixtures("cuda_library")
 @pytest.mark.skipif(not cuda.EMULATED, reason="a GPU sorts so few points by corner")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_point_has_one_narrow_key(case: Case, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from crad_kernels import grid_sample, sample
 from tests.cases import JUDGE, SAME_INDEX, Case, assert_near
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
+pytestmark = pytest.mark.usefixtures("cuda_library")
 
 
 def channels_first(tensor: Tensor, batched: bool) -> Tensor:
