@@ -29,7 +29,7 @@ CRAD_INLINE uint32_t lanes_without(uint32_t bits, const uint32_t (&lane)[kBatch]
 
 // What lies at `offset` from `base` in those lanes, 0 in others, from which nothing is read.
 template <class A>
-CRAD_INLINE PerPoint<A> gather(const A* base, const PerPoint<int64_t>& offset, uint32_t lanes) {
+inline PerPoint<A> gather(const A* base, const PerPoint<int64_t>& offset, uint32_t lanes) {
   PerPoint<A> result;
   for (int i = 0; i < kBatch; ++i) result[i] = lanes >> i & 1 ? base[offset[i]] : A(0);
   return result;
@@ -52,8 +52,7 @@ CRAD_INLINE PerPoint<float> gather(const float* base, const PerPoint<int64_t>& o
 
 // sum += a * b
 template <class A>
-CRAD_INLINE void add_product(const PerPoint<A>& a, const PerPoint<A>& b, PerPoint<A>& sum) {
-#pragma GCC unroll 16
+inline void add_product(const PerPoint<A>& a, const PerPoint<A>& b, PerPoint<A>& sum) {
   for (int i = 0; i < kBatch; i += Vector<A>::width)
     store(sum.at + i, multiply_add(load(a.at + i), load(b.at + i), load(sum.at + i)));
 }

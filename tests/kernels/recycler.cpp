@@ -1,8 +1,6 @@
 // Threads take blocks from the recycler, write to them and give them back, while some release what
 // is kept and the process forks: no block has two owners, no child waits, and in the end no more
 // is kept than may be. Prints what is not so. Argument: number of forks.
-#include "../../csrc/cpu/memory.h"
-
 #include <malloc.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -14,6 +12,8 @@
 #include <random>
 #include <thread>
 #include <vector>
+
+#include "../../csrc/cpu/memory.h"
 
 namespace {
 
