@@ -1,7 +1,7 @@
 """What every variant of the CUDA kernels takes of the hardware: `python -m benchmarks.ptxas`.
 
 Needs nvcc and no GPU. Exits with 1 if a variant spills registers. Shared memory is not in the
-table: its amount is decided at run time, by `csrc/cuda/plan.h`.
+table: its amount is decided at run time, by `csrc/cuda/plan_*.h`.
 """
 
 import argparse

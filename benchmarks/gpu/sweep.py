@@ -1,6 +1,6 @@
 """Times every plan of the CUDA kernels against each other: ``python -m benchmarks.gpu.sweep``.
 
-Nothing is compiled: `CRAD_KERNELS_PLAN` forces each choice that csrc/cuda/plan.h makes, one at a
+Nothing is compiled: `CRAD_KERNELS_PLAN` forces each choice that csrc/cuda/plan_*.h make, one at a
 time. The profiler gives the time of every kernel. Cases come in the order of what they tell, and
 the JSON file is complete after each. `--device cpu` goes through all of it with the kernels that
 tests compile for the processor; its times mean nothing.

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "corners.h"
+#include "plan_in_order.h"
 #include "slopes.h"
 
 namespace crad {

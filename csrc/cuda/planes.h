@@ -4,6 +4,7 @@
 #pragma once
 
 #include "corners.h"
+#include "plan_forward.h"
 #include "slopes.h"
 
 namespace crad {

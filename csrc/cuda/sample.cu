@@ -2,12 +2,12 @@
 // it.
 //
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
-// (core/problem.h). plan.h cuts that into blocks, launches_impl.h chooses the compiled variant of a
-// kernel. In the kernel (forward.h, planes.h, backward_on_chip.h, backward_by_cell.h,
-// backward_in_memory.h, deterministic.h) a block locates a batch of its points, one a thread, by
-// corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and their products
-// are the corners, kept in shared memory. Then all threads of the block read the corners and move
-// channels, as vectors of vector.h. Partial sums of blocks are added up by sums.h.
+// (core/problem.h). plan_forward.h or plan_backward.h cuts that into blocks, launches_impl.h chooses
+// the compiled variant of a kernel. In the kernel (forward.h, planes.h, backward_on_chip.h,
+// backward_by_cell.h, backward_in_memory.h, deterministic.h) a block locates a batch of its points,
+// one a thread, by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and
+// their products are the corners, kept in shared memory. Then all threads of the block read the
+// corners and move channels, as vectors of vector.h. sums.h adds up partial sums of blocks.
 #include <algorithm>
 #include <array>
 #include <tuple>
@@ -19,6 +19,8 @@
 #include "launches.h"
 #include "layout.h"
 #include "normals.h"
+#include "plan_backward.h"
+#include "plan_in_order.h"
 #include "sums.h"
 
 namespace crad {

@@ -2,7 +2,8 @@
 #include <iostream>
 #include <string>
 
-#include "../../csrc/cuda/plan.h"
+#include "../../csrc/cuda/plan_backward.h"
+#include "../../csrc/cuda/plan_in_order.h"
 
 int main() {
   using namespace crad;

@@ -89,7 +89,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Order:
-    """As `Order` in csrc/cuda/plan.h, with the plans of its kernels."""
+    """As `Order` in csrc/cuda/plan_in_order.h, with the plans of its kernels."""
 
     corners: int
     items: int

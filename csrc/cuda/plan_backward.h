@@ -1,0 +1,241 @@
+// How a backward pass is cut, and the sum of its partial results.
+#pragma once
+
+#include "plan_forward.h"
+
+namespace crad {
+
+inline int64_t corners_of_a_point(const Problem& problem) {
+  const Tables tables = tables_of(problem);
+  return static_cast<int64_t>(tables.low) * tables.high;
+}
+
+// Chunks whose partial sums take at most half of the bytes of the gradient that they are sums of.
+inline int64_t most_chunks_of(const Problem& problem) {
+  return std::max<int64_t>(1, problem.points_per_grid * value_bytes(problem) /
+                                  (2 * problem.entries * sum_bytes(problem)));
+}
+
+// Registers of a thread, about.
+constexpr int kOnChipRegisters = 112;
+inline int registers_by_cell(const Problem& problem, int vector) {
+  return sum_bytes(problem) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;
+}
+
+// tile_channels is 0 where the grid does not fit. A thread owns channels, and a block has as many
+// groups of such threads as there is room for their sums; each takes its own points.
+inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
+                                  const void* grad_output, bool want_values, bool want_coords,
+                                  const Forced& forced) {
+  constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
+  constexpr int64_t kFewPoints =
+      32;  // located together, at least: all other memory is for channels
+  const Columns columns = columns_of(problem);
+  const int64_t sums = sum_bytes(problem), values = value_bytes(problem);
+  Plan plan{};
+  plan.family = Family::on_chip;
+  plan.vector = vector_of(problem, grad_output, kWordBytes, forced);
+  plan.tables = tables_of(problem);
+  const int most_threads = static_cast<int>(chosen(forced.threads, device.threads));
+  const auto warps_of = [&](int64_t tile) { return ceil_div(tile, kWarp * plan.vector); };
+  // With the slopes of a point, a row for each warp that shares it.
+  const auto point_bytes = [&](int64_t tile) {
+    return located_bytes(plan.tables, corner_bytes(kOnChipEntry, sums, columns.low)) +
+           (want_coords ? (columns.low + columns.high) * warps_of(tile) * sums : 0);
+  };
+  const int64_t room = shared_of_a_block(device) - kParts * kAlignment;
+  const int64_t most_point = point_bytes(int64_t{most_threads} * plan.vector);
+  const int64_t few = batch_of(most_point, room / 4, kFewPoints);
+  const int64_t own = want_values ? sums : 0, staged = want_coords ? values : 0;
+  const int64_t fitting = channels_on_chip(problem, own + staged, room - most_point * few);
+  if (fitting == 0) return plan;
+  int64_t tile = std::min<int64_t>(fitting, int64_t{most_threads} * plan.vector);
+  const int64_t most_chunks = most_chunks_of(problem);
+  const auto blocks = [&] {
+    return problem.grids * most_chunks * ceil_div(problem.channels, tile);
+  };
+  const int64_t warp_channels = int64_t{kWarp} * plan.vector;
+  while (tile > warp_channels && blocks() < device.multiprocessors)
+    tile = std::max(warp_channels, ceil_div(tile / 2, kWarp) * kWarp);
+  plan.tile_channels = tile = chosen(forced.tile, tile);
+  const int64_t vectors = ceil_div(tile, plan.vector);
+  plan.lanes = static_cast<int>(vectors > kWarp ? warps_of(tile) * kWarp : lanes_of(vectors));
+  const int64_t a_group = problem.entries * tile * own,
+                all_groups = problem.entries * tile * staged;
+  const int64_t point = point_bytes(tile);
+  const int64_t least_groups = std::max(1, kWarp / plan.lanes);
+  int64_t groups = std::max<int64_t>(least_groups, most_threads / plan.lanes);
+  while (groups > least_groups && groups * a_group + all_groups + point * few > room) groups /= 2;
+  groups = chosen(forced.groups, groups);
+  // No room for a whole warp of groups.
+  plan.shared = groups * a_group + all_groups;
+  if (plan.shared + point * few > room) return Plan{};
+  plan.threads = static_cast<int>(groups * plan.lanes);
+  // As many as a thread locates, or a group takes in one turn.
+  const int64_t together = kSums / (columns.low + columns.high);
+  const int64_t most = std::max(few, std::max<int64_t>(plan.threads, groups * together));
+  plan.batch = static_cast<int>(chosen(
+      forced.batch, batch_of(point, room - plan.shared, std::min(most, problem.points_per_grid))));
+  plan.shared += point * plan.batch + kParts * kAlignment;
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kOnChipRegisters);
+  const int64_t others = problem.grids * ceil_div(problem.channels, tile);
+  return cut(problem, plan, chosen(forced.chunks, std::min(at_once / others, most_chunks)));
+}
+
+// By cell: with so many channels a thread, and warps a block; tile_channels is 0 where there is no
+// room for their sums and a point. A group is a warp, or a warp has several where channels are few.
+inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, int vector,
+                                  int64_t warps, bool want_values, bool want_coords,
+                                  const Forced& forced) {
+  constexpr int kParts = 8;  // of the shared memory, each of which is rounded up
+  constexpr int64_t kEntry = sizeof(int32_t), kCount = sizeof(uint16_t), kMostPoints = 1024;
+  const int64_t cells = cells_of(problem), corners = corners_of_a_point(problem);
+  const int64_t sums = sum_bytes(problem), values = value_bytes(problem);
+  const int64_t slopes = slopes_by_cell(problem.ndim);
+  Plan plan{};
+  plan.family = Family::by_cell;
+  plan.vector = vector;
+  plan.tables = tables_of(problem);
+  const int64_t warp_channels = int64_t{kWarp} * vector;
+  const int64_t even = ceil_div(problem.channels, ceil_div(problem.channels, warp_channels));
+  const int64_t tile = chosen(forced.tile, ceil_div(even, vector) * vector);
+  plan.lanes = lanes_of(ceil_div(tile, vector));
+  const int64_t groups = kWarp / plan.lanes;  // of a warp
+  const int64_t point =                       // its taps, its slopes, and twice its cell
+      4 * problem.ndim * sums + (want_coords ? slopes * sums : 0) + 2 * kEntry;
+  const int64_t column = problem.entries * tile;
+  const int64_t warp =
+      groups * ((want_values ? column * sums : 0) + kSums / slopes * kEntry) + cells * kCount;
+  const int64_t block =
+      (want_coords ? column * values : 0) + cells * corners * kEntry + point + kParts * kAlignment;
+  const int64_t room = std::min(device.block_bytes, device.shared_bytes - device.block_reserve);
+  plan.shared = warps * warp + block;
+  if (plan.shared + point > room || tile > warp_channels) return Plan{};
+  plan.tile_channels = tile;
+  plan.threads = static_cast<int>(warps * kWarp);
+  // More points of a cell hardly make changes of the cell rarer.
+  const int64_t most = std::min(
+      {std::max<int64_t>(8 * cells, device.threads), kMostPoints, problem.points_per_grid});
+  plan.batch = static_cast<int>(chosen(forced.batch, batch_of(point, room - plan.shared, most)));
+  const int64_t at_once = blocks_at_once(device, plan.shared + point * plan.batch, plan.threads,
+                                         registers_by_cell(problem, vector));
+  const int64_t others = problem.grids * ceil_div(problem.channels, tile);
+  int64_t chunks = at_once / others;
+  // Twice as many as run at once, where these would leave a multiprocessor idle.
+  if (chunks * others < device.multiprocessors) chunks = 2 * at_once / others;
+  chunks = std::min({chunks, most_chunks_of(problem), problem.points_per_grid / (warps * groups)});
+  plan = cut(problem, plan, chosen(forced.chunks, chunks));
+  if (!forced.batch)
+    plan.batch =
+        static_cast<int>(ceil_div(plan.chunk_points, ceil_div(plan.chunk_points, plan.batch)));
+  plan.shared += point * plan.batch;
+  return plan;
+}
+
+// What a warp takes for one point of each of its groups, in instructions of sm_90 for float,
+// counted in SASS; for 1 to 3 dimensions. By cell with one channel a thread, and with 4.
+constexpr int kOnChipWork[] = {290, 190, 540};
+constexpr int kByCellWork[2][3] = {{38, 65, 125}, {51, 87, 175}};
+constexpr int kCellChangeWork[2][3] = {{39, 71, 138}, {63, 107, 204}};
+constexpr int kSortingWork = 1500;  // cycles for a batch by cell, most of which are waits
+
+inline double work_of(const Problem& problem, const Plan& plan) {
+  const int d = problem.ndim - 1, wide = plan.vector > 1;
+  if (plan.family == Family::on_chip) return kOnChipWork[d];
+  const int groups = plan.threads / plan.lanes;
+  const double points = plan.batch;
+  const double changes = std::min(1.0, static_cast<double>(cells_of(problem) + groups) / points);
+  double all_stay = 1;  // the chance that no group of a warp changes its cell
+  for (int group = 0; group < kWarp / plan.lanes; ++group) all_stay *= 1 - changes;
+  return kByCellWork[wide][d] + (1 - all_stay) * kCellChangeWork[wide][d];
+}
+
+// About the cycles that a backward pass takes, where points are spread evenly. A multiprocessor
+// issues four instructions each, but a warp alone at most one every other.
+inline double cycles_of(const Problem& problem, const Device& device, const Plan& plan) {
+  const bool by_cell = plan.family == Family::by_cell;
+  const int registers = by_cell ? registers_by_cell(problem, plan.vector) : kOnChipRegisters;
+  const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, registers);
+  const int64_t blocks = plan.blocks(problem);
+  const int64_t together = ceil_div(std::min(blocks, at_once), device.multiprocessors);
+  const double warps = static_cast<double>(together * plan.threads / kWarp);
+  const int64_t batches = ceil_div(plan.chunk_points, plan.batch);
+  const int64_t turns = ceil_div(plan.chunk_points, plan.threads / plan.lanes);
+  const double sorting = by_cell ? batches * kSortingWork : 0;
+  return ceil_div(blocks, at_once) *
+         (turns * work_of(problem, plan) * std::max(2.0, warps / 4) + sorting);
+}
+
+// By cell, as wide and with as many warps as takes the fewest cycles.
+inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
+                                  const void* grad_output, bool want_values, bool want_coords,
+                                  const Forced& forced) {
+  constexpr int64_t kMostCells = 1 << 16, kSumsOfAThread = 16;  // bytes
+  // Of a warp's groups, one or another changes its cell at nearly every point where they are more.
+  constexpr int kMostGroups = 4;
+  const int64_t row = problem.channels * value_bytes(problem);
+  if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
+      problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX)
+    return Plan{};
+  const int64_t bytes = kSumsOfAThread / sum_bytes(problem) * value_bytes(problem);
+  const int wide = vector_of(problem, grad_output, bytes, forced);
+  const int64_t most = chosen(forced.threads, device.threads) / kWarp;
+  Plan best{};
+  double fewest = 0;
+  for (int vector = wide; vector > 0; vector = vector > 1 ? 1 : 0)
+    for (int64_t warps = most; warps > 0; warps = forced.threads > 0 ? 0 : warps - 1) {
+      const Plan plan =
+          plan_backward_by_cell(problem, device, vector, warps, want_values, want_coords, forced);
+      if (plan.tile_channels == 0) continue;
+      if (forced.family == 0 && plan.lanes * kMostGroups < kWarp) continue;
+      const double cycles = cycles_of(problem, device, plan);
+      if (best.tile_channels > 0 && fewest <= cycles) continue;
+      best = plan;
+      fewest = cycles;
+    }
+  return best;
+}
+
+// Gradients are partial sums, (chunks, *gradient of values) of on_chip and by_cell and (tiles,
+// *gradient of coords), to be summed afterwards; the gradient of values is one array, to be zeroed
+// before, of in_memory.
+inline Plan plan_backward(const Problem& problem, const Device& device, const void* grad_output,
+                          bool want_values, bool want_coords, const Forced& forced = {}) {
+  const auto is_forced = [&](Family family) {
+    return forced.family == 1 + static_cast<int>(family);
+  };
+  const Plan chip =
+      plan_backward_on_chip(problem, device, grad_output, want_values, want_coords, forced);
+  if (is_forced(Family::on_chip)) return chip;
+  if (is_forced(Family::by_cell) || (forced.family == 0 && chip.tile_channels > 0)) {
+    const Plan cell =
+        plan_backward_by_cell(problem, device, grad_output, want_values, want_coords, forced);
+    if (is_forced(Family::by_cell)) return cell;
+    const bool pays = cell.tile_channels > 0 &&
+                      cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
+    return pays ? cell : chip;
+  }
+  return plan_in_memory(problem, device, grad_output,
+                        corner_bytes(kInMemoryEntry, sum_bytes(problem), columns_of(problem).low),
+                        forced);
+}
+
+inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
+                                 const Forced& forced = {}) {
+  const int slopes = want_coords ? columns_of(problem).low : 0;
+  return plan_planes(problem, device, corner_bytes(kInMemoryEntry, sum_bytes(problem), slopes),
+                     forced);
+}
+
+// How many of `count` results, each the sum of `number` parts, a block takes: a power of two. The
+// other threads share the parts of a result.
+inline int columns_of_sums(const Device& device, int64_t number, int64_t count,
+                           const Forced& forced = {}) {
+  constexpr int64_t kFew = 4;  // parts, which one thread takes
+  int64_t columns = number <= kFew ? device.threads : kWarp;
+  while (columns > 1 && number > kFew && ceil_div(count, columns) < device.multiprocessors)
+    columns /= 2;
+  return static_cast<int>(chosen(forced.columns, columns));
+}
+
+}  // namespace crad
