@@ -2,8 +2,8 @@
 // it.
 //
 // The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
-// (core/problem.h). plan_forward.h or plan_backward.h cuts that into blocks, launches_impl.h chooses
-// the compiled variant of a kernel. In the kernel (forward.h, planes.h, backward_on_chip.h,
+// (core/problem.h). plan_forward.h or plan_backward.h cuts that into blocks, launches_impl.h
+// chooses the compiled variant of a kernel. In the kernel (forward.h, planes.h, backward_on_chip.h,
 // backward_by_cell.h, backward_in_memory.h, deterministic.h) a block locates a batch of its points,
 // one a thread, by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and
 // their products are the corners, kept in shared memory. Then all threads of the block read the
