@@ -105,17 +105,6 @@ struct Share {
   int64_t channel_begin, channel_end;
 };
 
-// The cells of a grid by linear interpolation: between neighbours along each axis, or between one
-// at the border and the outside; and one for all points outside.
-CRAD_INLINE int64_t cells_of(const Problem& problem) {
-  int64_t cells = 1;
-  for (int axis = 0; axis < problem.ndim; ++axis) cells *= problem.size[axis] + 1;
-  return cells + 1;
-}
-
-// The slopes of a point that are summed together, a power of two.
-CRAD_INLINE constexpr int slopes_by_cell(int ndim) { return ndim <= 2 ? 2 : 4; }
-
 CRAD_INLINE Share share_of(const Problem& problem, const Plan& plan, int64_t block) {
   Share share;
   share.grid = block / (plan.tiles * plan.chunks);
@@ -130,6 +119,17 @@ CRAD_INLINE Share share_of(const Problem& problem, const Plan& plan, int64_t blo
   share.channel_end = channel_end < problem.channels ? channel_end : problem.channels;
   return share;
 }
+
+// The cells of a grid by linear interpolation: between neighbours along each axis, or between one
+// at the border and the outside; and one for all points outside.
+CRAD_INLINE int64_t cells_of(const Problem& problem) {
+  int64_t cells = 1;
+  for (int axis = 0; axis < problem.ndim; ++axis) cells *= problem.size[axis] + 1;
+  return cells + 1;
+}
+
+// The slopes of a point that are summed together, a power of two.
+CRAD_INLINE constexpr int slopes_by_cell(int ndim) { return ndim <= 2 ? 2 : 4; }
 
 constexpr int kWarp = 32;
 constexpr int kSums = 8;  // that a warp of the backward pass takes together
