@@ -157,7 +157,8 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const T
   const bool rows = (want_values && !planes_of_values) || coords_by_rows;
   const Tensor grad_output =
       rows || !rows_of(grad_output_in, batch_axes) ? dense(grad_output_in) : grad_output_in;
-  const Plan plan_of_planes = plan_backward_planes(problem, device, planes_of_coords, forced);
+  const Plan plan_of_planes =
+      planes ? plan_backward_planes(problem, device, planes_of_coords, forced) : Plan{};
   Call call_of_planes = call;
   call_of_planes.set_strided(values);
   if (coords_by_rows) call.set_contiguous(dense(values), problem.channels);
