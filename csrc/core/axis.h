@@ -50,6 +50,27 @@ CRAD_INLINE void with_padding(Padding padding, F f) {
   }
 }
 
+// X is a number, or a vector with one for each of several points, of which a comparison has as many
+// lanes, and ?: chooses lane by lane. This is what is not written alike for both.
+template <class X>
+struct Numbers {
+  using Element = X;
+  CRAD_INLINE X round_down(X x) { return std::floor(x); }
+  CRAD_INLINE X round_to_even(X x) { return std::nearbyint(x); }
+  CRAD_INLINE bool within(X x, double limit) { return std::fabs(x) < static_cast<X>(limit); }
+};
+template <class X>
+using ElementOf = typename Numbers<X>::Element;
+
+// A number, in every lane.
+template <class X, class Number>
+CRAD_INLINE X all(Number number) {
+  if constexpr (std::is_arithmetic_v<X>)
+    return static_cast<X>(number);
+  else
+    return X{} + static_cast<ElementOf<X>>(number);
+}
+
 // A fractional position, and how it moves with the coordinate.
 template <class X>
 struct Index {
@@ -60,34 +81,59 @@ struct Index {
 template <class X>
 CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
   // Past 2^24 entries, float rounds size - 1 in another way than size.
-  const X length = static_cast<X>(size), last = static_cast<X>(size - 1);
-  if (align_corners) return {(coord + 1) / 2 * last, last / 2};
-  return {((coord + 1) * length - 1) / 2, length / 2};
+  const X length = all<X>(size), last = all<X>(size - 1), one = all<X>(1), half = all<X>(0.5);
+  if (align_corners) return {(coord + one) * half * last, last * half};
+  return {((coord + one) * length - one) * half, length * half};
 }
 
 // To [0, size - 1], NaN to 0; the slope is 0 where it clamps.
 template <class X>
 CRAD_INLINE Index<X> clamped(Index<X> index, int64_t size) {
-  const X last = static_cast<X>(size - 1);
-  const bool below = !(index.at > 0), above = !(index.at < last);
-  return {below ? 0 : above ? last : index.at, below || above ? 0 : index.slope};
+  const X first = all<X>(0), last = all<X>(size - 1);
+  const X above = index.at > first ? index.at : first;
+  return {above < last ? above : last,
+          (index.at > first) & (index.at < last) ? index.slope : all<X>(0)};
 }
 
 // Mirrored at -1/2 and size - 1/2, or at 0 and size - 1 with align_corners.
+// For indices below 2^23, up to which a whole number of spans is exact.
 template <class X>
-CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners) {
+CRAD_INLINE Index<X> reflected_near(Index<X> index, int64_t size, bool align_corners) {
+  const X zero = all<X>(0), low = all<X>(align_corners ? 0 : -0.5);
+  const int64_t length = align_corners ? size - 1 : size;
+  if (length == 0) return {zero, zero};
+  const X span = all<X>(length), offset = index.at - low;
+  const X distance = offset < zero ? -offset : offset;
+  // The quotient may be rounded up to a whole number, by which there is one span too many.
+  const X rounded = Numbers<X>::round_down(distance / span);
+  const X rest = distance - rounded * span;
+  const X extra = rest < zero ? rest + span : rest;
+  const X spans = rest < zero ? rounded - all<X>(1) : rounded;
+  const auto odd = spans * all<X>(0.5) != Numbers<X>::round_down(spans * all<X>(0.5));
+  return {(odd ? span - extra : extra) + low,
+          odd == (offset < zero) ? index.slope : -index.slope};
+}
+
+// For all others.
+template <class X>
+CRAD_INLINE Index<X> reflected_far(Index<X> index, int64_t size, bool align_corners) {
   const X low = align_corners ? X(0) : X(-0.5);
   const X span = static_cast<X>(align_corners ? size - 1 : size);
-  if (!(std::fabs(index.at) < X(2147483648.0)) || span == 0) return {0, 0};
-  X distance = index.at - low;
-  if (distance < 0) {
-    distance = -distance;
-    index.slope = -index.slope;
-  }
+  if (!Numbers<X>::within(index.at, 0x1p31) || span == 0) return {0, 0};
+  const X distance = std::fabs(index.at - low), slope = index.at < 0 ? -index.slope : index.slope;
   const X extra = std::fmod(distance, span);
   const bool odd = std::fmod(std::floor(distance / span), X(2)) == 1;
-  if (odd) return {span - extra + low, -index.slope};
-  return {extra + low, index.slope};
+  if (odd) return {span - extra + low, -slope};
+  return {extra + low, slope};
+}
+
+template <class X>
+CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners) {
+  if (Numbers<X>::within(index.at, 0x1p23)) return reflected_near(index, size, align_corners);
+  if constexpr (std::is_arithmetic_v<X>)
+    return reflected_far(index, size, align_corners);
+  else
+    return Numbers<X>::for_each_lane(index, [=](auto lane) { return reflected(lane, size, align_corners); });
 }
 
 template <class X>
@@ -108,20 +154,21 @@ CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding paddi
 // one; the slope is 0 where all of them read one entry.
 template <class X>
 CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
-  const X low = -2, high = static_cast<X>(size);
+  const X zero = all<X>(0), low = all<X>(-2), high = all<X>(size), far = all<X>(0x1p31);
+  X kept = index.at;
   switch (padding) {
     case Padding::zeros:
-      break;
+      return index;
     case Padding::border:
-      if (index.at != index.at) return {0, 0};
-      if (index.at < low) return {low, 0};
-      if (index.at > high) return {high, 0};
+      kept = kept < low ? low : kept;
+      kept = kept > high ? high : kept;
+      kept = kept == kept ? kept : zero;
       break;
     case Padding::reflection:
-      if (!(std::fabs(index.at) < X(2147483648.0))) return {0, 0};
+      kept = (kept > -far) & (kept < far) ? kept : zero;
       break;
   }
-  return index;
+  return {kept, kept == index.at ? index.slope : zero};
 }
 
 // The index that the taps are taken around. As in torch, cubic pads its taps, the others the index.
@@ -155,12 +202,12 @@ template <class X>
 CRAD_INLINE X base_of(X index, Mode mode) {
   switch (mode) {
     case Mode::nearest:
-      return std::nearbyint(index);
+      return Numbers<X>::round_to_even(index);
     case Mode::linear:
     case Mode::cubic:
       break;
   }
-  return std::floor(index);
+  return Numbers<X>::round_down(index);
 }
 
 // The position of the entry that a tap reads: it may lie outside the grid.
@@ -172,11 +219,11 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
     case Mode::linear:
       break;
     case Mode::cubic:
-      return padded_directly(Index<X>{base + static_cast<X>(tap - 1), 0}, size, padding,
+      return padded_directly(Index<X>{base + all<X>(tap - 1), all<X>(0)}, size, padding,
                              align_corners)
           .at;
   }
-  return base + static_cast<X>(tap);
+  return base + all<X>(tap);
 }
 
 // The entry at a position. Where there is none, something outside the grid, by no more than the
@@ -227,19 +274,20 @@ CRAD_INLINE constexpr bool taps_follow_each_other(Mode mode, Padding padding) {
 // derivative with respect to the distance (Keys, IEEE TASSP 1981).
 template <class X>
 CRAD_INLINE X cubic_convolution(int order, bool inner, X x) {
-  constexpr X a = X(-0.75);
+  using E = ElementOf<X>;
+  constexpr E a = E(-0.75);
   switch (order) {
     case 0:
-      return inner ? ((a + 2) * x - (a + 3)) * x * x + 1
+      return inner ? ((a + 2) * x - (a + 3)) * x * x + E(1)
                    : ((a * x - 5 * a) * x + 8 * a) * x - 4 * a;
     case 1:
       return inner ? (3 * (a + 2) * x - 2 * (a + 3)) * x : (3 * a * x - 10 * a) * x + 8 * a;
     case 2:
       return inner ? 6 * (a + 2) * x - 2 * (a + 3) : 6 * a * x - 10 * a;
     case 3:
-      return inner ? 6 * (a + 2) : 6 * a;
+      return all<X>(inner ? 6 * (a + 2) : 6 * a);
     default:
-      return 0;
+      return all<X>(0);
   }
 }
 
@@ -248,15 +296,15 @@ template <class X>
 CRAD_INLINE X tap_weight(Mode mode, int order, int tap, X t, X slope) {
   switch (mode) {
     case Mode::nearest:
-      return X(order == 0);
+      return all<X>(order == 0);
     case Mode::linear:
-      if (order == 0) return tap == 0 ? 1 - t : t;
+      if (order == 0) return tap == 0 ? all<X>(1) - t : t;
       if (order == 1) return tap == 0 ? -slope : slope;
-      return 0;
+      return all<X>(0);
     case Mode::cubic:
       break;
   }
-  const X distance = tap < 2 ? t + static_cast<X>(1 - tap) : static_cast<X>(tap - 1) - t;
+  const X distance = tap < 2 ? t + all<X>(1 - tap) : all<X>(tap - 1) - t;
   X weight = cubic_convolution(order, tap == 1 || tap == 2, distance);
   for (int i = 0; i < order && i < 4; ++i) weight *= tap < 2 ? slope : -slope;
   return weight;

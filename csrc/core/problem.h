@@ -26,7 +26,7 @@ struct Problem {
   ValueType value_type;
   CoordType coord_type;
   const void* values;                // (grids, *size, channels); where, the strides say
-  bool planes;                       // the forward pass reads a plane of each channel
+  bool point_lanes;                  // the lanes of the CPU's vectors are points
   const void* coords;                // (grids * points_per_grid, ndim)
   const RowStrides* coords_strides;  // null: contiguous
   const int64_t* seed;               // null: no jitter

@@ -12,7 +12,7 @@ namespace crad {
 
 constexpr int kLine = 64;  // bytes of a cache line: a vector that lies in two takes twice as long
 constexpr int64_t kFewChannels = 7;  // more fill a vector's lanes well enough themselves
-constexpr int64_t kMostPlanes = 8;   // that the forward pass reads one by one, and not rows
+constexpr int64_t kMostPlanes = 8;   // that are read one by one, and not rows, of many points
 
 // Half-open ranges; the points of one range lie in one batch item.
 struct Range {
@@ -53,6 +53,9 @@ struct Gradients {
 struct Kernels {
   void (*forward)(const Problem&, const Range&, const Output&);
   void (*backward)(const Problem&, const Range&, const Gradients&);
+  // The first and the last entry along every axis that the points of a range may read, in bounds,
+  // where the lanes of vectors are points.
+  void (*bounds)(const Problem&, const Range&, int64_t* low, int64_t* high);
   // The part, band * second_number + second band, of the lowest entry that each point reads.
   void (*locate_parts)(const Problem&, const Bands&, const Range&, int32_t* part);
   // Sums the first `count` elements of `number` arrays of the accumulator's type that lie `stride`

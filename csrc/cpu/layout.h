@@ -100,7 +100,8 @@ void read_strided(Call& call, const Tensor& values, Pass pass) {
   constexpr int64_t kSmall = 4 * 1024 * 1024;  // bytes
   call.set_strided(values);
   if (is_dense(call.problem)) return;
-  if (pass == Pass::forward && has_planes(call.problem) && samples_planes(call.problem)) return;
+  if (pass == Pass::forward && has_planes(call.problem) && samples_point_lanes(call.problem))
+    return;
   if (is_channels_first(values, call.batch_axes))
     call.set_contiguous(channels_last(values, call.batch_axes), call.problem.channels);
   else if (values.numel() <= kSmall / bytes_of(values.scalar_type()))
@@ -132,7 +133,9 @@ void read_values(Call& call, Pass pass, bool want_values) {
 // The gradient of a call's output: a copy where it is channels first and points are taken band by
 // band, since rows of points that are apart are slow to gather from planes.
 Tensor rows_of(const Call& call, const Tensor& grad_output) {
-  if (grad_output.is_contiguous() || bands_of(call.problem).number == 0) return grad_output;
+  if (grad_output.is_contiguous() || bands_of(call.problem).number == 0 ||
+      call.problem.point_lanes)
+    return grad_output;
   for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)
     if (is_channels_first(grad_output, batch_axes)) return channels_last(grad_output, batch_axes);
   return grad_output;

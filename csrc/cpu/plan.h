@@ -10,6 +10,8 @@
 
 namespace crad {
 
+constexpr Bands kNoBands{-1, -1, 0, 0, 0, 1};
+
 struct Plan {
   int64_t tile;    // channels of a range
   int64_t tiles;   // of all channels
@@ -158,7 +160,7 @@ inline Bands forward_bands_of(const Problem& problem) {
   constexpr int64_t kLarge = 64 * 1024 * 1024;  // bytes
   const int64_t bytes = problem.entries * problem.channels * kForwardBytes;
   if (is_near(problem) || (problem.channels < kManyChannels && bytes < kLarge))
-    return {-1, -1, 0, 0, 0, 1};
+    return kNoBands;
   return bands_of(problem);
 }
 
@@ -166,15 +168,21 @@ inline Bands forward_bands_of(const Problem& problem) {
 // a part of the grid allows: to locate points again for every tile, and to read their gradients in
 // pieces, costs more than it gains.
 inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coords) {
-  const int64_t tile = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  const int64_t tile =
+      problem.point_lanes ? problem.channels
+                          : tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
   return plan_of(problem, bands, tile, problem.points_per_grid, want_coords);
 }
+
+constexpr int64_t kLanePoints = 8 * 1024;  // of a range whose points are lanes
 
 inline Plan forward_plan(const Problem& problem) {
   const Bands bands = forward_bands_of(problem);
   if (bands.number > 0) return band_plan(problem, bands, false);
   // Of a range: enough to hide the cost of scheduling it.
   constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
+  if (problem.point_lanes)
+    return plan_of(problem, bands, problem.channels, kLanePoints, false);
   const int64_t tile =
       is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
   return plan_of(problem, bands, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)),
@@ -183,12 +191,14 @@ inline Plan forward_plan(const Problem& problem) {
 
 // Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
 // many that the sum costs more than reading grad_output, or that they take much memory.
-inline Plan backward_plan(const Problem& problem, bool want_coords) {
+inline Plan backward_plan(const Problem& problem, bool want_values, bool want_coords) {
+  if (problem.point_lanes && !want_values)
+    return plan_of(problem, kNoBands, problem.channels, kLanePoints, want_coords);
   const Bands bands = bands_of(problem);
   if (bands.number > 0) return band_plan(problem, bands, want_coords);
   constexpr int64_t kPoints = 64, kAlways = 1 << 20;
   const int64_t most = kSpare / bytes_of_sum(problem.value_type);  // elements of all grids
-  const int64_t tile = backward_tile(problem);
+  const int64_t tile = problem.point_lanes ? problem.channels : backward_tile(problem);
   const int64_t wanted =
       ceil_div(kRanges, tiles_at_once(problem, tile, want_coords) * problem.grids);
   const int64_t points = problem.points_per_grid;
@@ -205,28 +215,44 @@ inline Plan backward_plan(const Problem& problem, bool want_coords) {
 // Whether the entries of a channel follow each other along the last axis.
 inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
 
-// Whether the forward pass reads planes, one of each channel (planar.h), from values that have
-// them, or are made so, which must take neither longer than the sampling nor much memory.
-inline bool samples_planes(const Problem& problem) {
+// Whether points can be the lanes of vectors (images.h).
+inline bool fits_point_lanes(const Problem& problem) {
   constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too
-  int64_t extent = 1;                        // of a plane
+  int64_t extent = 1;                        // of a channel
   for (int axis = 0; axis < problem.ndim; ++axis) {
     if (problem.size[axis] > kExactSize) return false;
     extent += (problem.size[axis] - 1) * problem.stride[axis];
   }
+  return problem.value_type == ValueType::float32 && problem.coord_type == CoordType::float32 &&
+         problem.derivative == 0 && problem.ndim <= (problem.mode == Mode::cubic ? 2 : 3) &&
+         extent <= kMostEntries;
+}
+
+// Whether there are so few points that to gather their entries from planes takes less than to make
+// rows of all.
+inline bool has_few_points(const Problem& problem) {
+  constexpr int64_t kFew = 16;
+  return has_planes(problem) && problem.points_per_grid * kFew <= problem.entries;
+}
+
+// Whether points are the lanes of vectors in the forward pass, and the values have planes or are
+// made so, which must take neither longer than the sampling nor much memory.
+inline bool samples_point_lanes(const Problem& problem) {
   const auto is_made_so = [&] {
     const bool follow =
         problem.grids == 1 || problem.grid_stride == problem.entries * problem.channels;
     return is_dense(problem) && follow && problem.entries <= problem.points_per_grid &&
-           problem.entries <= kMostEntries &&
            problem.grids * problem.entries * problem.channels * kForwardBytes <=
                kSpare + kPointBytes * points_of(problem);
   };
-  return problem.channels <= kMostPlanes && problem.value_type == ValueType::float32 &&
-         problem.coord_type == CoordType::float32 && problem.mode == Mode::linear &&
-         problem.derivative == 0 && problem.ndim <= 3 && problem.size[problem.ndim - 1] > 1 &&
-         forward_bands_of(problem).number == 0 &&
-         (has_planes(problem) ? extent <= kMostEntries : is_made_so());
+  return (problem.channels <= kMostPlanes || has_few_points(problem)) &&
+         fits_point_lanes(problem) && forward_bands_of(problem).number == 0 &&
+         (has_planes(problem) || is_made_so());
+}
+
+// And so in the backward pass, for values whose gradients lie as they do.
+inline bool differentiates_point_lanes(const Problem& problem) {
+  return (problem.channels <= kMostPlanes || has_few_points(problem)) && fits_point_lanes(problem);
 }
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds
@@ -239,7 +265,7 @@ inline int64_t copied_row(const Problem& problem, const Plan& plan, int64_t copi
   const int64_t row = round_up(problem.channels, kLine / sum);
   const bool pays =
       (problem.value_type == ValueType::float32 || problem.value_type == ValueType::float64) &&
-      !problem.planes && is_dense(problem) && plan.bands.number == 0 &&
+      !problem.point_lanes && is_dense(problem) && plan.bands.number == 0 &&
       problem.channels >= kFewest && problem.entries * kOften <= problem.points_per_grid &&
       copies * problem.grids * problem.entries * row * sum <= kSpare;
   return pays ? row : problem.channels;

@@ -26,6 +26,7 @@
 #include "parallel.h"
 #include "plan.h"
 #include "sort.h"
+#include "strips.h"
 
 namespace crad {
 namespace {
@@ -105,10 +106,10 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   const Tensor output = empty(call.output_shape(), values.scalar_type(), axes_before);
   if (call.empty()) return output;
   read_values(call, Pass::forward, false);
-  const bool planes = samples_planes(problem);
+  const bool planes = samples_point_lanes(problem);
   if (planes && !has_planes(problem))
     call.set_strided(channels_first(call.values, call.batch_axes));
-  call.problem.planes = planes;
+  call.problem.point_lanes = planes;
   const Plan plan = forward_plan(problem);
   copy_rows(call, copied_row(problem, plan, 1));
   if (first && !planes)
@@ -179,7 +180,7 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
 void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad_output_strides,
                    const Tensor* grad_values, const Tensor* grad_coords) {
   const Problem& problem = call.problem;
-  const Plan plan = backward_plan(problem, grad_coords);
+  const Plan plan = backward_plan(problem, grad_values, grad_coords);
   if (!grad_values)
     copy_rows(call, copied_row(problem, plan, 1));
   else if (plan.chunks > 1)
@@ -214,6 +215,34 @@ void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad
   if (grad_coords) coords->sum(1, 1);
 }
 
+// Sets them, too, and returns true, if that can be done in strips.
+bool differentiate_strips(const Call& call, const Tensor& grad_output,
+                          const RowStrides* grad_output_strides, const Tensor& grad_values,
+                          const Tensor* grad_coords) {
+  const Problem& problem = call.problem;
+  const Strips strips(problem);
+  if (strips.rounds.empty()) return false;
+  float* const to = static_cast<float*>(grad_values.data_ptr());
+  const int64_t elements = grad_values.numel(), element = sizeof(float);
+  parallel(elements, elements * element, [&](int64_t begin, int64_t end) {
+    std::memset(to + begin, 0, (end - begin) * element);
+  });
+  for (const std::vector<Range>& round : strips.rounds) {
+    const int64_t number = static_cast<int64_t>(round.size());
+    parallel(number, backward_bytes(problem) / strips.number * number,
+             [&](int64_t begin, int64_t end) {
+               for (int64_t i = begin; i < end; ++i) {
+                 const int64_t grid = round[i].point_begin / problem.points_per_grid;
+                 kernels().backward(problem, round[i],
+                                    {grad_output.data_ptr(), grad_output_strides,
+                                     to + grid * problem.entries * problem.channels,
+                                     grad_coords ? grad_coords->data_ptr() : nullptr, false});
+               }
+             });
+  }
+  return true;
+}
+
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
 // memory as they do, and coords; an empty tensor for the one that is not wanted.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tensor& values,
@@ -224,27 +253,44 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   call.check(grad_output);
   RowStrides coords_strides;
   call.problem.coords_strides = strides_of(coords, coords_strides);
-  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type());
+  const bool first = is_channels_first(values, call.batch_axes);
+  if (first) call.set_strided(values);
+  Problem& problem = call.problem;
+  problem.point_lanes =
+      (first || values.is_contiguous()) && differentiates_point_lanes(problem);
+  const int64_t axes_before =
+      first && want_values && problem.point_lanes ? call.batch_axes : values.dim() - 1;
+  Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type(),
+                                   want_values ? axes_before : 0);
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
+  const Tensor* const to_values = want_values ? &grad_values : nullptr;
+  const Tensor* const to_coords = want_coords ? &grad_coords : nullptr;
   if (call.empty()) {
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
-  } else {
-    if (want_coords) read_values(call, Pass::backward, want_values);
-    const Tensor rows = rows_of(call, grad_output);
-    RowStrides rows_strides;
-    const RowStrides* const strides = strides_of(rows, rows_strides);
-    if (want_values && want_coords && is_dense(call.problem)) {
-      differentiate(call, rows, strides, &grad_values, &grad_coords);
-    } else {
-      if (want_coords) differentiate(call, rows, strides, nullptr, &grad_coords);
-      // Which reads no values.
-      call.set_contiguous(values, call.problem.channels);
-      if (want_values) differentiate(call, rows, strides, &grad_values, nullptr);
-    }
-  }
-  if (!want_values || !is_channels_first(values, call.batch_axes))
     return {grad_values, grad_coords};
+  }
+  RowStrides rows_strides;
+  if (problem.point_lanes && want_values &&
+      differentiate_strips(call, grad_output, strides_of(grad_output, rows_strides), grad_values,
+                           to_coords))
+    return {grad_values, grad_coords};
+  if (!problem.point_lanes && want_coords) read_values(call, Pass::backward, want_values);
+  const Tensor rows = rows_of(call, grad_output);
+  const RowStrides* const strides = strides_of(rows, rows_strides);
+  if (problem.point_lanes) {
+    differentiate(call, rows, strides, to_values, to_coords);
+    return {grad_values, grad_coords};
+  }
+  if (want_values && want_coords && is_dense(problem)) {
+    differentiate(call, rows, strides, to_values, to_coords);
+  } else {
+    if (want_coords) differentiate(call, rows, strides, nullptr, to_coords);
+    // Which reads no values.
+    call.set_contiguous(values, problem.channels);
+    if (want_values) differentiate(call, rows, strides, to_values, nullptr);
+  }
+  if (!want_values || !first) return {grad_values, grad_coords};
   return {channels_first(grad_values, call.batch_axes), grad_coords};
 }
 

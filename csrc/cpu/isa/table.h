@@ -3,7 +3,7 @@
 #include "../few_channels.h"
 #include "../kernels.h"
 #include "../many_channels.h"
-#include "../planar.h"
+#include "../images.h"
 #include "../tap_rows.h"
 #include "../transpose.h"
 
@@ -15,7 +15,7 @@ namespace {
 template <class T, class X>
 void forward(const Problem& problem, const Range& range, const Output& output) {
   if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
-    if (problem.planes) return forward_planar(problem, range, output);
+    if (problem.point_lanes) return forward_image(problem, range, output);
   if constexpr (!is_half<T>)
     if (problem.channels <= kFewChannels) return forward_few<T, X>(problem, range, output);
   forward_many<T, X>(problem, range, output);
@@ -23,6 +23,8 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
 
 template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
+    if (problem.point_lanes) return backward_image<Values, Coords>(problem, range, gradients);
 #if CRAD_VECTOR_BYTES > 16
   if constexpr (std::is_same_v<T, float>)
     if (backward_tap_rows<Values, Coords, X>(problem, range, gradients)) return;
@@ -103,6 +105,6 @@ void sum(ValueType type, const void* parts, int64_t number, int64_t stride, void
 
 }  // namespace
 
-const Kernels CRAD_KERNELS = {forward, backward, locate_parts, sum, transpose_matrix};
+const Kernels CRAD_KERNELS = {forward, backward, bounds, locate_parts, sum, transpose_matrix};
 
 }  // namespace crad

@@ -1,0 +1,506 @@
+// The loops for images and volumes of few channels, and for few points of any: the lanes of a vector
+// are points, and what is known of them stays in registers.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+#include "lanes.h"
+#include "point_rows.h"
+
+namespace crad {
+namespace {
+
+constexpr int power(int base, int exponent) {
+  return exponent == 0 ? 1 : base * power(base, exponent - 1);
+}
+
+// An axis of the values.
+struct LaneAxis {
+  int32_t size, stride;
+};
+
+// The corners of a vector of points of which some lie outside, numbered as in `Corners`. (Functions
+// that are called must not be given what is to stay in registers; all else is inlined.)
+template <Mode mode, int ndim>
+struct LanesAtEdge {
+  static constexpr int taps = tap_count(mode), count = power(taps, ndim);
+
+  IntLanes offset[count];
+  uint32_t lanes[count];  // those whose entry lies inside, a bit each
+
+  __attribute__((noinline)) void locate(const Problem& problem, const FloatLanes (&base)[ndim],
+                                        const FloatLanes (&first)[ndim]) {
+    const Padding padding = problem.padding;
+    IntLanes along[ndim][taps];
+    uint32_t in_bounds[ndim][taps];
+    for (int axis = 0; axis < ndim; ++axis) {
+      const int32_t size = static_cast<int32_t>(problem.size[axis]);
+      const bool follow = taps_follow_each_other(mode, padding);
+      for (int tap = 0; tap < taps; ++tap) {
+        const FloatLanes position =
+            follow ? first[axis]
+                   : tap_position(base[axis], tap, size, mode, padding, problem.align_corners);
+        const IntLanes entry = entry_at(position, size, taps) + (follow ? tap : 0);
+        in_bounds[axis][tap] = lanes_inside(entry, size);
+        along[axis][tap] = kept_inside(entry, size) * static_cast<int32_t>(problem.stride[axis]);
+      }
+    }
+    for (int k = 0; k < count; ++k) {
+      offset[k] = IntLanes{};
+      lanes[k] = kEveryLane;
+      for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps) {
+        offset[k] += along[axis][left % taps];
+        lanes[k] &= in_bounds[axis][left % taps];
+      }
+    }
+  }
+
+  __attribute__((noinline)) void read(const float* plane, FloatLanes (&entry)[count]) const {
+    for (int k = 0; k < count; ++k) entry[k] = gathered(plane, offset[k], lanes[k]);
+  }
+
+  __attribute__((noinline)) void add(float* plane, const FloatLanes (&addend)[count],
+                                     uint32_t points) const {
+    for (int k = 0; k < count; ++k)
+      for (uint32_t left = lanes[k] & points; left != 0; left &= left - 1) {
+        const int i = __builtin_ctz(left);
+        plane[offset[k][i]] += addend[k][i];
+      }
+  }
+};
+
+// The corners of any vector of points. A row of them differs along the last axis alone.
+template <Mode mode, int ndim>
+struct LaneCorners {
+  static constexpr int taps = tap_count(mode), last = ndim - 1;
+  static constexpr int count = power(taps, ndim), rows = count / taps;
+
+  FloatLanes t[ndim], slope[ndim];
+  bool inside;     // all corners of all lanes
+  IntLanes entry;  // if so, the offset of the first corner
+
+  CRAD_ALWAYS_INLINE void locate(const Problem& problem, const LaneAxis (&axes)[ndim],
+                                 Padding padding, bool align_corners,
+                                 const FloatLanes (&coord)[ndim],
+                                 LanesAtEdge<mode, ndim>& at_edge) {
+    FloatLanes base[ndim], first[ndim];
+    uint32_t lanes = kEveryLane;
+    entry = IntLanes{};
+#pragma GCC unroll 3
+    for (int axis = 0; axis < ndim; ++axis) {
+      const int32_t size = axes[axis].size;
+      const Index<FloatLanes> index = padded(unpadded_index(coord[axis], size, align_corners), size,
+                                             mode, padding, align_corners);
+      base[axis] = base_of(index.at, mode);
+      t[axis] = index.at - base[axis];
+      slope[axis] = index.slope;
+      first[axis] = mode == Mode::cubic ? base[axis] - 1.0f : base[axis];
+      lanes &= lanes_between(first[axis], 0, static_cast<float>(size - taps));
+      entry += to_int(first[axis]) * axes[axis].stride;
+    }
+    inside = lanes == kEveryLane;
+    if (inside) return;
+    FloatLanes base_there[ndim], first_there[ndim];
+    for (int axis = 0; axis < ndim; ++axis) {
+      base_there[axis] = base[axis];
+      first_there[axis] = first[axis];
+    }
+    at_edge.locate(problem, base_there, first_there);
+  }
+
+  // 0, or NaN where the index is no place.
+  CRAD_ALWAYS_INLINE FloatLanes beginning() const {
+    FloatLanes sum = {};
+    if (!inside)
+      for (int axis = 0; axis < ndim; ++axis) sum += t[axis] - t[axis];
+    return sum;
+  }
+
+  // Their weights; along the axis `differentiated` (-1: none) differentiated once.
+  CRAD_ALWAYS_INLINE void weigh(int differentiated, FloatLanes (&weight)[count]) const {
+#pragma GCC unroll 3
+    for (int axis = 0, before = 1; axis < ndim; ++axis, before *= taps)
+#pragma GCC unroll 4
+      for (int tap = taps - 1; tap >= 0; --tap) {
+        const FloatLanes along =
+            tap_weight(mode, axis == differentiated, tap, t[axis], slope[axis]);
+#pragma GCC unroll 16
+        for (int k = 0; k < before; ++k)
+          weight[tap * before + k] = axis == 0 ? along : weight[k] * along;
+      }
+  }
+
+  // The entries of a plane at the corners, 0 where there is none.
+  CRAD_ALWAYS_INLINE void read(const float* plane, const int64_t (&stride)[ndim],
+                               const LanesAtEdge<mode, ndim>& at_edge,
+                               FloatLanes (&result)[count]) const {
+    if (!inside) {
+      FloatLanes there[count];
+      at_edge.read(plane, there);
+      for (int k = 0; k < count; ++k) result[k] = there[k];
+      return;
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; ++row) {
+      const float* from = plane;
+      for (int axis = 0, left = row; axis < last; ++axis, left /= taps)
+        from += left % taps * stride[axis];
+      FloatLanes tap[taps];
+      if constexpr (taps == 1) {
+        tap[0] = gathered(from, entry);
+      } else if (stride[last] == 1) {
+        if constexpr (taps == 2)
+          gather_pairs(from, entry, tap);
+        else
+          gather_fours(from, entry, tap);
+      } else {
+        for (int i = 0; i < taps; ++i) tap[i] = gathered(from + i * stride[last], entry);
+      }
+      for (int i = 0; i < taps; ++i) result[row + i * rows] = tap[i];
+    }
+  }
+
+  // Adds to the entries of a plane at the corners of the first `points` lanes.
+  CRAD_ALWAYS_INLINE void add(float* plane, const int64_t (&stride)[ndim],
+                              const LanesAtEdge<mode, ndim>& at_edge,
+                              const FloatLanes (&addend)[count], int points) const {
+    if (!inside) {
+      FloatLanes there[count];
+      for (int k = 0; k < count; ++k) there[k] = addend[k];
+      return at_edge.add(plane, there, (uint32_t{1} << points) - 1);
+    }
+    int32_t at[kLanes];
+    memcpy(at, &entry, sizeof(at));
+    float terms[count][kLanes];
+    for (int k = 0; k < count; ++k) store_lanes(terms[k], addend[k]);
+    for (int i = 0; i < points; ++i)
+#pragma GCC unroll 16
+      for (int row = 0; row < rows; ++row) {
+        float* to = plane + at[i];
+        for (int axis = 0, left = row; axis < last; ++axis, left /= taps)
+          to += left % taps * stride[axis];
+        for (int tap = 0; tap < taps; ++tap) to[tap * stride[last]] += terms[row + tap * rows][i];
+      }
+  }
+};
+
+// Whether the points of a range follow each other in memory, with no jitter.
+inline bool is_plain(const Problem& problem, const Range& range) {
+  return !problem.coords_strides && !problem.seed && !range.order;
+}
+
+// What is shared with functions that are called.
+template <Mode mode, int ndim>
+struct LaneMemory {
+  Batch<float> batch;
+  LanesAtEdge<mode, ndim> at_edge;  // of the vector that was located last, if it is there
+};
+
+// A batch of points after the other, as vectors.
+template <Mode mode, int ndim>
+class LanePoints {
+ public:
+  int64_t stride[ndim];
+
+  LanePoints(const Problem& problem, const Range& range)
+      : problem_(problem),
+        range_(range),
+        coords_(static_cast<const float*>(problem.coords)),
+        end_(range.point_end),
+        plain_(is_plain(problem, range)),
+        align_corners_(problem.align_corners),
+        padding_(problem.padding) {
+    for (int axis = 0; axis < ndim; ++axis) {
+      stride[axis] = problem.stride[axis];
+      axes_[axis] = {static_cast<int32_t>(problem.size[axis]), static_cast<int32_t>(stride[axis])};
+    }
+  }
+
+  // Takes the batch from number `first` of the range on; returns how many points it has. Lanes
+  // behind them repeat the last one.
+  CRAD_ALWAYS_INLINE int take(int64_t first, Batch<float>& batch) {
+    first_ = first;
+    whole_ = plain_ && first + kBatch <= end_;
+    return whole_ ? kBatch : fetch(problem_, range_, first, batch);
+  }
+
+  // Whether its points follow each other in memory; if not, the batch has their numbers.
+  bool is_whole() const { return whole_; }
+
+  // The coordinates of the vector of the batch that begins with lane `at`, along the axes.
+  CRAD_ALWAYS_INLINE void coords(int at, const Batch<float>& batch,
+                                 FloatLanes (&coord)[ndim]) const {
+    if (whole_)
+      load_coords<ndim>(coords_ + (first_ + at) * ndim, coord);
+    else
+      for (int axis = 0; axis < ndim; ++axis) coord[axis] = load_lanes(batch.coord[axis] + at);
+  }
+
+  // The corners of the vector of the batch that begins with lane `at`.
+  CRAD_ALWAYS_INLINE LaneCorners<mode, ndim> corners(int at, LaneMemory<mode, ndim>& memory) {
+    FloatLanes coord[ndim];
+    coords(at, memory.batch, coord);
+    LaneCorners<mode, ndim> result;
+    result.locate(problem_, axes_, padding_, align_corners_, coord, memory.at_edge);
+    return result;
+  }
+
+ private:
+  const Problem& problem_;
+  const Range& range_;
+  const float* const coords_;
+  const int64_t end_;
+  const bool plain_, align_corners_;
+  const Padding padding_;
+  LaneAxis axes_[ndim];
+  int64_t first_;
+  bool whole_;
+};
+
+// ---- forward ----
+
+template <Mode mode, int ndim>
+void forward_image(const Problem& problem, const Range& range, const Output& output) {
+  constexpr int count = LaneCorners<mode, ndim>::count;
+  const float* const grid = grid_of<float>(problem, range);
+  const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
+  const int64_t points_per_grid = problem.points_per_grid;
+  const bool planes = output.planes || output.row == 1;
+  // Of planes, the results of other grids' channels lie before those of the range's points.
+  float* const data = static_cast<float*>(output.data) - output.first_channel +
+                      (output.planes ? (channels - 1) * (range.point_begin / points_per_grid) *
+                                           points_per_grid
+                                     : -output.first_point * output.row);
+  LanePoints<mode, ndim> lanes(problem, range);
+  LaneMemory<mode, ndim> memory;
+  Buffer<PerPoint<float>> packed(channels);  // results that are not stored where they belong
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, memory.batch);
+    const bool direct = planes && points == kBatch && !range.order;
+    float* const to = direct ? data + p : packed[0].at;
+    const int64_t step = direct ? points_per_grid : kBatch;
+    for (int at = 0; at < kBatch; at += kLanes) {
+      const auto corners = lanes.corners(at, memory);
+      FloatLanes weight[count];
+      corners.weigh(-1, weight);
+      const FloatLanes beginning = corners.beginning();
+      for (int64_t c = 0; c < channels; ++c) {
+        FloatLanes entry[count], total = beginning;
+        corners.read(grid + c * channel_stride, lanes.stride, memory.at_edge, entry);
+#pragma GCC unroll 16
+        for (int k = 0; k < count; ++k) total = multiply_add(entry[k], weight[k], total);
+        store_lanes(to + c * step + at, total);
+      }
+    }
+    if (direct) continue;
+    if (!planes && !range.order) {
+      transpose_elements(packed[0].at, kBatch, channels, points, data + p * output.row, output.row);
+      continue;
+    }
+    const int64_t point_step = planes ? 1 : output.row, channel_step = planes ? points_per_grid : 1;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int i = 0; i < points; ++i)
+        data[memory.batch.point[i] * point_step + c * channel_step] = packed[c][i];
+  }
+}
+
+// ---- backward ----
+
+// The gradient of the output, where the points of a batch read it: `row(c)` has that of channel c.
+class LaneGradients {
+ public:
+  LaneGradients(const Problem& problem, const Gradients& gradients)
+      : strides_(gradients.grad_output_strides),
+        channels_(problem.channels),
+        step_(strides_ ? strides_->step : 1),
+        first_(static_cast<const float*>(gradients.grad_output)),
+        packed_(problem.channels) {}
+
+  void fetch(const int64_t (&point)[kBatch], bool points_follow) {
+    int64_t offset[kBatch];
+    if (strides_)
+      offsets_of(*strides_, point, offset);
+    else
+      for (int i = 0; i < kBatch; ++i) offset[i] = point[i] * channels_;
+    bool follow = true;
+    for (int i = 1; i < kBatch; ++i) follow &= offset[i] == offset[0] + i;
+    if (follow) {
+      row_ = first_ + offset[0];
+      row_step_ = step_;
+      return;
+    }
+    row_ = packed_[0].at;
+    row_step_ = kBatch;
+    if (!strides_ && points_follow)
+      return transpose_elements(first_ + offset[0], channels_, kBatch, channels_, packed_[0].at,
+                                int64_t{kBatch});
+    for (int64_t c = 0; c < channels_; ++c)
+      for (int i = 0; i < kBatch; ++i) packed_[c][i] = first_[offset[i] + c * step_];
+  }
+
+  const float* row(int64_t channel) const { return row_ + channel * row_step_; }
+
+ private:
+  const RowStrides* const strides_;  // null: contiguous
+  const int64_t channels_, step_;
+  const float* const first_;
+  Buffer<PerPoint<float>> packed_;
+  const float* row_;
+  int64_t row_step_;
+};
+
+template <bool Values, bool Coords, Mode mode, int ndim>
+void backward_image(const Problem& problem, const Range& range, const Gradients& gradients) {
+  constexpr int count = LaneCorners<mode, ndim>::count;
+  const float* const grid = grid_of<float>(problem, range);
+  float* const grad_values = static_cast<float*>(gradients.grad_values);
+  float* const grad_coords = static_cast<float*>(gradients.grad_coords);
+  const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
+  LanePoints<mode, ndim> lanes(problem, range);
+  LaneMemory<mode, ndim> memory;
+  LaneGradients grads(problem, gradients);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, memory.batch);
+    if (lanes.is_whole())
+      for (int i = 0; i < kBatch; ++i) memory.batch.point[i] = p + i;
+    grads.fetch(memory.batch.point, lanes.is_whole());
+    for (int at = 0; at < points; at += kLanes) {
+      const auto corners = lanes.corners(at, memory);
+      FloatLanes weight[count], dot[count];
+      corners.weigh(-1, weight);
+      for (int k = 0; k < count; ++k) dot[k] = corners.beginning();
+      for (int64_t c = 0; c < channels; ++c) {
+        const FloatLanes grad = load_lanes(grads.row(c) + at);
+        FloatLanes factor[count];
+        if (Coords) {
+          corners.read(grid + c * channel_stride, lanes.stride, memory.at_edge, factor);
+          // A gradient that is no number stays away from corners outside.
+#pragma GCC unroll 16
+          for (int k = 0; k < count; ++k)
+            dot[k] = multiply_add(
+                corners.inside ? grad : only(grad, memory.at_edge.lanes[k]), factor[k], dot[k]);
+        }
+        if (Values) {
+#pragma GCC unroll 16
+          for (int k = 0; k < count; ++k) factor[k] = grad * weight[k];
+          corners.add(grad_values + c * channel_stride, lanes.stride, memory.at_edge, factor,
+                      std::min(points - at, kLanes));
+        }
+      }
+      if (!Coords) continue;
+      FloatLanes grad[ndim];
+      for (int axis = 0; axis < ndim; ++axis) {
+        corners.weigh(axis, weight);
+        grad[axis] = weight[0] * dot[0];
+#pragma GCC unroll 16
+        for (int k = 1; k < count; ++k) grad[axis] += weight[k] * dot[k];
+      }
+      if (lanes.is_whole()) {
+        store_coords<ndim>(grad_coords + (p + at) * ndim, grad);
+        continue;
+      }
+      for (int axis = 0; axis < ndim; ++axis) {
+        float lane[kLanes];
+        store_lanes(lane, grad[axis]);
+        for (int i = 0; i < std::min(points - at, kLanes); ++i)
+          grad_coords[memory.batch.point[at + i] * ndim + ndim - 1 - axis] = lane[i];
+      }
+    }
+  }
+}
+
+// ---- the part of a grid that points read ----
+
+// The entries along an axis of `size` that are read at coordinates in [low, high].
+inline void entries_between(const Problem& problem, int axis, double low, double high,
+                            int64_t& first, int64_t& last) {
+  constexpr double kBesides = 2 * kMaxTaps;  // taps, and what is rounded
+  const int64_t size = problem.size[axis];
+  const double end = static_cast<double>(size - 1);
+  const bool align_corners = problem.align_corners;
+  low = unpadded_index(low, size, align_corners).at - kBesides;
+  high = unpadded_index(high, size, align_corners).at + kBesides;
+  const double below = low, above = high;
+  if (problem.padding == Padding::reflection) {
+    if (below < 0) high = std::max(high, -below);
+    if (above > end) low = std::min(low, 2 * end - above);
+  }
+  // (False for NaN, by which all entries are read.)
+  first = low > 0 ? static_cast<int64_t>(std::min(low, end)) : 0;
+  last = high < end ? static_cast<int64_t>(std::max(high, 0.0)) : size - 1;
+}
+
+template <int ndim>
+void bounds(const Problem& problem, const Range& range, int64_t* first, int64_t* last) {
+  constexpr float kLargestNormal = 5.8f;  // of the jitter's: sqrt(-2 log(2^-24)), and some more
+  Problem still = problem;
+  still.seed = nullptr;
+  LanePoints<Mode::nearest, ndim> lanes(still, range);
+  LaneMemory<Mode::nearest, ndim> memory;
+  FloatLanes low[ndim], high[ndim], not_finite = {};
+  for (int axis = 0; axis < ndim; ++axis) {
+    low[axis] = all<FloatLanes>(INFINITY);
+    high[axis] = -low[axis];
+  }
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    lanes.take(p, memory.batch);
+    for (int at = 0; at < kBatch; at += kLanes) {
+      FloatLanes coord[ndim];
+      lanes.coords(at, memory.batch, coord);
+      for (int axis = 0; axis < ndim; ++axis) {
+        low[axis] = coord[axis] < low[axis] ? coord[axis] : low[axis];
+        high[axis] = coord[axis] > high[axis] ? coord[axis] : high[axis];
+        not_finite += coord[axis] - coord[axis];
+      }
+    }
+  }
+  const Vector<float> sum{not_finite};
+  const float unknown = sum_lanes<float>(&sum);  // 0 or NaN
+  for (int axis = 0; axis < ndim; ++axis) {
+    float least = INFINITY, most = -INFINITY;
+    for (int i = 0; i < kLanes; ++i) {
+      least = std::min(least, low[axis][i]);
+      most = std::max(most, high[axis][i]);
+    }
+    const float* const jitter_std = static_cast<const float*>(problem.jitter_std);
+    const float far = problem.seed ? kLargestNormal * std::fabs(jitter_std[ndim - 1 - axis]) : 0;
+    entries_between(problem, axis, double{least} - far + unknown, double{most} + far + unknown,
+                    first[axis], last[axis]);
+  }
+}
+
+// ---- from run-time types to compile-time ones ----
+
+// Calls f with mode and dimensions as constants.
+template <class F>
+CRAD_INLINE void with_image(const Problem& problem, F f) {
+  with_mode(problem.mode, [&](auto mode) {
+    with_small(problem.ndim, [&](auto ndim) {
+      if constexpr (ndim <= 3 && (mode != Mode::cubic || ndim <= 2)) f(mode, ndim);
+    });
+  });
+}
+
+inline void bounds(const Problem& problem, const Range& range, int64_t* low, int64_t* high) {
+  with_small(problem.ndim, [&](auto ndim) {
+    if constexpr (ndim <= 3) bounds<ndim>(problem, range, low, high);
+  });
+}
+
+inline void forward_image(const Problem& problem, const Range& range, const Output& output) {
+  with_image(problem, [&](auto mode, auto ndim) {
+    forward_image<decltype(mode)::value, ndim>(problem, range, output);
+  });
+}
+
+template <bool Values, bool Coords>
+void backward_image(const Problem& problem, const Range& range, const Gradients& gradients) {
+  with_image(problem, [&](auto mode, auto ndim) {
+    backward_image<Values, Coords, decltype(mode)::value, ndim>(problem, range, gradients);
+  });
+}
+
+}  // namespace
+}  // namespace crad
