@@ -110,8 +110,7 @@ CRAD_INLINE Index<X> reflected_near(Index<X> index, int64_t size, bool align_cor
   const X extra = rest < zero ? rest + span : rest;
   const X spans = rest < zero ? rounded - all<X>(1) : rounded;
   const auto odd = spans * all<X>(0.5) != Numbers<X>::round_down(spans * all<X>(0.5));
-  return {(odd ? span - extra : extra) + low,
-          odd == (offset < zero) ? index.slope : -index.slope};
+  return {(odd ? span - extra : extra) + low, odd == (offset < zero) ? index.slope : -index.slope};
 }
 
 // For all others.
@@ -133,7 +132,8 @@ CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners)
   if constexpr (std::is_arithmetic_v<X>)
     return reflected_far(index, size, align_corners);
   else
-    return Numbers<X>::for_each_lane(index, [=](auto lane) { return reflected(lane, size, align_corners); });
+    return Numbers<X>::for_each_lane(
+        index, [=](auto lane) { return reflected(lane, size, align_corners); });
 }
 
 template <class X>

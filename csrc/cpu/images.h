@@ -1,5 +1,5 @@
-// The loops for images and volumes of few channels, and for few points of any: the lanes of a vector
-// are points, and what is known of them stays in registers.
+// The loops for images and volumes of few channels, and for few points of any: the lanes of a
+// vector are points, and what is known of them stays in registers.
 #pragma once
 
 #include <algorithm>
@@ -269,10 +269,10 @@ void forward_image(const Problem& problem, const Range& range, const Output& out
   const int64_t points_per_grid = problem.points_per_grid;
   const bool planes = output.planes || output.row == 1;
   // Of planes, the results of other grids' channels lie before those of the range's points.
-  float* const data = static_cast<float*>(output.data) - output.first_channel +
-                      (output.planes ? (channels - 1) * (range.point_begin / points_per_grid) *
-                                           points_per_grid
-                                     : -output.first_point * output.row);
+  float* const data =
+      static_cast<float*>(output.data) - output.first_channel +
+      (output.planes ? (channels - 1) * (range.point_begin / points_per_grid) * points_per_grid
+                     : -output.first_point * output.row);
   LanePoints<mode, ndim> lanes(problem, range);
   LaneMemory<mode, ndim> memory;
   Buffer<PerPoint<float>> packed(channels);  // results that are not stored where they belong
@@ -379,8 +379,8 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
           // A gradient that is no number stays away from corners outside.
 #pragma GCC unroll 16
           for (int k = 0; k < count; ++k)
-            dot[k] = multiply_add(
-                corners.inside ? grad : only(grad, memory.at_edge.lanes[k]), factor[k], dot[k]);
+            dot[k] = multiply_add(corners.inside ? grad : only(grad, memory.at_edge.lanes[k]),
+                                  factor[k], dot[k]);
         }
         if (Values) {
 #pragma GCC unroll 16

@@ -230,8 +230,8 @@ CRAD_INLINE void gather_pairs(const float* base, IntLanes offset, FloatLanes (&p
   const __m256i apart = _mm256_permute4x64_epi64((__m256i)offset, 0xD8);
   const auto four = [&](__m128i from) __attribute__((always_inline)) {
     const __m256d every = (__m256d)_mm256_set1_epi64x(-1);
-    return (__m256)_mm256_mask_i32gather_pd(
-        _mm256_setzero_pd(), reinterpret_cast<const double*>(base), from, every, 4);
+    return (__m256)_mm256_mask_i32gather_pd(_mm256_setzero_pd(),
+                                            reinterpret_cast<const double*>(base), from, every, 4);
   };
   const __m256 low = four(_mm256_castsi256_si128(apart));
   const __m256 high = four(_mm256_extracti128_si256(apart, 1));
@@ -265,8 +265,7 @@ CRAD_INLINE void gather_fours(const float* base, IntLanes offset, FloatLanes (&f
   eight(at, low);
   eight(at + 8, high);
   for (int tap = 0; tap < 4; ++tap)
-    four[tap] =
-        (FloatLanes)_mm512_insertf32x8(_mm512_castps256_ps512(low[tap]), high[tap], 1);
+    four[tap] = (FloatLanes)_mm512_insertf32x8(_mm512_castps256_ps512(low[tap]), high[tap], 1);
 #else
   __m256 taps[4];
   eight(at, taps);

@@ -159,8 +159,7 @@ inline Bands forward_bands_of(const Problem& problem) {
   constexpr int64_t kManyChannels = 32;
   constexpr int64_t kLarge = 64 * 1024 * 1024;  // bytes
   const int64_t bytes = problem.entries * problem.channels * kForwardBytes;
-  if (is_near(problem) || (problem.channels < kManyChannels && bytes < kLarge))
-    return kNoBands;
+  if (is_near(problem) || (problem.channels < kManyChannels && bytes < kLarge)) return kNoBands;
   return bands_of(problem);
 }
 
@@ -168,9 +167,9 @@ inline Bands forward_bands_of(const Problem& problem) {
 // a part of the grid allows: to locate points again for every tile, and to read their gradients in
 // pieces, costs more than it gains.
 inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coords) {
-  const int64_t tile =
-      problem.point_lanes ? problem.channels
-                          : tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
+  const int64_t tile = problem.point_lanes
+                           ? problem.channels
+                           : tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
   return plan_of(problem, bands, tile, problem.points_per_grid, want_coords);
 }
 
@@ -181,8 +180,7 @@ inline Plan forward_plan(const Problem& problem) {
   if (bands.number > 0) return band_plan(problem, bands, false);
   // Of a range: enough to hide the cost of scheduling it.
   constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
-  if (problem.point_lanes)
-    return plan_of(problem, bands, problem.channels, kLanePoints, false);
+  if (problem.point_lanes) return plan_of(problem, bands, problem.channels, kLanePoints, false);
   const int64_t tile =
       is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
   return plan_of(problem, bands, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)),

@@ -256,12 +256,11 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   const bool first = is_channels_first(values, call.batch_axes);
   if (first) call.set_strided(values);
   Problem& problem = call.problem;
-  problem.point_lanes =
-      (first || values.is_contiguous()) && differentiates_point_lanes(problem);
+  problem.point_lanes = (first || values.is_contiguous()) && differentiates_point_lanes(problem);
   const int64_t axes_before =
       first && want_values && problem.point_lanes ? call.batch_axes : values.dim() - 1;
   Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type(),
-                                   want_values ? axes_before : 0);
+                             want_values ? axes_before : 0);
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
   const Tensor* const to_values = want_values ? &grad_values : nullptr;
   const Tensor* const to_coords = want_coords ? &grad_coords : nullptr;

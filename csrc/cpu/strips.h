@@ -13,7 +13,7 @@
 namespace crad {
 
 struct Strips {
-  int64_t number;  // of all grids
+  int64_t number;                          // of all grids
   std::vector<std::vector<Range>> rounds;  // none if no two strips could be taken at once
 
   explicit Strips(const Problem& problem) {

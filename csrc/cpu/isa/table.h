@@ -1,9 +1,9 @@
 // The table of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
 #include "../few_channels.h"
+#include "../images.h"
 #include "../kernels.h"
 #include "../many_channels.h"
-#include "../images.h"
 #include "../tap_rows.h"
 #include "../transpose.h"
 
