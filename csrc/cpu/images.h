@@ -19,6 +19,7 @@ constexpr int power(int base, int exponent) {
 // An axis of the values.
 struct LaneAxis {
   int32_t size, stride;
+  float last;  // of the first taps with which all are taken to lie inside
 };
 
 // The corners of a vector of points of which some lie outside, numbered as in `Corners`. (Functions
@@ -97,7 +98,7 @@ struct LaneCorners {
       t[axis] = index.at - base[axis];
       slope[axis] = index.slope;
       first[axis] = mode == Mode::cubic ? base[axis] - 1.0f : base[axis];
-      lanes &= lanes_between(first[axis], 0, static_cast<float>(size - taps));
+      lanes &= lanes_between(first[axis], 0, axes[axis].last);
       entry += to_int(first[axis]) * axes[axis].stride;
     }
     inside = lanes == kEveryLane;
@@ -175,7 +176,8 @@ struct LaneCorners {
     memcpy(at, &entry, sizeof(at));
     float terms[count][kLanes];
     for (int k = 0; k < count; ++k) store_lanes(terms[k], addend[k]);
-    for (int i = 0; i < points; ++i)
+    asm("" : "+m"(terms), "+m"(at));  // to be loaded from there
+    const auto add_point = [&](int i) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int row = 0; row < rows; ++row) {
         float* to = plane + at[i];
@@ -183,6 +185,11 @@ struct LaneCorners {
           to += left % taps * stride[axis];
         for (int tap = 0; tap < taps; ++tap) to[tap * stride[last]] += terms[row + tap * rows][i];
       }
+    };
+    if (points >= kLanes)
+      for (int i = 0; i < kLanes; ++i) add_point(i);
+    else
+      for (int i = 0; i < points; ++i) add_point(i);
   }
 };
 
@@ -191,11 +198,15 @@ inline bool is_plain(const Problem& problem, const Range& range) {
   return !problem.coords_strides && !problem.seed && !range.order;
 }
 
-// What is shared with functions that are called.
+constexpr int kVectors = kBatch / kLanes;
+
+// A batch of points: all of its vectors are located before any is used, or else the processor would
+// be full of what waits for the offsets of one.
 template <Mode mode, int ndim>
-struct LaneMemory {
-  Batch<float> batch;
-  LanesAtEdge<mode, ndim> at_edge;  // of the vector that was located last, if it is there
+struct LaneBatch {
+  Batch<float> points;
+  LaneCorners<mode, ndim> corners[kVectors];
+  LanesAtEdge<mode, ndim> at_edge[kVectors];  // of those that are not inside
 };
 
 // A batch of points after the other, as vectors.
@@ -204,7 +215,8 @@ class LanePoints {
  public:
   int64_t stride[ndim];
 
-  LanePoints(const Problem& problem, const Range& range)
+  // `behind`: whether something may be read behind the entries of a vector that is inside.
+  LanePoints(const Problem& problem, const Range& range, bool behind = false)
       : problem_(problem),
         range_(range),
         coords_(static_cast<const float*>(problem.coords)),
@@ -214,7 +226,10 @@ class LanePoints {
         padding_(problem.padding) {
     for (int axis = 0; axis < ndim; ++axis) {
       stride[axis] = problem.stride[axis];
-      axes_[axis] = {static_cast<int32_t>(problem.size[axis]), static_cast<int32_t>(stride[axis])};
+      const int32_t size = static_cast<int32_t>(problem.size[axis]);
+      const int32_t entries = axis == 0 && behind ? size - 1 : size;
+      axes_[axis] = {size, static_cast<int32_t>(stride[axis]),
+                     static_cast<float>(entries - tap_count(mode))};
     }
   }
 
@@ -238,13 +253,15 @@ class LanePoints {
       for (int axis = 0; axis < ndim; ++axis) coord[axis] = load_lanes(batch.coord[axis] + at);
   }
 
-  // The corners of the vector of the batch that begins with lane `at`.
-  CRAD_ALWAYS_INLINE LaneCorners<mode, ndim> corners(int at, LaneMemory<mode, ndim>& memory) {
-    FloatLanes coord[ndim];
-    coords(at, memory.batch, coord);
-    LaneCorners<mode, ndim> result;
-    result.locate(problem_, axes_, padding_, align_corners_, coord, memory.at_edge);
-    return result;
+  // Locates the vectors of the batch that was taken.
+  CRAD_ALWAYS_INLINE void locate(LaneBatch<mode, ndim>& batch) {
+    for (int v = 0; v < kVectors; ++v) {
+      FloatLanes coord[ndim];
+      coords(v * kLanes, batch.points, coord);
+      LaneCorners<mode, ndim> corners;
+      corners.locate(problem_, axes_, padding_, align_corners_, coord, batch.at_edge[v]);
+      batch.corners[v] = corners;
+    }
   }
 
  private:
@@ -259,10 +276,87 @@ class LanePoints {
   bool whole_;
 };
 
-// ---- forward ----
+// ---- forward, of rows of channels ----
+
+// The sums of the vector of points that was located last, one by one: all channels of a point at
+// once, `fours` times four. They may be read, and written, behind the last channel.
+template <int fours, Mode mode, int ndim>
+CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
+                            const LaneCorners<mode, ndim>& corners, const int64_t (&stride)[ndim],
+                            const LanesAtEdge<mode, ndim>& at_edge, float* to) {
+  constexpr int taps = tap_count(mode), count = power(taps, ndim);
+  FloatLanes weight[count];
+  corners.weigh(-1, weight);
+  float weights[count][kLanes], beginning[kLanes];
+  for (int k = 0; k < count; ++k) store_lanes(weights[k], weight[k]);
+  const auto finish = [&](int i, const FourLanes(&total)[fours]) __attribute__((always_inline)) {
+    memcpy(to + i * channels, total, sizeof(total));
+  };
+  if (corners.inside) {
+    int32_t entry[kLanes];
+    memcpy(entry, &corners.entry, sizeof(entry));
+    // To be loaded from there: GCC would take them out of the vectors, by more instructions.
+    asm("" : "+m"(weights), "+m"(entry));
+    for (int i = 0; i < kLanes; ++i) {
+      FourLanes total[fours] = {};
+#pragma GCC unroll 16
+      for (int k = 0; k < count; ++k) {
+        const float* from = grid + entry[i];
+        for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+          from += left % taps * stride[axis];
+        FourLanes row[fours];
+        memcpy(row, from, sizeof(row));
+        for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
+      }
+      finish(i, total);
+    }
+    return;
+  }
+  store_lanes(beginning, corners.beginning());
+  for (int i = 0; i < kLanes; ++i) {
+    FourLanes total[fours];
+    for (int j = 0; j < fours; ++j) total[j] = FourLanes{} + beginning[i];
+    for (int k = 0; k < count; ++k) {
+      if (!(at_edge.lanes[k] >> i & 1)) continue;
+      float channel[4 * fours] = {};
+      const float* const from = grid + at_edge.offset[k][i];
+      for (int64_t c = 0; c < channels; ++c) channel[c] = from[c];
+      FourLanes row[fours];
+      memcpy(row, channel, sizeof(row));
+      for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
+    }
+    finish(i, total);
+  }
+}
+
+template <int fours, Mode mode, int ndim>
+void forward_rows(const Problem& problem, const Range& range, const Output& output) {
+  const float* const grid = grid_of<float>(problem, range);
+  const int64_t channels = problem.channels;
+  float* const data = static_cast<float*>(output.data) - output.first_channel -
+                      output.first_point * output.row;
+  LanePoints<mode, ndim> lanes(problem, range, true);
+  LaneBatch<mode, ndim> batch;
+  float rows[kBatch * kMostPlanes + kMostPlanes];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, batch.points);
+    lanes.locate(batch);
+    for (int v = 0; v < kVectors; ++v)
+      blend_rows<fours>(grid, channels, batch.corners[v], lanes.stride, batch.at_edge[v],
+                        rows + v * kLanes * channels);
+    if (!range.order && output.row == channels)
+      memcpy(data + p * channels, rows, points * channels * sizeof(float));
+    else
+      for (int i = 0; i < points; ++i)
+        memcpy(data + (range.order ? batch.points.point[i] : p + i) * output.row,
+               rows + i * channels, channels * sizeof(float));
+  }
+}
+
+// ---- forward, of planes ----
 
 template <Mode mode, int ndim>
-void forward_image(const Problem& problem, const Range& range, const Output& output) {
+void forward_planes(const Problem& problem, const Range& range, const Output& output) {
   constexpr int count = LaneCorners<mode, ndim>::count;
   const float* const grid = grid_of<float>(problem, range);
   const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
@@ -274,24 +368,25 @@ void forward_image(const Problem& problem, const Range& range, const Output& out
       (output.planes ? (channels - 1) * (range.point_begin / points_per_grid) * points_per_grid
                      : -output.first_point * output.row);
   LanePoints<mode, ndim> lanes(problem, range);
-  LaneMemory<mode, ndim> memory;
+  LaneBatch<mode, ndim> batch;
   Buffer<PerPoint<float>> packed(channels);  // results that are not stored where they belong
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
-    const int points = lanes.take(p, memory.batch);
+    const int points = lanes.take(p, batch.points);
+    lanes.locate(batch);
     const bool direct = planes && points == kBatch && !range.order;
     float* const to = direct ? data + p : packed[0].at;
     const int64_t step = direct ? points_per_grid : kBatch;
-    for (int at = 0; at < kBatch; at += kLanes) {
-      const auto corners = lanes.corners(at, memory);
+    for (int v = 0; v < kVectors; ++v) {
+      const LaneCorners<mode, ndim> corners = batch.corners[v];
       FloatLanes weight[count];
       corners.weigh(-1, weight);
       const FloatLanes beginning = corners.beginning();
       for (int64_t c = 0; c < channels; ++c) {
         FloatLanes entry[count], total = beginning;
-        corners.read(grid + c * channel_stride, lanes.stride, memory.at_edge, entry);
+        corners.read(grid + c * channel_stride, lanes.stride, batch.at_edge[v], entry);
 #pragma GCC unroll 16
         for (int k = 0; k < count; ++k) total = multiply_add(entry[k], weight[k], total);
-        store_lanes(to + c * step + at, total);
+        store_lanes(to + c * step + v * kLanes, total);
       }
     }
     if (direct) continue;
@@ -302,7 +397,7 @@ void forward_image(const Problem& problem, const Range& range, const Output& out
     const int64_t point_step = planes ? 1 : output.row, channel_step = planes ? points_per_grid : 1;
     for (int64_t c = 0; c < channels; ++c)
       for (int i = 0; i < points; ++i)
-        data[memory.batch.point[i] * point_step + c * channel_step] = packed[c][i];
+        data[batch.points.point[i] * point_step + c * channel_step] = packed[c][i];
   }
 }
 
@@ -324,9 +419,9 @@ class LaneGradients {
       offsets_of(*strides_, point, offset);
     else
       for (int i = 0; i < kBatch; ++i) offset[i] = point[i] * channels_;
-    bool follow = true;
-    for (int i = 1; i < kBatch; ++i) follow &= offset[i] == offset[0] + i;
-    if (follow) {
+    int64_t apart = 0;
+    for (int i = 0; i < kBatch; ++i) apart |= offset[i] - offset[0] - i;
+    if (apart == 0) {
       row_ = first_ + offset[0];
       row_step_ = step_;
       return;
@@ -359,15 +454,17 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
   float* const grad_coords = static_cast<float*>(gradients.grad_coords);
   const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
   LanePoints<mode, ndim> lanes(problem, range);
-  LaneMemory<mode, ndim> memory;
+  LaneBatch<mode, ndim> batch;
   LaneGradients grads(problem, gradients);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
-    const int points = lanes.take(p, memory.batch);
+    const int points = lanes.take(p, batch.points);
     if (lanes.is_whole())
-      for (int i = 0; i < kBatch; ++i) memory.batch.point[i] = p + i;
-    grads.fetch(memory.batch.point, lanes.is_whole());
+      for (int i = 0; i < kBatch; ++i) batch.points.point[i] = p + i;
+    grads.fetch(batch.points.point, lanes.is_whole());
+    lanes.locate(batch);
     for (int at = 0; at < points; at += kLanes) {
-      const auto corners = lanes.corners(at, memory);
+      const LaneCorners<mode, ndim> corners = batch.corners[at / kLanes];
+      const LanesAtEdge<mode, ndim>& at_edge = batch.at_edge[at / kLanes];
       FloatLanes weight[count], dot[count];
       corners.weigh(-1, weight);
       for (int k = 0; k < count; ++k) dot[k] = corners.beginning();
@@ -375,17 +472,17 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
         const FloatLanes grad = load_lanes(grads.row(c) + at);
         FloatLanes factor[count];
         if (Coords) {
-          corners.read(grid + c * channel_stride, lanes.stride, memory.at_edge, factor);
+          corners.read(grid + c * channel_stride, lanes.stride, at_edge, factor);
           // A gradient that is no number stays away from corners outside.
 #pragma GCC unroll 16
           for (int k = 0; k < count; ++k)
-            dot[k] = multiply_add(corners.inside ? grad : only(grad, memory.at_edge.lanes[k]),
+            dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]),
                                   factor[k], dot[k]);
         }
         if (Values) {
 #pragma GCC unroll 16
           for (int k = 0; k < count; ++k) factor[k] = grad * weight[k];
-          corners.add(grad_values + c * channel_stride, lanes.stride, memory.at_edge, factor,
+          corners.add(grad_values + c * channel_stride, lanes.stride, at_edge, factor,
                       std::min(points - at, kLanes));
         }
       }
@@ -405,7 +502,7 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
         float lane[kLanes];
         store_lanes(lane, grad[axis]);
         for (int i = 0; i < std::min(points - at, kLanes); ++i)
-          grad_coords[memory.batch.point[at + i] * ndim + ndim - 1 - axis] = lane[i];
+          grad_coords[batch.points.point[at + i] * ndim + ndim - 1 - axis] = lane[i];
       }
     }
   }
@@ -438,17 +535,17 @@ void bounds(const Problem& problem, const Range& range, int64_t* first, int64_t*
   Problem still = problem;
   still.seed = nullptr;
   LanePoints<Mode::nearest, ndim> lanes(still, range);
-  LaneMemory<Mode::nearest, ndim> memory;
+  Batch<float> batch;
   FloatLanes low[ndim], high[ndim], not_finite = {};
   for (int axis = 0; axis < ndim; ++axis) {
     low[axis] = all<FloatLanes>(INFINITY);
     high[axis] = -low[axis];
   }
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
-    lanes.take(p, memory.batch);
+    lanes.take(p, batch);
     for (int at = 0; at < kBatch; at += kLanes) {
       FloatLanes coord[ndim];
-      lanes.coords(at, memory.batch, coord);
+      lanes.coords(at, batch, coord);
       for (int axis = 0; axis < ndim; ++axis) {
         low[axis] = coord[axis] < low[axis] ? coord[axis] : low[axis];
         high[axis] = coord[axis] > high[axis] ? coord[axis] : high[axis];
@@ -491,7 +588,16 @@ inline void bounds(const Problem& problem, const Range& range, int64_t* low, int
 
 inline void forward_image(const Problem& problem, const Range& range, const Output& output) {
   with_image(problem, [&](auto mode, auto ndim) {
-    forward_image<decltype(mode)::value, ndim>(problem, range, output);
+    constexpr Mode kMode = decltype(mode)::value;
+    // What is read behind the entries that are not the last ones of the first axis lies before these.
+    const bool rows = problem.channels > 1 && problem.channels <= kMostPlanes &&
+                      problem.channel_stride == 1 && problem.stride[0] >= problem.channels;
+    if (!rows)
+      forward_planes<kMode, ndim>(problem, range, output);
+    else if (problem.channels <= 4)
+      forward_rows<1, kMode, ndim>(problem, range, output);
+    else
+      forward_rows<2, kMode, ndim>(problem, range, output);
   });
 }
 

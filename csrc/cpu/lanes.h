@@ -24,6 +24,19 @@ CRAD_INLINE FloatLanes multiply_add(FloatLanes a, FloatLanes b, FloatLanes c) {
   return multiply_add(Vector<float>{a}, Vector<float>{b}, Vector<float>{c}).lanes;
 }
 
+// Four channels of a point.
+typedef float FourLanes __attribute__((vector_size(16)));
+
+// a * b + c
+CRAD_INLINE FourLanes multiply_add(FourLanes a, float b, FourLanes c) {
+  const FourLanes each = {b, b, b, b};
+#if CRAD_VECTOR_BYTES > 16
+  return (FourLanes)_mm_fmadd_ps((__m128)a, (__m128)each, (__m128)c);
+#else
+  return a * each + c;
+#endif
+}
+
 // ---- csrc/core ----
 
 template <>

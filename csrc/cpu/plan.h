@@ -233,19 +233,10 @@ inline bool has_few_points(const Problem& problem) {
   return has_planes(problem) && problem.points_per_grid * kFew <= problem.entries;
 }
 
-// Whether points are the lanes of vectors in the forward pass, and the values have planes or are
-// made so, which must take neither longer than the sampling nor much memory.
+// Whether points are the lanes of vectors in the forward pass.
 inline bool samples_point_lanes(const Problem& problem) {
-  const auto is_made_so = [&] {
-    const bool follow =
-        problem.grids == 1 || problem.grid_stride == problem.entries * problem.channels;
-    return is_dense(problem) && follow && problem.entries <= problem.points_per_grid &&
-           problem.grids * problem.entries * problem.channels * kForwardBytes <=
-               kSpare + kPointBytes * points_of(problem);
-  };
   return (problem.channels <= kMostPlanes || has_few_points(problem)) &&
-         fits_point_lanes(problem) && forward_bands_of(problem).number == 0 &&
-         (has_planes(problem) || is_made_so());
+         fits_point_lanes(problem) && forward_bands_of(problem).number == 0;
 }
 
 // And so in the backward pass, for values whose gradients lie as they do.

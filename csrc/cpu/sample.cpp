@@ -106,13 +106,10 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   const Tensor output = empty(call.output_shape(), values.scalar_type(), axes_before);
   if (call.empty()) return output;
   read_values(call, Pass::forward, false);
-  const bool planes = samples_point_lanes(problem);
-  if (planes && !has_planes(problem))
-    call.set_strided(channels_first(call.values, call.batch_axes));
-  call.problem.point_lanes = planes;
+  call.problem.point_lanes = samples_point_lanes(problem);
   const Plan plan = forward_plan(problem);
   copy_rows(call, copied_row(problem, plan, 1));
-  if (first && !planes)
+  if (first && !problem.point_lanes)
     sample_to_planes(output, call, plan);
   else
     sample_to({output.data_ptr(), problem.channels, streams(problem), first}, call, plan);
