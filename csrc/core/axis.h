@@ -126,14 +126,21 @@ CRAD_INLINE Index<X> reflected_far(Index<X> index, int64_t size, bool align_corn
   return {extra + low, slope};
 }
 
+// What is in bounds stays as it is, to the last bit.
 template <class X>
 CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners) {
-  if (Numbers<X>::within(index.at, 0x1p23)) return reflected_near(index, size, align_corners);
-  if constexpr (std::is_arithmetic_v<X>)
-    return reflected_far(index, size, align_corners);
-  else
+  const auto inside = (index.at > all<X>(0)) & (index.at < all<X>(size - 1));
+  if constexpr (std::is_arithmetic_v<X>) {
+    if (inside) return index;
+    return Numbers<X>::within(index.at, 0x1p23) ? reflected_near(index, size, align_corners)
+                                                : reflected_far(index, size, align_corners);
+  } else if (Numbers<X>::within(index.at, 0x1p23)) {
+    const Index<X> mirrored = reflected_near(index, size, align_corners);
+    return {inside ? index.at : mirrored.at, inside ? index.slope : mirrored.slope};
+  } else {
     return Numbers<X>::for_each_lane(
         index, [=](auto lane) { return reflected(lane, size, align_corners); });
+  }
 }
 
 template <class X>

@@ -92,8 +92,11 @@ struct LaneCorners {
 #pragma GCC unroll 3
     for (int axis = 0; axis < ndim; ++axis) {
       const int32_t size = axes[axis].size;
-      const Index<FloatLanes> index = padded(unpadded_index(coord[axis], size, align_corners), size,
-                                             mode, padding, align_corners);
+      Index<FloatLanes> index = unpadded_index(coord[axis], size, align_corners);
+      const float last_entry = static_cast<float>(size - 1);
+      // No padding changes what is in bounds.
+      if (padding != Padding::zeros && lanes_inside_of(index.at, 0, last_entry) != kEveryLane)
+        index = padded(index, size, mode, padding, align_corners);
       base[axis] = base_of(index.at, mode);
       t[axis] = index.at - base[axis];
       slope[axis] = index.slope;
@@ -313,17 +316,16 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
     return;
   }
   store_lanes(beginning, corners.beginning());
+  int32_t offset[count][kLanes];
+  memcpy(offset, at_edge.offset, sizeof(offset));
   for (int i = 0; i < kLanes; ++i) {
     FourLanes total[fours];
     for (int j = 0; j < fours; ++j) total[j] = FourLanes{} + beginning[i];
     for (int k = 0; k < count; ++k) {
-      if (!(at_edge.lanes[k] >> i & 1)) continue;
-      float channel[4 * fours] = {};
-      const float* const from = grid + at_edge.offset[k][i];
-      for (int64_t c = 0; c < channels; ++c) channel[c] = from[c];
-      FourLanes row[fours];
-      memcpy(row, channel, sizeof(row));
-      for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
+      const int wanted = at_edge.lanes[k] >> i & 1 ? static_cast<int>(channels) : 0;
+      const float* const from = grid + offset[k][i];
+      for (int j = 0; j < fours; ++j)
+        total[j] = multiply_add(load_four(from + 4 * j, wanted - 4 * j), weights[k][i], total[j]);
     }
     finish(i, total);
   }
@@ -333,8 +335,8 @@ template <int fours, Mode mode, int ndim>
 void forward_rows(const Problem& problem, const Range& range, const Output& output) {
   const float* const grid = grid_of<float>(problem, range);
   const int64_t channels = problem.channels;
-  float* const data = static_cast<float*>(output.data) - output.first_channel -
-                      output.first_point * output.row;
+  float* const data =
+      static_cast<float*>(output.data) - output.first_channel - output.first_point * output.row;
   LanePoints<mode, ndim> lanes(problem, range, true);
   LaneBatch<mode, ndim> batch;
   float rows[kBatch * kMostPlanes + kMostPlanes];
@@ -476,8 +478,8 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
           // A gradient that is no number stays away from corners outside.
 #pragma GCC unroll 16
           for (int k = 0; k < count; ++k)
-            dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]),
-                                  factor[k], dot[k]);
+            dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]), factor[k],
+                                  dot[k]);
         }
         if (Values) {
 #pragma GCC unroll 16
@@ -498,12 +500,11 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
         store_coords<ndim>(grad_coords + (p + at) * ndim, grad);
         continue;
       }
-      for (int axis = 0; axis < ndim; ++axis) {
-        float lane[kLanes];
-        store_lanes(lane, grad[axis]);
-        for (int i = 0; i < std::min(points - at, kLanes); ++i)
-          grad_coords[batch.points.point[at + i] * ndim + ndim - 1 - axis] = lane[i];
-      }
+      float packed[kLanes * ndim];
+      store_coords<ndim>(packed, grad);
+      for (int i = 0; i < std::min(points - at, kLanes); ++i)
+        memcpy(grad_coords + batch.points.point[at + i] * ndim, packed + i * ndim,
+               ndim * sizeof(float));
     }
   }
 }
@@ -589,7 +590,8 @@ inline void bounds(const Problem& problem, const Range& range, int64_t* low, int
 inline void forward_image(const Problem& problem, const Range& range, const Output& output) {
   with_image(problem, [&](auto mode, auto ndim) {
     constexpr Mode kMode = decltype(mode)::value;
-    // What is read behind the entries that are not the last ones of the first axis lies before these.
+    // What is read behind the entries that are not the last ones of the first axis lies before
+    // these.
     const bool rows = problem.channels > 1 && problem.channels <= kMostPlanes &&
                       problem.channel_stride == 1 && problem.stride[0] >= problem.channels;
     if (!rows)

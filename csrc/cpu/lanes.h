@@ -37,6 +37,19 @@ CRAD_INLINE FourLanes multiply_add(FourLanes a, float b, FourLanes c) {
 #endif
 }
 
+// The first `count` of them, which may be 0 or less; 0 in place of the others.
+CRAD_INLINE FourLanes load_four(const float* from, int count) {
+#if CRAD_VECTOR_BYTES > 16
+  const __m128i wanted = _mm_cmpgt_epi32(_mm_set1_epi32(count), _mm_setr_epi32(0, 1, 2, 3));
+  return (FourLanes)_mm_maskload_ps(from, wanted);
+#else
+  FourLanes four = {};
+  for (int i = 0; i < 4; ++i)
+    if (i < count) four[i] = from[i];
+  return four;
+#endif
+}
+
 // ---- csrc/core ----
 
 template <>
@@ -125,20 +138,35 @@ CRAD_INLINE uint32_t lanes_inside(IntLanes entry, int32_t size) {
 #endif
 }
 
+#if CRAD_VECTOR_BYTES < 64
+CRAD_INLINE uint32_t lanes_set(IntLanes lanes) {
+#if CRAD_VECTOR_BYTES == 32
+  return _mm256_movemask_ps((__m256)lanes);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(lanes[i] & 1) << i;
+  return bits;
+#endif
+}
+#endif
+
 // Those in [low, high].
 CRAD_INLINE uint32_t lanes_between(FloatLanes x, float low, float high) {
 #if CRAD_VECTOR_BYTES == 64
   const __mmask16 above = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(low), _CMP_GE_OQ);
   return _mm512_mask_cmp_ps_mask(above, (__m512)x, _mm512_set1_ps(high), _CMP_LE_OQ);
 #else
-  const IntLanes between = (x >= low) & (x <= high);
-#if CRAD_VECTOR_BYTES == 32
-  return _mm256_movemask_ps((__m256)between);
-#else
-  uint32_t lanes = 0;
-  for (int i = 0; i < kLanes; ++i) lanes |= static_cast<uint32_t>(between[i] & 1) << i;
-  return lanes;
+  return lanes_set((x >= low) & (x <= high));
 #endif
+}
+
+// Those in (low, high).
+CRAD_INLINE uint32_t lanes_inside_of(FloatLanes x, float low, float high) {
+#if CRAD_VECTOR_BYTES == 64
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(low), _CMP_GT_OQ);
+  return _mm512_mask_cmp_ps_mask(above, (__m512)x, _mm512_set1_ps(high), _CMP_LT_OQ);
+#else
+  return lanes_set((x > low) & (x < high));
 #endif
 }
 

@@ -76,7 +76,8 @@ inline int64_t moved_bytes(const Problem& problem, int64_t channels, int64_t tim
 }
 
 inline int64_t forward_bytes(const Problem& problem) {
-  return moved_bytes(problem, problem.channels, 1);
+  constexpr int64_t kLocated = 16;  // of a point: what it takes to locate it
+  return moved_bytes(problem, problem.channels, 1) + kLocated * points_of(problem);
 }
 
 // A row is read, and one is read and written. Fewer channels take no less time.
