@@ -30,10 +30,13 @@ struct LanesAtEdge {
 
   IntLanes offset[count];
   uint32_t lanes[count];  // those whose entry lies inside, a bit each
+  FloatLanes beginning;   // of sums: 0, or NaN where the index is no place
 
   __attribute__((noinline)) void locate(const Problem& problem, const FloatLanes (&base)[ndim],
                                         const FloatLanes (&first)[ndim]) {
     const Padding padding = problem.padding;
+    beginning = FloatLanes{};
+    for (int axis = 0; axis < ndim; ++axis) beginning += base[axis] - base[axis];
     IntLanes along[ndim][taps];
     uint32_t in_bounds[ndim][taps];
     for (int axis = 0; axis < ndim; ++axis) {
@@ -72,13 +75,35 @@ struct LanesAtEdge {
   }
 };
 
+// What the weights of corners are made of.
+template <Mode mode, int ndim>
+struct LaneFractions {
+  FloatLanes t[ndim], slope[ndim];
+
+  CRAD_ALWAYS_INLINE void set(int axis, FloatLanes distance, FloatLanes index_slope) {
+    t[axis] = distance;
+    slope[axis] = index_slope;
+  }
+  CRAD_ALWAYS_INLINE FloatLanes weight(int axis, int order, int tap) const {
+    return tap_weight(mode, order, tap, t[axis], slope[axis]);
+  }
+};
+
+template <int ndim>
+struct LaneFractions<Mode::nearest, ndim> {
+  CRAD_ALWAYS_INLINE void set(int, FloatLanes, FloatLanes) {}
+  CRAD_ALWAYS_INLINE FloatLanes weight(int, int order, int tap) const {
+    return tap_weight(Mode::nearest, order, tap, FloatLanes{}, FloatLanes{});
+  }
+};
+
 // The corners of any vector of points. A row of them differs along the last axis alone.
 template <Mode mode, int ndim>
 struct LaneCorners {
   static constexpr int taps = tap_count(mode), last = ndim - 1;
   static constexpr int count = power(taps, ndim), rows = count / taps;
 
-  FloatLanes t[ndim], slope[ndim];
+  LaneFractions<mode, ndim> fractions;
   bool inside;     // all corners of all lanes
   IntLanes entry;  // if so, the offset of the first corner
 
@@ -98,8 +123,7 @@ struct LaneCorners {
       if (padding != Padding::zeros && lanes_inside_of(index.at, 0, last_entry) != kEveryLane)
         index = padded(index, size, mode, padding, align_corners);
       base[axis] = base_of(index.at, mode);
-      t[axis] = index.at - base[axis];
-      slope[axis] = index.slope;
+      fractions.set(axis, index.at - base[axis], index.slope);
       first[axis] = mode == Mode::cubic ? base[axis] - 1.0f : base[axis];
       lanes &= lanes_between(first[axis], 0, axes[axis].last);
       entry += to_int(first[axis]) * axes[axis].stride;
@@ -114,22 +138,13 @@ struct LaneCorners {
     at_edge.locate(problem, base_there, first_there);
   }
 
-  // 0, or NaN where the index is no place.
-  CRAD_ALWAYS_INLINE FloatLanes beginning() const {
-    FloatLanes sum = {};
-    if (!inside)
-      for (int axis = 0; axis < ndim; ++axis) sum += t[axis] - t[axis];
-    return sum;
-  }
-
   // Their weights; along the axis `differentiated` (-1: none) differentiated once.
   CRAD_ALWAYS_INLINE void weigh(int differentiated, FloatLanes (&weight)[count]) const {
 #pragma GCC unroll 3
     for (int axis = 0, before = 1; axis < ndim; ++axis, before *= taps)
 #pragma GCC unroll 4
       for (int tap = taps - 1; tap >= 0; --tap) {
-        const FloatLanes along =
-            tap_weight(mode, axis == differentiated, tap, t[axis], slope[axis]);
+        const FloatLanes along = fractions.weight(axis, axis == differentiated, tap);
 #pragma GCC unroll 16
         for (int k = 0; k < before; ++k)
           weight[tap * before + k] = axis == 0 ? along : weight[k] * along;
@@ -315,7 +330,7 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
     }
     return;
   }
-  store_lanes(beginning, corners.beginning());
+  store_lanes(beginning, at_edge.beginning);
   int32_t offset[count][kLanes];
   memcpy(offset, at_edge.offset, sizeof(offset));
   for (int i = 0; i < kLanes; ++i) {
@@ -357,49 +372,117 @@ void forward_rows(const Problem& problem, const Range& range, const Output& outp
 
 // ---- forward, of planes ----
 
+// Where the results of a vector of points belong.
+class LaneOutput {
+ public:
+  LaneOutput(const Problem& problem, const Range& range, const Output& output)
+      : ordered_(range.order),
+        point_step_(output.planes ? 1 : output.row),
+        channel_step_(output.planes ? problem.points_per_grid : 1) {
+    // Of planes, the results of other grids' channels lie before those of the range's points.
+    const int64_t grid = range.point_begin / problem.points_per_grid;
+    const int64_t before = output.planes ? (problem.channels - 1) * grid * problem.points_per_grid
+                                         : -output.first_point * output.row - output.first_channel;
+    data_ = static_cast<float*>(output.data) + before;
+  }
+
+  // Where those of channel 0 of whole vectors are stored, from number `first` of the range on; null
+  // if they are not stored as vectors. Those of the next channel lie `channel_step` from there.
+  float* whole(int64_t first) const {
+    return point_step_ == 1 && !ordered_ ? data_ + first : nullptr;
+  }
+  int64_t channel_step() const { return channel_step_; }
+
+  // Stores those of a channel of the vector whose first point is number `first` of the range; the
+  // points' own numbers are `number`.
+  CRAD_ALWAYS_INLINE void store(int64_t channel, int64_t first, const int64_t* number, int points,
+                                FloatLanes result) const {
+    float* const to = data_ + channel * channel_step_;
+    if (point_step_ == 1 && !ordered_ && points >= kLanes) return store_lanes(to + first, result);
+    float lane[kLanes];
+    store_lanes(lane, result);
+    for (int i = 0; i < std::min(points, kLanes); ++i)
+      to[(ordered_ ? number[i] : first + i) * point_step_] = lane[i];
+  }
+
+ private:
+  float* data_;
+  const bool ordered_;
+  const int64_t point_step_, channel_step_;
+};
+
+template <Mode mode, int ndim>
+CRAD_INLINE FloatLanes blend_plane(const float* plane, const LaneCorners<mode, ndim>& corners,
+                                   const int64_t (&stride)[ndim],
+                                   const LanesAtEdge<mode, ndim>& at_edge,
+                                   const FloatLanes (&weight)[power(tap_count(mode), ndim)]) {
+  constexpr int count = power(tap_count(mode), ndim);
+  FloatLanes entry[count], total = corners.inside ? FloatLanes{} : FloatLanes(at_edge.beginning);
+  corners.read(plane, stride, at_edge, entry);
+#pragma GCC unroll 16
+  for (int k = 0; k < count; ++k) total = multiply_add(entry[k], weight[k], total);
+  return total;
+}
+
+// Of few channels.
 template <Mode mode, int ndim>
 void forward_planes(const Problem& problem, const Range& range, const Output& output) {
-  constexpr int count = LaneCorners<mode, ndim>::count;
   const float* const grid = grid_of<float>(problem, range);
   const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
-  const int64_t points_per_grid = problem.points_per_grid;
-  const bool planes = output.planes || output.row == 1;
-  // Of planes, the results of other grids' channels lie before those of the range's points.
-  float* const data =
-      static_cast<float*>(output.data) - output.first_channel +
-      (output.planes ? (channels - 1) * (range.point_begin / points_per_grid) * points_per_grid
-                     : -output.first_point * output.row);
+  const LaneOutput to(problem, range, output);
+  const int64_t channel_step = to.channel_step();
   LanePoints<mode, ndim> lanes(problem, range);
+  int64_t stride[ndim];
+  for (int axis = 0; axis < ndim; ++axis) stride[axis] = lanes.stride[axis];
   LaneBatch<mode, ndim> batch;
-  Buffer<PerPoint<float>> packed(channels);  // results that are not stored where they belong
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = lanes.take(p, batch.points);
     lanes.locate(batch);
-    const bool direct = planes && points == kBatch && !range.order;
-    float* const to = direct ? data + p : packed[0].at;
-    const int64_t step = direct ? points_per_grid : kBatch;
+    float* const whole = points == kBatch ? to.whole(p) : nullptr;
     for (int v = 0; v < kVectors; ++v) {
       const LaneCorners<mode, ndim> corners = batch.corners[v];
-      FloatLanes weight[count];
+      FloatLanes weight[corners.count];
       corners.weigh(-1, weight);
-      const FloatLanes beginning = corners.beginning();
-      for (int64_t c = 0; c < channels; ++c) {
-        FloatLanes entry[count], total = beginning;
-        corners.read(grid + c * channel_stride, lanes.stride, batch.at_edge[v], entry);
-#pragma GCC unroll 16
-        for (int k = 0; k < count; ++k) total = multiply_add(entry[k], weight[k], total);
-        store_lanes(to + c * step + v * kLanes, total);
+      const float* plane = grid;
+      if (whole) {
+        float* result = whole + v * kLanes;
+        for (int64_t c = 0; c < channels; ++c, plane += channel_stride, result += channel_step)
+          store_lanes(result, blend_plane(plane, corners, stride, batch.at_edge[v], weight));
+        continue;
       }
+      const int at = v * kLanes;
+      for (int64_t c = 0; c < channels; ++c, plane += channel_stride)
+        to.store(c, p + at, batch.points.point + at, points - at,
+                 blend_plane(plane, corners, stride, batch.at_edge[v], weight));
     }
-    if (direct) continue;
-    if (!planes && !range.order) {
-      transpose_elements(packed[0].at, kBatch, channels, points, data + p * output.row, output.row);
-      continue;
+  }
+}
+
+// Of many, one plane after the other: all points together have little else in the caches.
+template <Mode mode, int ndim>
+void forward_plane_by_plane(const Problem& problem, const Range& range, const Output& output) {
+  constexpr int64_t kBatches = 16;
+  const float* const grid = grid_of<float>(problem, range);
+  const LaneOutput to(problem, range, output);
+  LanePoints<mode, ndim> lanes(problem, range);
+  Buffer<LaneBatch<mode, ndim>> batches(kBatches);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatches * kBatch) {
+    const int64_t points = std::min(range.point_end - p, kBatches * kBatch);
+    for (int64_t at = 0; at < points; at += kBatch) {
+      lanes.take(p + at, batches[at / kBatch].points);
+      lanes.locate(batches[at / kBatch]);
     }
-    const int64_t point_step = planes ? 1 : output.row, channel_step = planes ? points_per_grid : 1;
-    for (int64_t c = 0; c < channels; ++c)
-      for (int i = 0; i < points; ++i)
-        data[batch.points.point[i] * point_step + c * channel_step] = packed[c][i];
+    for (int64_t c = 0; c < problem.channels; ++c)
+      for (int64_t at = 0; at < points; at += kLanes) {
+        const LaneBatch<mode, ndim>& batch = batches[at / kBatch];
+        const int v = at % kBatch / kLanes;
+        const LaneCorners<mode, ndim> corners = batch.corners[v];
+        FloatLanes weight[corners.count];
+        corners.weigh(-1, weight);
+        to.store(c, p + at, batch.points.point + v * kLanes, static_cast<int>(points - at),
+                 blend_plane(grid + c * problem.channel_stride, corners, lanes.stride,
+                             batch.at_edge[v], weight));
+      }
   }
 }
 
@@ -469,11 +552,12 @@ void backward_image(const Problem& problem, const Range& range, const Gradients&
       const LanesAtEdge<mode, ndim>& at_edge = batch.at_edge[at / kLanes];
       FloatLanes weight[count], dot[count];
       corners.weigh(-1, weight);
-      for (int k = 0; k < count; ++k) dot[k] = corners.beginning();
+      const FloatLanes beginning = corners.inside ? FloatLanes{} : FloatLanes(at_edge.beginning);
+      for (int k = 0; k < count; ++k) dot[k] = beginning;
       for (int64_t c = 0; c < channels; ++c) {
         const FloatLanes grad = load_lanes(grads.row(c) + at);
         FloatLanes factor[count];
-        if (Coords) {
+        if (Coords && mode != Mode::nearest) {  // which stays where it is
           corners.read(grid + c * channel_stride, lanes.stride, at_edge, factor);
           // A gradient that is no number stays away from corners outside.
 #pragma GCC unroll 16
@@ -592,9 +676,11 @@ inline void forward_image(const Problem& problem, const Range& range, const Outp
     constexpr Mode kMode = decltype(mode)::value;
     // What is read behind the entries that are not the last ones of the first axis lies before
     // these.
-    const bool rows = problem.channels > 1 && problem.channels <= kMostPlanes &&
-                      problem.channel_stride == 1 && problem.stride[0] >= problem.channels;
-    if (!rows)
+    const bool rows = problem.channels > 1 && problem.channel_stride == 1 &&
+                      problem.stride[0] >= problem.channels;
+    if (problem.channels > kMostPlanes)
+      forward_plane_by_plane<kMode, ndim>(problem, range, output);
+    else if (!rows)
       forward_planes<kMode, ndim>(problem, range, output);
     else if (problem.channels <= 4)
       forward_rows<1, kMode, ndim>(problem, range, output);

@@ -174,14 +174,19 @@ inline Plan band_plan(const Problem& problem, const Bands& bands, bool want_coor
   return plan_of(problem, bands, tile, problem.points_per_grid, want_coords);
 }
 
-constexpr int64_t kLanePoints = 8 * 1024;  // of a range whose points are lanes
+// Of a range whose points are lanes: enough to hide what it takes to begin one.
+inline int64_t lane_points(const Problem& problem) {
+  constexpr int64_t kMost = 8 * 1024, kElements = 128 * 1024;
+  return std::max<int64_t>(kLine, std::min(kMost, kElements / problem.channels / kLine * kLine));
+}
 
 inline Plan forward_plan(const Problem& problem) {
-  const Bands bands = forward_bands_of(problem);
+  const Bands bands = problem.point_lanes ? kNoBands : forward_bands_of(problem);
   if (bands.number > 0) return band_plan(problem, bands, false);
   // Of a range: enough to hide the cost of scheduling it.
   constexpr int64_t kElements = 64 * 1024, kPoints = 1024;
-  if (problem.point_lanes) return plan_of(problem, bands, problem.channels, kLanePoints, false);
+  if (problem.point_lanes)
+    return plan_of(problem, bands, problem.channels, lane_points(problem), false);
   const int64_t tile =
       is_near(problem) ? problem.channels : tile_of(problem, problem.entries, kForwardBytes);
   return plan_of(problem, bands, tile, std::max<int64_t>(1, std::min(kElements / tile, kPoints)),
@@ -192,7 +197,7 @@ inline Plan forward_plan(const Problem& problem) {
 // many that the sum costs more than reading grad_output, or that they take much memory.
 inline Plan backward_plan(const Problem& problem, bool want_values, bool want_coords) {
   if (problem.point_lanes && !want_values)
-    return plan_of(problem, kNoBands, problem.channels, kLanePoints, want_coords);
+    return plan_of(problem, kNoBands, problem.channels, lane_points(problem), want_coords);
   const Bands bands = bands_of(problem);
   if (bands.number > 0) return band_plan(problem, bands, want_coords);
   constexpr int64_t kPoints = 64, kAlways = 1 << 20;
@@ -234,10 +239,27 @@ inline bool has_few_points(const Problem& problem) {
   return has_planes(problem) && problem.points_per_grid * kFew <= problem.entries;
 }
 
+// Whether neighbouring points read neighbouring entries, by a few runs of them.
+inline bool reads_near_by(const Problem& problem) {
+  constexpr int64_t kRuns = 16, kRun = 256, kShare = 64;
+  const int64_t points = problem.points_per_grid;
+  int64_t near = 0;
+  for (int64_t i = 0; i < kRuns; ++i) {
+    const int64_t begin = std::max<int64_t>(0, points - kRun) / (kRuns - 1) * i;
+    int64_t first[kMaxDim], last[kMaxDim];
+    kernels().bounds(problem, {begin, std::min(begin + kRun, points), 0, 0}, first, last);
+    int64_t entries = 1;
+    for (int axis = 0; axis < problem.ndim; ++axis) entries *= last[axis] - first[axis] + 1;
+    near += entries * kShare <= problem.entries;
+  }
+  return 2 * near > kRuns;
+}
+
 // Whether points are the lanes of vectors in the forward pass.
 inline bool samples_point_lanes(const Problem& problem) {
   return (problem.channels <= kMostPlanes || has_few_points(problem)) &&
-         fits_point_lanes(problem) && forward_bands_of(problem).number == 0;
+         fits_point_lanes(problem) &&
+         (forward_bands_of(problem).number == 0 || reads_near_by(problem));
 }
 
 // And so in the backward pass, for values whose gradients lie as they do.
