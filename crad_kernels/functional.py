@@ -172,7 +172,7 @@ def grid_sample(
         return _run(
             True,
             input,
-            grid.float() if grid.dtype in _HALVES else grid,
+            grid,
             ndim,
             _TORCH_MODES[mode],
             padding_mode,
@@ -224,7 +224,7 @@ def _run(
         check_options(mode, padding_mode, align_corners)
     options = _schema.pack(mode, padding_mode, align_corners, deterministic)
     device = coords.device
-    if coords.dtype in _HALVES and is_autocast_enabled(device.type):
+    if coords.dtype in _HALVES and (channels_first or is_autocast_enabled(device.type)):
         coords = coords.float()
     # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
     if backend is None and getattr(compiler, "_is_exporting_flag", False):
