@@ -201,7 +201,7 @@ def _number_that_need_grad(tensors: Sequence[Tensor | None]) -> int:
     return number
 
 
-def _is_little(tensors: Sequence[Tensor | None]) -> bool:
+def _is_little(tensors: Sequence[Tensor | None], channels_axis: int) -> bool:
     """Whether to compute a gradient that nobody needs is faster than to ask who needs it.
 
     To ask takes 25 us, forward and backward. `tensors` are those of either operator. Anomaly mode
@@ -210,7 +210,7 @@ def _is_little(tensors: Sequence[Tensor | None]) -> bool:
     if is_anomaly_enabled():
         return False
     values, coords = cast(Sequence[Tensor], tensors[-4:-2])
-    return values.numel() + coords.numel() * values.shape[-1] < 1 << 17
+    return values.numel() + coords.numel() * values.shape[channels_axis] < 1 << 17
 
 
 def _needed(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[bool]:
@@ -259,11 +259,12 @@ def _apply(
     given: tuple[Tensor | None, ...],
     options: Sequence[Any],
     needing: int,
+    channels_axis: int,
 ) -> Any:
     """Call a function that nothing watches, of tensors of which so many need a gradient."""
     # Of a transform that is over, as `autograd.Function` does.
     alive: Sequence[Tensor | None] = unwrap_dead_wrappers(given)
-    asks = needing > 1 and not _is_little(alive)
+    asks = needing > 1 and not _is_little(alive, channels_axis)
     if asks:
         # PyTorch raises where `_needed` asks for a leaf, and answers for a view of it.
         alive = [
@@ -364,7 +365,7 @@ def _install(
         if not needing:
             with _AutoDispatchBelowAutograd():
                 return straight(*args)
-        return _apply(apply, given, args[tensors:], needing)
+        return _apply(apply, given, args[tensors:], needing, -1)
 
     return call
 
@@ -412,7 +413,7 @@ def _install_grid_sample(operator: Any, calls: Operators) -> Callable[..., Tenso
         needing = _number_that_need_grad(given) if is_grad_enabled() else 0
         if not needing:
             return run(*args)
-        out: Tensor = _apply(apply, given, args[4:], needing)
+        out: Tensor = _apply(apply, given, args[4:], needing, 1)
         return out
 
     return call

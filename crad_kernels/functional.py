@@ -9,8 +9,9 @@ from torch import Tensor, are_deterministic_algorithms_enabled, compiler, is_aut
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from crad_kernels import _op, _schema
-from crad_kernels._backends import choose
+from crad_kernels import _schema
+from crad_kernels._backends import choose, default
+from crad_kernels._op import CALLS
 
 _HALVES = (torch.float16, torch.bfloat16)
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
@@ -230,14 +231,14 @@ def _run(
     if backend is None and getattr(compiler, "_is_exporting_flag", False):
         name = _schema.NEUTRAL  # the program picks one where it runs
     else:
-        name = choose(backend, device, ndim).name
+        name = (default(device, ndim) if backend is None else choose(backend, device, ndim)).name
     if isinstance(jitter_std, float) and jitter_std == 0:
         std = None
     else:
         std = _jitter_std(jitter_std, coords)
     if seed is not None:
         _check_seed(seed, device)
-    calls = _op.CALLS[name]
+    calls = CALLS[name]
     out: Tensor = (calls.grid_sample if channels_first else calls.sample)(
         values,
         coords,

@@ -159,7 +159,7 @@ def _warn_of_slowness(device: torch.device, ndim: int) -> None:
     if cpu_backend.missing and replace(cpu_backend, missing="").takes(device, ndim):
         _warned = True
         warnings.warn(
-            f"sample() runs on the slow reference backend: {cpu_backend.missing}", stacklevel=6
+            f"sample() runs on the slow reference backend: {cpu_backend.missing}", stacklevel=5
         )
 
 
