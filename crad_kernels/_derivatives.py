@@ -22,20 +22,25 @@ below it: the compiler sees one opaque operator, and forward-mode AD works, whic
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, is_anomaly_enabled, is_grad_enabled
-from torch._C import _AutoDispatchBelowAutograd, _get_tracing_state
-from torch._C._functorch import maybe_current_level, unwrap_if_dead
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._C import (
+    _AutoDispatchBelowADInplaceOrView,
+    _AutoDispatchBelowAutograd,
+    _get_tracing_state,
+)
+from torch._C._functorch import maybe_current_level
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
 from crad_kernels import _onnx
+from crad_kernels._layout import as_torch
 from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
 
@@ -188,14 +193,15 @@ def _sample_backward_jvp(
     )
 
 
-def _need_grad(tensors: Sequence[Tensor | None]) -> bool:
-    for tensor in tensors:  # noqa: SIM110 - a generator takes 0.3 us longer
+def _number_that_need_grad(tensors: Sequence[Tensor | None]) -> int:
+    number = 0
+    for tensor in tensors:  # a generator takes 0.3 us longer
         if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+            number += 1
+    return number
 
 
-def _little(tensors: Sequence[Tensor | None]) -> bool:
+def _is_little(tensors: Sequence[Tensor | None], channels_axis: int) -> bool:
     """Whether to compute a gradient that nobody needs is faster than to ask who needs it.
 
     To ask takes 25 us, forward and backward. `tensors` are those of either operator. Anomaly mode
@@ -204,16 +210,16 @@ def _little(tensors: Sequence[Tensor | None]) -> bool:
     if is_anomaly_enabled():
         return False
     values, coords = cast(Sequence[Tensor], tensors[-4:-2])
-    return values.numel() + coords.numel() * values.shape[-1] < 1 << 17
+    return values.numel() + coords.numel() * values.shape[channels_axis] < 1 << 17
 
 
 def _needed(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[bool]:
     """Which tensors' gradients to compute: those that this backward pass goes on with.
 
-    PyTorch is not asked where there is one at most, or little to save.
+    PyTorch is not asked where there is one at most, or `ctx.asks` is not set.
     """
-    could_need: Sequence[bool] = ctx.needs_input_grad[2:]
-    if ctx.little or sum(could_need) == 1:
+    could_need: Sequence[bool] = ctx.needs_input_grad[3:]
+    if not ctx.asks or sum(could_need) == 1:
         return could_need
     functions = iter(ctx.next_functions)  # one for each tensor
     needed = []
@@ -236,6 +242,40 @@ def _derivatives_around() -> Iterator[None]:
     """PyTorch runs a function's parts with derivatives off; the transforms around it want them."""
     with torch.enable_grad(), fwAD._set_fwd_grad_enabled(True):
         yield
+
+
+def _is_watched() -> bool:
+    """Whether there is a compiler, a tracer, a transform or forward mode: they know operators."""
+    return (
+        is_compiling()
+        or _get_tracing_state() is not None
+        or maybe_current_level() is not None
+        or fwAD._current_level >= 0
+    )
+
+
+def _apply(
+    apply: Callable[..., Any],
+    given: tuple[Tensor | None, ...],
+    options: Sequence[Any],
+    needing: int,
+    channels_axis: int,
+) -> Any:
+    """Call a function that nothing watches, of tensors of which so many need a gradient."""
+    # Of a transform that is over, as `autograd.Function` does.
+    alive: Sequence[Tensor | None] = unwrap_dead_wrappers(given)
+    asks = needing > 1 and not _is_little(alive, channels_axis)
+    if asks:
+        # PyTorch raises where `_needed` asks for a leaf, and answers for a view of it.
+        alive = [
+            t.view_as(t) if t is not None and t.requires_grad and t.is_leaf else t for t in alive
+        ]
+    return apply(None, asks, options, *alive)
+
+
+class _Function(_SingleLevelFunction):
+    # What `autograd.Function` has beyond its base, and compiled autograd asks for.
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
 
 def _install(
@@ -263,18 +303,18 @@ def _install(
         with _AutoDispatchBelowAutograd():
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-    class Function(_SingleLevelFunction):
-        # What `autograd.Function` has beyond its base, and compiled autograd asks for.
-        _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
-
-        # All but tensors is one argument, for each takes time in `apply` and in the backward pass.
+    class Function(_Function):
+        # `keys` is None where nothing watches, `asks` whether `_needed` is to ask PyTorch. All else
+        # but tensors is one argument, for each takes time in `apply` and in the backward pass.
         @staticmethod
-        def forward(ctx: Any, keys: Any, options: Sequence[Any], *given: Tensor | None) -> Any:
+        def forward(
+            ctx: Any, keys: Any, asks: bool, options: Sequence[Any], *given: Tensor | None
+        ) -> Any:
             ctx.save_for_backward(*given)
             ctx.set_materialize_grads(False)
+            ctx.asks = asks
             ctx.options = options
-            ctx.little = keys is None and _little(given)
-            if keys is None:  # neither transforms nor forward mode are around
+            if keys is None:
                 with _AutoDispatchBelowAutograd():
                     return straight(*given, *options)
             ctx.save_for_forward(*given)
@@ -285,10 +325,10 @@ def _install(
         def backward(ctx: Any, *grads: Any) -> Any:
             given = ctx.saved_tensors
             gradients = vjp(_needed(ctx, given), (*given, *ctx.options), *grads)
-            return None, None, *gradients, *(None,) * (tensors - len(gradients))
+            return None, None, None, *gradients, *(None,) * (tensors - len(gradients))
 
         @staticmethod
-        def jvp(ctx: Any, _keys: Any, _options: Any, *tangents: Any) -> Any:
+        def jvp(ctx: Any, _keys: Any, _asks: Any, _options: Any, *tangents: Any) -> Any:
             # Without the tangents of this level, which the rule is given: those around it stay.
             primals = [
                 None if tensor is None else fwAD.unpack_dual(tensor, level=0).primal
@@ -303,11 +343,11 @@ def _install(
         if _onnx.is_exporting():
             return in_onnx(*args)
         given = args[:tensors]
-        differentiates = is_grad_enabled() and _need_grad(given)
+        differentiates = is_grad_enabled() and _number_that_need_grad(given) > 0
         if not (differentiates or fwAD._current_level >= 0 or maybe_current_level() is not None):
             return redispatch(keys, *args)
         with enable_single_level_autograd_function():
-            return apply(keys, args[tensors:], *given)
+            return apply(keys, True, args[tensors:], *given)
 
     library.impl(operator, kernel, "Autograd", with_keyset=True)
 
@@ -317,34 +357,83 @@ def _install(
         The dispatcher converts all arguments to and from Python once more: for 1 point on the CPU
         without gradient it takes 7 us, this 3.5 us.
         """
-        given = args[:tensors]
-        if (
-            is_compiling()
-            or _get_tracing_state() is not None
-            or maybe_current_level() is not None
-            or fwAD._current_level >= 0
-        ):
+        if _is_watched():
             check(*args)
             return operator(*args)
-        if not is_grad_enabled() or not _need_grad(given):
+        given = args[:tensors]
+        needing = _number_that_need_grad(given) if is_grad_enabled() else 0
+        if not needing:
             with _AutoDispatchBelowAutograd():
                 return straight(*args)
-        # Of a transform that is over, as `autograd.Function` does.
-        alive = [None if arg is None else unwrap_if_dead(arg) for arg in given]
-        if not _little(alive) and sum(t is not None and t.requires_grad for t in alive) > 1:
-            # PyTorch raises where `_needed` asks for a leaf, and answers for a view of it.
-            alive = [
-                t.view_as(t) if t is not None and t.requires_grad and t.is_leaf else t
-                for t in alive
-            ]
-        return apply(None, args[tensors:], *alive)
+        return _apply(apply, given, args[tensors:], needing, -1)
 
     return call
 
 
-def install(ops: Operators) -> Operators:
+def _install_grid_sample(operator: Any, calls: Operators) -> Callable[..., Tensor]:
+    """Return the shortest way to `sample` with channels first, laid out as torch does.
+
+    To move the axes takes 11 us, forward and backward, where autograd records it, and 5 us here.
+    """
+
+    straight = operator._op
+
+    def run(input: Tensor, *rest: Any) -> Tensor:
+        # Below what keeps track of views, too: the result is not to be known as one.
+        with _AutoDispatchBelowADInplaceOrView():
+            values = input.movedim(1, -1)
+            return as_torch(straight(values, *rest), values, input)
+
+    class Function(_Function):
+        @staticmethod
+        def forward(ctx: Any, _: None, asks: bool, options: Sequence[Any], *given: Any) -> Tensor:
+            ctx.save_for_backward(*given)
+            ctx.asks = asks
+            ctx.options = options
+            return run(*given, *options)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            input, *rest = given = ctx.saved_tensors
+            args = (input.movedim(1, -1), *rest, *ctx.options)
+            gradients = _sample_vjp(calls, _needed(ctx, given), args, grad.movedim(1, -1))
+            to_values = gradients[0]
+            if to_values is not None:
+                gradients[0] = to_values.movedim(-1, 1)
+            return None, None, None, *gradients
+
+    apply = cast(Any, Function).apply
+
+    def call(*args: Any) -> Tensor:
+        if _is_watched():
+            input, *rest = args
+            values = input.movedim(1, -1)
+            return as_torch(calls.sample(values, *rest), values, input)
+        given = args[:4]
+        needing = _number_that_need_grad(given) if is_grad_enabled() else 0
+        if not needing:
+            return run(*args)
+        out: Tensor = _apply(apply, given, args[4:], needing, 1)
+        return out
+
+    return call
+
+
+@dataclass
+class Calls(Operators):
+    """The shortest ways to call a backend's operators, with their derivatives.
+
+    Attributes:
+        grid_sample: `sample` of values, and with a result, whose channels come first.
+    """
+
+    grid_sample: Any
+
+
+def install(ops: Operators) -> Calls:
     """Give the operators of a backend their derivatives; return the shortest way to call them."""
-    calls = copy(ops)
+    calls = Calls(**vars(ops), grid_sample=None)
+    calls.grid_sample = _install_grid_sample(ops.sample, calls)
     calls.sample = _install(
         ops.sample,
         4,

@@ -1,48 +1,52 @@
 """The operation on a backend: the reference, or the operators that all others implement."""
 
+from typing import Any
+
 from torch import Tensor
 
 from crad_kernels import _derivatives, _exported, _onnx, _schema, _vmap, reference
 from crad_kernels._backends import backends
+from crad_kernels._layout import as_torch
 
 OPERATORS = {name: _schema.define(name) for name in backends() if name != "reference"}
 # Those of exported programs, which pick one of the backends where they run.
 OPERATORS[_schema.NEUTRAL] = _exported.define(dict(OPERATORS))
-# With their derivatives, their rules for `torch.vmap`, and their way to ONNX.
-_CALLS = {name: _derivatives.install(operators) for name, operators in OPERATORS.items()}
 for _operators in OPERATORS.values():
     _vmap.install(_operators)
     _onnx.install(_operators)
 
 
-def sample(
-    backend: str,
-    values: Tensor,
-    coords: Tensor,
-    seed: Tensor | None,
-    jitter_std: Tensor | None,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    deterministic: bool,
-) -> Tensor:
-    """Run a backend; shapes as in `crad_kernels.sample`.
+class _Reference:
+    """The reference, called as the others are."""
 
-    All arguments have been checked but for the tensors, which it refuses where they do not fit.
-    """
-    if backend == "reference":
+    @staticmethod
+    def sample(
+        values: Tensor,
+        coords: Tensor,
+        seed: Tensor | None,
+        jitter_std: Tensor | None,
+        options: int,
+    ) -> Tensor:
         _schema.check_tensors(values, coords)
+        mode, padding_mode, align_corners, deterministic, _ = _schema.unpack(options)
         return reference.sample(
             values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
         )
-    out: Tensor = _CALLS[backend].sample(
-        values,
-        coords,
-        seed,
-        jitter_std,
-        _schema.pack(mode, padding_mode, align_corners, deterministic),
-    )
-    return out
+
+    @staticmethod
+    def grid_sample(input: Tensor, *rest: Any) -> Tensor:
+        values = input.movedim(1, -1)
+        return as_torch(_Reference.sample(values, *rest), values, input)
+
+
+# The shortest ways to call the backends, with derivatives: `sample` of the operator's arguments,
+# and `grid_sample` of the same but for values and a result with channels first, laid out as torch
+# does. All arguments must have been checked but for the tensors that are sampled, which each
+# refuses where they do not fit.
+CALLS: dict[str, Any] = {
+    name: _derivatives.install(operators) for name, operators in OPERATORS.items()
+}
+CALLS["reference"] = _Reference
 
 
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:

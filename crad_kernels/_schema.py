@@ -11,6 +11,8 @@ from torch import Tensor
 # In the order of the enumerations in csrc/core/axis.h.
 MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection")
+_MODE_BITS = {mode: bits for bits, mode in enumerate(MODES)}
+_PADDING_BITS = {mode: bits << 2 for bits, mode in enumerate(PADDING_MODES)}
 
 VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COORD_DTYPES = (torch.float32, torch.float64)
@@ -55,8 +57,8 @@ def pack(
             first axis in the lowest.
     """
     return (
-        MODES.index(mode)
-        | PADDING_MODES.index(padding_mode) << 2
+        _MODE_BITS[mode]
+        | _PADDING_BITS[padding_mode]
         | align_corners << 4
         | deterministic << 5
         | derivative << DERIVATIVE

@@ -9,8 +9,9 @@ from torch import Tensor, are_deterministic_algorithms_enabled, compiler, is_aut
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from crad_kernels import _op, _schema
-from crad_kernels._backends import choose
+from crad_kernels import _schema
+from crad_kernels._backends import choose, default
+from crad_kernels._op import CALLS
 
 _HALVES = (torch.float16, torch.bfloat16)
 _TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
@@ -89,39 +90,24 @@ def sample(
         )
         return out
     try:
-        check_options(mode, padding_mode, align_corners)
-        if deterministic is None:
-            deterministic = are_deterministic_algorithms_enabled()
-        elif not isinstance(deterministic, bool):
-            raise TypeError(
-                f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
-            )
-        device = coords.device
-        if coords.dtype in _HALVES and is_autocast_enabled(device.type):
-            coords = coords.float()
-        # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
-        if backend is None and getattr(compiler, "_is_exporting_flag", False):
-            name = _schema.NEUTRAL  # the program picks one where it runs
-        else:
-            name = choose(backend, device, coords.shape[-1]).name
-        std = _jitter_std(jitter_std, coords)
-        if seed is not None:
-            _check_seed(seed, device)
-        return _op.sample(
-            name,
+        return _run(
+            False,
             values,
             coords,
-            None if std is None else _seed(seed, device),
-            std,
+            coords.shape[-1],
             mode,
             padding_mode,
             align_corners,
+            jitter_std,
+            seed,
             deterministic,
+            backend,
         )
     except Exception:
-        # Operators refuse tensors that do not fit. To look at them before takes 0.8 us of 5.5 us.
+        # Operators refuse tensors that do not fit. To look at them before takes 0.8 us of 5.
         try:
             _schema.check_tensors(values, coords)
+            check_options(mode, padding_mode, align_corners)
         except (TypeError, ValueError) as misfit:
             raise misfit from None
         raise
@@ -179,6 +165,92 @@ def grid_sample(
             backend=backend,
         )
         return overridden
+    try:
+        ndim = input.ndim - 2
+        if grid.shape[-1] != ndim or grid.ndim != ndim + 2:
+            # A sample without a batch, or of other points: the operators would take it.
+            _check_grid(input, grid, mode)
+        return _run(
+            True,
+            input,
+            grid,
+            ndim,
+            _TORCH_MODES[mode],
+            padding_mode,
+            False if align_corners is None else align_corners,
+            jitter_std,
+            seed,
+            deterministic,
+            backend,
+        )
+    except Exception:
+        try:
+            _check_grid(input, grid, mode)
+            check_options(_TORCH_MODES[mode], padding_mode, bool(align_corners))
+        except (TypeError, ValueError) as misfit:
+            raise misfit from None
+        raise
+
+
+SCRIPT_UNSUPPORTED = "crad_kernels is not for torch.jit.script; use torch.compile or torch.export"
+# Where `torch.jit.script` looks for what to say of a function, in the functions that call it too.
+for _function in (sample, grid_sample):
+    setattr(_function, "__script_unsupported", SCRIPT_UNSUPPORTED)
+
+
+def _run(
+    channels_first: bool,
+    values: Tensor,
+    coords: Tensor,
+    ndim: int,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    jitter_std: float | Sequence[float] | Tensor,
+    seed: int | Tensor | None,
+    deterministic: bool | None,
+    backend: str | None,
+) -> Tensor:
+    """What `sample` does, and `grid_sample` with channels first.
+
+    Raises whatever it is for tensors and modes that do not fit: they are looked at only then.
+    """
+    if deterministic is None:
+        deterministic = are_deterministic_algorithms_enabled()
+    elif not isinstance(deterministic, bool):
+        raise TypeError(
+            f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
+        )
+    if not isinstance(align_corners, bool):
+        check_options(mode, padding_mode, align_corners)
+    options = _schema.pack(mode, padding_mode, align_corners, deterministic)
+    device = coords.device
+    if coords.dtype in _HALVES and (channels_first or is_autocast_enabled(device.type)):
+        coords = coords.float()
+    # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
+    if backend is None and getattr(compiler, "_is_exporting_flag", False):
+        name = _schema.NEUTRAL  # the program picks one where it runs
+    else:
+        name = (default(device, ndim) if backend is None else choose(backend, device, ndim)).name
+    if isinstance(jitter_std, float) and jitter_std == 0:
+        std = None
+    else:
+        std = _jitter_std(jitter_std, coords)
+    if seed is not None:
+        _check_seed(seed, device)
+    calls = CALLS[name]
+    out: Tensor = (calls.grid_sample if channels_first else calls.sample)(
+        values,
+        coords,
+        None if std is None else _seed(seed, device),
+        std,
+        options,
+    )
+    return out
+
+
+def _check_grid(input: Tensor, grid: Tensor, mode: str) -> None:
+    """Raise unless these are arguments of `grid_sample`."""
     if mode not in tuple(_TORCH_MODES):
         raise ValueError(
             f"grid_sample(): expected mode to be one of {tuple(_TORCH_MODES)}, but got {mode!r}"
@@ -211,32 +283,6 @@ def grid_sample(
             "grid_sample(): expected input and grid to have the same batch size, but got input of "
             f"shape {_shape(input)} and grid of shape {_shape(grid)}"
         )
-    values = input.movedim(1, -1)
-    out = sample(
-        values,
-        grid.float() if grid.dtype in _HALVES else grid,
-        mode=_TORCH_MODES[mode],
-        padding_mode=padding_mode,
-        align_corners=False if align_corners is None else align_corners,
-        jitter_std=jitter_std,
-        seed=seed,
-        deterministic=deterministic,
-        backend=backend,
-    )
-    out = out.movedim(-1, 1)
-    if out.is_contiguous():
-        if min(out.shape) > 1 or out.stride() == _contiguous_strides(out.shape):
-            return out
-    elif values.is_contiguous() and not input.is_contiguous():
-        return out
-    # To `view` axes of length 1, and those of no elements at all, have PyTorch's strides.
-    return out.reshape(-1).view(out.shape)
-
-
-SCRIPT_UNSUPPORTED = "crad_kernels is not for torch.jit.script; use torch.compile or torch.export"
-# Where `torch.jit.script` looks for what to say of a function, in the functions that call it too.
-for _function in (sample, grid_sample):
-    setattr(_function, "__script_unsupported", SCRIPT_UNSUPPORTED)
 
 
 def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
@@ -295,8 +341,6 @@ def _is_real(number: object) -> TypeGuard[float]:
 
 def _jitter_std(jitter_std: float | Sequence[float] | Tensor, coords: Tensor) -> Tensor | None:
     """The standard deviations as ``(D,)`` on the device of ``coords``; None if all are 0."""
-    if isinstance(jitter_std, float) and jitter_std == 0:
-        return None  # the default: 0.1 us of a call's 5 us instead of 1
     ndim = coords.shape[-1]
     if isinstance(jitter_std, Tensor):
         check_jitter_tensor(jitter_std, ndim)
@@ -344,14 +388,6 @@ def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     number = seed if isinstance(seed, int) else int(seed)  # of NumPy
     wrapped = number - 2**64 if number >= 2**63 else number
     return torch.full((), wrapped, dtype=torch.int64, device=device)
-
-
-def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    strides, stride = [], 1
-    for length in reversed(shape):
-        strides.append(stride)
-        stride *= max(length, 1)
-    return tuple(reversed(strides))
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

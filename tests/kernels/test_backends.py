@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crad_kernels import backends, sample
+from crad_kernels import _backends, backends, grid_sample, sample
 from crad_kernels._backends import _TABLE, Backend, choose, default, library, triton
 from crad_kernels._backends.library import load
 from tests.cases import JUDGE
@@ -92,6 +92,19 @@ def test_an_unusable_backend_names_its_reason(unusable: str) -> None:
 def test_an_unusable_backend_is_not_chosen(unusable: str) -> None:
     assert choose(None, COORDS.device, 2).name != unusable
     assert sample(VALUES, COORDS).shape == (5, 2)
+
+
+@pytest.mark.parametrize("function", [sample, grid_sample])
+def test_the_warning_of_slowness_names_the_call(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[..., torch.Tensor]
+) -> None:
+    monkeypatch.setattr(_backends, "_warned", False)
+    monkeypatch.setitem(_TABLE, "cpu", replace(_TABLE["cpu"], missing="no compiler"))
+    device = torch.device("cpu")
+    tensors = torch.zeros(1, 2, 4, 3, device=device), torch.zeros(1, 5, 5, 2, device=device)
+    with pytest.warns(UserWarning, match="slow reference backend: no compiler") as warned:
+        function(*tensors)
+    assert warned[0].filename == __file__
 
 
 def test_a_library_that_was_not_built_says_how_to_build_it(

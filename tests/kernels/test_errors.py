@@ -421,6 +421,54 @@ def test_tensors_that_do_not_fit_are_refused_in_every_way(
     assert refused.value.__context__ is None or refused.value.__suppress_context__
 
 
+GRID_MISFITS: dict[str, tuple[torch.Tensor, torch.Tensor, str]] = {
+    "another batch size": (zeros(1, 2, 4, 3), zeros(2, 5, 5, 2), "same batch size"),
+    "no entries": (zeros(1, 2, 0, 3), zeros(1, 5, 5, 2), "at least 1 entry"),
+    "no axes": (zeros(1, 2), zeros(1, 0), "of shape"),
+    # As a sample, points of a batch and of one grid:
+    "points in a row": (zeros(1, 2, 4, 3), zeros(1, 5, 2), "of shape"),
+    "one component more": (zeros(1, 2, 4, 3), zeros(1, 5, 5, 3), "of shape"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("misfit", GRID_MISFITS)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_drop_in_refuses_them_in_every_way(backend: str, way: str, misfit: str) -> None:
+    """In its own words, and those alone."""
+    input, grid, words = GRID_MISFITS[misfit]
+    device = torch.get_default_device()
+    input, grid = input.to(device), grid.to(device)
+    with pytest.raises(ValueError, match=rf"^grid_sample\(\): .*{words}") as refused:
+        WAYS[way](lambda x, g: grid_sample(x, g, backend=backend), input, grid)
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("function", [sample, grid_sample])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": ["linear"]}, r"mode to be one of .*\['linear'\]"),
+        ({"padding_mode": ["zeros"]}, r"padding_mode to be one of .*\['zeros'\]"),
+        ({"align_corners": 1}, "align_corners to be a bool, but got 1"),
+        ({"align_corners": 2}, "align_corners to be a bool, but got 2"),
+        ({"deterministic": 1}, "deterministic to be a bool or None, but got 1"),
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused(
+    backend: str, function: Callable[..., torch.Tensor], options: dict[str, Any], words: str
+) -> None:
+    """Among them those that would be other options, packed into one integer."""
+    device = torch.get_default_device()
+    tensors = zeros(1, 2, 4, 3, device=device), zeros(1, 5, 5, 2, device=device)
+    with pytest.raises((TypeError, ValueError), match=words) as refused:
+        function(*tensors, **options, backend=backend)
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
+
+
 class StopError(Exception):
     """An error of the caller's own."""
 
@@ -434,6 +482,8 @@ def test_an_error_that_is_not_of_the_tensors_is_passed_on(backend: str) -> None:
     values, coords = VALUES.to(device, copy=True).requires_grad_(), COORDS.to(device)
     with torch.autograd.graph.saved_tensors_hooks(stop, stop), pytest.raises(StopError):
         sample(values, coords, backend=backend)
+    with torch.autograd.graph.saved_tensors_hooks(stop, stop), pytest.raises(StopError):
+        grid_sample(values.movedim(-1, 0)[None], coords[None, None], backend=backend)
 
 
 def test_options_are_packed_without_loss() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crad_kernels import grid_sample, sample
 from tests.cases import OTHER_INDEX, TORCH_MODES, Case, assert_near, cases
@@ -153,6 +154,94 @@ def test_passes_the_node_cases_of_onnx(backend: str) -> None:
             np.testing.assert_allclose(out.cpu().numpy(), expected, rtol=case.rtol, atol=1e-6)
         names.add(case.name)
     assert len(names) >= 15
+
+
+# ---- as a function of autograd ----
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_is_one_function_of_its_arguments(
+    compiled_backend: str, channels: int, layout: torch.memory_format
+) -> None:
+    """What it does to the axes is no step of its own, forward or backward."""
+    input = torch.randn(2, channels, 4, 5).contiguous(memory_format=layout).requires_grad_()
+    grid = torch.rand(2, 6, 7, 2).requires_grad_()
+    out = grid_sample(input, grid, backend=compiled_backend)
+    assert not out._is_view()
+    assert out.grad_fn is not None
+    leaves = [function.variable for function, _ in out.grad_fn.next_functions if function]
+    assert len(leaves) == 2
+    assert leaves[0] is input
+    assert leaves[1] is grid
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_result_can_be_written_to(backend: str, channels: int) -> None:
+    input, grid = torch.randn(2, channels, 4, 5).requires_grad_(), torch.rand(2, 6, 7, 2)
+    out = grid_sample(input, grid, backend=backend)
+    (expected,) = torch.autograd.grad((out * 2).sum(), input)
+    out = grid_sample(input, grid, backend=backend).mul_(2)
+    assert torch.equal(torch.autograd.grad(out.sum(), input)[0], expected)
+    factor = torch.ones(()).requires_grad_()
+    out = grid_sample(input.detach(), grid, backend=backend).mul_(factor)
+    assert out.requires_grad
+
+
+def test_an_input_that_was_written_to_is_refused(compiled_backend: str) -> None:
+    input, grid = torch.randn(2, 3, 4, 5), torch.rand(2, 6, 7, 2).requires_grad_()
+    out = grid_sample(input, grid, backend=compiled_backend)
+    input.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_has_the_derivatives_of_a_sample(backend: str, channels: int) -> None:
+    """Of derivatives, too, and of the standard deviation of the jitter."""
+    torch.manual_seed(0)
+    input, grid = torch.randn(2, channels, 3, 4), torch.rand(2, 2, 3, 2) * 2 - 1
+
+    def moved(input: Tensor, grid: Tensor, **options: Any) -> Tensor:
+        out = sample(input.movedim(1, -1), grid, mode="cubic", **options)
+        return out.movedim(-1, 1)
+
+    results = []
+    for function in (functools.partial(grid_sample, mode="bicubic"), moved):
+        leaves = [t.double().requires_grad_() for t in (input, grid, torch.tensor(0.1))]
+        out = function(*leaves[:2], jitter_std=leaves[2], seed=3, backend=backend)
+        first = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(t.sin().sum() for t in first), leaves)
+        results.append((out, *first, *second))
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_computes_no_gradient_that_nobody_needs(compiled_backend: str, width: int) -> None:
+    """But little ones, which take less time than to ask who needs them."""
+    input = torch.randn(1, 1, width, width).requires_grad_()
+    grid = torch.rand(1, 32, 32, 2).requires_grad_()
+    out = grid_sample(input, grid, backend=compiled_backend).sum()
+    for leaves, wanted in (((input,), (True, False)), ((grid,), (False, True))):
+        with Backward() as mode:
+            torch.autograd.grad(out, leaves, retain_graph=True)
+        assert mode.wanted == [wanted if width == 512 else (True, True)]
+
+
+class Backward(TorchDispatchMode):
+    """Records which gradients the backward passes compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[tuple[bool, bool]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if "sample_backward" in str(func):
+            self.wanted.append(args[-2:])
+        return func(*args, **(kwargs or {}))
 
 
 # ---- what torch refuses ----
