@@ -79,9 +79,18 @@ FAULTS = {
         "beyond the last point": ("sample", "i < points ? lanes_of", "i <= points ? lanes_of"),
         "taps of a row": ("sample", "tap * rows.count", "tap + rows.count"),
     },
-    "csrc/cpu/planar.h": {
-        "planes of other grids": ("layout", "(channels - 1) *", "(channels - 0) *"),
-        "plane end": ("sample", "- kept_inside(entry, size - 1)", "- kept_inside(entry, size - 0)"),
+    "csrc/cpu/lane_corners.h": {
+        "last tap in bounds": ("images", "entries - tap_count(mode)", "entries - tap_count(mode) + 1"),
+        "points behind the last": ("images", "lanes[k] & points", "lanes[k] | points"),
+    },
+    "csrc/cpu/lane_forward.h": {
+        "planes of other grids": ("layout", "(problem.channels - 1) *", "(problem.channels - 0) *"),
+    },
+    "csrc/cpu/lane_bounds.h": {
+        "noise of the jitter": ("images", "std::fabs(jitter_std", "0 * std::fabs(jitter_std"),
+    },
+    "csrc/cpu/strips.h": {
+        "strips that overlap": ("images", "a.last[axis] < b.first[axis]", "a.last[axis] >= b.first[axis]"),
     },
     "csrc/cpu/sort.h": {
         "pieces of the points": ("sample", "pieces * piece_points", "pieces / piece_points"),

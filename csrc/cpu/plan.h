@@ -219,7 +219,7 @@ inline Plan backward_plan(const Problem& problem, bool want_values, bool want_co
 // Whether the entries of a channel follow each other along the last axis.
 inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
 
-// Whether points can be the lanes of vectors (images.h).
+// Whether points can be the lanes of vectors (lane_forward.h, lane_backward.h).
 inline bool fits_point_lanes(const Problem& problem) {
   constexpr int64_t kMostEntries = 1 << 30;  // so that what is behind them is an int32, too
   int64_t extent = 1;                        // of a channel

@@ -7,10 +7,12 @@
 //   parallel.h        has threads take the ranges
 //   isa/              select.cpp finds the kernels of this processor; table.h, compiled for each
 //                     instruction set, makes dtypes template parameters and chooses the loops
-//   many_channels.h   (or few_channels.h, tap_rows.h, planar.h) loops over batches of 32 points
+//   many_channels.h   (or few_channels.h, tap_rows.h) loops over batches of 32 points
 //   corners.h         offsets and weights of their corners: the products of their taps
 //   locate.h          the taps: coordinates, jitter, padding and mode (core/jitter.h, axis.h)
 //   simd.h            loads, weighs, sums and stores vectors of values
+// Where points are the lanes of vectors, lane_forward.h and lane_backward.h stand for the loops,
+// and lane_corners.h and lanes.h for what follows them; strips.h cuts the backward pass.
 #include <pthread.h>
 
 #include <cstring>

@@ -1,8 +1,10 @@
 // The table of the CPU kernels, for whichever instruction set they are being compiled for. The file
 // that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
 #include "../few_channels.h"
-#include "../images.h"
 #include "../kernels.h"
+#include "../lane_backward.h"
+#include "../lane_bounds.h"
+#include "../lane_forward.h"
 #include "../many_channels.h"
 #include "../tap_rows.h"
 #include "../transpose.h"
@@ -15,7 +17,7 @@ namespace {
 template <class T, class X>
 void forward(const Problem& problem, const Range& range, const Output& output) {
   if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
-    if (problem.point_lanes) return forward_image(problem, range, output);
+    if (problem.point_lanes) return forward_lanes(problem, range, output);
   if constexpr (!is_half<T>)
     if (problem.channels <= kFewChannels) return forward_few<T, X>(problem, range, output);
   forward_many<T, X>(problem, range, output);
@@ -24,7 +26,7 @@ void forward(const Problem& problem, const Range& range, const Output& output) {
 template <bool Values, bool Coords, class T, class X>
 void backward(const Problem& problem, const Range& range, const Gradients& gradients) {
   if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
-    if (problem.point_lanes) return backward_image<Values, Coords>(problem, range, gradients);
+    if (problem.point_lanes) return backward_lanes<Values, Coords>(problem, range, gradients);
 #if CRAD_VECTOR_BYTES > 16
   if constexpr (std::is_same_v<T, float>)
     if (backward_tap_rows<Values, Coords, X>(problem, range, gradients)) return;

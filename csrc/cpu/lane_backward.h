@@ -1,0 +1,127 @@
+// The backward loops whose vectors have points as lanes.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "lane_corners.h"
+#include "point_rows.h"
+#include "transpose.h"
+
+namespace crad {
+namespace {
+
+// The gradient of the output, where the points of a batch read it: `row(c)` has that of channel c.
+class LaneGradients {
+ public:
+  LaneGradients(const Problem& problem, const Gradients& gradients)
+      : strides_(gradients.grad_output_strides),
+        channels_(problem.channels),
+        step_(strides_ ? strides_->step : 1),
+        first_(static_cast<const float*>(gradients.grad_output)),
+        packed_(problem.channels) {}
+
+  void fetch(const int64_t (&point)[kBatch], bool points_follow) {
+    int64_t offset[kBatch];
+    if (strides_)
+      offsets_of(*strides_, point, offset);
+    else
+      for (int i = 0; i < kBatch; ++i) offset[i] = point[i] * channels_;
+    int64_t apart = 0;
+    for (int i = 0; i < kBatch; ++i) apart |= offset[i] - offset[0] - i;
+    if (apart == 0) {
+      row_ = first_ + offset[0];
+      row_step_ = step_;
+      return;
+    }
+    row_ = packed_[0].at;
+    row_step_ = kBatch;
+    if (!strides_ && points_follow)
+      return transpose_elements(first_ + offset[0], channels_, kBatch, channels_, packed_[0].at,
+                                int64_t{kBatch});
+    for (int64_t c = 0; c < channels_; ++c)
+      for (int i = 0; i < kBatch; ++i) packed_[c][i] = first_[offset[i] + c * step_];
+  }
+
+  const float* row(int64_t channel) const { return row_ + channel * row_step_; }
+
+ private:
+  const RowStrides* const strides_;  // null: contiguous
+  const int64_t channels_, step_;
+  const float* const first_;
+  Buffer<PerPoint<float>> packed_;
+  const float* row_;
+  int64_t row_step_;
+};
+
+template <bool Values, bool Coords, Mode mode, int ndim>
+void backward_lanes(const Problem& problem, const Range& range, const Gradients& gradients) {
+  constexpr int count = LaneCorners<mode, ndim>::count;
+  const float* const grid = grid_of<float>(problem, range);
+  float* const grad_values = static_cast<float*>(gradients.grad_values);
+  float* const grad_coords = static_cast<float*>(gradients.grad_coords);
+  const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
+  LanePoints<mode, ndim> lanes(problem, range);
+  LaneBatch<mode, ndim> batch;
+  LaneGradients grads(problem, gradients);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, batch.points);
+    if (lanes.is_whole())
+      for (int i = 0; i < kBatch; ++i) batch.points.point[i] = p + i;
+    grads.fetch(batch.points.point, lanes.is_whole());
+    lanes.locate(batch);
+    for (int at = 0; at < points; at += kLanes) {
+      const LaneCorners<mode, ndim> corners = batch.corners[at / kLanes];
+      const LanesAtEdge<mode, ndim>& at_edge = batch.at_edge[at / kLanes];
+      FloatLanes weight[count], dot[count];
+      corners.weigh(-1, weight);
+      const FloatLanes beginning = corners.inside ? FloatLanes{} : FloatLanes(at_edge.beginning);
+      for (int k = 0; k < count; ++k) dot[k] = beginning;
+      for (int64_t c = 0; c < channels; ++c) {
+        const FloatLanes grad = load_lanes(grads.row(c) + at);
+        FloatLanes factor[count];
+        if (Coords && mode != Mode::nearest) {  // which stays where it is
+          corners.read(grid + c * channel_stride, lanes.stride, at_edge, factor);
+          // A gradient that is no number stays away from corners outside.
+#pragma GCC unroll 16
+          for (int k = 0; k < count; ++k)
+            dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]), factor[k],
+                                  dot[k]);
+        }
+        if (Values) {
+#pragma GCC unroll 16
+          for (int k = 0; k < count; ++k) factor[k] = grad * weight[k];
+          corners.add(grad_values + c * channel_stride, lanes.stride, at_edge, factor,
+                      std::min(points - at, kLanes));
+        }
+      }
+      if (!Coords) continue;
+      FloatLanes grad[ndim];
+      for (int axis = 0; axis < ndim; ++axis) {
+        corners.weigh(axis, weight);
+        grad[axis] = weight[0] * dot[0];
+#pragma GCC unroll 16
+        for (int k = 1; k < count; ++k) grad[axis] += weight[k] * dot[k];
+      }
+      if (lanes.is_whole()) {
+        store_coords<ndim>(grad_coords + (p + at) * ndim, grad);
+        continue;
+      }
+      float packed[kLanes * ndim];
+      store_coords<ndim>(packed, grad);
+      for (int i = 0; i < std::min(points - at, kLanes); ++i)
+        memcpy(grad_coords + batch.points.point[at + i] * ndim, packed + i * ndim,
+               ndim * sizeof(float));
+    }
+  }
+}
+
+template <bool Values, bool Coords>
+void backward_lanes(const Problem& problem, const Range& range, const Gradients& gradients) {
+  with_lanes(problem, [&](auto mode, auto ndim) {
+    backward_lanes<Values, Coords, decltype(mode)::value, ndim>(problem, range, gradients);
+  });
+}
+
+}  // namespace
+}  // namespace crad

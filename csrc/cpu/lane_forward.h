@@ -1,0 +1,225 @@
+// The forward loops whose vectors have points as lanes: for images and volumes of few channels, and
+// for few points of any.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "lane_corners.h"
+#include "point_rows.h"
+
+namespace crad {
+namespace {
+
+// ---- forward, of rows of channels ----
+
+// The sums of the vector of points that was located last, one by one: all channels of a point at
+// once, `fours` times four. They may be read, and written, behind the last channel.
+template <int fours, Mode mode, int ndim>
+CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
+                            const LaneCorners<mode, ndim>& corners, const int64_t (&stride)[ndim],
+                            const LanesAtEdge<mode, ndim>& at_edge, float* to) {
+  constexpr int taps = tap_count(mode), count = power(taps, ndim);
+  FloatLanes weight[count];
+  corners.weigh(-1, weight);
+  float weights[count][kLanes], beginning[kLanes];
+  for (int k = 0; k < count; ++k) store_lanes(weights[k], weight[k]);
+  const auto finish = [&](int i, const FourLanes(&total)[fours]) __attribute__((always_inline)) {
+    memcpy(to + i * channels, total, sizeof(total));
+  };
+  if (corners.inside) {
+    int32_t entry[kLanes];
+    memcpy(entry, &corners.entry, sizeof(entry));
+    // To be loaded from there: GCC would take them out of the vectors, by more instructions.
+    asm("" : "+m"(weights), "+m"(entry));
+    for (int i = 0; i < kLanes; ++i) {
+      FourLanes total[fours] = {};
+#pragma GCC unroll 16
+      for (int k = 0; k < count; ++k) {
+        const float* from = grid + entry[i];
+        for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+          from += left % taps * stride[axis];
+        FourLanes row[fours];
+        memcpy(row, from, sizeof(row));
+        for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
+      }
+      finish(i, total);
+    }
+    return;
+  }
+  store_lanes(beginning, at_edge.beginning);
+  int32_t offset[count][kLanes];
+  memcpy(offset, at_edge.offset, sizeof(offset));
+  for (int i = 0; i < kLanes; ++i) {
+    FourLanes total[fours];
+    for (int j = 0; j < fours; ++j) total[j] = FourLanes{} + beginning[i];
+    for (int k = 0; k < count; ++k) {
+      const int wanted = at_edge.lanes[k] >> i & 1 ? static_cast<int>(channels) : 0;
+      const float* const from = grid + offset[k][i];
+      for (int j = 0; j < fours; ++j)
+        total[j] = multiply_add(load_four(from + 4 * j, wanted - 4 * j), weights[k][i], total[j]);
+    }
+    finish(i, total);
+  }
+}
+
+template <int fours, Mode mode, int ndim>
+void forward_rows(const Problem& problem, const Range& range, const Output& output) {
+  const float* const grid = grid_of<float>(problem, range);
+  const int64_t channels = problem.channels;
+  float* const data =
+      static_cast<float*>(output.data) - output.first_channel - output.first_point * output.row;
+  LanePoints<mode, ndim> lanes(problem, range, true);
+  LaneBatch<mode, ndim> batch;
+  float rows[kBatch * kMostPlanes + kMostPlanes];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, batch.points);
+    lanes.locate(batch);
+    for (int v = 0; v < kVectors; ++v)
+      blend_rows<fours>(grid, channels, batch.corners[v], lanes.stride, batch.at_edge[v],
+                        rows + v * kLanes * channels);
+    if (!range.order && output.row == channels)
+      memcpy(data + p * channels, rows, points * channels * sizeof(float));
+    else
+      for (int i = 0; i < points; ++i)
+        memcpy(data + (range.order ? batch.points.point[i] : p + i) * output.row,
+               rows + i * channels, channels * sizeof(float));
+  }
+}
+
+// ---- forward, of planes ----
+
+// Where the results of a vector of points belong.
+class LaneOutput {
+ public:
+  LaneOutput(const Problem& problem, const Range& range, const Output& output)
+      : ordered_(range.order),
+        point_step_(output.planes ? 1 : output.row),
+        channel_step_(output.planes ? problem.points_per_grid : 1) {
+    // Of planes, the results of other grids' channels lie before those of the range's points.
+    const int64_t grid = range.point_begin / problem.points_per_grid;
+    const int64_t before = output.planes ? (problem.channels - 1) * grid * problem.points_per_grid
+                                         : -output.first_point * output.row - output.first_channel;
+    data_ = static_cast<float*>(output.data) + before;
+  }
+
+  // Where those of channel 0 of whole vectors are stored, from number `first` of the range on; null
+  // if they are not stored as vectors. Those of the next channel lie `channel_step` from there.
+  float* whole(int64_t first) const {
+    return point_step_ == 1 && !ordered_ ? data_ + first : nullptr;
+  }
+  int64_t channel_step() const { return channel_step_; }
+
+  // Stores those of a channel of the vector whose first point is number `first` of the range; the
+  // points' own numbers are `number`.
+  CRAD_ALWAYS_INLINE void store(int64_t channel, int64_t first, const int64_t* number, int points,
+                                FloatLanes result) const {
+    float* const to = data_ + channel * channel_step_;
+    if (point_step_ == 1 && !ordered_ && points >= kLanes) return store_lanes(to + first, result);
+    float lane[kLanes];
+    store_lanes(lane, result);
+    for (int i = 0; i < std::min(points, kLanes); ++i)
+      to[(ordered_ ? number[i] : first + i) * point_step_] = lane[i];
+  }
+
+ private:
+  float* data_;
+  const bool ordered_;
+  const int64_t point_step_, channel_step_;
+};
+
+template <Mode mode, int ndim>
+CRAD_INLINE FloatLanes blend_plane(const float* plane, const LaneCorners<mode, ndim>& corners,
+                                   const int64_t (&stride)[ndim],
+                                   const LanesAtEdge<mode, ndim>& at_edge,
+                                   const FloatLanes (&weight)[power(tap_count(mode), ndim)]) {
+  constexpr int count = power(tap_count(mode), ndim);
+  FloatLanes entry[count], total = corners.inside ? FloatLanes{} : FloatLanes(at_edge.beginning);
+  corners.read(plane, stride, at_edge, entry);
+#pragma GCC unroll 16
+  for (int k = 0; k < count; ++k) total = multiply_add(entry[k], weight[k], total);
+  return total;
+}
+
+// Of few channels.
+template <Mode mode, int ndim>
+void forward_planes(const Problem& problem, const Range& range, const Output& output) {
+  const float* const grid = grid_of<float>(problem, range);
+  const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
+  const LaneOutput to(problem, range, output);
+  const int64_t channel_step = to.channel_step();
+  LanePoints<mode, ndim> lanes(problem, range);
+  int64_t stride[ndim];
+  for (int axis = 0; axis < ndim; ++axis) stride[axis] = lanes.stride[axis];
+  LaneBatch<mode, ndim> batch;
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = lanes.take(p, batch.points);
+    lanes.locate(batch);
+    float* const whole = points == kBatch ? to.whole(p) : nullptr;
+    for (int v = 0; v < kVectors; ++v) {
+      const LaneCorners<mode, ndim> corners = batch.corners[v];
+      FloatLanes weight[corners.count];
+      corners.weigh(-1, weight);
+      const float* plane = grid;
+      if (whole) {
+        float* result = whole + v * kLanes;
+        for (int64_t c = 0; c < channels; ++c, plane += channel_stride, result += channel_step)
+          store_lanes(result, blend_plane(plane, corners, stride, batch.at_edge[v], weight));
+        continue;
+      }
+      const int at = v * kLanes;
+      for (int64_t c = 0; c < channels; ++c, plane += channel_stride)
+        to.store(c, p + at, batch.points.point + at, points - at,
+                 blend_plane(plane, corners, stride, batch.at_edge[v], weight));
+    }
+  }
+}
+
+// Of many, one plane after the other: all points together have little else in the caches.
+template <Mode mode, int ndim>
+void forward_plane_by_plane(const Problem& problem, const Range& range, const Output& output) {
+  constexpr int64_t kBatches = 16;
+  const float* const grid = grid_of<float>(problem, range);
+  const LaneOutput to(problem, range, output);
+  LanePoints<mode, ndim> lanes(problem, range);
+  Buffer<LaneBatch<mode, ndim>> batches(kBatches);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatches * kBatch) {
+    const int64_t points = std::min(range.point_end - p, kBatches * kBatch);
+    for (int64_t at = 0; at < points; at += kBatch) {
+      lanes.take(p + at, batches[at / kBatch].points);
+      lanes.locate(batches[at / kBatch]);
+    }
+    for (int64_t c = 0; c < problem.channels; ++c)
+      for (int64_t at = 0; at < points; at += kLanes) {
+        const LaneBatch<mode, ndim>& batch = batches[at / kBatch];
+        const int v = at % kBatch / kLanes;
+        const LaneCorners<mode, ndim> corners = batch.corners[v];
+        FloatLanes weight[corners.count];
+        corners.weigh(-1, weight);
+        to.store(c, p + at, batch.points.point + v * kLanes, static_cast<int>(points - at),
+                 blend_plane(grid + c * problem.channel_stride, corners, lanes.stride,
+                             batch.at_edge[v], weight));
+      }
+  }
+}
+
+inline void forward_lanes(const Problem& problem, const Range& range, const Output& output) {
+  with_lanes(problem, [&](auto mode, auto ndim) {
+    constexpr Mode kMode = decltype(mode)::value;
+    // What is read behind the entries that are not the last ones of the first axis lies before
+    // these.
+    const bool rows = problem.channels > 1 && problem.channel_stride == 1 &&
+                      problem.stride[0] >= problem.channels;
+    if (problem.channels > kMostPlanes)
+      forward_plane_by_plane<kMode, ndim>(problem, range, output);
+    else if (!rows)
+      forward_planes<kMode, ndim>(problem, range, output);
+    else if (problem.channels <= 4)
+      forward_rows<1, kMode, ndim>(problem, range, output);
+    else
+      forward_rows<2, kMode, ndim>(problem, range, output);
+  });
+}
+
+}  // namespace
+}  // namespace crad

@@ -1,0 +1,213 @@
+"""Images, volumes and few points: what points as lanes of vectors give, whatever the way they take.
+
+The judge is the reference, which computes the same indices: sums may differ by what float32 rounds.
+"""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crad_kernels import backends, grid_sample
+
+pytestmark = pytest.mark.skipif(not backends()["cpu"].usable, reason="needs the CPU backend")
+
+MODES = ("nearest", "bilinear", "bicubic")
+PADDINGS = ("zeros", "border", "reflection")
+FLOWS = ("identity", "smooth", "rotated", "flipped", "random", "outside")
+
+
+def flow(kind: str, batch: int, *out: int) -> Tensor:
+    """The places that an image is read at, ``(batch, *out, D)``."""
+    axes = [(torch.arange(length) * 2 + 1) / length - 1 for length in out]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
+    # Not on the border between two entries, where rounding decides.
+    places = places * 0.9987 + 1.3e-4
+    if kind == "smooth":
+        places = places + 0.03 * torch.sin(7 * places.roll(1, -1))
+    elif kind == "rotated":
+        places = 1.1 * (
+            places + 0.4 * places.roll(1, -1) * torch.tensor([1.0, -1.0, 1.0])[: len(out)]
+        )
+    elif kind == "flipped":
+        places = places.roll(1, -1).flip(1)
+    elif kind == "random":
+        places = torch.rand(*out, len(out), generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
+    elif kind == "outside":
+        places = 3 * places
+    return places.expand(batch, *places.shape).contiguous()
+
+
+def image(batch: int, channels: int, *size: int, last: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn(batch, channels, *size, generator=generator)
+    return made.movedim(1, -1).contiguous().movedim(-1, 1) if last else made
+
+
+def results(backend: str, input: Tensor, grid: Tensor, **options: Any) -> list[Tensor]:
+    """Sample, and the gradients of image and places."""
+    leaves = input.detach().requires_grad_(), grid.detach().requires_grad_()
+    out = grid_sample(*leaves, backend=backend, **options)
+    generator = torch.Generator().manual_seed(2)
+    grad = torch.randn(out.shape, generator=generator).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor], rtol: float = 2e-5) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        scale = float(other.abs().max()) + 1e-3
+        torch.testing.assert_close(one.double(), other.double(), rtol=0, atol=rtol * scale)
+
+
+def assert_right(input: Tensor, grid: Tensor, **options: Any) -> None:
+    wanted = results("reference", input, grid, **options)
+    assert_same(results("cpu", input, grid, **options), wanted)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("mode", MODES)
+def test_image_is_that_of_the_reference(mode: str, kind: str) -> None:
+    shapes = ((1, 1, 24, 40), (2, 3, 17, 33), (1, 8, 31, 9), (3, 2, 1, 7), (1, 4, 6, 1))
+    choices = itertools.product(shapes, PADDINGS, (False, True), (False, True))
+    for (batch, channels, *size), padding, align, last in choices:
+        input = image(batch, channels, *size, last=last)
+        grid = flow(kind, batch, 23, 37)
+        assert_right(input, grid, mode=mode, padding_mode=padding, align_corners=align)
+
+
+@pytest.mark.parametrize("kind", ["identity", "smooth", "random", "outside"])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_volume_is_that_of_the_reference(mode: str, kind: str) -> None:
+    for padding, channels, last in itertools.product(PADDINGS, (1, 3), (False, True)):
+        input = image(2, channels, 5, 9, 12, last=last)
+        assert_right(input, flow(kind, 2, 7, 8, 11), mode=mode, padding_mode=padding)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize("mode", MODES)
+def test_image_in_strips_is_that_of_the_reference(mode: str, kind: str, last: bool) -> None:
+    """So many points that the gradient is added in strips, or, of random places, in bands."""
+    input = image(1, 2, 160, 130, last=last)
+    for padding in PADDINGS:
+        assert_right(input, flow(kind, 1, 190, 170), mode=mode, padding_mode=padding)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_threads_and_other_images_change_no_bit(kind: str) -> None:
+    one = image(1, 3, 200, 120)
+    grid = flow(kind, 1, 180, 210)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results("cpu", one, grid)
+        torch.set_num_threads(3)
+        shared = results("cpu", one, grid)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, alone, shared))
+    beside = grid_sample(torch.cat([one, one]), torch.cat([flow("random", 1, 180, 210), grid]))
+    assert torch.equal(beside[1:], alone[0])
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mode", MODES)
+def test_points_change_no_bit_of_their_neighbours(mode: str, padding: str) -> None:
+    """Where one point of a vector leaves the image, the others are read as if it had not."""
+    input, grid = image(1, 3, 40, 40), flow("identity", 1, 16, 64) * 0.8
+    with torch.no_grad():
+        for place in (5.0, float("nan"), float("inf"), 1e30, -1.001, 0.9999):
+            other = grid.clone()
+            other[:, :, ::7] = place
+            for last in (False, True):
+                laid_out = image(1, 3, 40, 40, last=last)
+                near = grid_sample(laid_out, grid, mode, padding, backend="cpu")
+                got = grid_sample(laid_out, other, mode, padding, backend="cpu")
+                kept = torch.arange(64) % 7 != 0
+                assert torch.equal(got[..., kept], near[..., kept])
+    assert input.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layouts_have_the_same_bits(mode: str) -> None:
+    for channels, kind in itertools.product((1, 2, 3, 4, 8), ("smooth", "outside")):
+        grid = flow(kind, 2, 50, 70)
+        first, last = (image(2, channels, 48, 60, last=last) for last in (False, True))
+        with torch.no_grad():
+            samples = [grid_sample(input, grid, mode, backend="cpu") for input in (first, last)]
+        assert torch.equal(*samples)
+
+
+def test_jitter_in_strips_is_that_of_the_reference() -> None:
+    input, grid = image(1, 2, 200, 160), flow("smooth", 1, 170, 190)
+    for padding in PADDINGS:
+        options = {"padding_mode": padding, "jitter_std": 0.02, "seed": 5}
+        wanted = results("reference", input, grid, **options)
+        assert_same(results("cpu", input, grid, **options), wanted, 2e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_few_points_of_many_channels(mode: str) -> None:
+    input = image(2, 40, 96, 80)
+    for points in (1, 5, 33, 400):
+        assert_right(input, flow("random", 2, 1, points), mode=mode)
+
+
+def test_gradients_alone_are_those_of_both() -> None:
+    input, grid = image(1, 3, 120, 140), flow("smooth", 1, 130, 150)
+    _, of_image, of_grid = results("cpu", input, grid)
+    grad = torch.randn(1, 3, 130, 150, generator=torch.Generator().manual_seed(2))
+    for tensor, wanted in ((input, of_image), (grid, of_grid)):
+        leaf = tensor.clone().requires_grad_()
+        out = grid_sample(*((leaf, grid) if tensor is input else (input, leaf)), backend="cpu")
+        assert torch.equal(torch.autograd.grad(out, leaf, grad)[0], wanted)
+
+
+def test_gradient_that_is_no_number_stays_inside() -> None:
+    """It reaches the entries that were read, and not those beside them."""
+    input, grid = image(1, 2, 30, 30), flow("identity", 1, 40, 40) * 1.4
+    leaf = input.requires_grad_()
+    out = grid_sample(leaf, grid, backend="cpu")
+    grad = torch.ones_like(out)
+    grad[..., 0, 0] = float("nan")  # out of bounds, it reads nothing
+    (got,) = torch.autograd.grad(out, leaf, grad)
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(70, 50), (9, 20, 30)])
+def test_views_are_read_where_they_lie(size: tuple[int, ...]) -> None:
+    """Every other entry, rows that are apart, axes in another order, one image for all."""
+    whole = image(2, 3, *(2 * length for length in size))
+    views = [
+        whole[..., ::2][..., : size[-1]][(slice(None),) * 2 + tuple(slice(n) for n in size)],
+        whole[:, 1:2][(slice(None),) * 2 + tuple(slice(1, n + 1) for n in size)],
+        whole.transpose(-1, -2),
+        whole[:1].expand(2, *whole.shape[1:]),
+    ]
+    grid = flow("smooth", 2, *size)
+    for view in views:
+        plain = results("cpu", view.contiguous(), grid)
+        assert_same(results("cpu", view, grid), plain, 1e-5)
+
+
+def test_reflection_far_away_is_that_of_the_reference() -> None:
+    input = image(1, 1, 12, 18)
+    for far in (3.0, 1e3, 1e5, 3e7, 1e12):
+        grid = flow("random", 1, 20, 30).double() * far
+        for mode in MODES[:2]:
+            # In float64, for the places of float32 are far apart out there.
+            got = grid_sample(input.double(), grid, mode, "reflection", backend="cpu")
+            wanted = grid_sample(input.double(), grid, mode, "reflection", backend="reference")
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_image_is_that_of_torch(mode: str, padding: str) -> None:
+    input, grid = image(2, 3, 50, 60), flow("smooth", 2, 64, 72)
+    got = grid_sample(input, grid, mode, padding, backend="cpu")
+    wanted = F.grid_sample(input, grid, mode, padding, align_corners=False)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
