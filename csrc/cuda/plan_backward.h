@@ -213,6 +213,7 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
                       cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
     return pays ? cell : chip;
   }
+  // A large grid.
   return plan_in_memory(
       problem, device, grad_output,
       corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), columns_of(problem).low),

@@ -73,7 +73,7 @@ def grad_coords_kernel(
                 sums = sums + (tl.fma(grad, value.to(ACCUMULATOR), products[i]),)
             products = sums
         for i in tl.static_range(TOGETHER):
-            _, inside = corner_entry(corner + i, taps, finite, size, OPTIONS)
+            entry, inside = corner_entry(corner + i, taps, finite, size, OPTIONS)
             # Outside, the gradient has been multiplied by zero, which it may be too large for.
             product = tl.where(inside, tl.sum(products[i], 1), 0.0)
             sums = ()

@@ -118,12 +118,12 @@ def dense_sample_kernel(
 
 
 @triton.jit
-def factors(
+def sum_of_products(
     grad_output,
     coords,
     seed,
     jitter_std,
-    in_item,
+    begin,
     end,
     item,
     points_per_item,
@@ -133,18 +133,37 @@ def factors(
     places,
     size,
     OPTIONS: tl.constexpr,
+    BLOCK_POINTS: tl.constexpr,
+    WILD_APART: tl.constexpr,
 ):
-    """The factors of a gradient: weights ``(entries, points)`` and output ``(points, lanes)``."""
-    point = item * points_per_item + in_item
-    exists = in_item < end
-    taps, _ = locate(coords, point, exists, seed, jitter_std, size, OPTIONS)
-    weights = weight_tile(places, taps, size, OPTIONS)
-    grad = tl.load(
-        tile_of(grad_output, point, channels, first, lane),
-        mask=exists[:, None] & (lane < channels - first)[None, :],
-        other=0.0,
-    )
-    return weights, grad.to(OPTIONS.accumulator)
+    """The gradient ``(entries, lanes)`` by points of an item, in order.
+
+    A product of matrices spreads NaN and infinities to entries that the point does not read. With
+    WILD_APART they are left out of it, and added one point at a time.
+    """
+    total = tl.zeros((places[0].shape[0], lane.shape[0]), OPTIONS.accumulator)
+    for start in range(begin, end, BLOCK_POINTS):
+        in_item = start + tl.arange(0, BLOCK_POINTS)
+        point = item * points_per_item + in_item
+        exists = in_item < end
+        taps, _ = locate(coords, point, exists, seed, jitter_std, size, OPTIONS)
+        weights = weight_tile(places, taps, size, OPTIONS)
+        grad = tl.load(
+            tile_of(grad_output, point, channels, first, lane),
+            mask=exists[:, None] & (lane < channels - first)[None, :],
+            other=0.0,
+        ).to(OPTIONS.accumulator)
+        if WILD_APART:
+            bounded = tl.abs(grad) < float("inf")
+            total = multiplied(weights, tl.where(bounded, grad, 0.0), total, OPTIONS)
+            for number in range(BLOCK_POINTS):
+                this = tl.arange(0, BLOCK_POINTS) == number
+                weight = tl.sum(tl.where(this[None, :], weights, 0.0), 1)[:, None]
+                wild = tl.sum(tl.where(this[:, None] & ~bounded, grad, 0.0), 0)[None, :]
+                total += tl.where(weight != 0, weight * wild, 0.0)
+        else:
+            total = multiplied(weights, grad, total, OPTIONS)
+    return total
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -175,14 +194,32 @@ def owned_grad_values_kernel(
     lane = tl.arange(0, BLOCK_CHANNELS)
     entry = tl.arange(0, ENTRIES)
     places = places_of(entry, size, OPTIONS)
-    total = tl.zeros((ENTRIES, BLOCK_CHANNELS), OPTIONS.accumulator)
-    for start in range(begin, end, BLOCK_POINTS):
-        weights, grad = factors(
+    total = sum_of_products(
+        grad_output,
+        coords,
+        seed,
+        jitter_std,
+        begin,
+        end,
+        item,
+        points_per_item,
+        channels,
+        first,
+        lane,
+        places,
+        size,
+        OPTIONS,
+        BLOCK_POINTS,
+        False,
+    )
+    # All is summed again where that makes a difference.
+    if tl.min(tl.min((tl.abs(total) < float("inf")).to(tl.int32), 1), 0) == 0:
+        total = sum_of_products(
             grad_output,
             coords,
             seed,
             jitter_std,
-            start + tl.arange(0, BLOCK_POINTS),
+            begin,
             end,
             item,
             points_per_item,
@@ -192,36 +229,9 @@ def owned_grad_values_kernel(
             places,
             size,
             OPTIONS,
+            BLOCK_POINTS,
+            True,
         )
-        total = multiplied(weights, grad, total, OPTIONS)
-    # A product of matrices spreads NaN and infinities to entries that the point does not read. Then
-    # all is summed again: they are left out of it, and added one point at a time.
-    if tl.min(tl.min((tl.abs(total) < float("inf")).to(tl.int32), 1), 0) == 0:
-        total = tl.zeros((ENTRIES, BLOCK_CHANNELS), OPTIONS.accumulator)
-        for start in range(begin, end, BLOCK_POINTS):
-            weights, grad = factors(
-                grad_output,
-                coords,
-                seed,
-                jitter_std,
-                start + tl.arange(0, BLOCK_POINTS),
-                end,
-                item,
-                points_per_item,
-                channels,
-                first,
-                lane,
-                places,
-                size,
-                OPTIONS,
-            )
-            bounded = tl.abs(grad) < float("inf")
-            total = multiplied(weights, tl.where(bounded, grad, 0.0), total, OPTIONS)
-            for number in range(BLOCK_POINTS):
-                this = tl.arange(0, BLOCK_POINTS) == number
-                weight = tl.sum(tl.where(this[None, :], weights, 0.0), 1)[:, None]
-                wild = tl.sum(tl.where(this[:, None] & ~bounded, grad, 0.0), 0)[None, :]
-                total += tl.where(weight != 0, weight * wild, 0.0)
     tl.store(
         tile_of(parts, part * entries + entry, channels, first, lane),
         total,
