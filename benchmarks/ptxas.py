@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = sorted(Path("csrc/cuda").glob("*.cu"))
-WITHOUT_KERNELS: set[str] = set()
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     architectures = parser.parse_args().architectures
-    jobs = [(s, a) for a in architectures for s in SOURCES if s.name not in WITHOUT_KERNELS]
+    jobs = [(s, a) for a in architectures for s in SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [v for each in pool.map(lambda job: compiled(*job), jobs) for v in each]
     for name, variant in zip(readable([v.name for v in found]), found, strict=True):

@@ -164,12 +164,11 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   constexpr int kTogether = kSums / kSlopes;  // points
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
-  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
-  const int groups = blockDim.x / plan.lanes, group = threadIdx.x / plan.lanes;
-  const int lane = threadIdx.x % plan.lanes;
+  const int channels = channels_of(share);
+  const Group group(plan);
   // The thread's own channels; if there are not so many, others that it only reads.
-  const bool own = lane * V < channels;
-  const int c = own ? lane * V : 0;
+  const bool own = group.lane * V < channels;
+  const int c = own ? group.lane * V : 0;
   const int tile = static_cast<int>(plan.tile_channels);
   const int column = static_cast<int>(problem.entries) * tile;
   const int cells = static_cast<int>(cells_of(problem));
@@ -183,16 +182,16 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   };
   // Of grad_values, (groups, entries, tile_channels).
   A* const all_sums =
-      reinterpret_cast<A*>(room_for(gradients.values ? groups * column * sizeof(A) : 0));
+      reinterpret_cast<A*>(room_for(gradients.values ? group.count * column * sizeof(A) : 0));
   T* const staged = reinterpret_cast<T*>(room_for(gradients.coords ? column * sizeof(T) : 0));
-  // One point more than in a batch: one that there is not, which stands in the last cell.
+  // One more than the batch has: those of `nobody`, which fills up the parts of groups.
   auto* const taps =
       reinterpret_cast<AxisTaps<A>*>(room_for((plan.batch + 1) * kNdim * sizeof(AxisTaps<A>)));
   A* const slopes =
       reinterpret_cast<A*>(room_for(gradients.coords ? plan.batch * kSlopes * sizeof(A) : 0));
   auto* const offsets = reinterpret_cast<int32_t*>(room_for(cells * kCorners * sizeof(int32_t)));
-  auto* const sorted =
-      reinterpret_cast<uint32_t*>(room_for((plan.batch + groups * kTogether) * sizeof(uint32_t)));
+  auto* const sorted = reinterpret_cast<uint32_t*>(
+      room_for((plan.batch + group.count * kTogether) * sizeof(uint32_t)));
   auto* const words = reinterpret_cast<uint32_t*>(room_for(plan.batch * sizeof(uint32_t)));
   auto* const counts = reinterpret_cast<uint16_t*>(at);  // (warps, cells)
   const uint32_t nobody = in_cell(cells - 1, plan.batch);
@@ -200,7 +199,7 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   if (gradients.coords) stage<V>(problem, plan, share, staged);
   list_corners<kNdim>(problem, cells, tile, offsets);
   if (threadIdx.x < kNdim) taps[plan.batch * kNdim + threadIdx.x] = {};
-  A* const sums = all_sums + group * column + c;
+  A* const sums = all_sums + group.index * column + c;
   if (gradients.values && own)
     for (int entry = 0; entry < problem.entries; ++entry)
       store<V>(sums + entry * tile, filled<A, V>(0));
@@ -237,8 +236,7 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   };
 
   for (int64_t first = share.point_begin; first < share.point_end; first += plan.batch) {
-    const int count = static_cast<int>(
-        share.point_end - first < plan.batch ? share.point_end - first : plan.batch);
+    const int count = points_from(share, first, plan.batch);
     __syncthreads();  // the former batch may still be read
     for (int i = threadIdx.x; i < cells * (static_cast<int>(blockDim.x) / kWarp); i += blockDim.x)
       counts[i] = 0;
@@ -246,11 +244,12 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
       words[i] = locate_in_cell<float>(problem, first + i, taps + i * kNdim);
     __syncthreads();
     sort_by_cell(words, count, cells, counts, sorted);
-    const int part = ((count + groups - 1) / groups + kTogether - 1) / kTogether * kTogether;
-    for (int i = count + threadIdx.x; i < groups * part; i += blockDim.x) sorted[i] = nobody;
+    const int part =
+        ((count + group.count - 1) / group.count + kTogether - 1) / kTogether * kTogether;
+    for (int i = count + threadIdx.x; i < group.count * part; i += blockDim.x) sorted[i] = nobody;
     __syncthreads();
 
-    const uint32_t* const walk = sorted + group * part;
+    const uint32_t* const walk = sorted + group.index * part;
     const char* const rows = reinterpret_cast<const char*>(grad_output + first * problem.channels +
                                                            share.channel_begin + c);
     // Gradients are on their way while those of the other points are worked on.
@@ -301,16 +300,15 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
         if (point < count) slopes[point * kSlopes + i % kSlopes] = total;
       };
       if (plan.lanes >= kSums) {
-        if (lane < kSums) keep(index_of_sum(lane), slope[0]);
-      } else if (lane == 0) {
+        if (group.lane < kSums) keep(index_of_sum(group.lane), slope[0]);
+      } else if (group.lane == 0) {
         CRAD_UNROLL
         for (int i = 0; i < kSums; ++i) keep(i, slope[i]);
       }
     }
     if (!gradients.coords) continue;
     __syncthreads();
-    const int64_t points = problem.grids * problem.points_per_grid;
-    A* const to = gradients.coords + (share.tile * points + first) * kNdim;
+    A* const to = gradients.of_point(problem, share.tile, first);
     for (int i = threadIdx.x; i < count * kNdim; i += blockDim.x)
       to[i] = slopes[i / kNdim * kSlopes + i % kNdim];
   }
@@ -319,14 +317,12 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   leave();
   __syncthreads();
   // The sums of the groups, in order.
-  A* const to = gradients.values +
-                (share.chunk * problem.grids + share.grid) * problem.entries * problem.channels +
-                share.channel_begin;
+  A* const to = gradients.of_share(problem, share);
   const int results = static_cast<int>(problem.entries) * channels;
   for (int i = threadIdx.x; i < results; i += blockDim.x) {
     const int entry = i / channels, channel = i % channels;
     A total = 0;
-    for (int other = 0; other < groups; ++other)
+    for (int other = 0; other < group.count; ++other)
       total += all_sums[other * column + entry * tile + channel];
     to[static_cast<int64_t>(entry) * problem.channels + channel] = total;
   }

@@ -1,5 +1,5 @@
-// The gradients for a grid that stays in memory: neighbouring threads share a point, and add to the
-// gradient of the values atomically.
+// The gradients for a large grid, one that plan_backward() finds no room for in shared memory:
+// neighbouring threads share a point, and add to the gradient of the values atomically.
 #pragma once
 
 #include "forward.h"
@@ -16,23 +16,20 @@ backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
   using Corners = Gathered<V, C, T>;
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
-  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
-  const int rows = blockDim.x / plan.lanes;
-  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
+  const Group group(plan);
   const int64_t offset = share.grid * problem.entries * problem.channels + share.channel_begin;
   const T* const grid = static_cast<const T*>(problem.values) + offset;
   A* const sums = gradients.values ? gradients.values + offset : nullptr;
   Batch<C> batch(plan.tables, plan.batch, memory);
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
-    const int count = static_cast<int>(
-        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    const int count = points_from(share, first, batch.points);
     batch.template fill<X>(problem, first, count);
     // All threads of a warp take every turn: they exchange sums.
-    for (int turn = 0; turn < count; turn += rows) {
-      const int point = turn + row;
+    for (int turn = 0; turn < count; turn += group.count) {
+      const int point = turn + group.index;
       const bool place = point < count && batch.place[point];
       A slope[kLow + kHigh] = {};
-      for (int c = lane * V; place && c < channels; c += plan.lanes * V) {
+      for (int c = group.lane * V; place && c < channels_of(share); c += plan.lanes * V) {
         const Pack<A, V> grad =
             load<V>(grad_output + (first + point) * problem.channels + share.channel_begin + c);
         for (int h = 0; h < plan.tables.high; ++h) {
@@ -58,15 +55,9 @@ backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
       for (int d = 0; d < kLow + kHigh; ++d)
         for (int bit = 1; bit < plan.lanes; bit *= 2)
           slope[d] += __shfl_xor_sync(0xFFFFFFFF, slope[d], bit);
-      if (lane != 0 || point >= count) continue;
-      const int64_t points = problem.grids * problem.points_per_grid;
-      A* const to = gradients.coords + (share.tile * points + first + point) * problem.ndim;
-      CRAD_UNROLL
-      for (int d = 0; d < kLow + kHigh; ++d) {
-        const int component = d < kLow ? d : plan.tables.low_axes + d - kLow;
-        const bool used = d < kLow ? d < plan.tables.low_axes : component < problem.ndim;
-        if (used) to[component] = place ? slope[d] : static_cast<A>(NAN);
-      }
+      if (group.lane == 0 && point < count)
+        store_slopes<kLow>(problem, plan.tables, slope, place,
+                           gradients.of_point(problem, share.tile, first + point));
     }
   }
 }

@@ -1,6 +1,6 @@
 // The gradients for a grid whose share is staged in shared memory. A thread owns channels: it walks
-// points in order and adds to its own column, so there is nothing to be atomic about, and the sums
-// are the same in every run. Where channels are few, a block has several groups of such threads;
+// points in order and adds to its own column, so no addition has to be atomic, and the sums are the
+// same in every run. Where channels are few, a block has several groups of such threads;
 // each takes its own points.
 #pragma once
 
@@ -37,7 +37,7 @@ CRAD_DEVICE void add_to_own(const Corners& some, A high_weight, const Pack<A, V>
   }
 }
 
-// That of a high table that has no components.
+// The corner of a high table without components.
 template <class C>
 CRAD_DEVICE C unit_corner() {
   C corner{};
@@ -45,7 +45,7 @@ CRAD_DEVICE C unit_corner() {
   return corner;
 }
 
-// kCorners of a point, all in the low table; 0 if the compiler is not to know.
+// kCorners: of a point, all in the low table; 0: not known to the compiler.
 template <class T, class X, int V, int kLow, int kHigh, int kCorners>
 CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
 backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
@@ -57,19 +57,18 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
   constexpr int kTogether = kSums / kSlopes;  // points
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
-  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
-  const int groups = blockDim.x / plan.lanes, group = threadIdx.x / plan.lanes;
-  const int lane = threadIdx.x % plan.lanes;
+  const int channels = channels_of(share);
+  const Group group(plan);
   const int warps = (plan.lanes + kWarp - 1) / kWarp;  // that share a point
-  const int c = lane * V;  // the thread's own channels, if there are so many
+  const int c = group.lane * V;  // the thread's own channels, if there are so many
   const bool own = c < channels;
   const bool distinct = taps_follow_each_other(problem.mode, problem.padding);
 
   char* at = memory;
   // Of grad_values, (entries, groups, tile_channels): a thread adds to its own column.
   A* const sums = reinterpret_cast<A*>(at);
-  const int tile = static_cast<int>(plan.tile_channels), pitch = groups * tile;
-  A* const column = sums + group * tile + c;
+  const int tile = static_cast<int>(plan.tile_channels), pitch = group.count * tile;
+  A* const column = sums + group.index * tile + c;
   if (gradients.values) at += rounded_up(problem.entries * pitch * sizeof(A));
   T* const staged = reinterpret_cast<T*>(at);
   if (gradients.coords) at += rounded_up(problem.entries * tile * sizeof(T));
@@ -83,8 +82,7 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       store<V>(column + entry * pitch, filled<A, V>(0));
 
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
-    const int count = static_cast<int>(
-        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    const int count = points_from(share, first, batch.points);
     batch.template fill<X>(problem, first, count);
     const T* const rows = grad_output + first * problem.channels + share.channel_begin + c;
     // The gradients of the points that come next, on their way while the others are worked on.
@@ -92,23 +90,23 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
     const auto fetch = [&](int turn) {
       CRAD_UNROLL
       for (int j = 0; j < kTogether; ++j) {
-        const int point = turn + j * groups + group;
+        const int point = turn + j * group.count + group.index;
         next[j] = own && point < count ? load<V>(rows + point * problem.channels) : filled<A, V>(0);
       }
     };
     fetch(0);
     // All threads of a warp take every turn: they exchange sums.
-    for (int turn = 0; turn < count; turn += groups * kTogether) {
+    for (int turn = 0; turn < count; turn += group.count * kTogether) {
       Pack<A, V> grad[kTogether];
       CRAD_UNROLL
       for (int j = 0; j < kTogether; ++j) grad[j] = next[j];
-      fetch(turn + groups * kTogether);
+      fetch(turn + group.count * kTogether);
       A slope[kSums];
       CRAD_UNROLL
       for (int i = 0; i < kSums; ++i) slope[i] = 0;
       CRAD_UNROLL
       for (int j = 0; j < kTogether; ++j) {
-        const int point = turn + j * groups + group;
+        const int point = turn + j * group.count + group.index;
         if (!own || point >= count || !batch.place[point]) continue;
         const int highs = kCorners > 0 ? 1 : plan.tables.high;
         const int lows = kCorners > 0 ? kCorners : plan.tables.low;
@@ -132,13 +130,13 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       if (!gradients.coords) continue;
       sum_over_lanes(slope, plan.lanes);
       const auto keep = [&](int i, A sum) {
-        const int point = turn + i / kSlopes * groups + group;
+        const int point = turn + i / kSlopes * group.count + group.index;
         if (i < kTogether * kSlopes && point < count)
-          slopes[(point * kSlopes + i % kSlopes) * warps + lane / kWarp] = sum;
+          slopes[(point * kSlopes + i % kSlopes) * warps + group.lane / kWarp] = sum;
       };
       if (plan.lanes >= kSums) {
-        if (lane % kWarp < kSums) keep(index_of_sum(lane), slope[0]);
-      } else if (lane == 0) {
+        if (group.lane % kWarp < kSums) keep(index_of_sum(group.lane), slope[0]);
+      } else if (group.lane == 0) {
         CRAD_UNROLL
         for (int i = 0; i < kSums; ++i) keep(i, slope[i]);
       }
@@ -150,23 +148,20 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       const int k = d < plan.tables.low_axes ? d : kLow + d - plan.tables.low_axes;
       A total = 0;
       for (int w = 0; w < warps; ++w) total += slopes[(point * kSlopes + k) * warps + w];
-      const int64_t points = problem.grids * problem.points_per_grid;
-      gradients.coords[(share.tile * points + first) * problem.ndim + i] =
+      gradients.of_point(problem, share.tile, first)[i] =
           batch.place[point] ? total : static_cast<A>(NAN);
     }
   }
 
   if (!gradients.values) return;
-  A* const to = gradients.values +
-                (share.chunk * problem.grids + share.grid) * problem.entries * problem.channels +
-                share.channel_begin;
+  A* const to = gradients.of_share(problem, share);
   __syncthreads();
   // The sums of the groups, in order.
   const int results = static_cast<int>(problem.entries) * channels;
   for (int i = threadIdx.x; i < results; i += blockDim.x) {
     const int64_t entry = i / channels, channel = i % channels;
     A total = 0;
-    for (int other = 0; other < groups; ++other)
+    for (int other = 0; other < group.count; ++other)
       total += sums[entry * pitch + other * tile + channel];
     to[entry * problem.channels + channel] = total;
   }

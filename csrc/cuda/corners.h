@@ -128,6 +128,19 @@ CRAD_DEVICE C whole(const C* corner) {
   return copy;
 }
 
+// The neighbouring threads that share a point, as many as the plan has lanes. Each group of a block
+// takes its own points.
+struct Group {
+  int lane;   // of this thread in its group
+  int index;  // of the group in its block
+  int count;  // of the groups of the block
+
+  CRAD_DEVICE explicit Group(const Plan& plan)
+      : lane(threadIdx.x % plan.lanes),
+        index(threadIdx.x / plan.lanes),
+        count(blockDim.x / plan.lanes) {}
+};
+
 // The tables of a batch of points, and whether each is a place.
 template <class C>
 struct Batch {

@@ -45,9 +45,8 @@ inline Forced forced_plan() {
     if (!known)
       throw std::runtime_error(
           "CRAD_KERNELS_PLAN: expected family=chip, family=cell, family=memory, family=planes, or "
-          "one "
-          "of vector, tile, chunks, batch, threads, groups and columns with a "
-          "positive number, joined by commas, but got '" +
+          "one of vector, tile, chunks, batch, threads, groups and columns with a positive number, "
+          "joined by commas, but got '" +
           word + "'");
     begin = end + 1;
   }

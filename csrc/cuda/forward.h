@@ -31,14 +31,12 @@ template <int V, class X, bool kStrided, class C, class T>
 CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const Share& share,
                                Batch<C>& batch, const T* rows, int64_t pitch, T* output) {
   using A = accumulator<T>;
-  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
-  const int channels = static_cast<int>(share.channel_end - share.channel_begin);
+  const Group group(plan);
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
-    const int count = static_cast<int>(
-        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    const int count = points_from(share, first, batch.points);
     batch.template fill<X, kStrided>(problem, first, count);
-    for (int point = row; point < count; point += blockDim.x / plan.lanes)
-      for (int c = lane * V; c < channels; c += plan.lanes * V) {
+    for (int point = group.index; point < count; point += group.count)
+      for (int c = group.lane * V; c < channels_of(share); c += plan.lanes * V) {
         T* const to = output + (first + point) * problem.channels + share.channel_begin + c;
         store_past_caches<V>(to, batch.place[point] ? blend<V>(batch, point, rows + c, pitch)
                                                     : filled<A, V>(static_cast<A>(NAN)));
@@ -65,7 +63,7 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
   using W = typename Transfer<V * sizeof(T)>::type;
   const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride +
                         share.channel_begin;
-  const int vectors = static_cast<int>(share.channel_end - share.channel_begin) / V;
+  const int vectors = channels_of(share) / V;
   const int entries = static_cast<int>(problem.entries);
   const int pitch = static_cast<int>(plan.tile_channels);
   // Loads on their way at a time: 4 take 14 registers more, and a block of a multiprocessor less.

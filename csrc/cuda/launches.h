@@ -14,7 +14,7 @@ struct Launches {
   // null: not wanted.
   static void backward(const Problem& problem, const Plan& plan, Stream stream,
                        const void* grad_output, void* value_parts, void* coord_parts);
-  // Of values that are not channels last.
+  // For values that are not channels last.
   static void backward_planes(const Problem& problem, const Plan& plan, Stream stream,
                               const Rows& rows, const void* grad_output, void* grad_values,
                               void* coord_parts);
@@ -23,8 +23,6 @@ struct Launches {
                            Stream stream, int64_t first, int64_t points, void* keys,
                            const int64_t* sorted, const void* grad_output, void* grad_values,
                            void* rests);
-  static void sum_values(Stream stream, const void* parts, int64_t number, int64_t count,
-                         int columns, void* to);
 };
 
 }  // namespace crad

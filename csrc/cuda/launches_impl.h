@@ -4,12 +4,11 @@
 
 #include "backward_by_cell.h"
 #include "backward_in_memory.h"
+#include "backward_in_order.h"
 #include "backward_on_chip.h"
-#include "deterministic.h"
 #include "forward.h"
 #include "launches.h"
 #include "planes.h"
-#include "sums.h"
 
 namespace crad {
 
@@ -136,12 +135,6 @@ void Launches<T>::add_in_order(const Problem& problem, const Plan& plan, const O
                     : run(coord, std::integral_constant<int, 1>());
   };
   problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
-}
-
-template <class T>
-void Launches<T>::sum_values(Stream stream, const void* parts, int64_t number, int64_t count,
-                             int columns, void* to) {
-  launch_sum<T, accumulator<T>>(parts, number, count, columns, stream, to);
 }
 
 }  // namespace crad

@@ -25,12 +25,13 @@ bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
          with_axis_moved(tensor, tensor.dim() - 1, batch_axes).is_contiguous();
 }
 
-// A new tensor of a shape (..., channels) whose channels lie there.
-Tensor new_channels_first(const Tensor& like, std::vector<int64_t> shape, int64_t batch_axes) {
+// A new tensor of a shape (..., channels) that lies as values do: channels first, or else last.
+Tensor new_laid_out_as(const Tensor& values, std::vector<int64_t> shape, int64_t batch_axes) {
+  if (!is_channels_first(values, batch_axes)) return torch::stable::new_empty(values, shape);
   const int64_t last = static_cast<int64_t>(shape.size()) - 1, channels = shape.back();
   shape.pop_back();
   shape.insert(shape.begin() + batch_axes, channels);
-  return with_axis_moved(torch::stable::new_empty(like, shape), batch_axes, last);
+  return with_axis_moved(torch::stable::new_empty(values, shape), batch_axes, last);
 }
 
 // Where the rows of a tensor (..., channels) lie, if the points of a grid are equally far apart.

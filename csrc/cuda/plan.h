@@ -67,8 +67,8 @@ CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
   in_memory,  // grids are read, and their gradients added to atomically, where they lie
-  planes,     // so are those that are not channels last; neighbouring threads take other points
-  by_cell,    // as on_chip, for the gradients, by points sorted by cell
+  planes,     // as in_memory, for values that are not channels last; neighbours take other points
+  by_cell,    // as on_chip, for gradients: points are sorted by cell
 };
 
 struct Plan {
@@ -79,7 +79,7 @@ struct Plan {
   int64_t chunk_points;   // of a block
   int64_t chunks;         // of the points of one grid
   int batch;              // points of a block that are located together
-  int lanes;              // threads that share a point: neighbours, but not of planes
+  int lanes;              // threads that share a point: neighbours, except in planes
   int threads;            // of a block
   Tables tables;
   int64_t shared;  // bytes of a block
@@ -104,6 +104,16 @@ struct Share {
   int64_t point_begin, point_end;
   int64_t channel_begin, channel_end;
 };
+
+CRAD_INLINE int channels_of(const Share& share) {
+  return static_cast<int>(share.channel_end - share.channel_begin);
+}
+
+// The points of a batch, `most` at most, that begins with the first.
+CRAD_INLINE int points_from(const Share& share, int64_t first, int most) {
+  const int64_t left = share.point_end - first;
+  return static_cast<int>(left < most ? left : most);
+}
 
 CRAD_INLINE Share share_of(const Problem& problem, const Plan& plan, int64_t block) {
   Share share;
@@ -150,12 +160,8 @@ inline int64_t value_bytes(const Problem& problem) {
       return 2;
   }
 }
-// Of the type that sums are taken in.
-inline int64_t sum_bytes(const Problem& problem) {
-  return problem.value_type == ValueType::float64 ? 8 : 4;
-}
 
-// Choices that somebody has made instead: CRAD_KERNELS_PLAN, for timings. 0: not made.
+// Choices that CRAD_KERNELS_PLAN makes instead, for timings. 0: not made.
 struct Forced {
   int64_t family = 0;   // 1 + Family
   int64_t vector = 0;   // 1, or as many channels as a thread moves at most
@@ -183,11 +189,10 @@ inline int vector_of(const Problem& problem, const void* grad_output, int64_t by
              : 1;
 }
 constexpr int64_t kWideBytes = 16;
-// What a thread owns on the chip. The channels whose sums fit there are few: 64 entries of float,
-// with their values, leave a multiprocessor 13 warps of 4 bytes, but 3 of 16. On sm_90, linear in
-// 2-D, 16 bytes take 2.9 times fewer instructions (1090 a warp for 4 points of 128 channels, 4
-// bytes 857 for 32) and 117 registers for 80, but have no other warp to wait with. Not yet timed on
-// a GPU.
+// What a thread owns on the chip. On sm_90, linear in 2-D, 16 bytes would take 2.9 times fewer
+// instructions (1090 of a warp for 4 points of 128 channels; with 4 bytes, 857 for 32 channels),
+// but 117 registers, not 80, and would leave too few warps to hide latency: with 64 entries of
+// float, sums and values in shared memory, 3 on a multiprocessor, not 13. Not yet timed on a GPU.
 constexpr int64_t kWordBytes = 4;
 
 inline int64_t shared_of_a_block(const Device& device) {

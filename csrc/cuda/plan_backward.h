@@ -1,25 +1,23 @@
-// How a backward pass is cut, and the sum of its partial results.
+// Which kernel computes the gradients, how it is cut into blocks, and the sum of its partial sums.
+// plan_backward(), below, chooses on_chip or by_cell for a small grid, and in_memory for a large
+// one. Of a large one, sample_backward() in sample.cu leaves to planes.h what is not channels last,
+// and to backward_in_order.h the values' gradient that is to be deterministic.
 #pragma once
 
 #include "plan_forward.h"
 
 namespace crad {
 
-inline int64_t corners_of_a_point(const Problem& problem) {
-  const Tables tables = tables_of(problem);
-  return static_cast<int64_t>(tables.low) * tables.high;
-}
-
 // Chunks whose partial sums take at most half of the bytes of the gradient that they are sums of.
 inline int64_t most_chunks_of(const Problem& problem) {
   return std::max<int64_t>(1, problem.points_per_grid * value_bytes(problem) /
-                                  (2 * problem.entries * sum_bytes(problem)));
+                                  (2 * problem.entries * bytes_of_sum(problem.value_type)));
 }
 
 // Registers of a thread, about.
 constexpr int kOnChipRegisters = 112;
 inline int registers_by_cell(const Problem& problem, int vector) {
-  return sum_bytes(problem) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;
+  return bytes_of_sum(problem.value_type) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;
 }
 
 // tile_channels is 0 where the grid does not fit. A thread owns channels, and a block has as many
@@ -31,7 +29,7 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
   constexpr int64_t kFewPoints =
       32;  // located together, at least: all other memory is for channels
   const Columns columns = columns_of(problem);
-  const int64_t sums = sum_bytes(problem), values = value_bytes(problem);
+  const int64_t sums = bytes_of_sum(problem.value_type), values = value_bytes(problem);
   Plan plan{};
   plan.family = Family::on_chip;
   plan.vector = vector_of(problem, grad_output, kWordBytes, forced);
@@ -89,8 +87,8 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, 
                                   const Forced& forced) {
   constexpr int kParts = 8;  // of the shared memory, each of which is rounded up
   constexpr int64_t kEntry = sizeof(int32_t), kCount = sizeof(uint16_t), kMostPoints = 1024;
-  const int64_t cells = cells_of(problem), corners = corners_of_a_point(problem);
-  const int64_t sums = sum_bytes(problem), values = value_bytes(problem);
+  const int64_t cells = cells_of(problem), corners = corners_of(problem);
+  const int64_t sums = bytes_of_sum(problem.value_type), values = value_bytes(problem);
   const int64_t slopes = slopes_by_cell(problem.ndim);
   Plan plan{};
   plan.family = Family::by_cell;
@@ -113,7 +111,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, 
   if (plan.shared + point > room || tile > warp_channels) return Plan{};
   plan.tile_channels = tile;
   plan.threads = static_cast<int>(warps * kWarp);
-  // More points of a cell hardly make changes of the cell rarer.
+  // With more points the cell would hardly change less often.
   const int64_t most = std::min(
       {std::max<int64_t>(8 * cells, device.threads), kMostPoints, problem.points_per_grid});
   plan.batch = static_cast<int>(chosen(forced.batch, batch_of(point, room - plan.shared, most)));
@@ -171,13 +169,13 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
                                   const void* grad_output, bool want_values, bool want_coords,
                                   const Forced& forced) {
   constexpr int64_t kMostCells = 1 << 16, kSumsOfAThread = 16;  // bytes
-  // Of a warp's groups, one or another changes its cell at nearly every point where they are more.
+  // With more groups in a warp, one of them changes its cell at nearly every point.
   constexpr int kMostGroups = 4;
   const int64_t row = problem.channels * value_bytes(problem);
   if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
       problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX)
     return Plan{};
-  const int64_t bytes = kSumsOfAThread / sum_bytes(problem) * value_bytes(problem);
+  const int64_t bytes = kSumsOfAThread / bytes_of_sum(problem.value_type) * value_bytes(problem);
   const int wide = vector_of(problem, grad_output, bytes, forced);
   const int64_t most = chosen(forced.threads, device.threads) / kWarp;
   Plan best{};
@@ -215,15 +213,18 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
                       cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
     return pays ? cell : chip;
   }
-  return plan_in_memory(problem, device, grad_output,
-                        corner_bytes(kInMemoryEntry, sum_bytes(problem), columns_of(problem).low),
-                        forced);
+  // A large grid.
+  return plan_in_memory(
+      problem, device, grad_output,
+      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), columns_of(problem).low),
+      forced);
 }
 
 inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
                                  const Forced& forced = {}) {
   const int slopes = want_coords ? columns_of(problem).low : 0;
-  return plan_planes(problem, device, corner_bytes(kInMemoryEntry, sum_bytes(problem), slopes),
+  return plan_planes(problem, device,
+                     corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), slopes),
                      forced);
 }
 

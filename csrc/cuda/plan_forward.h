@@ -1,4 +1,5 @@
-// How a forward pass is cut; and either pass, where grids are read where they lie.
+// Which kernel computes a sample, and how it is cut into blocks: plan_forward(), below. And how
+// either pass is cut, where grids are read where they lie.
 #pragma once
 
 #include "plan.h"
@@ -16,7 +17,7 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
   plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
   const int64_t room = shared_of_a_block(device), values = value_bytes(problem);
   const int64_t point =
-      located_bytes(plan.tables, corner_bytes(kOnChipEntry, sum_bytes(problem), 0));
+      located_bytes(plan.tables, corner_bytes(kOnChipEntry, bytes_of_sum(problem.value_type), 0));
   plan.batch = static_cast<int>(
       chosen(forced.batch,
              batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
@@ -49,7 +50,7 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
   return cut(problem, plan, chosen(forced.chunks, chunks));
 }
 
-// Of either pass, whose corners take so many bytes.
+// Of either pass; `corner`: bytes.
 inline Plan plan_in_memory(const Problem& problem, const Device& device, const void* grad_output,
                            int64_t corner, const Forced& forced) {
   constexpr int64_t kMostChannels = 4096, kLeastChannels = 512;
@@ -96,8 +97,8 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
 
 constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
 
-// Of either pass, whose corners take so many bytes: a thread takes a point. Where points are few,
-// several threads share one.
+// Of either pass; `corner`: bytes. A thread takes a point; where points are few, several threads
+// share one.
 inline Plan plan_planes(const Problem& problem, const Device& device, int64_t corner,
                         const Forced& forced) {
   Plan plan{};
@@ -130,7 +131,7 @@ inline Plan plan_planes(const Problem& problem, const Device& device, int64_t co
 }
 
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
-  const int64_t corner = corner_bytes(kInMemoryEntry, sum_bytes(problem), 0);
+  const int64_t corner = corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0);
   if (problem.channel_stride != 1 || forced.family == 1 + static_cast<int>(Family::planes))
     return plan_planes(problem, device, corner, forced);
   const Plan memory = plan_in_memory(problem, device, nullptr, corner, forced);

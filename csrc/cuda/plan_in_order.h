@@ -5,7 +5,7 @@
 
 namespace crad {
 
-// How the points of a large grid are sorted: see deterministic.h.
+// How the points of a large grid are sorted: see backward_in_order.h.
 struct Order {
   int window;        // entries of a window along an axis of the low table: the taps, or 1
   int corners;       // of a window: as many colours are there
@@ -30,8 +30,7 @@ inline bool sorts_by_window(const Problem& problem, const Device& device) {
   bool windows = taps_follow_each_other(problem.mode, problem.padding);
   for (int axis = 0; axis < problem.ndim; ++axis) windows &= problem.size[axis] <= kExactSize;
   const Tables tables = tables_of(problem);
-  const double fewer =
-      static_cast<double>(problem.grids * problem.points_per_grid) * tables.high * (tables.low - 1);
+  const double fewer = static_cast<double>(points_of(problem)) * tables.high * (tables.low - 1);
   const int64_t of_an_item = kSorted + problem.channels * value_bytes(problem);
   const int64_t launches = 2 * (tables.low - 1) * kLaunch * device.multiprocessors;
   return windows && fewer * static_cast<double>(of_an_item) > static_cast<double>(launches);
@@ -64,12 +63,12 @@ inline Plan plan_in_order(const Problem& problem, const Device& device, const vo
   plan.lanes = lanes_of(problem.channels / plan.vector);
   plan.threads = device.threads;
   const int64_t located =
-      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sum_bytes(problem), 0));
+      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0));
   constexpr int64_t kItem = 2 * sizeof(int32_t);
   const int64_t room = shared_of_a_block(device) - kAlignment;
   const int64_t most = batch_of(located + kItem, room, device.threads);
   // Two blocks of a colour for every multiprocessor, but at least an item for every group.
-  const int64_t points = problem.grids * problem.points_per_grid;
+  const int64_t points = points_of(problem);
   const int64_t blocks = 2 * device.multiprocessors * order.corners;
   const int64_t least = std::max(points * order.items / blocks, int64_t{plan.threads} / plan.lanes);
   plan.batch = 1;

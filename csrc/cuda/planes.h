@@ -9,7 +9,7 @@
 
 namespace crad {
 
-// The point of a thread in its batch, and which of the threads that share it this one is.
+// A thread's point in the batch, and its number among the threads that share the point.
 struct PlanesThread {
   int point, lane;
   CRAD_DEVICE explicit PlanesThread(const Plan& plan)
@@ -59,8 +59,7 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
   const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride;
   Batch<C> batch(plan.tables, plan.batch, memory);
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
-    const int count = static_cast<int>(
-        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    const int count = points_from(share, first, batch.points);
     batch.template fill<X, true>(problem, first, count);
     if (thread.point >= count) continue;
     T* const row = output + offset_of(problem, rows, share.grid, first + thread.point);
@@ -100,8 +99,7 @@ backward_planes(const Problem problem, const Plan plan, const Rows rows, const T
   A* const sums = gradients.values ? gradients.values + offset : nullptr;
   Batch<C> batch(plan.tables, plan.batch, memory);
   for (int64_t first = share.point_begin; first < share.point_end; first += batch.points) {
-    const int count = static_cast<int>(
-        share.point_end - first < batch.points ? share.point_end - first : batch.points);
+    const int count = points_from(share, first, batch.points);
     batch.template fill<X, true>(problem, first, count);
     if (thread.point >= count) continue;
     const bool place = batch.place[thread.point];
@@ -138,17 +136,10 @@ backward_planes(const Problem problem, const Plan plan, const Rows rows, const T
         if constexpr (kSlopes) slopes_of_high.add_to(slope, high);
       }
     }
-    if constexpr (kSlopes) {
-      const int64_t points = problem.grids * problem.points_per_grid;
-      const int64_t part = share.tile * plan.lanes + thread.lane;
-      A* const to = gradients.coords + (part * points + first + thread.point) * problem.ndim;
-      CRAD_UNROLL
-      for (int d = 0; d < kLow + kHigh; ++d) {
-        const int component = d < kLow ? d : plan.tables.low_axes + d - kLow;
-        const bool used = d < kLow ? d < plan.tables.low_axes : component < problem.ndim;
-        if (used) to[component] = place ? slope[d] : static_cast<A>(NAN);
-      }
-    }
+    if constexpr (kSlopes)
+      store_slopes<kLow>(
+          problem, plan.tables, slope, place,
+          gradients.of_point(problem, share.tile * plan.lanes + thread.lane, first + thread.point));
   }
 }
 

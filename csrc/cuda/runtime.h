@@ -32,8 +32,7 @@ inline void check(cudaError_t error) {
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInsufficientDriver)
     message +=
         "; build the kernels for this GPU (set TORCH_CUDA_ARCH_LIST, run `pip install -e .` "
-        "again), "
-        "update its driver, or use backend=\"triton\"";
+        "again), update its driver, or use backend=\"triton\"";
   throw std::runtime_error(message);
 }
 

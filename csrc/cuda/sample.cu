@@ -1,20 +1,20 @@
 // The operators of the CUDA backend. Nothing here waits for the device, so a CUDA graph can capture
 // it.
 //
-// The way of `coords`: sample() below checks them (operator/call.h) and describes them in a Problem
-// (core/problem.h). plan_forward.h or plan_backward.h cuts that into blocks, launches_impl.h
-// chooses the compiled variant of a kernel. In the kernel (forward.h, planes.h, backward_on_chip.h,
-// backward_by_cell.h, backward_in_memory.h, deterministic.h) a block locates a batch of its points,
-// one a thread, by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and
-// their products are the corners, kept in shared memory. Then all threads of the block read the
-// corners and move channels, as vectors of vector.h. sums.h adds up partial sums of blocks.
+// The way of `coords`: sample() or sample_backward() below checks them (operator/call.h) and
+// describes them in a Problem (core/problem.h). plan_forward.h or plan_backward.h chooses a kernel
+// and cuts the work into blocks; launches_impl.h chooses the compiled variant of the kernel. In the
+// kernel (forward.h, backward_*.h, planes.h) a block locates a batch of its points, one a thread,
+// by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and their
+// products are the corners, kept in shared memory. Then all threads of the block read the corners
+// and move channels, as vectors of vector.h. sums.h adds up the partial sums of blocks.
 #include <algorithm>
 #include <array>
 #include <tuple>
 
 #include "../operator/call.h"
+#include "backward_in_order.h"
 #include "current.h"
-#include "deterministic.h"
 #include "forced.h"
 #include "launches.h"
 #include "layout.h"
@@ -41,15 +41,12 @@ void with_launches(const Problem& problem, F f) {
   }
 }
 
-// Calls f(X, A) with the type of the coordinates, and that which sums of values are taken in.
-template <class F>
-void with_coord_and_sum(const Problem& problem, F f) {
-  const bool wide = problem.value_type == ValueType::float64;
-  if (problem.coord_type == CoordType::float64)
-    wide ? f(double(), double()) : f(double(), float());
-  else
-    wide ? f(float(), double()) : f(float(), float());
-}
+// Where a call runs, and what CRAD_KERNELS_PLAN says of its plan.
+struct Site {
+  Stream stream;
+  Device device = current_device();
+  Forced forced = forced_plan();
+};
 
 template <class T>
 T* pointer(const Tensor& tensor) {
@@ -63,19 +60,65 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   Call call(kDevice, values, dense(coords), seed, jitter_std, options);
   call.set_strided(values);
   const Problem& problem = call.problem;
-  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
-  const Tensor output = is_channels_first(values, batch_axes)
-                            ? new_channels_first(values, call.output_shape(), batch_axes)
-                            : torch::stable::new_empty(values, call.output_shape());
+  const Tensor output = new_laid_out_as(values, call.output_shape(), call.batch_axes);
   if (call.empty()) return output;
-  const Device device = current_device();
-  const Plan plan = plan_forward(problem, device, forced_plan());
-  check_plan(plan, device);
+  const Site site{current.stream};
+  const Plan plan = plan_forward(problem, site.device, site.forced);
+  check_plan(plan, site.device);
   with_launches(problem, [&](auto launches) {
-    launches.sample(problem, plan, current.stream, *rows_of(output, batch_axes), output.data_ptr());
+    launches.sample(problem, plan, site.stream, *rows_of(output, call.batch_axes),
+                    output.data_ptr());
   });
   return output;
 }
+
+// A gradient and the partial sums that blocks leave of it, in the type that sums are taken in. One
+// part of that type is the gradient itself.
+struct PartialSums {
+  Tensor gradient;  // empty: not wanted
+  Tensor parts;
+  int64_t number;
+
+  PartialSums(const Tensor& gradient, const Problem& problem, int64_t number)
+      : gradient(gradient), parts(gradient), number(number) {
+    const ScalarType type = accumulator_of(problem.value_type);
+    if (number > 1 || gradient.scalar_type() != type)
+      parts = torch::stable::new_empty(gradient, {number * gradient.numel()}, type);
+  }
+
+  bool wanted() const { return gradient.numel() > 0; }
+  void* data() const { return wanted() ? parts.data_ptr() : nullptr; }
+
+  void set_zero(const Site& site) const {
+    if (wanted()) clear(data(), parts.numel() * bytes_of(parts.scalar_type()), site.stream);
+  }
+
+  // Adds up the parts, once they are there.
+  Tensor sum(const Site& site) const {
+    if (!wanted() || data() == gradient.data_ptr()) return gradient;
+    const int64_t count = gradient.numel();
+    const int columns = columns_of_sums(site.device, number, count, site.forced);
+    const auto run = [&](auto to, auto part) {
+      launch_sum<decltype(to), decltype(part)>(data(), number, count, columns, site.stream,
+                                               gradient.data_ptr());
+    };
+    const bool wide = parts.scalar_type() == ScalarType::Double;
+    switch (gradient.scalar_type()) {
+      case ScalarType::Double:
+        wide ? run(double(), double()) : run(double(), float());
+        break;
+      case ScalarType::Float:
+        wide ? run(float(), double()) : run(float(), float());
+        break;
+      case ScalarType::BFloat16:
+        run(bfloat16(), float());
+        break;
+      default:
+        run(float16(), float());
+    }
+    return gradient;
+  }
+};
 
 std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
   using torch::stable::detail::from;
@@ -87,133 +130,128 @@ std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// Adds to `sums`, the zeroed gradient of the values, without atomic additions: see deterministic.h.
-void add_in_order(const Problem& problem, const Device& device, const Forced& forced, Stream stream,
-                  const Tensor& grad_output, Tensor& sums) {
+// Adds to `sums`, the zeroed gradient of the values, without atomic additions: see
+// backward_in_order.h.
+void add_in_order(const Problem& problem, const Site& site, const Tensor& grad_output,
+                  const Tensor& sums) {
   Order order{};
-  const Plan plan = plan_in_order(problem, device, grad_output.data_ptr(), order, forced);
-  const Plan plan_of_keys = plan_keys(problem, device, order);
-  const int64_t points = problem.grids * problem.points_per_grid;
+  const Plan plan = plan_in_order(problem, site.device, grad_output.data_ptr(), order, site.forced);
+  const Plan plan_of_keys = plan_keys(problem, site.device, order);
   const int64_t items = order.together * order.items;
   Tensor keys =
       torch::stable::new_empty(sums, {items}, order.wide() ? ScalarType::Long : ScalarType::Int);
   const Tensor rests = torch::stable::new_empty(
       sums, {ceil_div(items, order.piece), order.corners, problem.channels});
-  for (int64_t first = 0; first < points; first += order.together) {
-    const int64_t count = std::min(order.together, points - first);
-    with_coord_and_sum(problem, [&](auto coord, auto) {
-      launch(list_keys<decltype(coord)>, ceil_div(count, plan_of_keys.batch), plan_of_keys.threads,
-             plan_of_keys.shared, stream, problem, plan_of_keys, order, first, count,
-             Keys{keys.data_ptr(), order.wide()});
-    });
+  for (int64_t first = 0; first < points_of(problem); first += order.together) {
+    const int64_t count = std::min(order.together, points_of(problem) - first);
+    launch(problem.coord_type == CoordType::float64 ? list_keys<double> : list_keys<float>,
+           ceil_div(count, plan_of_keys.batch), plan_of_keys.threads, plan_of_keys.shared,
+           site.stream, problem, plan_of_keys, order, first, count,
+           Keys{keys.data_ptr(), order.wide()});
     const auto [sorted_keys, numbers] =
         sorted(torch::stable::narrow(keys, 0, 0, count * order.items));
     with_launches(problem, [&, &sorted_keys = sorted_keys, &numbers = numbers](auto launches) {
-      launches.add_in_order(problem, plan, order, stream, first, count, sorted_keys.data_ptr(),
+      launches.add_in_order(problem, plan, order, site.stream, first, count, sorted_keys.data_ptr(),
                             pointer<int64_t>(numbers), grad_output.data_ptr(), sums.data_ptr(),
                             rests.data_ptr());
     });
   }
 }
 
-// The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
-// memory as they do, and coords; an empty tensor for the one that is not wanted. Grids that fit on
-// the chip, and calls that are to be deterministic, have dense values: a copy where they are not.
-std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output_in, const Tensor& values,
-                                           const Tensor& coords, const std::optional<Tensor>& seed,
-                                           const std::optional<Tensor>& jitter_std, int64_t options,
-                                           bool want_values, bool want_coords) {
+// The gradients with respect to values and coords; an empty tensor for the one that is not wanted.
+using GradValuesAndCoords = std::tuple<Tensor, Tensor>;
+
+// The gradient of the values lies in memory as they do.
+Tensor new_grad_values(const Call& call, bool wanted) {
+  return wanted ? new_laid_out_as(call.values, gradient_shape(call.values, true), call.batch_axes)
+                : torch::stable::new_empty(call.values, {0});
+}
+Tensor new_grad_coords(const Call& call, bool wanted) {
+  return torch::stable::new_empty(call.coords, gradient_shape(call.coords, wanted));
+}
+
+// By the kernels that take dense rows of channels; what is not dense is copied. plan_backward()
+// decides whether the grid is small, and if so, which kernel runs. In a large one
+// backward_in_memory() adds atomically; if the call is to be deterministic, add_in_order() does it.
+GradValuesAndCoords backward_by_rows(Call& call, const Site& site, const Tensor& grad_output_in,
+                                     bool want_values, bool want_coords) {
+  const Tensor values = call.values, grad_output = dense(grad_output_in);
+  call.set_contiguous(want_coords ? dense(values) : values, call.problem.channels);
+  const Problem& problem = call.problem;
+  const Plan plan = plan_backward(problem, site.device, grad_output.data_ptr(), want_values,
+                                  want_coords, site.forced);
+  check_plan(plan, site.device);
+  const bool in_memory = plan.family == Family::in_memory;
+  const bool in_order = in_memory && want_values && call.deterministic;
+  const PartialSums to_values(torch::stable::new_empty(values, gradient_shape(values, want_values)),
+                              problem, in_memory ? 1 : plan.chunks);
+  const PartialSums to_coords(new_grad_coords(call, want_coords), problem, plan.tiles);
+  if (in_memory) to_values.set_zero(site);
+  if (in_order) add_in_order(problem, site, grad_output, to_values.parts);
+  if (want_coords || !in_order)
+    with_launches(problem, [&](auto launches) {
+      launches.backward(problem, plan, site.stream, grad_output.data_ptr(),
+                        in_order ? nullptr : to_values.data(), to_coords.data());
+    });
+  const Tensor grad_values = to_values.sum(site), grad_coords = to_coords.sum(site);
+  if (!want_values || !is_channels_first(values, call.batch_axes))
+    return {grad_values, grad_coords};
+  Tensor copy = new_laid_out_as(values, gradient_shape(values, true), call.batch_axes);
+  torch::stable::copy_(copy, grad_values);
+  return {copy, grad_coords};
+}
+
+// By backward_planes(): values are read, and their gradient is added to, where they lie.
+GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tensor& grad_output_in,
+                                       bool want_values, bool want_coords) {
+  const Tensor& values = call.values;
+  const Tensor grad_output =
+      rows_of(grad_output_in, call.batch_axes) ? grad_output_in : dense(grad_output_in);
+  call.set_strided(values);
+  const Problem& problem = call.problem;
+  const Plan plan = plan_backward_planes(problem, site.device, want_coords, site.forced);
+  check_plan(plan, site.device);
+  const PartialSums to_values(new_grad_values(call, want_values), problem, 1);
+  const PartialSums to_coords(new_grad_coords(call, want_coords), problem, plan.tiles * plan.lanes);
+  to_values.set_zero(site);
+  with_launches(problem, [&](auto launches) {
+    launches.backward_planes(problem, plan, site.stream, *rows_of(grad_output, call.batch_axes),
+                             grad_output.data_ptr(), to_values.data(), to_coords.data());
+  });
+  return {to_values.sum(site), to_coords.sum(site)};
+}
+
+// The gradients of sum(grad_output * sample(values, coords)). A large grid that is not dense stays
+// where it lies, unless the call is to be deterministic: backward_planes() adds atomically, to
+// values that are channels first.
+GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& values,
+                                    const Tensor& coords, const std::optional<Tensor>& seed,
+                                    const std::optional<Tensor>& jitter_std, int64_t options,
+                                    bool want_values, bool want_coords) {
   const Current current(values);
   Call call(kDevice, values, dense(coords), seed, jitter_std, options);
-  call.check(grad_output_in);
-  const Problem& problem = call.problem;
-  const int64_t batch_axes = values.dim() - 1 - problem.ndim;
-  const bool channels_first = want_values && is_channels_first(values, batch_axes);
-  const auto new_grad_values = [&](bool first) {
-    const std::vector<int64_t> shape = gradient_shape(values, want_values);
-    return first ? new_channels_first(values, shape, batch_axes)
-                 : torch::stable::new_empty(values, shape);
-  };
-  Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
+  call.check(grad_output);
+  const bool channels_first = is_channels_first(values, call.batch_axes);
   if (call.empty() || !(want_values || want_coords)) {
-    Tensor grad_values = new_grad_values(channels_first);
+    Tensor grad_values = new_grad_values(call, want_values);
+    Tensor grad_coords = new_grad_coords(call, want_coords);
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
     return {grad_values, grad_coords};
   }
-
-  const Device device = current_device();
-  const Forced forced = forced_plan();
-  const auto plan_for = [&](const void* grad_output) {
-    return plan_backward(problem, device, grad_output, want_values, want_coords, forced);
-  };
-  const bool strided = !values.is_contiguous() && !call.deterministic &&
-                       plan_for(nullptr).family == Family::in_memory;
-  const bool planes_of_values = strided && channels_first,
-             planes_of_coords = strided && want_coords;
-  const bool planes = planes_of_values || planes_of_coords;
-  const bool coords_by_rows = want_coords && !planes_of_coords;
-  // All kernels but that of planes take dense rows.
-  const bool rows = (want_values && !planes_of_values) || coords_by_rows;
-  const Tensor grad_output =
-      rows || !rows_of(grad_output_in, batch_axes) ? dense(grad_output_in) : grad_output_in;
-  const Plan plan_of_planes =
-      planes ? plan_backward_planes(problem, device, planes_of_coords, forced) : Plan{};
-  Call call_of_planes = call;
-  call_of_planes.set_strided(values);
-  if (coords_by_rows) call.set_contiguous(dense(values), problem.channels);
-  const Plan plan = plan_for(grad_output.data_ptr());
-  if (rows) check_plan(plan, device);
-  if (planes) check_plan(plan_of_planes, device);
-  const bool on_chip = !planes_of_values && plan.family != Family::in_memory;
-  const bool in_order = want_values && !on_chip && call.deterministic;
-  const bool values_by_rows = want_values && !in_order && !planes_of_values;
-
-  Tensor grad_values = new_grad_values(planes_of_values);
-  const ScalarType sum_type = accumulator_of(problem.value_type);
-  // The gradient itself where one part of its type is all there is.
-  const auto parts_of = [&](const Tensor& gradient, int64_t number) {
-    if (number == 1 && gradient.scalar_type() == sum_type) return gradient;
-    return torch::stable::new_empty(gradient, {number * gradient.numel()}, sum_type);
-  };
-  const int64_t value_parts = on_chip ? plan.chunks : 1;
-  const int64_t coord_parts =
-      planes_of_coords ? plan_of_planes.tiles * plan_of_planes.lanes : plan.tiles;
-  Tensor values_parts = parts_of(grad_values, value_parts);
-  const Tensor coords_parts = parts_of(grad_coords, coord_parts);
-  const auto target = [](const Tensor& parts, bool wanted) {
-    return wanted ? parts.data_ptr() : nullptr;
-  };
-  if (want_values && !on_chip)
-    clear(values_parts.data_ptr(), values_parts.numel() * bytes_of(sum_type), current.stream);
-  if (in_order) add_in_order(problem, device, forced, current.stream, grad_output, values_parts);
-  with_launches(problem, [&](auto launches) {
-    if (planes)
-      launches.backward_planes(call_of_planes.problem, plan_of_planes, current.stream,
-                               *rows_of(grad_output, batch_axes), grad_output.data_ptr(),
-                               target(values_parts, planes_of_values),
-                               target(coords_parts, planes_of_coords));
-    if (values_by_rows || coords_by_rows)
-      launches.backward(problem, plan, current.stream, grad_output.data_ptr(),
-                        target(values_parts, values_by_rows), target(coords_parts, coords_by_rows));
-    if (want_values && values_parts.data_ptr() != grad_values.data_ptr())
-      launches.sum_values(current.stream, values_parts.data_ptr(), value_parts, grad_values.numel(),
-                          columns_of_sums(device, value_parts, grad_values.numel(), forced),
-                          grad_values.data_ptr());
-  });
-  if (want_coords && coords_parts.data_ptr() != grad_coords.data_ptr())
-    with_coord_and_sum(problem, [&](auto coord, auto sum) {
-      launch_sum<decltype(coord), decltype(sum)>(
-          coords_parts.data_ptr(), coord_parts, grad_coords.numel(),
-          columns_of_sums(device, coord_parts, grad_coords.numel(), forced), current.stream,
-          grad_coords.data_ptr());
-    });
-  if (channels_first && !planes_of_values) {
-    Tensor copy = new_grad_values(true);
-    torch::stable::copy_(copy, grad_values);
-    return {copy, grad_coords};
-  }
-  return {grad_values, grad_coords};
+  const Site site{current.stream};
+  const bool in_place =
+      !values.is_contiguous() && !call.deterministic &&
+      plan_backward(call.problem, site.device, nullptr, want_values, want_coords, site.forced)
+              .family == Family::in_memory;
+  const bool values_in_place = in_place && want_values && channels_first;
+  const bool coords_in_place = in_place && want_coords;
+  if (!values_in_place && !coords_in_place)
+    return backward_by_rows(call, site, grad_output, want_values, want_coords);
+  const auto [grad_values, grad_coords] =
+      backward_by_planes(call, site, grad_output, values_in_place, coords_in_place);
+  if (values_in_place == want_values) return {grad_values, grad_coords};
+  return {std::get<0>(backward_by_rows(call, site, grad_output, true, false)), grad_coords};
 }
 
 Tensor philox_of_counters(const Tensor& counter_in, const Tensor& key_in) {

@@ -5,12 +5,21 @@
 
 namespace crad {
 
-// Where the blocks of a backward pass put their results; null: not wanted. Of planes the values lie
-// otherwise, and every lane has a part of the coordinates: see backward_planes().
+// Where the blocks of a backward pass put their results; null: not wanted. In backward_planes()
+// values lie otherwise, and every lane has a part of the coordinates.
 template <class A>
 struct Gradients {
   A* values;  // (chunks, grids * entries, channels): summed over the chunks afterwards
   A* coords;  // (tiles, points, ndim): summed over the tiles afterwards
+
+  // The block's share of the values of its chunk, from the first entry of its grid on.
+  CRAD_DEVICE A* of_share(const Problem& problem, const Share& share) const {
+    const int64_t grid = share.chunk * problem.grids + share.grid;
+    return values + grid * problem.entries * problem.channels + share.channel_begin;
+  }
+  CRAD_DEVICE A* of_point(const Problem& problem, int64_t part, int64_t point) const {
+    return coords + (part * points_of(problem) + point) * problem.ndim;
+  }
 };
 
 // Doubles, and 8 channels of a thread, take more registers than two blocks have.
@@ -41,6 +50,18 @@ struct Slopes {
       slope[kLow + d] = multiply_add(high.slope[d], along, slope[kLow + d]);
   }
 };
+
+// Writes the slopes of a point: those of the low table's components, then those of the high one's.
+template <int kLow, class A, int kSlopes>
+CRAD_DEVICE void store_slopes(const Problem& problem, const Tables& tables,
+                              const A (&slope)[kSlopes], bool place, A* to) {
+  CRAD_UNROLL
+  for (int d = 0; d < kSlopes; ++d) {
+    const int component = d < kLow ? d : tables.low_axes + d - kLow;
+    const bool used = d < kLow ? d < tables.low_axes : component < problem.ndim;
+    if (used) to[component] = place ? slope[d] : static_cast<A>(NAN);
+  }
+}
 
 // The sums of kSums numbers over the lanes that share a point. Of 8 lanes and more, that takes 7
 // exchanges and a few instead of kSums a bit: at each, a lane gives away half of its numbers and

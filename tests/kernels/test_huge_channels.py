@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from crad_kernels._backends.triton.kernels import product_of
+from crad_kernels._backends.triton.kernels.tiles import product_of
 from crad_kernels._backends.triton.launch import run
 
 

@@ -168,6 +168,16 @@ def test_gradients_copy_no_values(
     assert not copied(lambda: torch.autograd.grad(out, asked, grad_output, retain_graph=True))
 
 
+def test_the_gradient_of_values_is_planned_for_itself() -> None:
+    """It fits on the chip; beside the coordinates', which reads values by their strides, too."""
+    values, coords, grad_output = Case((8, 8), 216, (200,), mode="nearest").tensors()
+    leaf = every_other_channel(values.float(), False).requires_grad_()
+    out = sample(leaf, coords.requires_grad_(), mode="nearest", backend="cuda")
+    both = torch.autograd.grad(out, (leaf, coords), grad_output.float(), retain_graph=True)
+    (alone,) = torch.autograd.grad(out, leaf, grad_output.float())
+    assert torch.equal(both[0], alone)
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_a_result_lies_as_values_do(channels: int) -> None:
     for case in (Case((5, 4), channels, (6, 3), batch=2), Case((50, 40), channels, (6, 3))):

@@ -11,10 +11,21 @@ from math import prod
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-from crad_kernels._backends.triton import kernels, plan
+from crad_kernels._backends.triton import plan
+from crad_kernels._backends.triton.kernels.backward import (
+    atomic_grad_values_kernel,
+    grad_coords_kernel,
+)
+from crad_kernels._backends.triton.kernels.backward_in_order import corners_kernel, pieces_kernel
+from crad_kernels._backends.triton.kernels.forward import sample_kernel
+from crad_kernels._backends.triton.kernels.normals import normals_kernel, philox_kernel
+from crad_kernels._backends.triton.kernels.options import TAPS, options_of
+from crad_kernels._backends.triton.kernels.small_grid import (
+    dense_sample_kernel,
+    owned_grad_values_kernel,
+)
 from crad_kernels._backends.triton.plan import (
     GATHERING,
     HOLDING,
@@ -30,8 +41,6 @@ from crad_kernels._schema import (
     check_philox,
     unpack,
 )
-
-_TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 
 
 def run(kernel: Any, programs: int, device: torch.device, warps: int = 4, **arguments: Any) -> None:
@@ -84,7 +93,7 @@ def _call(
     wide = values.dtype == torch.float64
     numbers = (batch, prod(size), values.shape[-1], points)
     return _Call(
-        Problem(*numbers, ndim, _TAPS[mode] ** ndim, 8 if wide else 4),
+        Problem(*numbers, ndim, TAPS[mode] ** ndim, 8 if wide else 4),
         torch.float64 if wide else torch.float32,
         coords.device,
         (
@@ -99,13 +108,7 @@ def _call(
             "points_per_item": points_per_item,
             "entries": prod(size),
             "size": size,
-            "NDIM": ndim,
-            "MODE": mode,
-            "PADDING": padding_mode,
-            "ALIGN_CORNERS": align_corners,
-            "TAPS": _TAPS[mode],
-            "DERIVATIVE": derivative,
-            "ACCUMULATOR": tl.float64 if wide else tl.float32,
+            "OPTIONS": options_of(ndim, mode, padding_mode, align_corners, derivative, wide),
         },
     )
 
@@ -128,11 +131,11 @@ def sample(
 
     def gather(configuration: Configuration) -> None:
         chosen = plan.gathering(problem, configuration)
-        call.run(kernels.sample_kernel, chosen, values=values, output=output)
+        call.run(sample_kernel, chosen, values=values, output=output)
 
     def multiply(configuration: Configuration) -> None:
         chosen = plan.holding(problem, configuration, summed=False)
-        call.run(kernels.dense_sample_kernel, chosen, values=values, output=output)
+        call.run(dense_sample_kernel, chosen, values=values, output=output)
 
     if problem.dense:
         multiply(call.fastest("dense_sample", HOLDING, multiply))
@@ -178,9 +181,7 @@ def _grad_coords(call: _Call, grad_output: Tensor, values: Tensor, coords: Tenso
     chosen = plan.grad_coords(call.problem)
     parts = coords.new_empty(chosen.parts, *coords.shape)
     values = values.contiguous()
-    call.run(
-        kernels.grad_coords_kernel, chosen, grad_output=grad_output, values=values, parts=parts
-    )
+    call.run(grad_coords_kernel, chosen, grad_output=grad_output, values=values, parts=parts)
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
@@ -193,7 +194,7 @@ def _owned_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Tens
 
     def launch(configuration: Configuration) -> None:
         chosen = plan.holding(problem, configuration, summed=True)
-        call.run(kernels.owned_grad_values_kernel, chosen, grad_output=grad_output, parts=parts)
+        call.run(owned_grad_values_kernel, chosen, grad_output=grad_output, parts=parts)
 
     launch(call.fastest("owned_grad_values", HOLDING, launch))
     total = parts if chunks == 1 else parts.sum(1)
@@ -206,7 +207,7 @@ def _atomic_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
 
     def launch(configuration: Configuration) -> None:
         call.run(
-            kernels.atomic_grad_values_kernel,
+            atomic_grad_values_kernel,
             plan.gathering(call.problem, configuration),
             grad_output=grad_output,
             grad_values=grad_values,
@@ -235,7 +236,7 @@ def _sorted_grad_values(call: _Call, grad_output: Tensor, values: Tensor) -> Ten
         rows = values.new_empty(pairs, dtype=key)
         weights = values.new_empty(pairs, dtype=call.accumulator)
         call.run(
-            kernels.corners_kernel,
+            corners_kernel,
             plan.flat(points, 128),
             rows=rows,
             weights=weights,
@@ -264,7 +265,7 @@ def _add_terms(
         part_rows = rows.new_empty(chosen.parts)
         parts = grad_values.new_empty(chosen.parts, call.problem.channels)
         run(
-            kernels.pieces_kernel,
+            pieces_kernel,
             chosen.programs,
             call.device,
             chosen.warps,
@@ -277,8 +278,7 @@ def _add_terms(
             parts=parts,
             first_point=first_point,
             outside=outside,
-            CORNERS=call.problem.corners,
-            ACCUMULATOR=call.arguments["ACCUMULATOR"],
+            OPTIONS=call.arguments["OPTIONS"],
             **chosen.arguments,
         )
         terms, rows, order, weights, first_point = parts, part_rows, None, None, 0
@@ -291,7 +291,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     if len(counter):
         chosen = plan.flat(len(counter), 1024)
         run(
-            kernels.philox_kernel,
+            philox_kernel,
             chosen.programs,
             counter.device,
             counter=counter.contiguous(),
@@ -309,7 +309,7 @@ def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
     if points:
         chosen = plan.flat(points, 1024)
         run(
-            kernels.normals_kernel,
+            normals_kernel,
             chosen.programs,
             seed.device,
             seed=seed,

@@ -1,4 +1,5 @@
-// The gradient of the values in an order that never varies, for a grid that stays in memory.
+// The gradient of the values of a large grid in a fixed order, without atomic additions: what
+// add_in_order() in sample.cu launches for a call that is to be deterministic.
 //
 // All corners of a point lie in a window: as many entries along every axis as there are taps. The
 // points are sorted by window, so that a group of threads sums what those of one window add to each
@@ -9,7 +10,7 @@
 // Only the axes of the low table have windows. Along the others an entry is a key of its own, so
 // that a point has an item in the list for every corner of its high table. Where the taps of a
 // point are no window (cubic, padded tap by tap), or where a launch a colour takes longer than to
-// sort more, windows have one entry, and a point has an item for every corner: see order_of().
+// sort more, windows have one entry, and a point has an item for every corner: see plan_in_order().
 #pragma once
 
 #include "corners.h"
@@ -144,8 +145,8 @@ add_colour(const Problem problem, const Plan plan, const Order order, int64_t co
   }
   __syncthreads();
 
-  const int lane = threadIdx.x % plan.lanes, rows = blockDim.x / plan.lanes;
-  for (int i = threadIdx.x / plan.lanes; i < count; i += rows) {
+  const Group group(plan);
+  for (int i = group.index; i < count; i += group.count) {
     const int64_t key = keys[begin + i];
     if (key < from || key >= to) continue;
     const bool continued = begin + i > 0 && keys[begin + i - 1] == key;
@@ -158,7 +159,7 @@ add_colour(const Problem problem, const Plan plan, const Order order, int64_t co
     const ItemCorners own = corners_of_item(plan.tables, order, item[i].number);
     const int64_t offset = grid * problem.entries + batch.high_corner(own.high, i).entry;
     A* const rest = rests + (begin + i) / order.piece * order.corners * problem.channels;
-    for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V)
+    for (int64_t c = group.lane * V; c < problem.channels; c += plan.lanes * V)
       for (int corner = 0; corner < order.corners; corner += kCorners) {
         const int left = order.corners - corner;
         Pack<A, V> total[kCorners];
@@ -198,18 +199,18 @@ CRAD_KERNEL(kBlocks)
 add_rests(const Problem problem, const Plan plan, const Order order, int64_t colour, int64_t items,
           Keys keys, accumulator<T>* grad_values, const accumulator<T>* rests) {
   using A = accumulator<T>;
-  const int lane = threadIdx.x % plan.lanes, row = threadIdx.x / plan.lanes;
-  const int64_t group = static_cast<int64_t>(blockIdx.x) * (blockDim.x / plan.lanes) + row;
-  const int64_t piece = group / order.corners + 1, begin = piece * order.piece;
+  const Group group(plan);
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * group.count + group.index;
+  const int64_t piece = own / order.corners + 1, begin = piece * order.piece;
   if (begin >= items) return;
   const int64_t key = keys[begin];
   if (key / order.keys != colour || keys[begin - 1] != key) return;
   // Continued from further back: another group's.
   if (piece > 1 && keys[begin - order.piece] == key && keys[begin - order.piece - 1] == key) return;
-  const int corner = static_cast<int>(group % order.corners);
+  const int corner = static_cast<int>(own % order.corners);
   const int64_t entry = entry_of(problem, plan.tables, order, key, corner);
   if (entry < 0) return;
-  for (int64_t c = lane * V; c < problem.channels; c += plan.lanes * V) {
+  for (int64_t c = group.lane * V; c < problem.channels; c += plan.lanes * V) {
     A* const to = grad_values + entry * problem.channels + c;
     Pack<A, V> total = load<V>(to);
     for (int64_t p = piece; p * order.piece < items && keys[p * order.piece] == key; ++p)

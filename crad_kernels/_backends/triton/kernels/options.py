@@ -1,0 +1,54 @@
+"""What the compiler knows of a call, beside how its work is cut."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import triton.language as tl
+
+from crad_kernels._backends.triton import INTERPRETED
+
+# Of a point along an axis.
+TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
+
+
+# Known by identity: Triton looks for the compiled kernel by its constants, at every launch.
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Constants, one argument of a kernel.
+
+    Attributes:
+        ndim: axes of the grid.
+        mode: as `crad_kernels.sample` takes it, and so are the two that follow.
+        padding: see ``mode``.
+        align_corners: see ``mode``.
+        derivative: see `crad_kernels._schema.pack`.
+        taps: of a point along an axis.
+        corners: of a point.
+        accumulator: dtype that sums are taken in.
+    """
+
+    ndim: Any
+    mode: Any
+    padding: Any
+    align_corners: Any
+    derivative: Any
+    taps: Any
+    corners: Any
+    accumulator: Any
+
+    def __str__(self) -> str:
+        """For tables."""
+        return " ".join(str(getattr(each, "value", each)) for each in vars(self).values())
+
+
+@cache
+def options_of(
+    ndim: int, mode: str, padding: str, align_corners: bool, derivative: int, wide: bool
+) -> Options:
+    """Those of a call, always in the same object; `wide` where it sums in float64."""
+    taps = TAPS[mode]
+    accumulator = tl.float64 if wide else tl.float32
+    values = (ndim, mode, padding, align_corners, derivative, taps, taps**ndim, accumulator)
+    # The compiler has to be told that these are constants, the interpreter must not be.
+    return Options(*(values if INTERPRETED else map(tl.constexpr, values)))
