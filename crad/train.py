@@ -283,7 +283,11 @@ def train_model(
                 baselines=baselines,
                 best_on_test=checkpoint.best_on_test,
             )
-            report(results, evaluation, maps, decision_protocol, run, show=show)
+            report(
+                *(results, evaluation, maps, decision_protocol, run),
+                checkpoint=checkpoint,
+                show=show,
+            )
             return results
 
         return processes.on_main(measure)

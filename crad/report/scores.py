@@ -55,11 +55,11 @@ class Csv:
     between = end = b""
 
     def __init__(self) -> None:
-        self.begin = self._line(COLUMNS)
+        self.begin = self.line(COLUMNS)
 
     def encode(self, row: Row) -> bytes:
         """A line."""
-        return self._line([row[name] for name in COLUMNS])
+        return self.line([row[name] for name in COLUMNS])
 
     def is_own(self, path: Path) -> bool:
         """Whether the first line names the columns."""
@@ -67,7 +67,8 @@ class Csv:
             return file.read(len(self.begin)) == self.begin
 
     @staticmethod
-    def _line(cells: Sequence[Any]) -> bytes:
+    def line(cells: Sequence[Any]) -> bytes:
+        """The cells of a line, as bytes."""
         text = io.StringIO(newline="")
         csv.writer(text).writerow(cells)
         return text.getvalue().encode("utf-8", errors="backslashreplace")
