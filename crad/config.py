@@ -206,6 +206,8 @@ class DecisionConfig:
     all images, as published, and sets no thresholds. Default for the generated sets: a third."""
     false_alarm_rate: float = 0.01
     """Share of normal images that may be taken for defective."""
+    pixel_false_alarm_rate: float = 0.1
+    """Share of normal images in which any pixel may be marked as anomalous."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
     """How test images are scored; results.json reports the first, with the others beside it."""
     track_best: bool = False
@@ -308,6 +310,10 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "--discrete.shrinkage": ("0 to less than 1", lambda value: 0 <= value < 1),
         "--calibration-share": ("0 to less than 1", lambda value: 0 <= value < 1),
         "--false-alarm-rate": ("more than 0 and less than 1", lambda value: 0 < value < 1),
+        "--pixel-false-alarm-rate": (
+            "more than 0 and less than 1",
+            lambda value: 0 < value < 1,
+        ),
         "--feature-memory": _at_least(0),
     }
 )
@@ -374,6 +380,10 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             lambda config: _groups_images(config) and config.model.depth > 0,
         ),
         "--false-alarm-rate": (
+            "--calibration-share above 0",
+            lambda config: config.decisions.calibration_share > 0,
+        ),
+        "--pixel-false-alarm-rate": (
             "--calibration-share above 0",
             lambda config: config.decisions.calibration_share > 0,
         ),

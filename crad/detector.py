@@ -38,6 +38,7 @@ class Detector:
         protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
+        pixel_thresholds: the same for the pixels of maps; None marks no regions.
         classes: all classes; by default, those with a threshold.
         decoding: how images are read.
 
@@ -56,6 +57,7 @@ class Detector:
         protocol: Protocol,
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
+        pixel_thresholds: Thresholds | None = None,
         classes: Collection[str] = (),
         decoding: Decoding = DEFAULT_DECODING,
     ) -> None:
@@ -70,6 +72,7 @@ class Detector:
         self.protocol = protocol
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
+        self.pixel_thresholds = pixel_thresholds or Thresholds()
         self.classes = tuple(classes or self.thresholds)
         self.decoding = decoding
 
@@ -177,6 +180,7 @@ class Detector:
                     score=score,
                     scored_map=scored_map,
                     threshold=self.thresholds.score_of(name),
+                    pixel_threshold=self.pixel_thresholds.score_of(name),
                 )
 
     def map_images(
@@ -372,6 +376,7 @@ def from_checkpoint(
         protocol=PROTOCOLS[checkpoint.config.decisions.decision_protocol],
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
+        pixel_thresholds=checkpoint.pixel_thresholds,
         classes=checkpoint.n_train,
         decoding=decoding,
     )

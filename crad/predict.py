@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
@@ -46,7 +47,7 @@ class PredictOptions:
     """The class of all images. Default: from the path of each image, the innermost folder named
     like a class; without one, the highest threshold of all classes decides."""
     output: Path | None = None
-    """Folder to write a heat map of each image, scores.csv and scores.json into."""
+    """Folder to write a heat map and a mask of each image, scores.csv and scores.json into."""
     csv: Path | None = None
     """Write the scores to this CSV file."""
     json: Path | None = None
@@ -127,6 +128,11 @@ def _predict(
                         image = open_image(path, detector.decoding)
                         picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
                         write_png(pictures[path], picture, durable=False)
+                    if prediction.anomaly_mask is None:  # of an earlier checkpoint
+                        _mask_file(pictures[path]).unlink(missing_ok=True)
+                    else:
+                        marked = Image.fromarray(prediction.anomaly_mask)
+                        write_png(_mask_file(pictures[path]), marked, durable=False)
     except BaseException:
         if done:
             print(f"stopped after {len(done)} of {len(found)} images")
@@ -145,6 +151,11 @@ def _how_decided(
         yield (
             "no decisions: the checkpoint has no thresholds; train with --calibration-share above "
             "0 and two or more normal images of a class"
+        )
+    elif not detector.pixel_thresholds:
+        yield (
+            "no regions: the checkpoint has no pixel thresholds, as an older crad wrote it; train "
+            "again for masks and regions"
         )
     if class_name is not None or len(detector.classes) < 2:
         return
@@ -236,6 +247,12 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     return files
 
 
+def _mask_file(picture: Path) -> Path:
+    """The file of the mask that belongs to that of a heat map."""
+    before, ending, after = picture.name.rpartition("_heatmap")
+    return picture.with_name(f"{before}{ending.replace('heatmap', 'mask')}{after}")
+
+
 def _tables(options: PredictOptions) -> list[ScoreFile]:
     """The tables of scores to write."""
     tables = []
@@ -271,10 +288,11 @@ def _check_outputs(
         Output("--output", path, lambda file: is_older or is_own_png(file))
         for path in pictures.values()
     ]
+    outputs += [Output("--output", _mask_file(path), is_own_png) for path in pictures.values()]
     check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
     for table in tables:
         table.check()
-    remove_leftovers(pictures.values())
+    remove_leftovers([*pictures.values(), *map(_mask_file, pictures.values())])
 
 
 main = make_command(

@@ -26,7 +26,7 @@ from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import check_share, decision_scores, take_thresholds
+from crad.scoring.calibration import check_share, scores_and_peaks, take_thresholds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
@@ -476,12 +476,13 @@ def _take_checkpoint(
     maps = protocol.score_each(
         map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
     )
-    scores = decision_scores(
+    scored = scores_and_peaks(
         map_features(model, inputs.held_back, device),
         inputs.held_back.samples,
         inputs.frame,
         protocol,
     )
+    scores, peaks = ([each[which] for each in scored] for which in (0, 1))
     spent = time.perf_counter() - started
     return Checkpoint(
         config=config,
@@ -500,6 +501,9 @@ def _take_checkpoint(
         best_on_test=former.best_on_test if former else None,
         thresholds=take_thresholds(
             inputs.held_back.samples, scores, config.decisions.false_alarm_rate
+        ),
+        pixel_thresholds=take_thresholds(
+            inputs.held_back.samples, peaks, config.decisions.pixel_false_alarm_rate
         ),
     )
 

@@ -10,17 +10,19 @@ from torch import Tensor
 from crad.data.images import open_image
 from crad.files import remove_leftovers, write_atomically
 from crad.png import write_jpeg, write_png
-from crad.report.heat_maps import colour, heat_map, levels_of
+from crad.report.heat_maps import colour, heat_map, levels_of, outline
 from crad.report.page import Pictures, make_page
 from crad.report.results import Results
-from crad.report.scores import Csv
+from crad.report.scores import Csv, boxes_of
 from crad.report.verdicts import Verdict, choose_sections, with_margins
+from crad.scoring.calibration import Thresholds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
 from crad.training.run_folder import SCORES_HEAD, RunFolder
 
-COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "threshold", "decision")
+COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "threshold", "decision", "regions")
+_OUTLINE = (0, 255, 255)  # which no heat map has
 _SIDE = 448  # of the box that a picture is fitted into, in pixels; smaller ones stay
 
 
@@ -31,7 +33,9 @@ def write_evidence(
     evaluation: Evaluation,
     anomaly_maps: Tensor,
     protocol: Protocol,
+    *,
     scales: Mapping[str, tuple[float, float]],
+    pixel_thresholds: Thresholds,
 ) -> None:
     """Write the table of the test images, the page, and its pictures beside it.
 
@@ -43,6 +47,7 @@ def write_evidence(
         anomaly_maps: as for `Evaluation.measure`.
         protocol: that decides.
         scales: the colour scales of heat maps by class.
+        pixel_thresholds: of the model; the regions above them are outlined.
 
     Raises:
         ImageError: an image for a picture cannot be read any more.
@@ -57,8 +62,9 @@ def write_evidence(
     for number, prediction in zip(
         chosen, evaluation.score(chosen, anomaly_maps, protocol), strict=True
     ):
-        scale = scales[str(prediction.class_name)]
-        written = _draw(prediction, files[number], evaluation, scale)
+        name = str(prediction.class_name)
+        threshold = pixel_thresholds.score_of(name)
+        written = _draw(prediction, files[number], evaluation, scales[name], threshold)
         pictures[number] = {
             title: f"{run.pictures.name}/{files[number][title].name}" if written[title] else None
             for title in files[number]
@@ -79,6 +85,7 @@ def _row(verdict: Verdict) -> list[object]:
         verdict.score,
         verdict.threshold,
         {True: "defect", False: "good", None: None}[verdict.is_defective],
+        None if verdict.boxes is None else boxes_of(verdict.boxes),
     ]
 
 
@@ -97,6 +104,7 @@ def _draw(
     files: Mapping[str, Path],
     evaluation: Evaluation,
     colour_scale: tuple[float, float],
+    pixel_threshold: float | None,
 ) -> dict[str, bool]:
     """Write the pictures of an image; say which there are."""
     assert prediction.path is not None  # test images are files
@@ -105,7 +113,10 @@ def _draw(
     levels = levels_of(prediction.scored_map, *colour_scale)
     write_jpeg(files["image"], image)
     write_jpeg(files["anomaly map"], colour(levels.resize(image.size, Image.Resampling.BICUBIC)))
-    write_jpeg(files["overlay"], heat_map(image, prediction.scored_map, *colour_scale))
+    overlay = heat_map(image, prediction.scored_map, *colour_scale)
+    if pixel_threshold is not None:
+        overlay.paste(_OUTLINE, mask=outline(prediction.scored_map, pixel_threshold, image.size))
+    write_jpeg(files["overlay"], overlay)
     if prediction.truth is not None:
         mask = Image.fromarray(prediction.truth.astype(np.uint8) * np.uint8(255))
         write_png(files["truth"], mask.resize(image.size), durable=False)

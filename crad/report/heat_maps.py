@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 # Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
@@ -50,6 +50,15 @@ def heat_map(
     """
     levels = levels_of(anomaly_map, low, high).resize(image.size, Image.Resampling.BICUBIC)
     return Image.composite(colour(levels), image, levels.point(_OPACITY))
+
+
+def outline(
+    anomaly_map: npt.NDArray[np.float32], threshold: float, size: tuple[int, int]
+) -> Image.Image:
+    """Draw the pixels around the regions of a map above a threshold: mode L, of a size."""
+    whole = Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR)
+    mask = Image.fromarray((np.asarray(whole) > threshold).astype(np.uint8) * np.uint8(255))
+    return ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(3)), mask)
 
 
 def levels_of(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:

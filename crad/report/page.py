@@ -19,6 +19,7 @@ from crad.report.verdicts import Section, Verdict
 from crad.scoring.metrics import COLUMNS as METRICS
 from crad.scoring.metrics import measure_ranking
 from crad.training.run_folder import PAGE_HEAD
+from crad.words import count
 
 Pictures = Mapping[str, str | None]
 """The pictures of an image, by what they show: a path from the page, or None if not known."""
@@ -31,6 +32,7 @@ _TABLE = {
     "score": ("score", False),
     "threshold": ("threshold", False),
     "margin": ("margin", False),
+    "regions": ("regions", False),
     "decision": ("decision", True),
 }
 """The columns of the table of all images: title, and whether they hold words."""
@@ -309,6 +311,8 @@ def _case(verdict: Verdict, pictures: Pictures, names: Mapping[int, str]) -> str
     score = f"score {verdict.score:.4g}"
     if verdict.threshold is not None:
         score += f", threshold {verdict.threshold:.4g}"
+    if verdict.boxes is not None:
+        score += f", {count(len(verdict.boxes), 'region')} marked"
     outcome = f'<span class="{kind}">{verdict.outcome}</span>' if verdict.outcome else ""
     return (
         f'<article class="case {kind}-case" id="image-{verdict.number}" '
@@ -365,6 +369,7 @@ def _data(
                 "score": each.score,
                 "threshold": each.threshold,
                 "margin": round(each.margin, 2),
+                "regions": None if each.boxes is None else len(each.boxes),
                 "decision": {True: "defect", False: "good", None: "-"}[each.is_defective],
                 "result": each.outcome or "",
             }

@@ -1,6 +1,7 @@
 """What every measurement ends with: tables on the screen, results, a page and sheets on disk."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,11 +60,15 @@ def report(
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
             numbered = zip(evaluation.numbers(name), predictions, strict=True)
             normal: list[npt.NDArray[np.float32]] = []
-            passed = _passing(numbered, checkpoint.thresholds.score_of(name), verdicts, normal)
+            passed = _passing(numbered, checkpoint, name, verdicts, normal)
             write_sheet(sheets[name], name, passed, note=note, decoding=evaluation.decoding)
             scales[name] = colour_scale(normal) if normal else checkpoint.colour_scale
         if verdicts:
-            write_evidence(run, results, verdicts, evaluation, anomaly_maps, protocol, scales)
+            write_evidence(
+                *(run, results, verdicts, evaluation, anomaly_maps, protocol),
+                scales=scales,
+                pixel_thresholds=checkpoint.pixel_thresholds,
+            )
         write_results(run.results, results)  # last, as a run that has them is finished
     if show:
         print(summary(results))
@@ -76,12 +81,16 @@ def report(
 
 def _passing(
     numbered: Iterable[tuple[int, Prediction]],
-    threshold: float | None,
+    checkpoint: Checkpoint,
+    class_name: str,
     verdicts: list[Verdict],
     normal: list[npt.NDArray[np.float32]],
 ) -> Iterator[Prediction]:
     """Pass predictions on, and keep what is said of each, and some pixels of normal images."""
-    for number, prediction in numbered:
+    threshold = checkpoint.thresholds.score_of(class_name)
+    pixel_threshold = checkpoint.pixel_thresholds.score_of(class_name)
+    for number, scored in numbered:
+        prediction = replace(scored, pixel_threshold=pixel_threshold)
         verdicts.append(verdict_of(number, prediction, threshold))
         if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
             normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())

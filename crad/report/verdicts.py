@@ -21,6 +21,7 @@ class Verdict:
         sample: the image.
         score: its anomaly score, by the protocol that decides.
         threshold: the score above which it is a defect; None if the model has none.
+        boxes: of the regions that are marked, as of `Region`; None without a pixel threshold.
         margin: how far the score is above the threshold, in standard deviations of the scores of
             the normal test images of its class; without a threshold, above their mean.
     """
@@ -29,6 +30,7 @@ class Verdict:
     sample: Sample
     score: float
     threshold: float | None
+    boxes: tuple[tuple[int, int, int, int], ...] | None = None
     margin: float = field(default=0.0, compare=False)
 
     @property
@@ -47,7 +49,9 @@ class Verdict:
 def verdict_of(number: int, prediction: Prediction, threshold: float | None) -> Verdict:
     """The verdict on a test image; arguments as its attributes."""
     known = {name: getattr(prediction, name) for name in Sample.__dataclass_fields__}
-    return Verdict(number, Sample(**known), prediction.score, threshold)
+    regions = prediction.regions
+    boxes = None if regions is None else tuple(region.box for region in regions)
+    return Verdict(number, Sample(**known), prediction.score, threshold, boxes)
 
 
 def with_margins(verdicts: Iterable[Verdict]) -> list[Verdict]:

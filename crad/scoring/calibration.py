@@ -71,7 +71,14 @@ def class_of(path: Path, classes: Collection[str]) -> str | None:
 def decision_scores(
     anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
 ) -> list[float]:
-    """Score images by the protocol that decides.
+    """Score images by the protocol that decides; arguments as for `scores_and_peaks`."""
+    return [score for score, _ in scores_and_peaks(anomaly_maps, samples, frame, protocol)]
+
+
+def scores_and_peaks(
+    anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+) -> list[tuple[float, float]]:
+    """Score images by the protocol that decides, and take the highest values of their maps.
 
     Args:
         anomaly_maps: ``(N, H, W)``, of a model.
@@ -79,13 +86,13 @@ def decision_scores(
         frame: what they were brought to.
         protocol: that of the thresholds.
     """
-    scores: list[float] = []
+    found: list[tuple[float, float]] = []
     for start in range(0, len(anomaly_maps), BATCH_SIZE):
         chosen = slice(start, start + BATCH_SIZE)
         sizes = [sample.size for sample in samples[chosen]]
         scored = protocol.score_each(anomaly_maps[chosen], frame, sizes)
-        scores += [score for _, score in scored]
-    return scores
+        found += [(score, float(scored_map.max())) for scored_map, score in scored]
+    return found
 
 
 def take_thresholds(

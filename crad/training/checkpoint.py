@@ -65,6 +65,7 @@ _TYPES: Mapping[str, Any] = MappingProxyType(
         "draws": Draws,
         "best_on_test": dict[str, Any] | None,
         "thresholds": dict[str, dict[str, float]],
+        "pixel_thresholds": dict[str, dict[str, float]],
         "part_of": str | None,
     }
 )
@@ -93,6 +94,7 @@ class Checkpoint:
         draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back.
+        pixel_thresholds: the same for the pixels of maps; empty if an older version wrote it.
         part_of: the id of the separate training that the run is a part of; empty if of none, None
             if an older version wrote it.
         file: that it was read from, if it was.
@@ -113,6 +115,7 @@ class Checkpoint:
     draws: Draws = "class"
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    pixel_thresholds: Thresholds = field(default_factory=Thresholds)
     part_of: str | None = ""
     file: Path | None = field(default=None, compare=False)
 
@@ -159,6 +162,9 @@ class Checkpoint:
             "best_on_test": self.best_on_test,
             "thresholds": {
                 name: dataclasses.asdict(each) for name, each in self.thresholds.items()
+            },
+            "pixel_thresholds": {
+                name: dataclasses.asdict(each) for name, each in self.pixel_thresholds.items()
             },
             "part_of": self.part_of,
         }
@@ -219,7 +225,12 @@ def read_checkpoint(
                 part, _, name = key.partition(".")
                 if part in parts:
                     states[part][name.replace(_STORED_ENTRIES, _ENTRIES)] = opened.get_tensor(key)
-        run = {"draws": "run", "part_of": None, **json.loads(metadata["run"])}
+        run = {
+            "pixel_thresholds": {},
+            "draws": "run",
+            "part_of": None,
+            **json.loads(metadata["run"]),
+        }
         stored = _from_version_1(run) if version == 1 else run["settings"]
         config = _from_stored(stored, version, file)
         for name, kind in _TYPES.items():
@@ -239,6 +250,9 @@ def read_checkpoint(
             best_on_test=run["best_on_test"],
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}
+            ),
+            pixel_thresholds=Thresholds(
+                {name: Threshold(**each) for name, each in run["pixel_thresholds"].items()}
             ),
             part_of=run["part_of"],
             file=file,

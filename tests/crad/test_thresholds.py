@@ -334,4 +334,4 @@ def test_nothing_held_back_decides_nothing_and_says_so(
     assert "--calibration-share" in table[2]
     (entry,) = json.loads((tmp_path / "s.json").read_text())
     assert (entry["decision"], entry["threshold"]) == (None, None)
-    assert (tmp_path / "s.csv").read_text().splitlines()[1].endswith(",,gauge")
+    assert (tmp_path / "s.csv").read_text().splitlines()[1].endswith(",,gauge,")
