@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from numbers import Integral
 from typing import Literal
 
@@ -119,6 +120,29 @@ class Detector:
             )
         )
 
+    def predict_one(
+        self,
+        image: Source,
+        *,
+        class_name: str | None = None,
+        channel_order: ChannelOrder = "rgb",
+    ) -> Prediction:
+        """Score one image, as of a camera, in the time that one image takes.
+
+        Arguments and errors are those of `predict`.
+
+        Raises:
+            UsageError: as for `predict`, or it is not one image but several, or none.
+        """
+        found = self.iterate(
+            image, batch_size=1, class_name=class_name, channel_order=channel_order
+        )
+        first_two = [*islice(found, 2)]
+        if len(first_two) != 1:
+            got = "several; use predict()" if first_two else "none"
+            raise UsageError(f"predict_one(): expected one image, but got {got}")
+        return first_two[0]
+
     def iterate(
         self,
         images: Source | Iterable[Source],
@@ -132,7 +156,8 @@ class Detector:
 
         Args:
             images: as for `predict`.
-            batch_size: images computed at once.
+            batch_size: images computed at once. The first batch has one image, and the next ones
+                twice as many as the one before, so that the first result comes at once.
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
             class_name: as for `predict`.
@@ -165,7 +190,7 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order):
+        for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order, growing=True):
             sizes = [sample.size for sample in batch.samples]
             scores = self.protocol.score_each(anomaly_maps, self.frame, sizes)
             for sample, (scored_map, score) in zip(batch.samples, scores, strict=True):
@@ -208,12 +233,15 @@ class Detector:
         batch_size: int,
         skip: OnBad | None,
         channel_order: ChannelOrder,
+        *,
+        growing: bool = False,
     ) -> Iterator[tuple[Batch, Tensor]]:
         sources = split_images(images)
         batches = load_batches(
             sources,
             size=self.frame,
             batch_size=batch_size,
+            growing=growing,
             skip=skip,
             decoding=self.decoding,
             channel_order=channel_order,
