@@ -138,14 +138,15 @@ def call_ahead(
 ) -> Iterator[Future[R]]:
     """Call a function in threads, for some arguments ahead of what is used of its results.
 
-    The first result needs the first argument only; then one more is looked ahead with each result.
+    The first call is made at once, here, as a thread would add a fifth to the time of one image.
+    Its result needs the first argument only; then one more is looked ahead with each result.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[Future[R]] = deque()
     used = 0
     try:
-        for argument in arguments:
-            waiting.append(pool.submit(function, argument))
+        for number, argument in enumerate(arguments):
+            waiting.append(pool.submit(function, argument) if number else _call(function, argument))
             if len(waiting) > min(used, ahead):
                 yield waiting.popleft()
                 used += 1
@@ -153,6 +154,16 @@ def call_ahead(
             yield waiting.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _call(function: Callable[[T], R], argument: T) -> Future[R]:
+    """The future of a call that is over."""
+    over: Future[R] = Future()
+    try:
+        over.set_result(function(argument))
+    except Exception as error:
+        over.set_exception(error)
+    return over
 
 
 def _decode(
