@@ -60,6 +60,21 @@ MaxMegapixels: TypeAlias = Annotated[
 ]
 """The option of all commands that read images."""
 
+RoiOption: TypeAlias = Annotated[
+    Path | None,
+    arg(
+        help="A mask for all classes, or a folder with CLASS.png for some: only where it is white "
+        "does an image count, for scores, thresholds and regions."
+    ),
+]
+"""The option of the region of interest."""
+
+IgnoreOption: TypeAlias = Annotated[
+    Path | None,
+    arg(name="ignore", help="The same as --roi, but where the mask is white, nothing counts."),
+]
+"""The option of what does not count."""
+
 
 def _parse_size(words: list[str]) -> Size:
     try:
@@ -98,6 +113,8 @@ class DataConfig:
     """Gigabytes of memory for the features of all images; the rest goes to a temporary file.
     Default: half of what is available."""
     feature_cache: FeatureCacheOption = None
+    roi: RoiOption = None
+    ignored: IgnoreOption = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,8 @@ class ModelConfig:
     another aspect ratio are padded; the padding counts for no score, heat map or metric."""
     fitted: Annotated[tuple[int, int, int] | None, Fixed, Suppress] = None
     """Height, width and stride of the frame that --fit has come to."""
+    masked: Annotated[bool, Fixed, Suppress] = False
+    """Whether masks in the checkpoint say what part of the images counts."""
     bit_depth: int | None = None
     """Bits that the values of 16-bit images have, 8 to 16. Default: as many as the largest value
     of all images needs, of 8, 10, 12, 14 or 16."""
@@ -455,6 +474,8 @@ _FREE = (
     "--max-megapixels",
     "--feature-memory",
     "--feature-cache",
+    "--roi",
+    "--ignore",
 )
 
 

@@ -21,6 +21,7 @@ from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
 from crad.scoring.calibration import Thresholds, class_of
+from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import PROTOCOLS, Protocol
 from crad.training.checkpoint import Checkpoint, read_checkpoint
@@ -40,6 +41,7 @@ class Detector:
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
         pixel_thresholds: the same for the pixels of maps; None marks no regions.
+        interest: what part of the images of each class counts; None is all.
         classes: all classes; by default, those with a threshold.
         decoding: how images are read.
 
@@ -59,6 +61,7 @@ class Detector:
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
         pixel_thresholds: Thresholds | None = None,
+        interest: Interest | None = None,
         classes: Collection[str] = (),
         decoding: Decoding = DEFAULT_DECODING,
     ) -> None:
@@ -74,6 +77,7 @@ class Detector:
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
         self.pixel_thresholds = pixel_thresholds or Thresholds()
+        self.interest = interest or Interest()
         self.classes = tuple(classes or self.thresholds)
         self.decoding = decoding
 
@@ -192,11 +196,15 @@ class Detector:
     ) -> Iterator[Prediction]:
         for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order, growing=True):
             sizes = [sample.size for sample in batch.samples]
+            names = [
+                class_of(sample.path, self.classes)
+                if class_name is None and sample.path
+                else class_name
+                for sample in batch.samples
+            ]
+            anomaly_maps = self.interest.apply(anomaly_maps, batch.samples, names)
             scores = self.protocol.score_each(anomaly_maps, self.frame, sizes)
-            for sample, (scored_map, score) in zip(batch.samples, scores, strict=True):
-                name = class_name
-                if name is None and sample.path:
-                    name = class_of(sample.path, self.classes)
+            for sample, name, (scored_map, score) in zip(batch.samples, names, scores, strict=True):
                 yield Prediction(
                     path=sample.path,
                     class_name=name,
@@ -206,6 +214,7 @@ class Detector:
                     scored_map=scored_map,
                     threshold=self.thresholds.score_of(name),
                     pixel_threshold=self.pixel_thresholds.score_of(name),
+                    interest=self.interest.of(name),
                 )
 
     def map_images(
@@ -394,6 +403,8 @@ def from_checkpoint(
     decoding = Decoding(trained.bit_depth if bit_depth is None else bit_depth, max_megapixels)
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
+    with checkpoint.fitting():
+        interest = Interest.from_state(checkpoint.interest, [*checkpoint.n_train], settings.frame)
     work = BATCH_SIZE * multiply_adds(settings, checkpoint.feature_size)
     return Detector(
         backbone.to(device),
@@ -405,6 +416,7 @@ def from_checkpoint(
         precision=select_precision(precision, device, work),
         thresholds=checkpoint.thresholds,
         pixel_thresholds=checkpoint.pixel_thresholds,
+        interest=interest,
         classes=checkpoint.n_train,
         decoding=decoding,
     )

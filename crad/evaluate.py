@@ -125,6 +125,8 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
         print(cache.report(), flush=True)
     else:
         samples, maps = _map_images(detector, dataset.test, options.compute.batch_size, bad)
+    names = [sample.class_name for sample in samples]
+    maps = detector.interest.apply(maps, samples, names)
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")

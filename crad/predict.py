@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, MaxMegapixels, SkipBad
+from crad.config import BitDepth, IgnoreOption, MaxMegapixels, RoiOption, SkipBad
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
@@ -30,6 +30,7 @@ from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
 from crad.report.scores import DECISIONS, Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
+from crad.scoring.interest import read_interest
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
 from crad.words import count
@@ -52,6 +53,8 @@ class PredictOptions:
     """Write the scores to this CSV file."""
     json: Path | None = None
     """Write the scores to this JSON file."""
+    roi: RoiOption = None
+    ignored: IgnoreOption = None
     skip_bad: SkipBad = False
     max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
     bit_depth: BitDepth = None
@@ -87,6 +90,16 @@ def predict(options: PredictOptions) -> list[Prediction]:
             bit_depth=options.bit_depth,
             max_megapixels=options.max_megapixels,
         )
+        if options.roi or options.ignored:  # instead of those of training
+            detector.interest = read_interest(
+                options.roi,
+                options.ignored,
+                detector.classes,
+                detector.frame,
+                detector.decoding,
+            )
+        if counts := detector.interest.note():
+            print(counts)
         if options.compute.compile:
             compile_network(detector.model.fusion, detector.device)
         with ExitStack() as stack:

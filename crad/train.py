@@ -485,7 +485,7 @@ def _take_checkpoint(
     scores, peaks = ([each[which] for each in scored] for which in (0, 1))
     spent = time.perf_counter() - started
     return Checkpoint(
-        config=config,
+        config=replace(config, model=replace(config.model, masked=bool(inputs.interest.masks))),
         epoch=training.epoch,
         feature_size=inputs.feature_size,
         colour_scale=colour_scale(scored_map for scored_map, _ in maps),
@@ -494,6 +494,7 @@ def _take_checkpoint(
         precision=training.precision,
         model=model.state_dict(),
         backbone=inputs.backbone.state_dict(),
+        interest=inputs.interest.state([*inputs.n_train]),
         optimizer=training.optimizer_state(),
         random=training.random_state(),
         images={"digests": inputs.digests},

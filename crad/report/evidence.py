@@ -1,6 +1,6 @@
 """What a decision can be judged by: a table of all test images, and a page with pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from crad.report.page import Pictures, make_page
 from crad.report.results import Results
 from crad.report.scores import Csv, boxes_of
 from crad.report.verdicts import Verdict, choose_sections, with_margins
-from crad.scoring.calibration import Thresholds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
 from crad.training.run_folder import SCORES_HEAD, RunFolder
+
+Mark = Callable[[Prediction], Prediction]
 
 COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "threshold", "decision", "regions")
 _OUTLINE = (0, 255, 255)  # which no heat map has
@@ -35,7 +36,7 @@ def write_evidence(
     protocol: Protocol,
     *,
     scales: Mapping[str, tuple[float, float]],
-    pixel_thresholds: Thresholds,
+    mark: Mark,
 ) -> None:
     """Write the table of the test images, the page, and its pictures beside it.
 
@@ -47,7 +48,7 @@ def write_evidence(
         anomaly_maps: as for `Evaluation.measure`.
         protocol: that decides.
         scales: the colour scales of heat maps by class.
-        pixel_thresholds: of the model; the regions above them are outlined.
+        mark: gives a prediction what its regions need, which are outlined.
 
     Raises:
         ImageError: an image for a picture cannot be read any more.
@@ -63,8 +64,7 @@ def write_evidence(
         chosen, evaluation.score(chosen, anomaly_maps, protocol), strict=True
     ):
         name = str(prediction.class_name)
-        threshold = pixel_thresholds.score_of(name)
-        written = _draw(prediction, files[number], evaluation, scales[name], threshold)
+        written = _draw(mark(prediction), files[number], evaluation, scales[name])
         pictures[number] = {
             title: f"{run.pictures.name}/{files[number][title].name}" if written[title] else None
             for title in files[number]
@@ -104,7 +104,6 @@ def _draw(
     files: Mapping[str, Path],
     evaluation: Evaluation,
     colour_scale: tuple[float, float],
-    pixel_threshold: float | None,
 ) -> dict[str, bool]:
     """Write the pictures of an image; say which there are."""
     assert prediction.path is not None  # test images are files
@@ -114,8 +113,8 @@ def _draw(
     write_jpeg(files["image"], image)
     write_jpeg(files["anomaly map"], colour(levels.resize(image.size, Image.Resampling.BICUBIC)))
     overlay = heat_map(image, prediction.scored_map, *colour_scale)
-    if pixel_threshold is not None:
-        overlay.paste(_OUTLINE, mask=outline(prediction.scored_map, pixel_threshold, image.size))
+    if prediction.anomaly_mask is not None:
+        overlay.paste(_OUTLINE, mask=outline(prediction.anomaly_mask, image.size))
     write_jpeg(files["overlay"], overlay)
     if prediction.truth is not None:
         mask = Image.fromarray(prediction.truth.astype(np.uint8) * np.uint8(255))

@@ -52,13 +52,11 @@ def heat_map(
     return Image.composite(colour(levels), image, levels.point(_OPACITY))
 
 
-def outline(
-    anomaly_map: npt.NDArray[np.float32], threshold: float, size: tuple[int, int]
-) -> Image.Image:
-    """Draw the pixels around the regions of a map above a threshold: mode L, of a size."""
-    whole = Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR)
-    mask = Image.fromarray((np.asarray(whole) > threshold).astype(np.uint8) * np.uint8(255))
-    return ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(3)), mask)
+def outline(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """Draw the pixels around the regions of a mask, resized to a width and height: mode L."""
+    white = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size)
+    clear = white.point([255 * (level > 127) for level in range(256)])
+    return ImageChops.subtract(clear.filter(ImageFilter.MaxFilter(3)), clear)
 
 
 def levels_of(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from crad.data.samples import Sample
 from crad.files import remove_leftovers
-from crad.report.evidence import write_evidence
+from crad.report.evidence import Mark, write_evidence
 from crad.report.heat_maps import colour_scale
 from crad.report.results import Results, write_results
 from crad.report.sheets import write_sheet
 from crad.report.summary import summary
 from crad.report.verdicts import Verdict, verdict_of
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
 from crad.training.checkpoint import Checkpoint
@@ -55,19 +56,20 @@ def report(
         run.keep_sheets(sheets.values())
         remove_leftovers(sheets.values())
         run.clear_evidence()
+        mark = _marking(checkpoint)
         verdicts: list[Verdict] = []
         scales = {}
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
             numbered = zip(evaluation.numbers(name), predictions, strict=True)
             normal: list[npt.NDArray[np.float32]] = []
-            passed = _passing(numbered, checkpoint, name, verdicts, normal)
+            passed = _passing(numbered, checkpoint, name, mark, verdicts, normal)
             write_sheet(sheets[name], name, passed, note=note, decoding=evaluation.decoding)
             scales[name] = colour_scale(normal) if normal else checkpoint.colour_scale
         if verdicts:
             write_evidence(
                 *(run, results, verdicts, evaluation, anomaly_maps, protocol),
                 scales=scales,
-                pixel_thresholds=checkpoint.pixel_thresholds,
+                mark=mark,
             )
         write_results(run.results, results)  # last, as a run that has them is finished
     if show:
@@ -79,18 +81,29 @@ def report(
         print(f"written to {run.path}{page}")
 
 
+def _marking(checkpoint: Checkpoint) -> Mark:
+    """What gives a prediction its pixel threshold, and the part of its image that counts."""
+    frame = checkpoint.config.model.frame
+    interest = Interest.from_state(checkpoint.interest, [*checkpoint.n_train], frame)
+    return lambda prediction: replace(
+        prediction,
+        pixel_threshold=checkpoint.pixel_thresholds.score_of(prediction.class_name),
+        interest=interest.of(prediction.class_name),
+    )
+
+
 def _passing(
     numbered: Iterable[tuple[int, Prediction]],
     checkpoint: Checkpoint,
     class_name: str,
+    mark: Mark,
     verdicts: list[Verdict],
     normal: list[npt.NDArray[np.float32]],
 ) -> Iterator[Prediction]:
     """Pass predictions on, and keep what is said of each, and some pixels of normal images."""
     threshold = checkpoint.thresholds.score_of(class_name)
-    pixel_threshold = checkpoint.pixel_thresholds.score_of(class_name)
     for number, scored in numbered:
-        prediction = replace(scored, pixel_threshold=pixel_threshold)
+        prediction = mark(scored)
         verdicts.append(verdict_of(number, prediction, threshold))
         if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
             normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())

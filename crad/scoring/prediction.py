@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from crad.data.masks import resize_mask
 from crad.data.samples import Sample
 from crad.scoring.regions import Region, find_regions
 
@@ -28,6 +29,7 @@ class Prediction(Sample):
             one without a threshold, the highest of all classes. None if the model has none.
         pixel_threshold: the value of the map above which a pixel is anomalous, as for
             ``threshold``; None if the model has none.
+        interest: bool (H, W), the part of the image that counts, whatever its size; None is all.
         truth: bool (H, W), True on a defect, of a test image; None where that is not known.
     """
 
@@ -35,6 +37,7 @@ class Prediction(Sample):
     scored_map: npt.NDArray[np.float32]
     threshold: float | None = None
     pixel_threshold: float | None = None
+    interest: npt.NDArray[np.bool_] | None = None
     truth: npt.NDArray[np.bool_] | None = None
 
     @property
@@ -62,7 +65,8 @@ class Prediction(Sample):
         assert self.size is not None  # it has been decoded
         if self.scored_map.max() <= self.pixel_threshold:  # the larger map is nowhere higher
             return np.zeros(self.size, dtype=np.bool_)
-        return self.anomaly_map > self.pixel_threshold
+        above: npt.NDArray[np.bool_] = self.anomaly_map > self.pixel_threshold
+        return above if self.interest is None else above & resize_mask(self.interest, self.size)
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:

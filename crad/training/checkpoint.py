@@ -27,7 +27,7 @@ from crad.training.run_record import RunRecord, read_record
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
-INFERENCE_PARTS = ("model", "backbone")
+INFERENCE_PARTS = ("model", "backbone", "interest")
 ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random", "images")
 
 _FORMAT = "crad"
@@ -45,6 +45,7 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "combine": None,
                 "fit": False,
                 "fitted": None,
+                "masked": False,
             }
         },
     }
@@ -87,6 +88,7 @@ class Checkpoint:
         precision: of the fusion network in training.
         model: state of `crad.CRAD`.
         backbone: state of the backbone: weights and fitted statistics.
+        interest: state of `crad.scoring.interest.Interest`; empty if all of the images counts.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
         images: ``digests`` of the normal images, trained on or held back, by which a resumed run
@@ -108,6 +110,7 @@ class Checkpoint:
     seconds: float
     model: dict[str, Tensor]
     backbone: dict[str, Tensor]
+    interest: dict[str, Tensor] = field(default_factory=dict)
     precision: str = "fp32"
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
@@ -290,7 +293,10 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
     """Settings as JSON can hold them, by group and name, without paths of this machine."""
     stored = dataclasses.asdict(config)
     del stored["model"]["weights"]  # the state of the backbone is stored
-    del stored["data"]["feature_cache"]
+    for name in ("feature_cache", "roi", "ignored"):
+        del stored["data"][name]
+    if not config.model.masked:  # so that an older crad reads it
+        del stored["model"]["masked"]
     if config.data.source not in DEMO_NAMES:
         del stored["data"]["source"]
     return stored

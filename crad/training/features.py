@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -20,6 +20,7 @@ from crad.data.samples import Sample
 from crad.errors import BackboneError, DataError, TrainingError
 from crad.files import irregular
 from crad.model.crad import CRAD
+from crad.scoring.interest import Interest
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache, recipe
 from crad.training.feature_memory import FeatureMemory
@@ -34,10 +35,12 @@ class Features:
     Attributes:
         values: ``(N, H, W, C)`` float32, on the CPU.
         samples: the N images they were computed from, with `Sample.digest`.
+        interest: what part of these images counts.
     """
 
     values: Tensor
     samples: list[Sample]
+    interest: Interest = field(default_factory=Interest)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,7 +58,8 @@ class Features:
         """At most so many of them, evenly chosen."""
         count = min(most, len(self))
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
-        return Features(self.values[chosen], [self.samples[index] for index in chosen])
+        samples = [self.samples[index] for index in chosen]
+        return Features(self.values[chosen], samples, self.interest)
 
 
 def fit_backbone(
@@ -237,7 +241,8 @@ def map_features(model: CRAD, features: Features, device: torch.device) -> Tenso
             "training: the model has no finite anomaly maps any more; lower --learning-rate and "
             "--memory-learning-rate"
         )
-    return together
+    names = [sample.class_name for sample in features.samples]
+    return features.interest.apply(together, features.samples, names)
 
 
 def _load(
