@@ -68,6 +68,8 @@
         left += !each.hidden;
       }
       section.hidden = section.querySelector(".case") !== null && left === 0;
+      const link = document.querySelector(`nav a[href="#${section.querySelector("h2").id}"]`);
+      link.parentElement.hidden = section.hidden;
     }
     for (const each of document.querySelectorAll("[data-class]")) {
       each.hidden = Boolean(wanted.class) && each.dataset.class !== wanted.class;
