@@ -206,6 +206,9 @@ class DecisionConfig:
     all images, as published, and sets no thresholds. Default for the generated sets: a third."""
     false_alarm_rate: float = 0.01
     """Share of normal images that may be taken for defective."""
+    contamination: float = 0.0
+    """Share of the normal images that may be defective after all: as many of those held back, with
+    the highest scores, set no threshold. Where there are fewer, false alarms rise by the rest."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
     """How test images are scored; results.json reports the first, with the others beside it."""
     track_best: bool = False
@@ -308,6 +311,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "--discrete.shrinkage": ("0 to less than 1", lambda value: 0 <= value < 1),
         "--calibration-share": ("0 to less than 1", lambda value: 0 <= value < 1),
         "--false-alarm-rate": ("more than 0 and less than 1", lambda value: 0 < value < 1),
+        "--contamination": ("0 to less than 0.5", lambda value: 0 <= value < 0.5),
         "--feature-memory": _at_least(0),
     }
 )
@@ -374,6 +378,10 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             lambda config: _groups_images(config) and config.model.depth > 0,
         ),
         "--false-alarm-rate": (
+            "--calibration-share above 0",
+            lambda config: config.decisions.calibration_share > 0,
+        ),
+        "--contamination": (
             "--calibration-share above 0",
             lambda config: config.decisions.calibration_share > 0,
         ),

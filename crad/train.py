@@ -26,7 +26,7 @@ from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import check_share, decision_scores, take_thresholds
+from crad.scoring.calibration import calibrate, check_share, decision_scores
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
@@ -478,6 +478,8 @@ def _take_checkpoint(
         inputs.frame,
         protocol,
     )
+    decisions = config.decisions
+    calibration = calibrate(inputs.held_back.samples, scores, decisions.contamination)
     spent = time.perf_counter() - started
     return Checkpoint(
         config=config,
@@ -489,14 +491,14 @@ def _take_checkpoint(
         precision=training.precision,
         model=model.state_dict(),
         backbone=inputs.backbone.state_dict(),
+        products=inputs.products.state_dict() if inputs.products else {},
         optimizer=training.optimizer_state(),
         random=training.random_state(),
         images={"digests": inputs.digests},
         draws=inputs.draws,
         best_on_test=former.best_on_test if former else None,
-        thresholds=take_thresholds(
-            inputs.held_back.samples, scores, config.decisions.false_alarm_rate
-        ),
+        thresholds=calibration.thresholds(decisions.false_alarm_rate),
+        calibration=calibration,
     )
 
 

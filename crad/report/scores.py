@@ -15,10 +15,9 @@ from crad.files import remove_leftovers, replacing
 from crad.outputs import Output, try_lock
 from crad.scoring.prediction import Prediction
 
-COLUMNS = ("image", "score", "decision", "threshold", "class_name")
+COLUMNS = ("image", "score", "p_value", "decision", "threshold", "class_name")
+_FORMER = ("image", "score", "decision", "threshold", "class_name")  # of older versions
 _LONGEST_ROW = 2**16  # bytes; a path has at most 4,096, of which each may become six
-
-DECISIONS = {True: "defect", False: "good", None: None}
 
 Row = Mapping[str, Any]
 
@@ -28,7 +27,8 @@ def row_of(prediction: Prediction) -> Row:
     values = (
         str(prediction.path),
         prediction.score,
-        DECISIONS[prediction.is_defective],
+        prediction.p_value,
+        prediction.decision,
         prediction.threshold,
         prediction.class_name,
     )
@@ -64,7 +64,8 @@ class Csv:
     def is_own(self, path: Path) -> bool:
         """Whether the first line names the columns."""
         with path.open("rb") as file:
-            return file.read(len(self.begin)) == self.begin
+            first = file.readline(len(self.begin))
+        return first in map(self._line, (COLUMNS, _FORMER))
 
     @staticmethod
     def _line(cells: Sequence[Any]) -> bytes:
@@ -93,7 +94,7 @@ class Json:
             row, _ = json.JSONDecoder().raw_decode(head, begin.end() if begin else 0)
         except (ValueError, RecursionError):
             return False
-        return isinstance(row, dict) and tuple(row) == COLUMNS
+        return isinstance(row, dict) and tuple(row) in (COLUMNS, _FORMER)
 
 
 class ScoreFile:

@@ -21,7 +21,7 @@ from crad.errors import OutputError
 from crad.files import cut_name
 from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
-from crad.report.scores import Csv, Json, ScoreFile
+from crad.report.scores import COLUMNS, Csv, Json, ScoreFile
 from crad.training.checkpoint import CHECKPOINT_NAME, is_checkpoint
 from tests.fixtures import before_step, ctrl_c, files_of, largest_file
 
@@ -29,7 +29,7 @@ Train = Callable[..., int]
 Command = Callable[..., int]
 
 ROWS = [
-    {"image": name, "score": 1.5, "decision": None, "threshold": None, "class_name": "a"}
+    dict.fromkeys(COLUMNS) | {"image": name, "score": 1.5, "class_name": "a"}
     for name in ("a.png", 'näh,\n"b".png', os.fsdecode(b"caf\xe9.png"))
 ]
 
