@@ -26,7 +26,7 @@ from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import calibrate, check_share, decision_scores
+from crad.scoring.calibration import calibrate, check_share, decision_scores, draw_folds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, choose_protocols
@@ -110,7 +110,7 @@ def train_separately(options: TrainOptions) -> Results:
         dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
         names = dataset.classes
         if not output.resume:
-            check_share(dataset, options.config.decisions.calibration_share)
+            check_share(dataset, options.config.decisions.calibrates)
         whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
         runs = [
             replace(
@@ -235,7 +235,7 @@ def train_model(
         checkpoint, part_of = stored, stored.part_of if stored else ""
         if whole:
             part_of = whole.record.id
-        with threads_for(_step_size(config, inputs)), _progress(training, inputs) as bar:
+        with threads_for(_step_size(config, inputs)), _progress(training, len(inputs.train)) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
                 loss = training.run_epoch(inputs.train, bar)
@@ -250,6 +250,10 @@ def train_model(
                     _save(checkpoint, run, whole, first=stored is None and training.epoch == 1)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         assert checkpoint is not None  # there is at least one epoch
+        if config.decisions.calibration_folds and not checkpoint.calibration:
+            checkpoint = _cross_calibrate(options, inputs, checkpoint, device)
+            if processes.is_main():
+                checkpoint.save(run.path)
 
         started = time.perf_counter()
         maps = map_features(training.model, inputs.test, device)
@@ -435,6 +439,8 @@ def _with_chosen_epochs(
         _take_checkpoint(options, inputs, training, None, device, started)
         pace = Pace(n_steps, step, time.perf_counter() - started)
     minutes = options.config.training.minutes
+    if minutes:  # k folds of (k - 1) / k of the images, and all of them, are k trainings
+        minutes /= options.config.decisions.calibration_folds or 1
     epochs = processes.on_main(lambda: choose_epochs(pace, len(inputs.train), minutes))
     print(describe(epochs, pace), flush=True)
     return options.with_epochs(epochs)
@@ -502,20 +508,70 @@ def _take_checkpoint(
     )
 
 
+def _cross_calibrate(
+    options: TrainOptions, inputs: Inputs, checkpoint: Checkpoint, device: torch.device
+) -> Checkpoint:
+    """Set thresholds with all training images, each scored by a model that has not seen it.
+
+    Cross-conformal prediction: Vovk, "Cross-conformal predictors", Annals of Mathematics and
+    Artificial Intelligence 2015. The model that predicts has seen a fold more than those of the
+    scores, so that false alarms are rarer than promised, if anything.
+    """
+    config, decisions = options.config, options.config.decisions
+    started = time.perf_counter()
+    n_folds, protocol = decisions.calibration_folds, PROTOCOLS[decisions.decision_protocol]
+    assert n_folds
+    train = inputs.train
+    folds = draw_folds(train.samples, n_folds, config.training.seed)
+    print(
+        f"calibration: {len(folds)} more trainings, each without the images of a fold", flush=True
+    )
+    scores = torch.zeros(len(train), dtype=torch.float64)
+    for number, fold in enumerate(folds, 1):
+        rows = torch.ones(len(train), dtype=torch.bool)
+        rows[fold] = False
+        training = _begin(options, inputs, None, device)
+        kept = rows.nonzero()[:, 0]
+        with (
+            threads_for(_step_size(config, inputs)),
+            _progress(training, len(kept), f"fold {number} of {len(folds)}") as bar,
+        ):
+            while training.epoch < config.training.epochs:
+                training.run_epoch(train, bar, kept)
+        maps = map_features(training.model, train, device, fold)
+        samples = [train.samples[row] for row in fold]
+        scored = decision_scores(maps, samples, inputs.frame, protocol)
+        scores[fold] = torch.tensor(scored, dtype=scores.dtype)
+    calibration = calibrate(train.samples, scores.tolist(), decisions.contamination)
+    return replace(
+        checkpoint,
+        calibration=calibration,
+        thresholds=calibration.thresholds(decisions.false_alarm_rate),
+        seconds=checkpoint.seconds + time.perf_counter() - started,
+    )
+
+
 def _step_size(config: Config, inputs: Inputs) -> float:
     """Multiply-adds of the fusion network in a training step, about three times those forward."""
     return 3 * config.training.batch_size * multiply_adds(config.model, inputs.feature_size)
 
 
 @contextmanager
-def _progress(training: Training, inputs: Inputs) -> Iterator["tqdm[None]"]:
-    """Progress bar over all steps of a run, starting at the current one."""
+def _progress(training: Training, n_images: int, what: str = "") -> Iterator["tqdm[None]"]:
+    """Progress bar over all steps of a training, starting at the current one."""
     config = training.config
-    order = torch.arange(len(inputs.train))
+    order = torch.arange(n_images)
     steps = len(split_epoch(order, config.batch_size, processes.count()))
     done, total = training.epoch * steps, config.epochs * steps
     hidden = not processes.is_main()
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
+    with tqdm(
+        desc=what or None,
+        total=total,
+        initial=done,
+        unit="step",
+        mininterval=0.5,
+        disable=hidden,
+    ) as bar:
         yield bar
 
 

@@ -192,7 +192,7 @@ Draws = Literal["class", "run"]
 
 
 def check_share(dataset: Dataset, share: float) -> None:
-    """Refuse to hold back images where a class has only one.
+    """Refuse a class with only one image where a share, or one at least, is to be left out.
 
     Raises:
         DataError: it has, so that it would have no threshold.
@@ -231,14 +231,39 @@ def hold_back(
     held: list[Sample] = []
     for name in dataset.classes:
         if draws == "class":
-            key = hashlib.blake2b(f"{seed} {name}".encode("utf-8", "surrogateescape"))
-            generator.manual_seed(int.from_bytes(key.digest()[:8]))
+            generator = _generator(seed, name)
         members = [sample for sample in dataset.train if sample.class_name == name]
         count = min(max(round(share * len(members)), 1), len(members) - 1) if share else 0
         chosen = {*torch.randperm(len(members), generator=generator)[:count].tolist()}
         for index, sample in enumerate(members):
             (held if index in chosen else train).append(sample)
     return train, held
+
+
+def draw_folds(samples: Sequence[Sample], n_folds: int, seed: int) -> list[list[int]]:
+    """Deal the images of each class out to folds, by chance.
+
+    Args:
+        samples: the images.
+        n_folds: number of folds.
+        seed: of the deal, which otherwise depends on the class alone.
+
+    Returns:
+        The places of the images of each fold that has some.
+    """
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    for name in dict.fromkeys(sample.class_name for sample in samples):
+        members = [index for index, sample in enumerate(samples) if sample.class_name == name]
+        order = torch.randperm(len(members), generator=_generator(seed, str(name))).tolist()
+        for number, place in enumerate(order):
+            folds[number % n_folds].append(members[place])
+    return [sorted(fold) for fold in folds if fold]
+
+
+def _generator(seed: int, class_name: str) -> torch.Generator:
+    """A random generator for a class, whatever the others."""
+    key = hashlib.blake2b(f"{seed} {class_name}".encode("utf-8", "surrogateescape"))
+    return torch.Generator().manual_seed(int.from_bytes(key.digest()[:8]))
 
 
 def measure_decisions(

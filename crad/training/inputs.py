@@ -190,9 +190,9 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
     )
-    share = config.decisions.calibration_share
+    share = config.decisions.held_back
     if not stored:
-        check_share(dataset, share)
+        check_share(dataset, config.decisions.calibrates)
     asked = frame_of(config.model.image_size)
     images = f"{BATCH_SIZE} images of {show_size(asked)} pixels take"
     n_bytes = 4 * 3 * asked.height * asked.width * BATCH_SIZE
