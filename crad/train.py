@@ -26,10 +26,12 @@ from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
+from crad.report.tables import lay_out, printable
 from crad.scoring.calibration import calibrate, check_share, decision_scores, draw_folds
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
-from crad.scoring.protocols import PROTOCOLS, choose_protocols
+from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
+from crad.scoring.suspects import Suspect, find_suspects
 from crad.train_options import TrainOptions, parse_options, settle_backbone
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
@@ -39,10 +41,12 @@ from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
 from crad.training.schedule import Pace, choose_epochs, describe
+from crad.words import count
 from crad_kernels import backends
 
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
 _MEASURED_STEPS = 3
+_SHOWN_SUSPECTS = 20
 _LESS_MEMORY = (
     "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
     "--global.resolution"
@@ -255,6 +259,8 @@ def train_model(
             if processes.is_main():
                 checkpoint.save(run.path)
 
+        suspects = _find_suspects(training, inputs, decision_protocol, device)
+
         started = time.perf_counter()
         maps = map_features(training.model, inputs.test, device)
 
@@ -288,9 +294,42 @@ def train_model(
                 best_on_test=checkpoint.best_on_test,
             )
             report(results, evaluation, maps, decision_protocol, run, show=show)
+            for line in _list_suspects(suspects, len(inputs.train) + len(inputs.held_back)):
+                print(line)
             return results
 
         return processes.on_main(measure)
+
+
+def _find_suspects(
+    training: Training, inputs: Inputs, protocol: Protocol, device: torch.device
+) -> list[Suspect]:
+    """The normal images that may not be normal, worst first."""
+    found = []
+    for each in (inputs.train, inputs.held_back):  # those of the second score higher
+        maps = map_features(training.model, each, device)
+        scores = decision_scores(maps, each.samples, inputs.frame, protocol)
+        found += find_suspects(each.samples, scores)
+    return sorted(found, key=lambda suspect: -suspect.times)
+
+
+def _list_suspects(suspects: Sequence[Suspect], n_images: int) -> Iterator[str]:
+    """Lay out the normal images that may not be normal."""
+    if not suspects:
+        return
+    score = "scores" if len(suspects) == 1 else "score"
+    yield (
+        f"suspicious: {len(suspects)} of {count(n_images, 'normal image')} {score} far above the "
+        "others of the class; look at them, remove those that are defective and train again, or "
+        "give the share that may be defective with --contamination"
+    )
+    rows = [["image", "score", "times the median"]]
+    for each in suspects[:_SHOWN_SUSPECTS]:
+        image = printable(str(each.sample.path))
+        rows.append([image, f"{each.score:.4g}", f"{each.times:.2f}"])
+    yield from lay_out(rows)
+    if len(suspects) > _SHOWN_SUSPECTS:
+        yield f"and {len(suspects) - _SHOWN_SUSPECTS} more"
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
