@@ -21,6 +21,7 @@ from crad.data.demo import DEMO_NAMES
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
 from crad.errors import CheckpointError, OutputError, TrainingError, UsageError
+from crad.model.products import UNKNOWN
 from crad.report.environment import commit
 from crad.report.heat_maps import colour_scale
 from crad.report.report import report
@@ -294,11 +295,27 @@ def train_model(
                 best_on_test=checkpoint.best_on_test,
             )
             report(results, evaluation, maps, decision_protocol, run, show=show)
+            if show and (recognised := _count_recognised(inputs)):
+                print(recognised)
             for line in _list_suspects(suspects, len(inputs.train) + len(inputs.held_back)):
                 print(line)
             return results
 
         return processes.on_main(measure)
+
+
+def _count_recognised(inputs: Inputs) -> str | None:
+    """Say of how many test images the model names the class right; None if it has one class."""
+    if not inputs.products or not len(inputs.test):
+        return None
+    names = [*inputs.n_train]
+    truth = torch.tensor([names.index(str(each.class_name)) for each in inputs.test.samples])
+    found = inputs.products(inputs.test.channels_first())
+    right, unknown = int((found == truth).sum()), int((found == UNKNOWN).sum())
+    return (
+        f"products: the class of {right} of {count(len(truth), 'test image')} is recognised, "
+        f"{unknown} are of an unknown product"
+    )
 
 
 def _find_suspects(
