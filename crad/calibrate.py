@@ -43,7 +43,8 @@ class CalibrateOptions:
     """A folder of new good images, searched with its sub-folders. The model must not have been
     trained on them."""
     class_: Annotated[str | None, arg(name="class")] = None
-    """The class of all images. Default: the one that the model recognises."""
+    """The class of all images. Default: a model of several classes recognises that of each
+    image."""
     output: Path | None = None
     """Write the checkpoint with the new thresholds to this file. Default: write nothing."""
     overwrite: bool = False
@@ -108,6 +109,11 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     )
     for line in _report(stored, found, scored):
         print(line)
+    if kept:
+        print(
+            f"thresholds kept, whatever the false alarm rate, as there are neither new images nor "
+            f"calibration scores: {enumerate_some([*map(printable, kept)])}"
+        )
     if note := bad.note():
         print(note)
     if options.output:

@@ -396,8 +396,8 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             "--batch-size above it and --depth above 0",
             lambda config: _groups_images(config) and config.model.depth > 0,
         ),
-        "--false-alarm-rate": ("--calibration-share above 0", _calibrates),
-        "--contamination": ("--calibration-share above 0", _calibrates),
+        "--false-alarm-rate": ("--calibration-share above 0 or --calibration-folds", _calibrates),
+        "--contamination": ("--calibration-share above 0 or --calibration-folds", _calibrates),
         "--local.resolution": (
             "a --local.memory other than none",
             lambda config: config.model.local_memory != "none",

@@ -201,11 +201,11 @@ class Detector:
         """The class of each image of a batch; None where it is not known."""
         if class_name is not None:
             return [class_name] * len(batch.samples)
+        if len(self.classes) == 1:
+            return [self.classes[0]] * len(batch.samples)
         if self.products is None:
-            return [
-                class_of(sample.path, self.classes) if sample.path else None
-                for sample in batch.samples
-            ]
+            paths = [sample.path for sample in batch.samples]
+            return [class_of(path, self.classes) if path else None for path in paths]
         found: list[int] = self.products(features).tolist()
         return [None if index == UNKNOWN else self.classes[index] for index in found]
 

@@ -44,8 +44,8 @@ class PredictOptions:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders, which are searched with their sub-folders."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """The class of all images. Default: the one that the model recognises, or none that it
-    knows."""
+    """The class of all images. Default: a model of several classes recognises that of each
+    image."""
     false_alarm_rate: float | None = None
     """Share of normal images that may be taken for defective. Default: that of training."""
     uncertain: float | None = None

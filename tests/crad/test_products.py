@@ -161,6 +161,7 @@ def test_a_model_of_one_class_recognises_nothing(trained, train_command, tmp_pat
     for image in (path, np.asarray(Image.open(path))):
         (prediction,) = detector.predict(image)
         assert not prediction.is_unknown
+        assert prediction.class_name == "brick"
         assert prediction.threshold == detector.thresholds["brick"].score
 
 
