@@ -22,7 +22,7 @@ from crad.training.run_folder import SCORES_HEAD, RunFolder
 
 Mark = Callable[[Prediction], Prediction]
 
-COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "threshold", "decision", "regions")
+COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "p_value", "threshold", "decision", "regions")
 _OUTLINE = (0, 255, 255)  # which no heat map has
 _SIDE = 448  # of the box that a picture is fitted into, in pixels; smaller ones stay
 
@@ -83,6 +83,7 @@ def _row(verdict: Verdict) -> list[object]:
         sample.defect,
         "defect" if sample.is_anomaly else "good",
         verdict.score,
+        verdict.p_value,
         verdict.threshold,
         {True: "defect", False: "good", None: None}[verdict.is_defective],
         None if verdict.boxes is None else boxes_of(verdict.boxes),

@@ -103,7 +103,8 @@ def _passing(
     """Pass predictions on, and keep what is said of each, and some pixels of normal images."""
     threshold = checkpoint.thresholds.score_of(class_name)
     for number, scored in numbered:
-        prediction = mark(scored)
+        p_value = checkpoint.calibration.p_value(class_name, scored.score)
+        prediction = replace(mark(scored), p_value=p_value)
         verdicts.append(verdict_of(number, prediction, threshold))
         if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
             normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())

@@ -16,11 +16,12 @@ from crad.files import remove_leftovers, replacing
 from crad.outputs import Output, try_lock
 from crad.scoring.prediction import Prediction
 
-_FORMER = ("image", "score", "decision", "threshold", "class_name")  # of older versions
-COLUMNS = (*_FORMER, "regions")
+COLUMNS = ("image", "score", "p_value", "decision", "threshold", "class_name", "regions")
+_FORMER = (  # of older versions
+    ("image", "score", "decision", "threshold", "class_name"),
+    ("image", "score", "p_value", "decision", "threshold", "class_name"),
+)
 _LONGEST_ROW = 2**20  # bytes; a path has at most 4,096, and a map hundreds of regions
-
-DECISIONS = {True: "defect", False: "good", None: None}
 
 Row = Mapping[str, Any]
 
@@ -30,7 +31,8 @@ def row_of(prediction: Prediction) -> Row:
     values = (
         str(prediction.path),
         prediction.score,
-        DECISIONS[prediction.is_defective],
+        prediction.p_value,
+        prediction.decision,
         prediction.threshold,
         prediction.class_name,
         None if prediction.regions is None else [*map(asdict, prediction.regions)],
@@ -75,7 +77,7 @@ class Csv:
         """Whether the first line names the columns."""
         with path.open("rb") as file:
             first = file.readline(len(self.begin))
-        return first in map(self.line, (COLUMNS, _FORMER))
+        return first in map(self.line, (COLUMNS, *_FORMER))
 
     @staticmethod
     def line(cells: Sequence[Any]) -> bytes:
@@ -105,7 +107,7 @@ class Json:
             row, _ = json.JSONDecoder().raw_decode(head, begin.end() if begin else 0)
         except (ValueError, RecursionError):
             return False
-        return isinstance(row, dict) and tuple(row) in (COLUMNS, _FORMER)
+        return isinstance(row, dict) and tuple(row) in (COLUMNS, *_FORMER)
 
 
 class ScoreFile:

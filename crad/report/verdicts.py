@@ -21,6 +21,7 @@ class Verdict:
         sample: the image.
         score: its anomaly score, by the protocol that decides.
         threshold: the score above which it is a defect; None if the model has none.
+        p_value: as of `Prediction`; None without calibration scores.
         boxes: of the regions that are marked, as of `Region`; None without a pixel threshold.
         margin: how far the score is above the threshold, in standard deviations of the scores of
             the normal test images of its class; without a threshold, above their mean.
@@ -30,6 +31,7 @@ class Verdict:
     sample: Sample
     score: float
     threshold: float | None
+    p_value: float | None = None
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
     margin: float = field(default=0.0, compare=False)
 
@@ -51,7 +53,7 @@ def verdict_of(number: int, prediction: Prediction, threshold: float | None) -> 
     known = {name: getattr(prediction, name) for name in Sample.__dataclass_fields__}
     regions = prediction.regions
     boxes = None if regions is None else tuple(region.box for region in regions)
-    return Verdict(number, Sample(**known), prediction.score, threshold, boxes)
+    return Verdict(number, Sample(**known), prediction.score, threshold, prediction.p_value, boxes)
 
 
 def with_margins(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -3,6 +3,7 @@
 import operator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from crad.data.masks import resize_mask
 from crad.data.samples import Sample
 from crad.scoring.regions import Region, find_regions
 
+Decision = Literal["good", "uncertain", "defect", "unknown"]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prediction(Sample):
@@ -21,12 +24,19 @@ class Prediction(Sample):
     ``class_name`` is None where the class is not known.
 
     Attributes:
-        score: its anomaly score; higher is more anomalous. It has no unit: compare it with the
-            scores of normal images from the same checkpoint.
+        score: its anomaly score; higher is more anomalous. It has no unit, and means another thing
+            for each class and checkpoint; ``p_value`` does not.
+        p_value: the share of normal images of its class that are at least as anomalous, as
+            `crad.scoring.calibration.Calibration.p_value` estimates it; None if the checkpoint has
+            no calibration scores, or the product is unknown.
         scored_map: float32 (H, W), the smoothed anomaly map that the score is taken from, at the
             resolution the detector works at. It covers the image, without padding.
-        threshold: the score above which an image of its class is defective; for an unknown class or
-            one without a threshold, the highest of all classes. None if the model has none.
+        threshold: the score above which an image of its class is defective; for a class that is
+            not known or has none, the highest of all classes. None if the model has none, or the
+            product is unknown.
+        uncertain_above: the score above which an image that is no defect is uncertain; None if no
+            such band was asked for.
+        is_unknown: whether it shows none of the products that the model knows.
         pixel_threshold: the value of the map above which a pixel is anomalous, as for
             ``threshold``; None if the model has none.
         interest: bool (H, W), the part of the image that counts, whatever its size; None is all.
@@ -35,15 +45,30 @@ class Prediction(Sample):
 
     score: float
     scored_map: npt.NDArray[np.float32]
+    p_value: float | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
     interest: npt.NDArray[np.bool_] | None = None
+    uncertain_above: float | None = None
+    is_unknown: bool = False
     truth: npt.NDArray[np.bool_] | None = None
 
     @property
+    def decision(self) -> Decision | None:
+        """What to do with the product; None without a threshold."""
+        if self.is_unknown:
+            return "unknown"
+        if self.threshold is None:
+            return None
+        if self.score > self.threshold:
+            return "defect"
+        is_uncertain = self.uncertain_above is not None and self.score > self.uncertain_above
+        return "uncertain" if is_uncertain else "good"
+
+    @property
     def is_defective(self) -> bool | None:
-        """The decision; None without a threshold."""
-        return None if self.threshold is None else self.score > self.threshold
+        """Whether the decision is ``"defect"`` or ``"good"``; None if it is neither."""
+        return {"defect": True, "good": False}.get(str(self.decision))
 
     @cached_property
     def anomaly_map(self) -> npt.NDArray[np.float32]:

@@ -218,31 +218,36 @@ def _compute(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def map_features(model: CRAD, features: Features, device: torch.device) -> Tensor:
+def map_features(
+    model: CRAD, features: Features, device: torch.device, rows: Sequence[int] | None = None
+) -> Tensor:
     """Compute anomaly maps ``(N, H, W)``, before any protocol; each process some batches.
 
     Args:
         model: on ``device``; it is put into evaluation mode.
         features: of the images.
         device: where to compute.
+        rows: of which images, in order; None takes all.
 
     Raises:
         TrainingError: the maps are not finite, or so large that their sums are not.
     """
     model.eval()
-    rows = processes.share(range(len(features)), BATCH_SIZE, processes.rank(), processes.count())
+    wanted = range(len(features)) if rows is None else rows
+    mine = processes.share(range(len(wanted)), BATCH_SIZE, processes.rank(), processes.count())
     maps = [torch.empty(0, *features.values.shape[1:3], device=device)]
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = torch.tensor(rows[start : start + BATCH_SIZE])
+    for start in range(0, len(mine), BATCH_SIZE):
+        batch = torch.tensor([wanted[place] for place in mine[start : start + BATCH_SIZE]])
         maps.append(model(features.batch(batch, device)).anomaly_map)
-    together = processes.gather_rows(rows, torch.cat(maps))[1]
+    together = processes.gather_rows(mine, torch.cat(maps))[1]
     if not (together.abs() < _LARGEST).all():
         raise TrainingError(
             "training: the model has no finite anomaly maps any more; lower --learning-rate and "
             "--memory-learning-rate"
         )
-    names = [sample.class_name for sample in features.samples]
-    return features.interest.apply(together, features.samples, names)
+    samples = [features.samples[row] for row in wanted]
+    names = [sample.class_name for sample in samples]
+    return features.interest.apply(together, samples, names)
 
 
 def _load(

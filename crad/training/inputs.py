@@ -24,6 +24,7 @@ from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
 from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
+from crad.model.products import Products
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
 from crad.scoring.interest import Interest, read_interest
@@ -83,6 +84,17 @@ class Inputs:
     def notes(self) -> list[str | None]:
         """What a reader of the results must know of the images; None says nothing."""
         return [*self.left_out, *self.repeated, self.bad.note()]
+
+    @cached_property
+    def products(self) -> Products | None:
+        """What names the class of an image, from all normal images; None if there is one class."""
+        if len(self.n_train) < 2:
+            return None
+        normal = (self.train, self.held_back)
+        names = [*self.n_train]
+        classes = [names.index(str(s.class_name)) for each in normal for s in each.samples]
+        pooled = [each.values.mean(dim=(1, 2)) for each in normal if len(each)]
+        return Products.fit(torch.cat(pooled), torch.tensor(classes))
 
     @cached_property
     def nearest_neighbour(self) -> Tensor:
@@ -181,9 +193,9 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
     )
-    share = config.decisions.calibration_share
+    share = config.decisions.held_back
     if not stored:
-        check_share(dataset, share)
+        check_share(dataset, config.decisions.calibrates)
     asked = frame_of(config.model.image_size)
     images = f"{BATCH_SIZE} images of {show_size(asked)} pixels take"
     n_bytes = 4 * 3 * asked.height * asked.width * BATCH_SIZE

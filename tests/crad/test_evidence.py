@@ -54,7 +54,7 @@ def worst_miss(rows: list[dict[str, str]], class_name: str) -> dict[str, str]:
 
 def test_the_table_says_what_is_decided_of_each_image(trained, measured: Path) -> None:
     rows = rows_of(measured)
-    assert ",".join(rows[0]).startswith(f"{SCORES_HEAD}threshold,decision")
+    assert ",".join(rows[0]).startswith(f"{SCORES_HEAD}p_value,threshold,decision")
     assert len({row["image"] for row in rows}) == len(rows) == 24
     results = json.loads((measured / "results.json").read_text())
     for name, entry in results["decisions"]["classes"].items():
