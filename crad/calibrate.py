@@ -20,7 +20,7 @@ from crad.devices import select_device
 from crad.errors import DataError, OutputError
 from crad.outputs import Output, check_outputs
 from crad.report.tables import lay_out, printable
-from crad.scoring.calibration import Calibration, Thresholds, calibrate
+from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
 from crad.scoring.drift import Drift
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import (
@@ -223,8 +223,8 @@ def _report(stored: Checkpoint, found: Checkpoint, scored: Sequence[Prediction])
             f"the normal images of {enumerate_some([*map(printable, drifted)])} have changed since "
             "training: check the products, the light and the camera before you use new thresholds"
         )
-    own = Thresholds({name: found.thresholds[name] for name in by_class})
-    return [*lines, str(own.promise(found.config.decisions.false_alarm_rate))]
+    numbers = [found.thresholds[name].n_images for name in by_class]
+    return [*lines, str(promise(numbers, found.config.decisions.false_alarm_rate))]
 
 
 main = make_command(

@@ -30,7 +30,7 @@ from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
 from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
-from crad.scoring.calibration import class_of
+from crad.scoring.calibration import class_of, promise
 from crad.scoring.interest import read_interest
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
@@ -181,7 +181,8 @@ def _how_decided(
             "no regions: the checkpoint has no pixel thresholds, as an older crad wrote it; train "
             "again for masks and regions"
         )
-    yield detector.thresholds.promise(detector.false_alarm_rate)
+    numbers = [threshold.n_images for threshold in detector.thresholds.values()]
+    yield promise(numbers, detector.false_alarm_rate)
     if class_name is not None or len(detector.classes) < 2:
         return
     counts = Counter(each.class_name for each in done)

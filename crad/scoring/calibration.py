@@ -53,23 +53,6 @@ class Threshold:
 class Thresholds(dict[str, Threshold]):
     """The thresholds of a model, by class."""
 
-    def promise(self, false_alarm_rate: float) -> str | None:
-        """Say what rate of false alarms the numbers of images promise; None without thresholds."""
-        numbers = sorted(threshold.n_images for threshold in self.values())
-        if not numbers:
-            return None
-        fewest, most = numbers[0], numbers[-1]
-        images = count(fewest, "normal image") if fewest == most else f"{fewest} to {most} images"
-        told = f"thresholds from {images} a class: at most {false_alarm_rate:.3g} of normal images"
-        if (least := 1 / (fewest + 1)) <= false_alarm_rate + 1e-9:
-            return f"{told} are false alarms, as asked for"
-        return (
-            f"thresholds from {images} a class promise a false alarm rate of {least:.3g} "
-            f"(1 in {fewest + 1}), not {false_alarm_rate:.3g}, which takes "
-            f"{math.ceil(1 / false_alarm_rate - 1e-9) - 1}: add normal images, or set thresholds "
-            "anew with crad calibrate"
-        )
-
     def score_of(self, class_name: str | None) -> float | None:
         """The score above which an image of a class is defective; None without thresholds.
 
@@ -79,6 +62,32 @@ class Thresholds(dict[str, Threshold]):
         if class_name is not None and class_name in self:
             return self[class_name].score
         return max((threshold.score for threshold in self.values()), default=None)
+
+
+def promise(numbers: Iterable[int], false_alarm_rate: float) -> str | None:
+    """Say what rate of false alarms so many images a class promise; None if there are none.
+
+    Args:
+        numbers: of the images of each class that set its threshold; a class without any has none.
+        false_alarm_rate: that is asked for.
+    """
+    held = sorted(number for number in numbers if number)
+    if not held:
+        return None
+    fewest, most = held[0], held[-1]
+    images = count(fewest, "normal image") if fewest == most else f"{fewest} to {most} images"
+    least = 1 / (fewest + 1)
+    if least <= false_alarm_rate + 1e-9:
+        return (
+            f"thresholds from {images} a class: at most {false_alarm_rate:.3g} of normal images "
+            "are false alarms, as asked for"
+        )
+    needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
+    return (
+        f"thresholds from {images} a class promise a false alarm rate of {least:.3g} (1 in "
+        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: add normal images, or "
+        "set thresholds anew with crad calibrate"
+    )
 
 
 class Calibration(dict[str, tuple[float, ...]]):

@@ -14,7 +14,7 @@ import crad.predict
 from crad.data.samples import Sample
 from crad.errors import CheckpointError, UsageError
 from crad.report.scores import Csv, Json
-from crad.scoring.calibration import Calibration, Threshold, Thresholds, calibrate
+from crad.scoring.calibration import Calibration, calibrate, promise
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
@@ -79,12 +79,12 @@ def test_a_stated_contamination_sets_no_threshold(contamination: float, expected
 def test_the_rate_that_the_images_can_promise(
     numbers: tuple[int, ...], rate: float, told: tuple[str, ...]
 ) -> None:
-    held = Thresholds({str(index): Threshold(1.0, each) for index, each in enumerate(numbers)})
-    promise = held.promise(rate)
-    assert promise
-    for part in told:
-        assert part in promise
-    assert Thresholds().promise(rate) is None
+    for each in (numbers, (*numbers, 0)):
+        promised = promise(each, rate)
+        assert promised
+        for part in told:
+            assert part in promised
+    assert promise((), rate) is None
 
 
 def with_scores(checkpoint: Path, folder: Path) -> Path:
