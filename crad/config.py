@@ -60,6 +60,21 @@ MaxMegapixels: TypeAlias = Annotated[
 ]
 """The option of all commands that read images."""
 
+RoiOption: TypeAlias = Annotated[
+    Path | None,
+    arg(
+        help="A mask for all classes, or a folder with CLASS.png for some: only where it is white "
+        "does an image count, for scores, thresholds and regions."
+    ),
+]
+"""The option of the region of interest."""
+
+IgnoreOption: TypeAlias = Annotated[
+    Path | None,
+    arg(name="ignore", help="The same as --roi, but where the mask is white, nothing counts."),
+]
+"""The option of what does not count."""
+
 
 def _parse_size(words: list[str]) -> Size:
     try:
@@ -98,6 +113,8 @@ class DataConfig:
     """Gigabytes of memory for the features of all images; the rest goes to a temporary file.
     Default: half of what is available."""
     feature_cache: FeatureCacheOption = None
+    roi: RoiOption = None
+    ignored: IgnoreOption = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,8 @@ class ModelConfig:
     another aspect ratio are padded; the padding counts for no score, heat map or metric."""
     fitted: Annotated[tuple[int, int, int] | None, Fixed, Suppress] = None
     """Height, width and stride of the frame that --fit has come to."""
+    masked: Annotated[bool, Fixed, Suppress] = False
+    """Whether masks in the checkpoint say what part of the images counts."""
     bit_depth: int | None = None
     """Bits that the values of 16-bit images have, 8 to 16. Default: as many as the largest value
     of all images needs, of 8, 10, 12, 14 or 16."""
@@ -204,14 +223,33 @@ class DecisionConfig:
     calibration_share: float = 0.1
     """Share of the normal images of each class that is held back to set its threshold. 0 trains on
     all images, as published, and sets no thresholds. Default for the generated sets: a third."""
+    calibration_folds: int | None = None
+    """Train on all normal images, and set thresholds with all of them: as many more models are
+    trained, each without the images of a fold, which it then scores. Training takes as many times
+    as long. Default: hold images back."""
     false_alarm_rate: float = 0.01
     """Share of normal images that may be taken for defective."""
+    pixel_false_alarm_rate: float = 0.1
+    """Share of normal images in which any pixel may be marked as anomalous."""
+    contamination: float = 0.0
+    """Share of the normal images that may be defective after all: as many of those held back, with
+    the highest scores, set no threshold. Where there are fewer, false alarms rise by the rest."""
     protocol: tuple[ProtocolChoice, ...] = ("crad",)
     """How test images are scored; results.json reports the first, with the others beside it."""
     track_best: bool = False
     """Measure the test images after each epoch too, and report the best epoch as best_on_test."""
     decision_protocol: Annotated[str, Fixed, Suppress] = DECISION_PROTOCOL
     """The protocol of decisions and heat maps; no option: a checkpoint has that of its time."""
+
+    @property
+    def held_back(self) -> float:
+        """Share of the normal images that is not trained on."""
+        return 0.0 if self.calibration_folds else self.calibration_share
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there will be thresholds."""
+        return bool(self.calibration_folds or self.calibration_share)
 
 
 @dataclass(frozen=True)
@@ -307,7 +345,13 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "--local.jitter-prob": ("0 to 1", lambda value: 0 <= value <= 1),
         "--discrete.shrinkage": ("0 to less than 1", lambda value: 0 <= value < 1),
         "--calibration-share": ("0 to less than 1", lambda value: 0 <= value < 1),
+        "--calibration-folds": ("2 to 100", lambda value: 2 <= value <= 100),
         "--false-alarm-rate": ("more than 0 and less than 1", lambda value: 0 < value < 1),
+        "--pixel-false-alarm-rate": (
+            "more than 0 and less than 1",
+            lambda value: 0 < value < 1,
+        ),
+        "--contamination": ("0 to less than 0.5", lambda value: 0 <= value < 0.5),
         "--feature-memory": _at_least(0),
     }
 )
@@ -345,6 +389,10 @@ def _refined(config: Config) -> bool:
     return not config.model.refinement_off
 
 
+def _calibrates(config: Config) -> bool:
+    return config.decisions.calibrates
+
+
 def _groups_images(config: Config) -> bool:
     size = config.training.norm_batch
     return size is None or size < config.training.batch_size
@@ -373,9 +421,11 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             "--batch-size above it and --depth above 0",
             lambda config: _groups_images(config) and config.model.depth > 0,
         ),
-        "--false-alarm-rate": (
-            "--calibration-share above 0",
-            lambda config: config.decisions.calibration_share > 0,
+        "--false-alarm-rate": ("--calibration-share above 0 or --calibration-folds", _calibrates),
+        "--contamination": ("--calibration-share above 0 or --calibration-folds", _calibrates),
+        "--pixel-false-alarm-rate": (
+            "--calibration-share above 0 or --calibration-folds",
+            _calibrates,
         ),
         "--local.resolution": (
             "a --local.memory other than none",
@@ -445,6 +495,8 @@ _FREE = (
     "--max-megapixels",
     "--feature-memory",
     "--feature-cache",
+    "--roi",
+    "--ignore",
 )
 
 

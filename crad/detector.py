@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from numbers import Integral
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
-from crad.config import Config, ModelConfig
+from crad.config import Config, DecisionConfig, ModelConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
 from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
 from crad.data.frames import ImageSize, Size, frame_of, show_size
@@ -19,7 +20,9 @@ from crad.devices import PrecisionName, select_device, select_precision
 from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
-from crad.scoring.calibration import Thresholds, class_of
+from crad.model.products import UNKNOWN, Products
+from crad.scoring.calibration import Calibration, Thresholds, class_of
+from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import PROTOCOLS, Protocol
 from crad.training.checkpoint import Checkpoint, read_checkpoint
@@ -38,7 +41,14 @@ class Detector:
         protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
-        classes: all classes; by default, those with a threshold.
+        pixel_thresholds: the same for the pixels of maps; None marks no regions.
+        interest: what part of the images of each class counts; None is all.
+        false_alarm_rate: that they are for.
+        uncertain: the same for the rate from which on decisions are uncertain; None has none.
+        calibration: scores that p-values come from; None has none.
+        products: names the class of an image, as an index of ``classes``, on ``device``; None
+            takes it from the names of folders.
+        classes: all classes, in order; by default, those with a threshold.
         decoding: how images are read.
 
     Raises:
@@ -56,6 +66,12 @@ class Detector:
         protocol: Protocol,
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
+        pixel_thresholds: Thresholds | None = None,
+        interest: Interest | None = None,
+        false_alarm_rate: float = DecisionConfig.false_alarm_rate,
+        uncertain: Thresholds | None = None,
+        calibration: Calibration | None = None,
+        products: Products | None = None,
         classes: Collection[str] = (),
         decoding: Decoding = DEFAULT_DECODING,
     ) -> None:
@@ -70,6 +86,12 @@ class Detector:
         self.protocol = protocol
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
+        self.pixel_thresholds = pixel_thresholds or Thresholds()
+        self.interest = interest or Interest()
+        self.false_alarm_rate = false_alarm_rate
+        self.uncertain = uncertain or Thresholds()
+        self.calibration = calibration or Calibration()
+        self.products = products
         self.classes = tuple(classes or self.thresholds)
         self.decoding = decoding
 
@@ -93,9 +115,11 @@ class Detector:
                 (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
                 tensor. Channels are RGB or RGBA.
             batch_size: images computed at once.
-            class_name: the class that all images are of. Without it, the class of a file is told by
-                its folders (`crad.scoring.calibration.class_of`); where that fails, the highest
-                threshold of all classes decides.
+            class_name: the class that all images are of. Without it, a model of several classes
+                recognises that of each image, whatever the names of its folders. A checkpoint of an
+                older crad cannot; the class of a file is then told by its folders
+                (`crad.scoring.calibration.class_of`), and where that fails, the highest threshold
+                of all classes decides.
             channel_order: ``"bgr"`` takes the channels of arrays and tensors for BGR or BGRA, as
                 of OpenCV; files and Pillow images name their channels themselves.
 
@@ -116,6 +140,29 @@ class Detector:
             )
         )
 
+    def predict_one(
+        self,
+        image: Source,
+        *,
+        class_name: str | None = None,
+        channel_order: ChannelOrder = "rgb",
+    ) -> Prediction:
+        """Score one image, as of a camera, in the time that one image takes.
+
+        Arguments and errors are those of `predict`.
+
+        Raises:
+            UsageError: as for `predict`, or it is not one image but several, or none.
+        """
+        found = self.iterate(
+            image, batch_size=1, class_name=class_name, channel_order=channel_order
+        )
+        first_two = [*islice(found, 2)]
+        if len(first_two) != 1:
+            got = "several; use predict()" if first_two else "none"
+            raise UsageError(f"predict_one(): expected one image, but got {got}")
+        return first_two[0]
+
     def iterate(
         self,
         images: Source | Iterable[Source],
@@ -129,7 +176,8 @@ class Detector:
 
         Args:
             images: as for `predict`.
-            batch_size: images computed at once.
+            batch_size: images computed at once. The first batch has one image, and the next ones
+                twice as many as the one before, so that the first result comes at once.
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
             class_name: as for `predict`.
@@ -162,13 +210,13 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, anomaly_maps in self._map(images, batch_size, skip, channel_order):
+        for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
             sizes = [sample.size for sample in batch.samples]
-            scores = self.protocol.score_each(anomaly_maps, self.frame, sizes)
-            for sample, (scored_map, score) in zip(batch.samples, scores, strict=True):
-                name = class_name
-                if name is None and sample.path:
-                    name = class_of(sample.path, self.classes)
+            names = self._name(batch, features, class_name)
+            maps = self.interest.apply(self.map_features(features), batch.samples, names)
+            scores = self.protocol.score_each(maps, self.frame, sizes)
+            for sample, name, (scored_map, score) in zip(batch.samples, names, scores, strict=True):
+                is_unknown = name is None and self.products is not None
                 yield Prediction(
                     path=sample.path,
                     class_name=name,
@@ -176,8 +224,25 @@ class Detector:
                     has_more=sample.has_more,
                     score=score,
                     scored_map=scored_map,
-                    threshold=self.thresholds.score_of(name),
+                    p_value=None if is_unknown else self.calibration.p_value(name, score),
+                    threshold=None if is_unknown else self.thresholds.score_of(name),
+                    uncertain_above=None if is_unknown else self.uncertain.score_of(name),
+                    is_unknown=is_unknown,
+                    pixel_threshold=None if is_unknown else self.pixel_thresholds.score_of(name),
+                    interest=self.interest.of(name),
                 )
+
+    def _name(self, batch: Batch, features: Tensor, class_name: str | None) -> list[str | None]:
+        """The class of each image of a batch; None where it is not known."""
+        if class_name is not None:
+            return [class_name] * len(batch.samples)
+        if len(self.classes) == 1:
+            return [self.classes[0]] * len(batch.samples)
+        if self.products is None:
+            paths = [sample.path for sample in batch.samples]
+            return [class_of(path, self.classes) if path else None for path in paths]
+        found: list[int] = self.products(features).tolist()
+        return [None if index == UNKNOWN else self.classes[index] for index in found]
 
     def map_images(
         self,
@@ -195,33 +260,34 @@ class Detector:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
         """
         _check_reading(batch_size, skip, channel_order)
-        return self._map(images, batch_size, skip, channel_order)
+        batches = self._extract(images, batch_size, skip, channel_order)
+        return ((batch, self.map_features(features)) for batch, features in batches)
 
     @torch.inference_mode()
-    def _map(
+    def _extract(
         self,
         images: Source | Iterable[Source],
         batch_size: int,
         skip: OnBad | None,
         channel_order: ChannelOrder,
+        *,
+        growing: bool = False,
     ) -> Iterator[tuple[Batch, Tensor]]:
+        """The images, batch by batch, with the features of the backbone."""
         sources = split_images(images)
         batches = load_batches(
             sources,
             size=self.frame,
             batch_size=batch_size,
+            growing=growing,
             skip=skip,
             decoding=self.decoding,
             channel_order=channel_order,
         )
         for batch in batches:
-            yield batch, self._compute(batch.images.to(self.device))
-
-    def _compute(self, images: Tensor) -> Tensor:
-        """The maps of the model."""
-        with self.explaining():
-            features = self._folded(images)
-        return self.map_features(features)
+            with self.explaining():
+                features = self._folded(batch.images.to(self.device))
+            yield batch, features
 
     @torch.inference_mode()
     def map_features(self, features: Tensor) -> Tensor:
@@ -312,6 +378,8 @@ def load(
     *,
     bit_depth: int | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    false_alarm_rate: float | None = None,
+    uncertain_rate: float | None = None,
 ) -> Detector:
     """Load a trained detector from a checkpoint. Nothing in the file is executed.
 
@@ -322,13 +390,18 @@ def load(
             matrix instructions for it.
         bit_depth: of 16-bit images, also in memory; None takes that of training.
         max_megapixels: images of more million pixels are refused.
+        false_alarm_rate: share of normal images that may be taken for defective, in (0, 1); None
+            takes that of training.
+        uncertain_rate: images are uncertain whose p-value is above the false alarm rate, but at
+            most this; more than that rate, and less than 1. None decides good or defect.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, or a newer version wrote it.
+        CheckpointError: there is no such checkpoint, it is damaged, a newer version wrote it, or it
+            cannot decide for another rate.
         DeviceError: there is no such device.
         MissingPackageError: a memory of the model needs a package that is not installed.
         TypeError: an argument is of another type.
-        UsageError: ``bit_depth`` or ``max_megapixels`` is out of range, or there is no such
+        UsageError: ``bit_depth``, ``max_megapixels`` or a rate is out of range, or there is no such
             precision.
     """
     if "\0" in os.fsdecode(path):
@@ -340,6 +413,8 @@ def load(
         precision,
         bit_depth=bit_depth,
         max_megapixels=max_megapixels,
+        false_alarm_rate=false_alarm_rate,
+        uncertain_rate=uncertain_rate,
     )
 
 
@@ -350,18 +425,24 @@ def from_checkpoint(
     *,
     bit_depth: int | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    false_alarm_rate: float | None = None,
+    uncertain_rate: float | None = None,
 ) -> Detector:
     """Put a detector together from what `read_checkpoint` read; arguments as for `load`.
 
     Raises:
-        CheckpointError: as for `restore`.
+        CheckpointError: as for `restore`, or it cannot decide for another rate.
         MissingPackageError: as for `load`.
         UsageError: as for `load`.
     """
-    trained = checkpoint.config.decoding
-    decoding = Decoding(trained.bit_depth if bit_depth is None else bit_depth, max_megapixels)
+    thresholds, uncertain = _decide(checkpoint, false_alarm_rate, uncertain_rate)
+    products = _restore_products(checkpoint)
+    stored, trained = checkpoint.config.decoding, checkpoint.config.decisions
+    decoding = Decoding(stored.bit_depth if bit_depth is None else bit_depth, max_megapixels)
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
+    with checkpoint.fitting():
+        interest = Interest.from_state(checkpoint.interest, [*checkpoint.n_train], settings.frame)
     work = BATCH_SIZE * multiply_adds(settings, checkpoint.feature_size)
     return Detector(
         backbone.to(device),
@@ -369,12 +450,55 @@ def from_checkpoint(
         image_size=settings.frame,
         device=device,
         colour_scale=checkpoint.colour_scale,
-        protocol=PROTOCOLS[checkpoint.config.decisions.decision_protocol],
+        protocol=PROTOCOLS[trained.decision_protocol],
         precision=select_precision(precision, device, work),
-        thresholds=checkpoint.thresholds,
+        pixel_thresholds=checkpoint.pixel_thresholds,
+        interest=interest,
+        thresholds=thresholds,
+        false_alarm_rate=trained.false_alarm_rate if false_alarm_rate is None else false_alarm_rate,
+        uncertain=uncertain,
+        calibration=checkpoint.calibration,
+        products=products.to(device) if products else None,
         classes=checkpoint.n_train,
         decoding=decoding,
     )
+
+
+def _decide(
+    checkpoint: Checkpoint, rate: float | None, uncertain_rate: float | None
+) -> tuple[Thresholds, Thresholds | None]:
+    """The thresholds for a rate, and for the one from which on decisions are uncertain."""
+    lower = checkpoint.config.decisions.false_alarm_rate if rate is None else rate
+    if not 0 < lower < 1:
+        raise UsageError(f"false-alarm-rate: expected more than 0 and less than 1, but got {rate}")
+    if uncertain_rate is not None and not lower < uncertain_rate < 1:
+        raise UsageError(
+            f"uncertain: expected more than the false alarm rate, {lower:.3g}, and less than 1, "
+            f"but got {uncertain_rate}"
+        )
+    if rate is None and uncertain_rate is None:
+        return checkpoint.thresholds, None
+    if not checkpoint.calibration:
+        why = "an older crad wrote it" if checkpoint.thresholds else "no images were held back"
+        raise CheckpointError(
+            f"checkpoint: '{checkpoint.file}' has no calibration scores ({why}), so it cannot "
+            "decide for another rate; give it some with crad calibrate --good FOLDER"
+        )
+    scores = checkpoint.calibration
+    thresholds = checkpoint.thresholds if rate is None else scores.thresholds(rate)
+    return thresholds, scores.thresholds(uncertain_rate) if uncertain_rate else None
+
+
+def _restore_products(checkpoint: Checkpoint) -> Products | None:
+    """What names the class of an image, on the CPU; None if the checkpoint has none."""
+    if not checkpoint.products:
+        return None
+    products = Products(len(checkpoint.n_train), checkpoint.feature_size[0])
+    with checkpoint.fitting():
+        products.load_state_dict(checkpoint.products)
+        if not all(tensor.isfinite().all() for tensor in checkpoint.products.values()):
+            raise ValueError("the means of classes are not finite")
+    return products
 
 
 def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:

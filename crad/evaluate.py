@@ -45,9 +45,9 @@ class EvaluateOptions:
     """How test images are scored, with a table for each; results.json reports the first, with the
     others beside it. Default: those of the training run."""
     output: Path | None = None
-    """Folder to write results.json and picture sheets into."""
+    """Folder to write results.json, scores.csv, report.html with pictures, and sheets into."""
     overwrite: bool = False
-    """Replace the results and picture sheets in --output."""
+    """Replace an earlier measurement in --output."""
     skip_bad: SkipBad = False
     max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
     bit_depth: BitDepth = None
@@ -125,6 +125,8 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
         print(cache.report(), flush=True)
     else:
         samples, maps = _map_images(detector, dataset.test, options.compute.batch_size, bad)
+    names = [sample.class_name for sample in samples]
+    maps = detector.interest.apply(maps, samples, names)
     bad.share(processes.gather)
     if dataset.test and not samples:
         raise DataError(f"test: none of the images in '{dataset.root}' can be read; replace them")
@@ -148,7 +150,7 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
                 detector.protocol,
             ),
         )
-        report(results, evaluation, maps, detector.protocol, run)
+        report(results, evaluation, maps, detector.protocol, run, checkpoint=checkpoint)
         return results
 
     return processes.on_main(measure)

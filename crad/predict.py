@@ -2,17 +2,18 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, MaxMegapixels, SkipBad
+from crad.config import BitDepth, IgnoreOption, MaxMegapixels, RoiOption, SkipBad
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
@@ -27,11 +28,13 @@ from crad.files import LONGEST_NAME, cut_name, full_path, remove_leftovers
 from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
-from crad.report.scores import DECISIONS, Csv, Json, ScoreFile, row_of
+from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
+from crad.scoring.calibration import class_of, promise
+from crad.scoring.interest import read_interest
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import checkpoint_path
-from crad.words import count
+from crad.words import count, enumerate_some
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,21 @@ class PredictOptions:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders, which are searched with their sub-folders."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """The class of all images. Default: from the path of each image, the innermost folder named
-    like a class; without one, the highest threshold of all classes decides."""
+    """The class of all images. Default: a model of several classes recognises that of each
+    image."""
+    false_alarm_rate: float | None = None
+    """Share of normal images that may be taken for defective. Default: that of training."""
+    uncertain: float | None = None
+    """Decide "uncertain" where the p-value is above the false alarm rate, but at most this.
+    Default: decide good or defect."""
     output: Path | None = None
-    """Folder to write a heat map of each image, scores.csv and scores.json into."""
+    """Folder to write a heat map and a mask of each image, scores.csv and scores.json into."""
     csv: Path | None = None
     """Write the scores to this CSV file."""
     json: Path | None = None
     """Write the scores to this JSON file."""
+    roi: RoiOption = None
+    ignored: IgnoreOption = None
     skip_bad: SkipBad = False
     max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
     bit_depth: BitDepth = None
@@ -69,7 +79,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         ImageError: an image cannot be read.
         OutputError: an output cannot be used, or would replace what must not be lost.
         StorageError: a file cannot be written.
-        UsageError: no images are named, or the model has no such class.
+        UsageError: no images are named, the model has no such class, or a rate is out of range.
     """
     options.compute.check()
     if not options.images:
@@ -85,7 +95,19 @@ def predict(options: PredictOptions) -> list[Prediction]:
             options.compute.precision,
             bit_depth=options.bit_depth,
             max_megapixels=options.max_megapixels,
+            false_alarm_rate=options.false_alarm_rate,
+            uncertain_rate=options.uncertain,
         )
+        if options.roi or options.ignored:  # instead of those of training
+            detector.interest = read_interest(
+                options.roi,
+                options.ignored,
+                detector.classes,
+                detector.frame,
+                detector.decoding,
+            )
+        if counts := detector.interest.note():
+            print(counts)
         if options.compute.compile:
             compile_network(detector.model.fusion, detector.device)
         with ExitStack() as stack:
@@ -111,7 +133,7 @@ def _predict(
     predictions = detector.iterate(
         found, batch_size=options.compute.batch_size, skip=bad, class_name=options.class_
     )
-    print("     score  decision  image")
+    print("     score  p-value   decision  image")
     try:
         with tqdm(predictions, total=len(found), unit="image", leave=False) as bar:
             for prediction in bar:
@@ -120,13 +142,21 @@ def _predict(
                 for table in tables:
                     table.add(row_of(prediction))
                 done.append(prediction)
-                decision = DECISIONS[prediction.is_defective] or "-"
-                bar.write(f"{prediction.score:10.4g}  {decision:8}  {printable(str(path))}")
+                p_value = "-" if prediction.p_value is None else f"{prediction.p_value:.3f}"
+                decision = prediction.decision or "-"
+                bar.write(
+                    f"{prediction.score:10.4g}  {p_value:>7}  {decision:>9}  {printable(str(path))}"
+                )
                 if path in pictures:
                     with bad.reading():
                         image = open_image(path, detector.decoding)
                         picture = heat_map(image, prediction.anomaly_map, *detector.colour_scale)
                         write_png(pictures[path], picture, durable=False)
+                    if prediction.anomaly_mask is None:  # of an earlier checkpoint
+                        _mask_file(pictures[path]).unlink(missing_ok=True)
+                    else:
+                        marked = Image.fromarray(prediction.anomaly_mask)
+                        write_png(_mask_file(pictures[path]), marked, durable=False)
     except BaseException:
         if done:
             print(f"stopped after {len(done)} of {len(found)} images")
@@ -139,25 +169,58 @@ def _predict(
 
 def _how_decided(
     done: Sequence[Prediction], detector: Detector, class_name: str | None
-) -> Iterator[str]:
-    """Say what a reader of the decisions must know."""
+) -> Iterator[str | None]:
+    """Say what a reader of the decisions must know; None says nothing."""
     if not detector.thresholds:
         yield (
             "no decisions: the checkpoint has no thresholds; train with --calibration-share above "
             "0 and two or more normal images of a class"
         )
+    elif not detector.pixel_thresholds:
+        yield (
+            "no regions: the checkpoint has no pixel thresholds, as an older crad wrote it; train "
+            "again for masks and regions"
+        )
+    numbers = [threshold.n_images for threshold in detector.thresholds.values()]
+    yield promise(numbers, detector.false_alarm_rate)
     if class_name is not None or len(detector.classes) < 2:
         return
     counts = Counter(each.class_name for each in done)
     unknown = counts.pop(None, 0)
+    recognised = detector.products is not None
     if counts:
         told = ", ".join(f"{printable(str(name))} {count}" for name, count in counts.items())
-        yield f"images per class, from the names of their folders: {told}; --class NAME overrides"
-    if unknown:
+        how = "as recognised" if recognised else "from the names of their folders"
+        yield f"images per class, {how}: {told}; --class NAME overrides"
+    if unknown and recognised:
         yield (
-            f"{unknown} of {len(done)} images: class unknown (no folder named like a class); the "
-            "highest threshold of all classes decides; --class NAME sets the class"
+            f"{unknown} of {len(done)} images: unknown product, so there is no decision; --class "
+            "NAME sets the class"
         )
+    elif unknown:
+        yield (
+            f"{unknown} of {len(done)} images: class unknown (no folder named like a class, and an "
+            "older crad wrote the checkpoint, which cannot recognise classes); the highest "
+            "threshold of all classes decides; --class NAME sets the class"
+        )
+    if recognised:
+        yield _contradictions(done, detector.classes)
+
+
+def _contradictions(done: Sequence[Prediction], classes: Collection[str]) -> str | None:
+    """Say how many images lie in a folder named like another class than the recognised one."""
+    named = [(each.path and class_of(each.path, classes), each.class_name) for each in done]
+    pairs = Counter(pair for pair in named if pair[0] not in (None, pair[1]))
+    if not pairs:
+        return None
+    told = [
+        f"{n} in {printable(str(folder))} as {printable(found or 'unknown')}"
+        for (folder, found), n in pairs.most_common()
+    ]
+    return (
+        f"{pairs.total()} of {len(done)} images are recognised as another class than the name of "
+        f"their folder says ({enumerate_some(told)}); --class NAME overrides"
+    )
 
 
 def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
@@ -236,6 +299,12 @@ def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[
     return files
 
 
+def _mask_file(picture: Path) -> Path:
+    """The file of the mask that belongs to that of a heat map."""
+    before, ending, after = picture.name.rpartition("_heatmap")
+    return picture.with_name(f"{before}{ending.replace('heatmap', 'mask')}{after}")
+
+
 def _tables(options: PredictOptions) -> list[ScoreFile]:
     """The tables of scores to write."""
     tables = []
@@ -271,10 +340,11 @@ def _check_outputs(
         Output("--output", path, lambda file: is_older or is_own_png(file))
         for path in pictures.values()
     ]
+    outputs += [Output("--output", _mask_file(path), is_own_png) for path in pictures.values()]
     check_outputs(outputs, [*found, checkpoint_path(options.checkpoint)])
     for table in tables:
         table.check()
-    remove_leftovers(pictures.values())
+    remove_leftovers([*pictures.values(), *map(_mask_file, pictures.values())])
 
 
 main = make_command(

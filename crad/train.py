@@ -15,21 +15,33 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from crad.command_line import run_command
-from crad.config import Config, changed_setting, without_effect
+from crad.config import Config, DecisionConfig, changed_setting, without_effect
 from crad.data import check_apart, find_dataset
 from crad.data.demo import DEMO_NAMES
+from crad.data.samples import Sample
 from crad.detector import create_model, multiply_adds
 from crad.devices import compile_network, select_device, select_precision, threads_for
 from crad.errors import CheckpointError, OutputError, TrainingError, UsageError
+from crad.model.products import UNKNOWN
 from crad.report.environment import commit
 from crad.report.heat_maps import colour_scale
 from crad.report.report import report
 from crad.report.results import Results, combine_results, make_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import check_share, decision_scores, take_thresholds
+from crad.report.tables import lay_out, printable
+from crad.scoring.calibration import (
+    Calibration,
+    Thresholds,
+    calibrate,
+    check_share,
+    decision_scores,
+    draw_folds,
+    scores_and_peaks,
+)
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
-from crad.scoring.protocols import PROTOCOLS, choose_protocols
+from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
+from crad.scoring.suspects import Suspect, find_suspects
 from crad.train_options import TrainOptions, parse_options, settle_backbone
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
@@ -39,10 +51,12 @@ from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import RunRecord, read_record
 from crad.training.schedule import Pace, choose_epochs, describe
+from crad.words import count
 from crad_kernels import backends
 
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
 _MEASURED_STEPS = 3
+_SHOWN_SUSPECTS = 20
 _LESS_MEMORY = (
     "lower --image-size, --batch-size, --depth, --expansion, --local.resolution or "
     "--global.resolution"
@@ -110,7 +124,7 @@ def train_separately(options: TrainOptions) -> Results:
         dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
         names = dataset.classes
         if not output.resume:
-            check_share(dataset, options.config.decisions.calibration_share)
+            check_share(dataset, options.config.decisions.calibrates)
         whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
         runs = [
             replace(
@@ -235,7 +249,7 @@ def train_model(
         checkpoint, part_of = stored, stored.part_of if stored else ""
         if whole:
             part_of = whole.record.id
-        with threads_for(_step_size(config, inputs)), _progress(training, inputs) as bar:
+        with threads_for(_step_size(config, inputs)), _progress(training, len(inputs.train)) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
                 loss = training.run_epoch(inputs.train, bar)
@@ -250,6 +264,12 @@ def train_model(
                     _save(checkpoint, run, whole, first=stored is None and training.epoch == 1)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         assert checkpoint is not None  # there is at least one epoch
+        if config.decisions.calibration_folds and not checkpoint.calibration:
+            checkpoint = _cross_calibrate(options, inputs, checkpoint, device)
+            if processes.is_main():
+                checkpoint.save(run.path)
+
+        suspects = _find_suspects(training, inputs, decision_protocol, device)
 
         started = time.perf_counter()
         maps = map_features(training.model, inputs.test, device)
@@ -283,10 +303,63 @@ def train_model(
                 baselines=baselines,
                 best_on_test=checkpoint.best_on_test,
             )
-            report(results, evaluation, maps, decision_protocol, run, show=show)
+            report(
+                *(results, evaluation, maps, decision_protocol, run),
+                checkpoint=checkpoint,
+                show=show,
+            )
+            if show and (recognised := _count_recognised(inputs)):
+                print(recognised)
+            for line in _list_suspects(suspects, len(inputs.train) + len(inputs.held_back)):
+                print(line)
             return results
 
         return processes.on_main(measure)
+
+
+def _count_recognised(inputs: Inputs) -> str | None:
+    """Say of how many test images the model names the class right; None if it has one class."""
+    if not inputs.products or not len(inputs.test):
+        return None
+    names = [*inputs.n_train]
+    truth = torch.tensor([names.index(str(each.class_name)) for each in inputs.test.samples])
+    found = inputs.products(inputs.test.channels_first())
+    right, unknown = int((found == truth).sum()), int((found == UNKNOWN).sum())
+    return (
+        f"products: the class of {right} of {count(len(truth), 'test image')} is recognised, "
+        f"{unknown} are of an unknown product"
+    )
+
+
+def _find_suspects(
+    training: Training, inputs: Inputs, protocol: Protocol, device: torch.device
+) -> list[Suspect]:
+    """The normal images that may not be normal, worst first."""
+    found = []
+    for each in (inputs.train, inputs.held_back):  # those of the second score higher
+        maps = map_features(training.model, each, device)
+        scores = decision_scores(maps, each.samples, inputs.frame, protocol)
+        found += find_suspects(each.samples, scores)
+    return sorted(found, key=lambda suspect: -suspect.times)
+
+
+def _list_suspects(suspects: Sequence[Suspect], n_images: int) -> Iterator[str]:
+    """Lay out the normal images that may not be normal."""
+    if not suspects:
+        return
+    score = "scores" if len(suspects) == 1 else "score"
+    yield (
+        f"suspicious: {len(suspects)} of {count(n_images, 'normal image')} {score} far above the "
+        "others of the class; look at them, remove those that are defective and train again, or "
+        "give the share that may be defective with --contamination"
+    )
+    rows = [["image", "score", "times the median"]]
+    for each in suspects[:_SHOWN_SUSPECTS]:
+        image = printable(str(each.sample.path))
+        rows.append([image, f"{each.score:.4g}", f"{each.times:.2f}"])
+    yield from lay_out(rows)
+    if len(suspects) > _SHOWN_SUSPECTS:
+        yield f"and {len(suspects) - _SHOWN_SUSPECTS} more"
 
 
 def _class_names(config: Config) -> tuple[str, ...]:
@@ -435,6 +508,8 @@ def _with_chosen_epochs(
         _take_checkpoint(options, inputs, training, None, device, started)
         pace = Pace(n_steps, step, time.perf_counter() - started)
     minutes = options.config.training.minutes
+    if minutes:  # k folds of (k - 1) / k of the images, and all of them, are k trainings
+        minutes /= options.config.decisions.calibration_folds or 1
     epochs = processes.on_main(lambda: choose_epochs(pace, len(inputs.train), minutes))
     print(describe(epochs, pace), flush=True)
     return options.with_epochs(epochs)
@@ -472,15 +547,16 @@ def _take_checkpoint(
     maps = protocol.score_each(
         map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
     )
-    scores = decision_scores(
+    scored = scores_and_peaks(
         map_features(model, inputs.held_back, device),
         inputs.held_back.samples,
         inputs.frame,
         protocol,
     )
+    calibration, pixels = _calibrate(inputs.held_back.samples, scored, config.decisions)
     spent = time.perf_counter() - started
     return Checkpoint(
-        config=config,
+        config=replace(config, model=replace(config.model, masked=bool(inputs.interest.masks))),
         epoch=training.epoch,
         feature_size=inputs.feature_size,
         colour_scale=colour_scale(scored_map for scored_map, _ in maps),
@@ -489,14 +565,73 @@ def _take_checkpoint(
         precision=training.precision,
         model=model.state_dict(),
         backbone=inputs.backbone.state_dict(),
+        products=inputs.products.state_dict() if inputs.products else {},
+        interest=inputs.interest.state([*inputs.n_train]),
         optimizer=training.optimizer_state(),
         random=training.random_state(),
         images={"digests": inputs.digests},
         draws=inputs.draws,
         best_on_test=former.best_on_test if former else None,
-        thresholds=take_thresholds(
-            inputs.held_back.samples, scores, config.decisions.false_alarm_rate
-        ),
+        thresholds=calibration.thresholds(config.decisions.false_alarm_rate),
+        pixel_thresholds=pixels,
+        calibration=calibration,
+    )
+
+
+def _calibrate(
+    samples: Sequence[Sample], scored: Sequence[tuple[float, float]], decisions: DecisionConfig
+) -> tuple[Calibration, Thresholds]:
+    """The calibration scores of normal images, and the thresholds of the pixels of their maps."""
+    scores, peaks = ([each[which] for each in scored] for which in (0, 1))
+    pixels = calibrate(samples, peaks, decisions.contamination)
+    return (
+        calibrate(samples, scores, decisions.contamination),
+        pixels.thresholds(decisions.pixel_false_alarm_rate),
+    )
+
+
+def _cross_calibrate(
+    options: TrainOptions, inputs: Inputs, checkpoint: Checkpoint, device: torch.device
+) -> Checkpoint:
+    """Set thresholds with all training images, each scored by a model that has not seen it.
+
+    Cross-conformal prediction: Vovk, "Cross-conformal predictors", Annals of Mathematics and
+    Artificial Intelligence 2015. The model that predicts has seen a fold more than those of the
+    scores, so that false alarms are rarer than promised, if anything.
+    """
+    config, decisions = options.config, options.config.decisions
+    started = time.perf_counter()
+    n_folds, protocol = decisions.calibration_folds, PROTOCOLS[decisions.decision_protocol]
+    assert n_folds
+    train = inputs.train
+    folds = draw_folds(train.samples, n_folds, config.training.seed)
+    print(
+        f"calibration: {len(folds)} more trainings, each without the images of a fold", flush=True
+    )
+    scored: dict[int, tuple[float, float]] = {}
+    for number, fold in enumerate(folds, 1):
+        rows = torch.ones(len(train), dtype=torch.bool)
+        rows[fold] = False
+        training = _begin(options, inputs, None, device)
+        kept = rows.nonzero()[:, 0]
+        with (
+            threads_for(_step_size(config, inputs)),
+            _progress(training, len(kept), f"fold {number} of {len(folds)}") as bar,
+        ):
+            while training.epoch < config.training.epochs:
+                training.run_epoch(train, bar, kept)
+        maps = map_features(training.model, train, device, fold)
+        samples = [train.samples[row] for row in fold]
+        found = scores_and_peaks(maps, samples, inputs.frame, protocol)
+        scored.update(zip(fold, found, strict=True))
+    ordered = [scored[row] for row in range(len(train))]
+    calibration, pixels = _calibrate(train.samples, ordered, decisions)
+    return replace(
+        checkpoint,
+        calibration=calibration,
+        thresholds=calibration.thresholds(decisions.false_alarm_rate),
+        pixel_thresholds=pixels,
+        seconds=checkpoint.seconds + time.perf_counter() - started,
     )
 
 
@@ -506,14 +641,21 @@ def _step_size(config: Config, inputs: Inputs) -> float:
 
 
 @contextmanager
-def _progress(training: Training, inputs: Inputs) -> Iterator["tqdm[None]"]:
-    """Progress bar over all steps of a run, starting at the current one."""
+def _progress(training: Training, n_images: int, what: str = "") -> Iterator["tqdm[None]"]:
+    """Progress bar over all steps of a training, starting at the current one."""
     config = training.config
-    order = torch.arange(len(inputs.train))
+    order = torch.arange(n_images)
     steps = len(split_epoch(order, config.batch_size, processes.count()))
     done, total = training.epoch * steps, config.epochs * steps
     hidden = not processes.is_main()
-    with tqdm(total=total, initial=done, unit="step", mininterval=0.5, disable=hidden) as bar:
+    with tqdm(
+        desc=what or None,
+        total=total,
+        initial=done,
+        unit="step",
+        mininterval=0.5,
+        disable=hidden,
+    ) as bar:
         yield bar
 
 

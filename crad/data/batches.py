@@ -54,6 +54,7 @@ def load_batches(
     *,
     size: ImageSize,
     batch_size: int,
+    growing: bool = False,
     skip: OnBad | None = None,
     digests: bool = False,
     decoding: Decoding = DEFAULT_DECODING,
@@ -66,6 +67,8 @@ def load_batches(
         size: side of a square, or height H and width W, or a frame, as for
             `crad.data.images.to_tensor`.
         batch_size: images in a batch; the last batch, and one before a bad image, may have fewer.
+        growing: begin with a batch of one image and double it up to the batch size, so that the
+            first result takes the time of one image.
         skip: called with the error of an image that cannot be read; None raises the error, after
             the images before it.
         digests: whether to set `Sample.digest`, by which files are compared.
@@ -77,6 +80,7 @@ def load_batches(
             (``images[2]``).
     """
     ready: list[tuple[Tensor, Sample]] = []
+    full = 1 if growing else batch_size
 
     def batch() -> Batch:
         images, samples = zip(*ready, strict=True)
@@ -96,8 +100,9 @@ def load_batches(
             skip(error)
             continue
         ready.append(future.result())
-        if len(ready) == batch_size:
+        if len(ready) == full:
             yield batch()
+            full = min(2 * full, batch_size)
     if ready:
         yield batch()
 
@@ -131,18 +136,34 @@ def split_images(images: Source | Iterable[Source]) -> Iterator[Source]:
 def call_ahead(
     function: Callable[[T], R], arguments: Iterable[T], *, ahead: int
 ) -> Iterator[Future[R]]:
-    """Call a function in threads, for some arguments ahead of what is used of its results."""
+    """Call a function in threads, for some arguments ahead of what is used of its results.
+
+    The first call is made at once, here, as a thread would add a fifth to the time of one image.
+    Its result needs the first argument only; then one more is looked ahead with each result.
+    """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     waiting: deque[Future[R]] = deque()
+    used = 0
     try:
-        for argument in arguments:
-            waiting.append(pool.submit(function, argument))
-            if len(waiting) > ahead:
+        for number, argument in enumerate(arguments):
+            waiting.append(pool.submit(function, argument) if number else _call(function, argument))
+            if len(waiting) > min(used, ahead):
                 yield waiting.popleft()
+                used += 1
         while waiting:
             yield waiting.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _call(function: Callable[[T], R], argument: T) -> Future[R]:
+    """The future of a call that is over."""
+    over: Future[R] = Future()
+    try:
+        over.set_result(function(argument))
+    except Exception as error:
+        over.set_exception(error)
+    return over
 
 
 def _decode(

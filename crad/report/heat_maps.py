@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 # Dark blue, violet, red, orange, yellow: lightness rises all the way, so that the order shows
 # in greyscale and to colour-blind eyes too.
@@ -50,6 +50,13 @@ def heat_map(
     """
     levels = levels_of(anomaly_map, low, high).resize(image.size, Image.Resampling.BICUBIC)
     return Image.composite(colour(levels), image, levels.point(_OPACITY))
+
+
+def outline(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """Draw the pixels around the regions of a mask, resized to a width and height: mode L."""
+    white = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size)
+    clear = white.point([255 * (level > 127) for level in range(256)])
+    return ImageChops.subtract(clear.filter(ImageFilter.MaxFilter(3)), clear)
 
 
 def levels_of(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:

@@ -1,17 +1,28 @@
-"""What every measurement ends with: the tables on the screen, results.json and sheets on disk."""
+"""What every measurement ends with: tables on the screen, results, a page and sheets on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from crad.data.samples import Sample
 from crad.files import remove_leftovers
+from crad.report.evidence import Mark, write_evidence
+from crad.report.heat_maps import colour_scale
 from crad.report.results import Results, write_results
 from crad.report.sheets import write_sheet
 from crad.report.summary import summary
+from crad.report.verdicts import Verdict, verdict_of
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.interest import Interest
+from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
+from crad.training.checkpoint import Checkpoint
 from crad.training.run_folder import RunFolder
+
+_SCALE_IMAGES, _SCALE_STEP = 64, 4  # normal images, and pixels of them, of a colour scale
 
 
 def report(
@@ -21,9 +32,10 @@ def report(
     protocol: Protocol,
     run: RunFolder | None,
     *,
+    checkpoint: Checkpoint,
     show: bool = True,
 ) -> None:
-    """Replace results and sheets in a folder; print the tables and what cannot be measured.
+    """Replace results, page and sheets in a folder; print the tables and what is not measured.
 
     Args:
         results: what to write and print.
@@ -31,6 +43,7 @@ def report(
         anomaly_maps: as for `Evaluation.measure`.
         protocol: the one that the sheets show, which is that of decisions.
         run: the folder; None writes nothing.
+        checkpoint: what was measured.
         show: whether to print the table.
 
     Raises:
@@ -42,15 +55,60 @@ def report(
         sheets = {name: run.sheet(name) for name in results["classes"]}
         run.keep_sheets(sheets.values())
         remove_leftovers(sheets.values())
+        run.clear_evidence()
+        mark = _marking(checkpoint)
+        verdicts: list[Verdict] = []
+        scales = {}
         for name, predictions in evaluation.predictions(anomaly_maps, protocol):
-            write_sheet(sheets[name], name, predictions, note=note, decoding=evaluation.decoding)
+            numbered = zip(evaluation.numbers(name), predictions, strict=True)
+            normal: list[npt.NDArray[np.float32]] = []
+            passed = _passing(numbered, checkpoint, name, mark, verdicts, normal)
+            write_sheet(sheets[name], name, passed, note=note, decoding=evaluation.decoding)
+            scales[name] = colour_scale(normal) if normal else checkpoint.colour_scale
+        if verdicts:
+            write_evidence(
+                *(run, results, verdicts, evaluation, anomaly_maps, protocol),
+                scales=scales,
+                mark=mark,
+            )
         write_results(run.results, results)  # last, as a run that has them is finished
     if show:
         print(summary(results))
     if missing := _not_measured(results, evaluation.samples):
         print(missing)
     if run:
-        print(f"written to {run.path}")
+        page = f"; open {run.page} in a browser" if run.page.exists() else ""
+        print(f"written to {run.path}{page}")
+
+
+def _marking(checkpoint: Checkpoint) -> Mark:
+    """What gives a prediction its pixel threshold, and the part of its image that counts."""
+    frame = checkpoint.config.model.frame
+    interest = Interest.from_state(checkpoint.interest, [*checkpoint.n_train], frame)
+    return lambda prediction: replace(
+        prediction,
+        pixel_threshold=checkpoint.pixel_thresholds.score_of(prediction.class_name),
+        interest=interest.of(prediction.class_name),
+    )
+
+
+def _passing(
+    numbered: Iterable[tuple[int, Prediction]],
+    checkpoint: Checkpoint,
+    class_name: str,
+    mark: Mark,
+    verdicts: list[Verdict],
+    normal: list[npt.NDArray[np.float32]],
+) -> Iterator[Prediction]:
+    """Pass predictions on, and keep what is said of each, and some pixels of normal images."""
+    threshold = checkpoint.thresholds.score_of(class_name)
+    for number, scored in numbered:
+        p_value = checkpoint.calibration.p_value(class_name, scored.score)
+        prediction = replace(mark(scored), p_value=p_value)
+        verdicts.append(verdict_of(number, prediction, threshold))
+        if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
+            normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())
+        yield prediction
 
 
 def _not_measured(results: Results, samples: Sequence[Sample]) -> str | None:

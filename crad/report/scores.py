@@ -5,8 +5,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -15,10 +16,12 @@ from crad.files import remove_leftovers, replacing
 from crad.outputs import Output, try_lock
 from crad.scoring.prediction import Prediction
 
-COLUMNS = ("image", "score", "decision", "threshold", "class_name")
-_LONGEST_ROW = 2**16  # bytes; a path has at most 4,096, of which each may become six
-
-DECISIONS = {True: "defect", False: "good", None: None}
+COLUMNS = ("image", "score", "p_value", "decision", "threshold", "class_name", "regions")
+_FORMER = (  # of older versions
+    ("image", "score", "decision", "threshold", "class_name"),
+    ("image", "score", "p_value", "decision", "threshold", "class_name"),
+)
+_LONGEST_ROW = 2**20  # bytes; a path has at most 4,096, and a map hundreds of regions
 
 Row = Mapping[str, Any]
 
@@ -28,11 +31,18 @@ def row_of(prediction: Prediction) -> Row:
     values = (
         str(prediction.path),
         prediction.score,
-        DECISIONS[prediction.is_defective],
+        prediction.p_value,
+        prediction.decision,
         prediction.threshold,
         prediction.class_name,
+        None if prediction.regions is None else [*map(asdict, prediction.regions)],
     )
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def boxes_of(boxes: Iterable[Sequence[int]]) -> str:
+    """Boxes in a cell of a table: left, top, right and bottom of each."""
+    return "; ".join(" ".join(map(str, box)) for box in boxes)
 
 
 class Format(Protocol):
@@ -55,19 +65,23 @@ class Csv:
     between = end = b""
 
     def __init__(self) -> None:
-        self.begin = self._line(COLUMNS)
+        self.begin = self.line(COLUMNS)
 
     def encode(self, row: Row) -> bytes:
-        """A line."""
-        return self._line([row[name] for name in COLUMNS])
+        """A line; of regions, it has the boxes."""
+        regions = row["regions"]
+        boxes = None if regions is None else boxes_of(each["box"] for each in regions)
+        return self.line([{**row, "regions": boxes}[name] for name in COLUMNS])
 
     def is_own(self, path: Path) -> bool:
         """Whether the first line names the columns."""
         with path.open("rb") as file:
-            return file.read(len(self.begin)) == self.begin
+            first = file.readline(len(self.begin))
+        return first in map(self.line, (COLUMNS, *_FORMER))
 
     @staticmethod
-    def _line(cells: Sequence[Any]) -> bytes:
+    def line(cells: Sequence[Any]) -> bytes:
+        """The cells of a line, as bytes."""
         text = io.StringIO(newline="")
         csv.writer(text).writerow(cells)
         return text.getvalue().encode("utf-8", errors="backslashreplace")
@@ -93,7 +107,7 @@ class Json:
             row, _ = json.JSONDecoder().raw_decode(head, begin.end() if begin else 0)
         except (ValueError, RecursionError):
             return False
-        return isinstance(row, dict) and tuple(row) == COLUMNS
+        return isinstance(row, dict) and tuple(row) in (COLUMNS, *_FORMER)
 
 
 class ScoreFile:

@@ -1,7 +1,12 @@
-"""Decisions: the score from which an image counts as defective, from scores of normal images."""
+"""Decisions: how unusual a score is, and from which on an image counts as defective.
+
+Both come from the scores of normal images that the model was not trained on. An image is a defect
+if its p-value is at most the false alarm rate: of any class, by any model.
+"""
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +21,7 @@ from crad.data.frames import Frame
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError
 from crad.scoring.protocols import Protocol
+from crad.words import count
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,66 @@ class Thresholds(dict[str, Threshold]):
         return max((threshold.score for threshold in self.values()), default=None)
 
 
+def promise(numbers: Iterable[int], false_alarm_rate: float) -> str | None:
+    """Say what rate of false alarms so many images a class promise; None if there are none.
+
+    Args:
+        numbers: of the images of each class that set its threshold; a class without any has none.
+        false_alarm_rate: that is asked for.
+    """
+    held = sorted(number for number in numbers if number)
+    if not held:
+        return None
+    fewest, most = held[0], held[-1]
+    images = count(fewest, "normal image") if fewest == most else f"{fewest} to {most} images"
+    least = 1 / (fewest + 1)
+    if least <= false_alarm_rate + 1e-9:
+        return (
+            f"thresholds from {images} a class: at most {false_alarm_rate:.3g} of normal images "
+            "are false alarms, as asked for"
+        )
+    needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
+    return (
+        f"thresholds from {images} a class promise a false alarm rate of {least:.3g} (1 in "
+        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: add normal images, or "
+        "set thresholds anew with crad calibrate"
+    )
+
+
+class Calibration(dict[str, tuple[float, ...]]):
+    """Sorted scores of normal images that a model was not trained on, by class.
+
+    From them follow a threshold for any rate, and the p-value of any score.
+    """
+
+    def thresholds(self, false_alarm_rate: float) -> Thresholds:
+        """The threshold of each class, as `Threshold.from_scores` takes it."""
+        return Thresholds(
+            {name: Threshold.from_scores(each, false_alarm_rate) for name, each in self.items()}
+        )
+
+    def p_value(self, class_name: str | None, score: float) -> float | None:
+        """Tell how unusual a score is among normal images of a class, in (0, 1].
+
+        It is ``(1 + number of scores that are at least as high) / (n + 1)``: the conformal p-value
+        (Bates et al., "Testing for outliers with conformal p-values", Annals of Statistics 2023).
+        A new normal image has one of at most r with a probability of at most r, so it means the
+        same for each class. A score is above the threshold for a rate if its p-value is at most
+        that rate or ``1 / (n + 1)``, the smallest there is.
+
+        For a class that is not known, it is the largest of all; without scores, None.
+        """
+        own = self.get(str(class_name))
+        chosen = [own] if own else self.values()
+        values = ((1 + _at_least(each, score)) / (len(each) + 1) for each in chosen)
+        return max(values, default=None)
+
+
+def _at_least(scores: Sequence[float], score: float) -> int:
+    """How many of some sorted scores are at least as high as another one."""
+    return len(scores) - bisect_left(scores, score)
+
+
 def class_of(path: Path, classes: Collection[str]) -> str | None:
     """Tell the class of an image by the innermost folder it lies in that has the name of a class.
 
@@ -71,7 +137,14 @@ def class_of(path: Path, classes: Collection[str]) -> str | None:
 def decision_scores(
     anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
 ) -> list[float]:
-    """Score images by the protocol that decides.
+    """Score images by the protocol that decides; arguments as for `scores_and_peaks`."""
+    return [score for score, _ in scores_and_peaks(anomaly_maps, samples, frame, protocol)]
+
+
+def scores_and_peaks(
+    anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+) -> list[tuple[float, float]]:
+    """Score images by the protocol that decides, and take the highest values of their maps.
 
     Args:
         anomaly_maps: ``(N, H, W)``, of a model.
@@ -79,31 +152,36 @@ def decision_scores(
         frame: what they were brought to.
         protocol: that of the thresholds.
     """
-    scores: list[float] = []
+    found: list[tuple[float, float]] = []
     for start in range(0, len(anomaly_maps), BATCH_SIZE):
         chosen = slice(start, start + BATCH_SIZE)
         sizes = [sample.size for sample in samples[chosen]]
         scored = protocol.score_each(anomaly_maps[chosen], frame, sizes)
-        scores += [score for _, score in scored]
-    return scores
+        found += [(score, float(scored_map.max())) for scored_map, score in scored]
+    return found
 
 
-def take_thresholds(
-    samples: Iterable[Sample], scores: Iterable[float], false_alarm_rate: float
-) -> Thresholds:
-    """Take the threshold of each class from `decision_scores` of images held back.
+def calibrate(
+    samples: Iterable[Sample], scores: Iterable[float], contamination: float = 0.0
+) -> Calibration:
+    """Sort the scores of normal images by class.
 
     Args:
-        samples: the images.
-        scores: one for each.
-        false_alarm_rate: as for `Threshold.from_scores`.
+        samples: the images, which the model was not trained on.
+        scores: one for each, as of `decision_scores`.
+        contamination: share of them, in [0, 0.5), that may be defective after all. As many of the
+            highest scores of each class, rounded up, are left out, but never all. Where they are
+            of normal images, that share of normal images becomes false alarms, beside those of the
+            false alarm rate.
     """
     by_class: dict[str, list[float]] = defaultdict(list)
     for sample, score in zip(samples, scores, strict=True):
         by_class[str(sample.class_name)].append(score)
-    return Thresholds(
-        {name: Threshold.from_scores(each, false_alarm_rate) for name, each in by_class.items()}
-    )
+    found = Calibration()
+    for name, each in by_class.items():
+        n_kept = max(len(each) - math.ceil(contamination * len(each) - 1e-9), 1)
+        found[name] = tuple(sorted(each)[:n_kept])
+    return found
 
 
 class ClassDecisions(TypedDict):
@@ -130,7 +208,7 @@ Draws = Literal["class", "run"]
 
 
 def check_share(dataset: Dataset, share: float) -> None:
-    """Refuse to hold back images where a class has only one.
+    """Refuse a class with only one image where a share, or one at least, is to be left out.
 
     Raises:
         DataError: it has, so that it would have no threshold.
@@ -169,14 +247,39 @@ def hold_back(
     held: list[Sample] = []
     for name in dataset.classes:
         if draws == "class":
-            key = hashlib.blake2b(f"{seed} {name}".encode("utf-8", "surrogateescape"))
-            generator.manual_seed(int.from_bytes(key.digest()[:8]))
+            generator = _generator(seed, name)
         members = [sample for sample in dataset.train if sample.class_name == name]
         count = min(max(round(share * len(members)), 1), len(members) - 1) if share else 0
         chosen = {*torch.randperm(len(members), generator=generator)[:count].tolist()}
         for index, sample in enumerate(members):
             (held if index in chosen else train).append(sample)
     return train, held
+
+
+def draw_folds(samples: Sequence[Sample], n_folds: int, seed: int) -> list[list[int]]:
+    """Deal the images of each class out to folds, by chance.
+
+    Args:
+        samples: the images.
+        n_folds: number of folds.
+        seed: of the deal, which otherwise depends on the class alone.
+
+    Returns:
+        The places of the images of each fold that has some.
+    """
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    for name in dict.fromkeys(sample.class_name for sample in samples):
+        members = [index for index, sample in enumerate(samples) if sample.class_name == name]
+        order = torch.randperm(len(members), generator=_generator(seed, str(name))).tolist()
+        for number, place in enumerate(order):
+            folds[number % n_folds].append(members[place])
+    return [sorted(fold) for fold in folds if fold]
+
+
+def _generator(seed: int, class_name: str) -> torch.Generator:
+    """A random generator for a class, whatever the others."""
+    key = hashlib.blake2b(f"{seed} {class_name}".encode("utf-8", "surrogateescape"))
+    return torch.Generator().manual_seed(int.from_bytes(key.digest()[:8]))
 
 
 def measure_decisions(

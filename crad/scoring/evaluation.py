@@ -152,11 +152,22 @@ class Evaluation:
         made as they are needed.
         """
         for name, members in self._by_class.items():
-            yield name, self._score(members, anomaly_maps, protocol)
+            yield name, self.score(members, anomaly_maps, protocol)
 
-    def _score(
+    def numbers(self, class_name: str) -> Sequence[int]:
+        """Where the test images of a class are among all, in the order of `predictions`."""
+        return self._by_class[class_name]
+
+    def score(
         self, members: Sequence[int], anomaly_maps: Tensor, protocol: Protocol
     ) -> Iterator[Prediction]:
+        """Score some test images without deciding.
+
+        Args:
+            members: their places among all.
+            anomaly_maps: as for `measure`, of all.
+            protocol: how they are scored.
+        """
         for start in range(0, len(members), BATCH_SIZE):
             chosen = members[start : start + BATCH_SIZE]
             samples = [self.samples[index] for index in chosen]

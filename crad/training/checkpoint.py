@@ -20,14 +20,14 @@ from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError, CradError
 from crad.files import irregular, write_atomically
-from crad.scoring.calibration import Draws, Threshold, Thresholds
+from crad.scoring.calibration import Calibration, Draws, Threshold, Thresholds
 from crad.scoring.metrics import EpochMetrics
 from crad.scoring.protocols import PROTOCOLS
 from crad.training.run_record import RunRecord, read_record
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
-INFERENCE_PARTS = ("model", "backbone")
+INFERENCE_PARTS = ("model", "backbone", "products", "interest")
 ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random", "images")
 
 _FORMAT = "crad"
@@ -45,6 +45,7 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "combine": None,
                 "fit": False,
                 "fitted": None,
+                "masked": False,
             }
         },
     }
@@ -65,6 +66,8 @@ _TYPES: Mapping[str, Any] = MappingProxyType(
         "draws": Draws,
         "best_on_test": dict[str, Any] | None,
         "thresholds": dict[str, dict[str, float]],
+        "pixel_thresholds": dict[str, dict[str, float]],
+        "calibration": dict[str, tuple[float, ...]],
         "part_of": str | None,
     }
 )
@@ -86,13 +89,19 @@ class Checkpoint:
         precision: of the fusion network in training.
         model: state of `crad.CRAD`.
         backbone: state of the backbone: weights and fitted statistics.
+        interest: state of `crad.scoring.interest.Interest`; empty if all of the images counts.
+        products: state of `crad.model.products.Products`; empty for a model of one class, or if an
+            older version wrote it.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
         images: ``digests`` of the normal images, trained on or held back, by which a resumed run
             knows them; empty if not read, or written before there were any.
         draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
-        thresholds: of the classes for which normal images were held back.
+        thresholds: of the classes for which normal images were held back, for the false alarm rate
+            of the run.
+        calibration: the scores that they were taken from; empty if an older version wrote it.
+        pixel_thresholds: as thresholds, of the pixels of maps; empty if an older version wrote it.
         part_of: the id of the separate training that the run is a part of; empty if of none, None
             if an older version wrote it.
         file: that it was read from, if it was.
@@ -106,6 +115,8 @@ class Checkpoint:
     seconds: float
     model: dict[str, Tensor]
     backbone: dict[str, Tensor]
+    interest: dict[str, Tensor] = field(default_factory=dict)
+    products: dict[str, Tensor] = field(default_factory=dict)
     precision: str = "fp32"
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
@@ -113,6 +124,8 @@ class Checkpoint:
     draws: Draws = "class"
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    pixel_thresholds: Thresholds = field(default_factory=Thresholds)
+    calibration: Calibration = field(default_factory=Calibration)
     part_of: str | None = ""
     file: Path | None = field(default=None, compare=False)
 
@@ -160,6 +173,10 @@ class Checkpoint:
             "thresholds": {
                 name: dataclasses.asdict(each) for name, each in self.thresholds.items()
             },
+            "pixel_thresholds": {
+                name: dataclasses.asdict(each) for name, each in self.pixel_thresholds.items()
+            },
+            "calibration": self.calibration,
             "part_of": self.part_of,
         }
         metadata = {"format": _FORMAT, "version": str(VERSION), "run": json.dumps(run)}
@@ -219,7 +236,13 @@ def read_checkpoint(
                 part, _, name = key.partition(".")
                 if part in parts:
                     states[part][name.replace(_STORED_ENTRIES, _ENTRIES)] = opened.get_tensor(key)
-        run = {"draws": "run", "part_of": None, **json.loads(metadata["run"])}
+        run = {
+            "pixel_thresholds": {},
+            "calibration": {},
+            "draws": "run",
+            "part_of": None,
+            **json.loads(metadata["run"]),
+        }
         stored = _from_version_1(run) if version == 1 else run["settings"]
         config = _from_stored(stored, version, file)
         for name, kind in _TYPES.items():
@@ -227,6 +250,8 @@ def read_checkpoint(
         counted = [each["n_images"] for each in run["thresholds"].values()]
         if min(run["epoch"], *run["feature_size"], *run["n_train"].values(), *counted) < 0:
             raise ValueError("a number of epochs, images or cells is negative")
+        if not all(run["calibration"].values()):
+            raise ValueError("a class has no calibration scores")
         return Checkpoint(
             config=config,
             epoch=run["epoch"],
@@ -239,6 +264,12 @@ def read_checkpoint(
             best_on_test=run["best_on_test"],
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}
+            ),
+            pixel_thresholds=Thresholds(
+                {name: Threshold(**each) for name, each in run["pixel_thresholds"].items()}
+            ),
+            calibration=Calibration(
+                {name: tuple(sorted(each)) for name, each in run["calibration"].items()}
             ),
             part_of=run["part_of"],
             file=file,
@@ -276,7 +307,10 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
     """Settings as JSON can hold them, by group and name, without paths of this machine."""
     stored = dataclasses.asdict(config)
     del stored["model"]["weights"]  # the state of the backbone is stored
-    del stored["data"]["feature_cache"]
+    for name in ("feature_cache", "roi", "ignored"):
+        del stored["data"][name]
+    if not config.model.masked:  # so that an older crad reads it
+        del stored["model"]["masked"]
     if config.data.source not in DEMO_NAMES:
         del stored["data"]["source"]
     return stored

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -20,6 +20,7 @@ from crad.data.samples import Sample
 from crad.errors import BackboneError, DataError, TrainingError
 from crad.files import irregular
 from crad.model.crad import CRAD
+from crad.scoring.interest import Interest
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache, recipe
 from crad.training.feature_memory import FeatureMemory
@@ -34,10 +35,12 @@ class Features:
     Attributes:
         values: ``(N, H, W, C)`` float32, on the CPU.
         samples: the N images they were computed from, with `Sample.digest`.
+        interest: what part of these images counts.
     """
 
     values: Tensor
     samples: list[Sample]
+    interest: Interest = field(default_factory=Interest)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,7 +58,8 @@ class Features:
         """At most so many of them, evenly chosen."""
         count = min(most, len(self))
         chosen = np.linspace(0, len(self) - 1, count).astype(int)
-        return Features(self.values[chosen], [self.samples[index] for index in chosen])
+        samples = [self.samples[index] for index in chosen]
+        return Features(self.values[chosen], samples, self.interest)
 
 
 def fit_backbone(
@@ -214,30 +218,36 @@ def _compute(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def map_features(model: CRAD, features: Features, device: torch.device) -> Tensor:
+def map_features(
+    model: CRAD, features: Features, device: torch.device, rows: Sequence[int] | None = None
+) -> Tensor:
     """Compute anomaly maps ``(N, H, W)``, before any protocol; each process some batches.
 
     Args:
         model: on ``device``; it is put into evaluation mode.
         features: of the images.
         device: where to compute.
+        rows: of which images, in order; None takes all.
 
     Raises:
         TrainingError: the maps are not finite, or so large that their sums are not.
     """
     model.eval()
-    rows = processes.share(range(len(features)), BATCH_SIZE, processes.rank(), processes.count())
+    wanted = range(len(features)) if rows is None else rows
+    mine = processes.share(range(len(wanted)), BATCH_SIZE, processes.rank(), processes.count())
     maps = [torch.empty(0, *features.values.shape[1:3], device=device)]
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = torch.tensor(rows[start : start + BATCH_SIZE])
+    for start in range(0, len(mine), BATCH_SIZE):
+        batch = torch.tensor([wanted[place] for place in mine[start : start + BATCH_SIZE]])
         maps.append(model(features.batch(batch, device)).anomaly_map)
-    together = processes.gather_rows(rows, torch.cat(maps))[1]
+    together = processes.gather_rows(mine, torch.cat(maps))[1]
     if not (together.abs() < _LARGEST).all():
         raise TrainingError(
             "training: the model has no finite anomaly maps any more; lower --learning-rate and "
             "--memory-learning-rate"
         )
-    return together
+    samples = [features.samples[row] for row in wanted]
+    names = [sample.class_name for sample in samples]
+    return features.interest.apply(together, samples, names)
 
 
 def _load(

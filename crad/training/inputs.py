@@ -24,8 +24,10 @@ from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
 from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
+from crad.model.products import Products
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
+from crad.scoring.interest import Interest, read_interest
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
@@ -51,6 +53,7 @@ class Inputs:
         repeated: the files that are there twice where they should not be, a line for each kind.
         digests: of the normal images, as of `Checkpoint.images`.
         draws: as of `Checkpoint`.
+        interest: what part of the images counts.
         decoding: how images are read, with the bit depth of the data set.
         frame: what images are brought to.
         seconds: time that the features took.
@@ -67,6 +70,7 @@ class Inputs:
     repeated: tuple[str, ...]
     digests: Tensor
     draws: Draws
+    interest: Interest
     decoding: Decoding
     frame: Frame
     seconds: float
@@ -80,6 +84,17 @@ class Inputs:
     def notes(self) -> list[str | None]:
         """What a reader of the results must know of the images; None says nothing."""
         return [*self.left_out, *self.repeated, self.bad.note()]
+
+    @cached_property
+    def products(self) -> Products | None:
+        """What names the class of an image, from all normal images; None if there is one class."""
+        if len(self.n_train) < 2:
+            return None
+        normal = (self.train, self.held_back)
+        names = [*self.n_train]
+        classes = [names.index(str(s.class_name)) for each in normal for s in each.samples]
+        pooled = [each.values.mean(dim=(1, 2)) for each in normal if len(each)]
+        return Products.fit(torch.cat(pooled), torch.tensor(classes))
 
     @cached_property
     def nearest_neighbour(self) -> Tensor:
@@ -178,9 +193,9 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     dataset = processes.on_main(
         lambda: find_dataset(config.data.source, classes=config.data.classes)
     )
-    share = config.decisions.calibration_share
+    share = config.decisions.held_back
     if not stored:
-        check_share(dataset, share)
+        check_share(dataset, config.decisions.calibrates)
     asked = frame_of(config.model.image_size)
     images = f"{BATCH_SIZE} images of {show_size(asked)} pixels take"
     n_bytes = 4 * 3 * asked.height * asked.width * BATCH_SIZE
@@ -205,6 +220,9 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
+    interest = _interest(config, stored, dataset, frame, decoding)
+    if note := interest.note():
+        print(note, flush=True)
     draws = stored.draws if stored else "class"
     train, held_back = hold_back(dataset, share, config.training.seed, draws)
     memory = FeatureMemory(config.data.feature_memory)
@@ -218,13 +236,16 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
                 decoding=decoding,
             )
         features, features_held_back, features_test = (
-            extract(
-                *(backbone, samples, frame),
-                device=device,
-                skip=bad,
-                memory=memory,
-                cache=cache,
-                decoding=decoding,
+            replace(
+                extract(
+                    *(backbone, samples, frame),
+                    device=device,
+                    skip=bad,
+                    memory=memory,
+                    cache=cache,
+                    decoding=decoding,
+                ),
+                interest=interest,
             )
             for samples in (train, held_back, dataset.test)
         )
@@ -273,10 +294,30 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
         repeated=tuple(_repeated(normal, features_test.samples, dataset.root)),
         digests=torch.tensor([*digests.values()], dtype=torch.int64),
         draws=draws,
+        interest=interest,
         decoding=decoding,
         frame=frame,
         seconds=time.perf_counter() - started,
     )
+
+
+def _interest(
+    config: Config, stored: Checkpoint | None, dataset: Dataset, frame: Frame, decoding: Decoding
+) -> Interest:
+    """What part of the images counts: that of the run to resume, or what the options say."""
+    roi, ignored = config.data.roi, config.data.ignored
+    asked = processes.on_main(lambda: read_interest(roi, ignored, dataset.classes, frame, decoding))
+    if stored is None:
+        return asked
+    with stored.fitting():
+        kept = Interest.from_state(stored.interest, dataset.classes, frame)
+    former, new = kept.state(dataset.classes), asked.state(dataset.classes)
+    if (roi or ignored) and not (former and former["masks"].equal(new["masks"])):
+        raise UsageError(
+            f"--roi, --ignore: the run of '{stored.file}' was started with other masks, or none; "
+            "leave them out to resume it, or start a new run in another --output"
+        )
+    return kept
 
 
 def _digest(sample: Sample, root: Path) -> int:

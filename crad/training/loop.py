@@ -52,7 +52,7 @@ class Training:
         mixed: str = self.accelerator.mixed_precision
         return "fp32" if mixed == "no" else mixed
 
-    def run_epoch(self, features: Features, bar: "tqdm[Any]") -> float:
+    def run_epoch(self, features: Features, bar: "tqdm[Any]", rows: Tensor | None = None) -> float:
         """Train for an epoch, in an order drawn from PyTorch's generator; return the mean loss.
 
         Each process takes its share of every batch. BatchNorm then has the statistics of that
@@ -61,6 +61,7 @@ class Training:
         Args:
             features: of the normal images, at least one for each process.
             bar: advanced by 1 for every step.
+            rows: the images to train on; None takes all.
 
         Raises:
             TrainingError: the loss is no longer finite.
@@ -70,7 +71,8 @@ class Training:
             group["lr"] = rate * decay
         self._forward.train()
         total = torch.zeros((), device=self.accelerator.device)
-        order = processes.on_main(lambda: torch.randperm(len(features)))
+        rows = torch.arange(len(features)) if rows is None else rows
+        order = rows[processes.on_main(lambda: torch.randperm(len(rows)))]
         rank, count = processes.rank(), processes.count()
         if rank:  # its own noise; that of the main process is what a checkpoint restores
             seed = np.random.SeedSequence((self.config.seed, self.epoch, rank))
@@ -87,7 +89,7 @@ class Training:
             total += loss.detach() * len(indices)
             bar.update()
         processes.copy_main(self.model.buffers())  # statistics of BatchNorm are each process's own
-        mean = float(self.accelerator.reduce(total, "sum")) / len(features)
+        mean = float(self.accelerator.reduce(total, "sum")) / len(rows)
         if not math.isfinite(mean):
             kept = "the checkpoint of the epoch before is kept; " if self.epoch else ""
             raise TrainingError(

@@ -1,5 +1,6 @@
 """The folder of a run: which files it has, and whether a command may use it."""
 
+import re
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -9,10 +10,18 @@ from typing import Any
 from crad.errors import CheckpointError, OutputError
 from crad.files import LONGEST_NAME, cut_name, read_json, remove_leftovers
 from crad.outputs import Output, check_folder, check_outputs, locked
-from crad.png import is_own_png
+from crad.png import is_own_jpeg, is_own_png
 from crad.training import processes
 from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint, read_checkpoint
 from crad.training.run_record import RECORD_NAME, read_record
+
+SCORES_HEAD = "image,class,kind,truth,score,"
+"""How the table of the test images begins, whatever columns follow."""
+
+PAGE_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="crad">\n'
+"""How the page of the test images begins."""
+
+_PICTURE = re.compile(r"\d{5,}-(image|map|overlay)\.jpg|\d{5,}-truth\.png")
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,21 @@ class RunFolder:
         """Folder of a picture sheet for each class."""
         return self.path / "sheets"
 
+    @property
+    def scores(self) -> Path:
+        """The score and the decision of each test image."""
+        return self.path / "scores.csv"
+
+    @property
+    def page(self) -> Path:
+        """The page that shows what was measured."""
+        return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the pictures of the page."""
+        return self.path / "pictures"
+
     def locked(self) -> AbstractContextManager[None]:
         """Keep other commands out of the folder, as `crad.outputs.locked`, in the main process."""
         return locked(self.path) if processes.is_main() else nullcontext()
@@ -46,7 +70,10 @@ class RunFolder:
         Raises:
             OutputError: a file or folder of the run has the name of the class.
         """
-        own = (self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME)
+        own = (
+            *(self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME),
+            *(self.scores, self.page, self.pictures),
+        )
         if name.casefold() in [path.name for path in own]:
             raise OutputError(
                 f"output: the run of class '{name}' would need the name that '{self.path / name}' "
@@ -97,8 +124,10 @@ class RunFolder:
         Raises:
             OutputError: there is such a file.
         """
-        for path in (self.checkpoint, self.path / RECORD_NAME, self.results, self.sheets):
-            if path.is_symlink() or (path == self.sheets and path.exists() and not path.is_dir()):
+        folders = (self.sheets, self.pictures)
+        files = (self.checkpoint, self.path / RECORD_NAME, self.results, self.scores, self.page)
+        for path in (*files, *folders):
+            if path.is_symlink() or (path in folders and path.exists() and not path.is_dir()):
                 kind = "a link" if path.is_symlink() else "not a folder"
                 raise OutputError(
                     f"output: '{path}' is {kind}; move it away, or choose another folder with "
@@ -109,6 +138,9 @@ class RunFolder:
                 Output("--output", self.checkpoint, is_checkpoint),
                 Output("--output", self.path / RECORD_NAME, lambda _: bool(read_record(self.path))),
                 Output("--output", self.results, lambda _: self.read_results() is not None),
+                Output("--output", self.scores, lambda file: _begins(file, SCORES_HEAD)),
+                Output("--output", self.page, lambda file: _begins(file, PAGE_HEAD)),
+                *(Output("--output", file, _is_own_picture) for file in self._pictures()),
             ],
             inputs=(),
         )
@@ -140,8 +172,9 @@ class RunFolder:
         self._clear_measurements(sheets)
 
     def measurements(self) -> list[Path]:
-        """Results and sheets that are there."""
-        return [file for file in (self.results,) if file.exists()] + self._own_sheets()
+        """Results, sheets and the evidence of test images that are there."""
+        files = (self.results, self.scores, self.page)
+        return [file for file in files if file.exists()] + self._own_sheets()
 
     def clear(self) -> None:
         """Remove a former run but for its record, once it may not be taken for the new one."""
@@ -153,8 +186,19 @@ class RunFolder:
         self.results.unlink(missing_ok=True)
         for file in sheets:
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # it is not empty, or missing
-            self.sheets.rmdir()
+        self.clear_evidence()
+        for folder in (self.sheets, self.pictures):
+            with suppress(OSError):  # it is not empty, or missing
+                folder.rmdir()
+
+    def clear_evidence(self) -> None:
+        """Remove the page of the test images, its pictures and their table, in this order.
+
+        So no page shows pictures of another measurement. Files of another origin stay.
+        """
+        remove_leftovers([self.page, self.scores])
+        for file in (self.page, *filter(_is_own_picture, self._pictures()), self.scores):
+            file.unlink(missing_ok=True)
 
     def sheet(self, class_name: str) -> Path:
         """The picture sheet of a class."""
@@ -174,6 +218,11 @@ class RunFolder:
         sheets = [self.sheet(name) for name in sorted(names)]
         return [file for file in sheets if file.parent == self.sheets and file.is_file()]
 
+    def _pictures(self) -> list[Path]:
+        """The files with a name that a picture of the page may have."""
+        found = self.pictures.iterdir() if self.pictures.is_dir() else ()
+        return sorted(file for file in found if _PICTURE.fullmatch(file.name))
+
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""
         remove_leftovers([self.checkpoint, self.results, self.path / RECORD_NAME])
@@ -191,3 +240,12 @@ class RunFolder:
             return self.checkpoint.stat().st_mtime_ns
         except OSError:
             return None
+
+
+def _begins(file: Path, head: str) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(head)) == head.encode()
+
+
+def _is_own_picture(file: Path) -> bool:
+    return is_own_png(file) if file.suffix == ".png" else is_own_jpeg(file)

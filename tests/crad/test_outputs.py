@@ -21,7 +21,7 @@ from crad.errors import OutputError
 from crad.files import cut_name
 from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
-from crad.report.scores import Csv, Json, ScoreFile
+from crad.report.scores import COLUMNS, Csv, Json, ScoreFile
 from crad.training.checkpoint import CHECKPOINT_NAME, is_checkpoint
 from tests.fixtures import before_step, ctrl_c, files_of, largest_file
 
@@ -29,7 +29,7 @@ Train = Callable[..., int]
 Command = Callable[..., int]
 
 ROWS = [
-    {"image": name, "score": 1.5, "decision": None, "threshold": None, "class_name": "a"}
+    dict.fromkeys(COLUMNS) | {"image": name, "score": 1.5, "class_name": "a"}
     for name in ("a.png", 'näh,\n"b".png', os.fsdecode(b"caf\xe9.png"))
 ]
 
@@ -66,8 +66,14 @@ def test_a_table_on_a_full_disk_keeps_its_rows(tmp_path: Path, form: Csv | Json)
 
 def test_a_table_of_an_earlier_version_is_known(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps(ROWS[:1], indent=2))
+    former = ("image", "score", "decision", "threshold", "class_name")
+    path.write_text(json.dumps([{name: ROWS[0][name] for name in former}], indent=2))
     assert Json().is_own(path)
+    table = tmp_path / "scores.csv"
+    table.write_text(",".join(former) + "\r\na,1,,,b\r\n", newline="")
+    assert Csv().is_own(table)
+    table.write_text(",".join(former[:4]) + "\r\na,1,,,b\r\n", newline="")
+    assert not Csv().is_own(table)
     others = (
         '[{"image": "a", "label": "cat"}]',
         "[]",
@@ -313,7 +319,7 @@ def test_a_prediction_replaces_an_earlier_one(trained, tmp_path: Path, command: 
     for _ in range(2):
         assert command(crad.predict.main, *arguments) == 0
     names = {path.name for path in output.iterdir()}
-    assert names == {"a_heatmap.png", "scores.csv", "scores.json"}
+    assert names == {"a_heatmap.png", "a_mask.png", "scores.csv", "scores.json"}
     arguments = ["--checkpoint", str(trained.output), str(trained.data)]
     for _ in range(2):  # the folders of the heat maps are named as those of a class
         assert command(crad.predict.main, *arguments, "--output", str(tmp_path / "all")) == 0

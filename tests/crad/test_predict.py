@@ -34,10 +34,10 @@ def test_scores_as_table_csv_and_json(
     expected = [
         (str(path), pytest.approx(score)) for path, score in zip(paths, scores, strict=True)
     ]
-    *lines, note = capsys.readouterr().out.splitlines()
+    *lines, _, note = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines]
-    assert table[0] == ["score", "decision", "image"]
-    assert [path for _, _, path in table[1:]] == [str(path) for path in paths]
+    assert table[0] == ["score", "p-value", "decision", "image"]
+    assert [path for _, _, _, path in table[1:]] == [str(path) for path in paths]
     assert f"brick {len(paths) - 1}, gauge 1; --class NAME" in note
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -557,12 +557,12 @@ def test_the_padding_of_a_prediction_counts_for_nothing(
     detector = crad.load(output, "cpu")
     images = sorted((data / "sheet/test").rglob("*.png"))
     before = detector.predict(images)
-    compute, left = detector._compute, iter([each.size for each in before])
+    compute, left = detector.map_features, iter([each.size for each in before])
 
-    def spoilt(tensors: torch.Tensor) -> torch.Tensor:
-        return spoil_padding(compute(tensors), [next(left) for _ in tensors])
+    def spoilt(features: torch.Tensor) -> torch.Tensor:
+        return spoil_padding(compute(features), [next(left) for _ in features])
 
-    monkeypatch.setattr(detector, "_compute", spoilt)
+    monkeypatch.setattr(detector, "map_features", spoilt)
     for one, other in zip(before, detector.predict(images), strict=True):
         assert one.score == other.score
         np.testing.assert_array_equal(one.scored_map, other.scored_map)

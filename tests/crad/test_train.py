@@ -48,8 +48,10 @@ def data(tmp_path: Path, demo_root: Path) -> Path:
 
 def test_what_a_run_leaves(trained) -> None:
     files = {str(p.relative_to(trained.output)) for p in trained.output.rglob("*") if p.is_file()}
-    assert files == {
-        "checkpoint.safetensors", "results.json", "run.json",
+    pictures = {file for file in files if file.startswith("pictures/")}
+    assert pictures
+    assert files - pictures == {
+        "checkpoint.safetensors", "results.json", "run.json", "report.html", "scores.csv",
         "sheets/brick.png", "sheets/gauge.png",
     }  # fmt: skip
     results = trained.results
@@ -238,6 +240,7 @@ def test_what_a_killed_write_left_is_removed(trained, tmp_path: Path, train_comm
     assert train_command(trained.data, output, "--resume") == 0
     assert {path.name for path in output.iterdir()} == {
         "checkpoint.safetensors", "results.json", "run.json", "sheets",
+        "scores.csv", "report.html", "pictures",
     }  # fmt: skip
 
 

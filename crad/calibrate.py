@@ -1,0 +1,238 @@
+"""``crad calibrate``: set the thresholds of a trained detector anew, from new good images."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+from tyro.conf import arg
+
+from crad.command_line import InferenceOptions, make_command
+from crad.config import BitDepth, MaxMegapixels, SkipBad
+from crad.data.bad_images import BadImages
+from crad.data.decoding import MAX_MEGAPIXELS
+from crad.data.folders import IMAGE_SUFFIXES, Folder
+from crad.data.layouts import LAYOUTS
+from crad.detector import Detector, from_checkpoint
+from crad.devices import select_device
+from crad.errors import DataError, OutputError
+from crad.outputs import Output, check_outputs
+from crad.report.tables import lay_out, printable
+from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
+from crad.scoring.drift import Drift
+from crad.scoring.prediction import Prediction
+from crad.training.checkpoint import (
+    ALL_PARTS,
+    Checkpoint,
+    checkpoint_path,
+    is_checkpoint,
+    read_checkpoint,
+)
+from crad.words import count, enumerate_some
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What the calibration command takes."""
+
+    checkpoint: Path
+    """A checkpoint, or the output folder of a training run."""
+    good: Path
+    """A folder of new good images, searched with its sub-folders. The model must not have been
+    trained on them."""
+    class_: Annotated[str | None, arg(name="class")] = None
+    """The class of all images. Default: a model of several classes recognises that of each
+    image."""
+    output: Path | None = None
+    """Write the checkpoint with the new thresholds to this file. Default: write nothing."""
+    overwrite: bool = False
+    """Replace --output, which may be the checkpoint itself."""
+    false_alarm_rate: float | None = None
+    """Share of normal images that may be taken for defective. Default: that of training."""
+    contamination: float = 0.0
+    """Share of the new images that may be defective after all: as many of them, with the highest
+    scores, set no threshold."""
+    skip_bad: SkipBad = False
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
+    bit_depth: BitDepth = None
+    compute: InferenceOptions = field(default_factory=InferenceOptions)
+
+
+def calibrate_again(options: CalibrateOptions) -> Checkpoint:
+    """Score new good images, set thresholds from them, and say how far scores have drifted.
+
+    Classes without new images keep their thresholds.
+
+    Returns:
+        The checkpoint with the new thresholds, which is written if an output is named.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DataError: there are no images, or none whose class is known.
+        DeviceError: the device is not there.
+        ImageError: an image cannot be read.
+        OutputError: the new file would replace another one.
+        StorageError: the file cannot be written.
+        UsageError: an option is out of range, or the model has no such class.
+    """
+    options.compute.check()
+    images = _good_images(options.good)
+    _check_output(options, images)
+    stored = read_checkpoint(options.checkpoint, ALL_PARTS)
+    rate = options.false_alarm_rate
+    if rate is None:
+        rate = stored.config.decisions.false_alarm_rate
+    decisions = replace(stored.config.decisions, false_alarm_rate=rate)
+    stated = replace(decisions, contamination=options.contamination)
+    replace(stored.config, decisions=stated).check_ranges()
+    detector = from_checkpoint(
+        stored,
+        select_device(options.compute.device),
+        options.compute.precision,
+        bit_depth=options.bit_depth,
+        max_megapixels=options.max_megapixels,
+    )
+    bad = BadImages(skip=options.skip_bad)
+    scored = _score(detector, images, options, bad)
+    samples, scores = zip(*((each, each.score) for each in scored), strict=True)
+    new = calibrate(samples, scores, options.contamination)
+    peaks = [float(each.scored_map.max()) for each in scored]
+    pixels = calibrate(samples, peaks, options.contamination).thresholds(
+        decisions.pixel_false_alarm_rate
+    )
+    calibration = Calibration(stored.calibration | new)
+    kept = {name: each for name, each in stored.thresholds.items() if name not in calibration}
+    thresholds = Thresholds(kept | calibration.thresholds(rate))
+    found = replace(
+        stored,
+        config=replace(stored.config, decisions=decisions),
+        calibration=calibration,
+        thresholds=thresholds,
+        pixel_thresholds=Thresholds(stored.pixel_thresholds | pixels),
+    )
+    for line in _report(stored, found, scored):
+        print(line)
+    if kept:
+        print(
+            f"thresholds kept, whatever the false alarm rate, as there are neither new images nor "
+            f"calibration scores: {enumerate_some([*map(printable, kept)])}"
+        )
+    if note := bad.note():
+        print(note)
+    if options.output:
+        found.write(options.output)
+        print(f"written to {options.output}")
+    else:
+        print("nothing written; --output FILE writes a checkpoint with the new thresholds")
+    return found
+
+
+def _good_images(good: Path) -> list[Path]:
+    """The images to calibrate with.
+
+    Raises:
+        DataError: there are none, or some of them are masks.
+    """
+    if not good.is_dir():
+        problem = "is a file" if good.exists() else "is not there"
+        raise DataError(f"good: '{good}' {problem}; give a folder of good images")
+    images = []
+    for folder in Folder(good).walk():
+        if any(layout.holds_masks(folder.path) for layout in LAYOUTS.values()):
+            raise DataError(
+                f"good: '{folder.path}' holds masks, so there are defective images in '{good}'; "
+                "give a folder of good images alone"
+            )
+        images += folder.images
+    if not images:
+        raise DataError(f"good: no images in '{good}' (expected {', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
+    """Refuse, before any work is done, to write over what must not be lost."""
+    if not options.output:
+        return
+    output = Output("--output", options.output, is_checkpoint)
+    source = checkpoint_path(options.checkpoint)
+    check_outputs([output], images if options.overwrite else [*images, source])
+    if options.output.exists() and not options.overwrite:
+        raise OutputError(
+            f"output: '{options.output}' exists already; --overwrite replaces it, or give another "
+            "name"
+        )
+
+
+def _score(
+    detector: Detector, images: Sequence[Path], options: CalibrateOptions, bad: BadImages
+) -> list[Prediction]:
+    """Score the images, and leave out those of no known class.
+
+    Raises:
+        DataError: none is left.
+    """
+    predictions = detector.iterate(
+        images, batch_size=options.compute.batch_size, skip=bad, class_name=options.class_
+    )
+    scored = [*tqdm(predictions, total=len(images), unit="image", leave=False)]
+    known = [each for each in scored if each.class_name is not None]
+    left_out = [repr(str(each.path)) for each in scored if each.class_name is None]
+    if not scored:
+        raise DataError(f"good: none of the images in '{options.good}' can be read; replace them")
+    if not known:
+        raise DataError(
+            f"good: no image in '{options.good}' shows a product that the model knows; give other "
+            "images, or name their class with --class"
+        )
+    if left_out:
+        print(
+            f"{count(len(left_out), 'image')} of no known product left out "
+            f"({enumerate_some(left_out)}); --class NAME sets the class"
+        )
+    return known
+
+
+def _report(stored: Checkpoint, found: Checkpoint, scored: Sequence[Prediction]) -> list[str]:
+    """Lay out, for each class with new images, its thresholds before and after, and the drift."""
+    by_class: Mapping[str, list[float]] = defaultdict(list)
+    for each in scored:
+        by_class[str(each.class_name)].append(each.score)
+    rows = [["class", "good images", "threshold", "before", "above it", "drift"]]
+    drifted = []
+    for name, scores in by_class.items():
+        before, former = stored.thresholds.get(name), stored.calibration.get(name)
+        cells = ["-", "-", "not known"]
+        if before:
+            above = sum(score > before.score for score in scores)
+            cells[:2] = f"{before.score:.4g}", f"{above} of {len(scores)}"
+        if former:
+            drift = Drift.measure(former, scores)
+            cells[2] = f"{drift.verdict} (in {drift.higher:.0%} of pairs, p = {drift.p_value:.2g})"
+            drifted += [name] if drift.verdict.startswith("drifted") else []
+        threshold = f"{found.thresholds[name].score:.4g}"
+        rows.append([printable(name), str(len(scores)), threshold, *cells])
+    lines = lay_out(rows)
+    lines.append(
+        "drift: in how many pairs of a new and a former image the new one scores higher; without "
+        "drift, in about half of them"
+    )
+    if drifted:
+        lines.append(
+            f"the normal images of {enumerate_some([*map(printable, drifted)])} have changed since "
+            "training: check the products, the light and the camera before you use new thresholds"
+        )
+    numbers = [found.thresholds[name].n_images for name in by_class]
+    return [*lines, str(promise(numbers, found.config.decisions.false_alarm_rate))]
+
+
+main = make_command(
+    CalibrateOptions,
+    calibrate_again,
+    "calibrate",
+    "Set the thresholds of a trained detector anew, from new good images.",
+)
+
+if __name__ == "__main__":
+    main()

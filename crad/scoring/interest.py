@@ -1,0 +1,147 @@
+"""The part of images that counts: regions of interest, and what is to be ignored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crad.data.decoding import Decoding
+from crad.data.folders import IMAGE_SUFFIXES
+from crad.data.frames import Frame
+from crad.data.masks import open_mask, resize_mask
+from crad.data.samples import Sample
+from crad.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Interest:
+    """What part of the images of each class counts; of a class without a mask, all of it.
+
+    Attributes:
+        masks: bool (H, W) by class, at the size of the frame; they cover the whole image.
+        frame: what images are brought to.
+    """
+
+    masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    frame: Frame = field(default_factory=lambda: Frame(1, 1))
+
+    def of(self, class_name: str | None) -> npt.NDArray[np.bool_] | None:
+        """The mask of a class; None if there is none."""
+        return self.masks.get(str(class_name))
+
+    def apply(
+        self, anomaly_maps: Tensor, samples: Sequence[Sample], class_names: Sequence[str | None]
+    ) -> Tensor:
+        """Give what does not count the median of what does: it adds nothing to any score.
+
+        A cell of the map that counts in part keeps that part of its difference from the median.
+
+        Args:
+            anomaly_maps: ``(N, h, w)`` of a model, before any protocol; left as they are.
+            samples: the images, decoded.
+            class_names: their classes.
+        """
+        if not self.masks:
+            return anomaly_maps
+        maps = anomaly_maps.clone()
+        for index, (sample, name) in enumerate(zip(samples, class_names, strict=True)):
+            mask = self.of(name)
+            if mask is None:
+                continue
+            content = self.frame.crop(maps[index], self.frame.content(sample.size))
+            whole = torch.from_numpy(mask).to(maps)[None, None]
+            rows, columns = content.shape
+            weights = F.adaptive_avg_pool2d(whole, (rows, columns))[0, 0]
+            level = content[weights > 0].median()
+            content.copy_(level + weights * (content - level))
+        return maps
+
+    def state(self, classes: Sequence[str]) -> dict[str, Tensor]:
+        """What a checkpoint stores, for its classes in order; nothing without masks."""
+        if not self.masks:
+            return {}
+        whole = np.ones((self.frame.height, self.frame.width), np.bool_)
+        masks = np.stack([self.masks.get(name, whole) for name in classes])
+        return {"masks": torch.from_numpy(masks.astype(np.uint8))}
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], classes: Sequence[str], frame: Frame
+    ) -> "Interest":
+        """Undo `state`.
+
+        Raises:
+            ValueError: it does not fit the classes and the frame.
+        """
+        if not state:
+            return cls()
+        masks = state["masks"].numpy() > 0
+        if masks.shape != (len(classes), frame.height, frame.width):
+            raise ValueError(f"the masks of interest are of shape {masks.shape}")
+        return cls(dict(zip(classes, masks, strict=True)), frame)
+
+    def note(self) -> str | None:
+        """Say what share of the images of each class counts; None without masks."""
+        shares = [f"{name} {mask.mean():.0%}" for name, mask in self.masks.items()]
+        return f"of the images counts: {', '.join(shares)}" if shares else None
+
+
+def read_interest(
+    roi: Path | None,
+    ignored: Path | None,
+    classes: Sequence[str],
+    frame: Frame,
+    decoding: Decoding,
+) -> Interest:
+    """Read masks of what counts and of what does not.
+
+    Args:
+        roi: an image for all classes, or a folder with one for some, named like the class; only
+            where it is not black does an image count.
+        ignored: the same, but there it does not count.
+        classes: of the model.
+        frame: what images are brought to, as the masks are.
+        decoding: its largest size holds for masks too.
+
+    Raises:
+        DataError: there is no such file, no mask in the folder, or nothing of a class counts.
+        ImageError: a mask cannot be read.
+    """
+    masks: dict[str, npt.NDArray[np.bool_]] = {}
+    size = frame.height, frame.width
+    for option, path, inside in (("--roi", roi, True), ("--ignore", ignored, False)):
+        if path is None:
+            continue
+        for name, file in _files(option, path, classes).items():
+            mask = open_mask(file, decoding=decoding)
+            resized = resize_mask(mask, size, "nearest" if inside else "any")
+            masks[name] = masks.get(name, np.ones(size, np.bool_)) & (resized == inside)
+            if not masks[name].any():
+                raise DataError(
+                    f"{option}: '{file}' leaves nothing of the images of class '{name}'; draw what "
+                    f"is {'of interest' if inside else 'to be ignored'} in white on black"
+                )
+    return Interest({name: masks[name] for name in classes if name in masks}, frame)
+
+
+def _files(option: str, path: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """The mask of each class that has one."""
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(
+                f"{option}: there is no file or folder '{path}'; give an image for all classes, or "
+                "a folder with CLASS.png for each"
+            )
+        return dict.fromkeys(classes, path)
+    found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise DataError(
+            f"{option}: there is no image in '{path}'; it needs one for a class, such as "
+            f"{classes[0]}.png"
+        )
+    return {each.stem: each for each in found if each.stem in classes}

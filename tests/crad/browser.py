@@ -1,0 +1,34 @@
+"""Chromium without a window, for pages that must work from disk."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def dump(page: Path, script: str) -> str:
+    """Open a page, run a script on it once it is loaded, and give the HTML it has become.
+
+    The page is copied beside itself, with the script at its end. Without a browser the test is
+    skipped.
+    """
+    browser = next(filter(None, map(shutil.which, _NAMES)), None)
+    if browser is None:
+        pytest.skip(f"needs a browser: {' or '.join(_NAMES)} (Debian: apt install chromium)")
+    copy = page.with_name(f"driven-{page.name}")
+    text = page.read_text(encoding="utf-8")
+    assert "</body>" in text
+    driver = f"<script>window.addEventListener('load', () => {{ {script} }});</script></body>"
+    copy.write_text(text.replace("</body>", driver), encoding="utf-8")
+    command = [
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"),
+        *(f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", copy.as_uri()),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    copy.unlink()
+    shutil.rmtree(page.parent / "browser", ignore_errors=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
