@@ -220,23 +220,32 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
                           const Tensor* grad_coords) {
   const Problem& problem = call.problem;
   const Strips strips(problem);
-  if (strips.rounds.empty()) return false;
+  if (strips.of_grid > 1 && strips.rounds.empty()) return false;
   float* const to = static_cast<float*>(grad_values.data_ptr());
   const int64_t elements = grad_values.numel(), element = sizeof(float);
   parallel(elements, elements * element, [&](int64_t begin, int64_t end) {
     std::memset(to + begin, 0, (end - begin) * element);
   });
+  const auto take = [&](const Range& range) {
+    const int64_t grid = range.point_begin / problem.points_per_grid;
+    kernels().backward(problem, range,
+                       {grad_output.data_ptr(), grad_output_strides,
+                        to + grid * problem.entries * problem.channels,
+                        grad_coords ? grad_coords->data_ptr() : nullptr, false});
+  };
+  const int64_t bytes = backward_bytes(problem);
+  if (strips.of_grid == 1) {
+    const int64_t points = problem.points_per_grid;
+    parallel(problem.grids, bytes, [&](int64_t begin, int64_t end) {
+      for (int64_t grid = begin; grid < end; ++grid)
+        take({grid * points, (grid + 1) * points, 0, problem.channels});
+    });
+  }
   for (const std::vector<Range>& round : strips.rounds) {
     const int64_t number = static_cast<int64_t>(round.size());
-    parallel(number, backward_bytes(problem) / strips.number * number,
+    parallel(number, bytes / (problem.grids * strips.of_grid) * number,
              [&](int64_t begin, int64_t end) {
-               for (int64_t i = begin; i < end; ++i) {
-                 const int64_t grid = round[i].point_begin / problem.points_per_grid;
-                 kernels().backward(problem, round[i],
-                                    {grad_output.data_ptr(), grad_output_strides,
-                                     to + grid * problem.entries * problem.channels,
-                                     grad_coords ? grad_coords->data_ptr() : nullptr, false});
-               }
+               for (int64_t i = begin; i < end; ++i) take(round[i]);
              });
   }
   return true;

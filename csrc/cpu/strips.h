@@ -13,28 +13,27 @@
 namespace crad {
 
 struct Strips {
-  int64_t number;                          // of all grids
-  std::vector<std::vector<Range>> rounds;  // none if no two strips could be taken at once
+  int64_t of_grid;                         // 1: there are grids enough for all threads
+  std::vector<std::vector<Range>> rounds;  // of more; none if no two strips could be taken at once
 
   explicit Strips(const Problem& problem) {
     constexpr int64_t kFewest = 4096;  // points of a strip
     const int64_t points = problem.points_per_grid;
     const int64_t wanted = std::min(ceil_div(kRanges, problem.grids), points / kFewest);
     const int64_t length = ceil_div(points, std::max<int64_t>(1, wanted));
-    const int64_t of_grid = ceil_div(points, length);
-    number = problem.grids * of_grid;
+    of_grid = ceil_div(points, length);
+    if (of_grid == 1) return;
+    const int64_t number = problem.grids * of_grid;
     std::vector<Strip> strips(number);
-    for (int64_t i = 0; i < number; ++i) {
-      const int64_t grid = i / of_grid * points, begin = i % of_grid * length;
-      strips[i].range = {grid + begin, grid + std::min(begin + length, points), 0,
-                         problem.channels};
-    }
-    if (of_grid > 1)
-      parallel(number, points_of(problem) * problem.ndim * kCoordBytes,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i)
-                   kernels().bounds(problem, strips[i].range, strips[i].first, strips[i].last);
-               });
+    parallel(number, points_of(problem) * problem.ndim * kCoordBytes,
+             [&](int64_t begin, int64_t end) {
+               for (int64_t i = begin; i < end; ++i) {
+                 const int64_t grid = i / of_grid * points, first = i % of_grid * length;
+                 strips[i].range = {grid + first, grid + std::min(first + length, points), 0,
+                                    problem.channels};
+                 kernels().bounds(problem, strips[i].range, strips[i].first, strips[i].last);
+               }
+             });
     // Each strip in the first round that has none of its grid with an entry in common.
     for (int64_t grid = 0; grid < problem.grids; ++grid) {
       std::vector<std::vector<const Strip*>> taken;  // in every round
@@ -52,8 +51,7 @@ struct Strips {
         rounds[round].push_back(strips[i].range);
       }
     }
-    const int64_t rounds_taken = static_cast<int64_t>(rounds.size());
-    if (rounds_taken > 1 && number < 2 * rounds_taken) rounds.clear();
+    if (number < 2 * static_cast<int64_t>(rounds.size())) rounds.clear();
   }
 
  private:
