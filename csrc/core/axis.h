@@ -91,8 +91,8 @@ template <class X>
 CRAD_INLINE Index<X> clamped(Index<X> index, int64_t size) {
   const X first = all<X>(0), last = all<X>(size - 1);
   const X above = index.at > first ? index.at : first;
-  return {above < last ? above : last,
-          (index.at > first) & (index.at < last) ? index.slope : all<X>(0)};
+  const auto inside = (index.at > first) & (index.at < last);
+  return {above < last ? above : last, inside ? index.slope : all<X>(0)};
 }
 
 // Mirrored at -1/2 and size - 1/2, or at 0 and size - 1 with align_corners.
@@ -129,7 +129,8 @@ CRAD_INLINE Index<X> reflected_far(Index<X> index, int64_t size, bool align_corn
 // What is in bounds stays as it is, to the last bit.
 template <class X>
 CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners) {
-  const auto inside = (index.at > all<X>(0)) & (index.at < all<X>(size - 1));
+  const X first = all<X>(0), last = all<X>(size - 1);
+  const auto inside = (index.at > first) & (index.at < last);
   if constexpr (std::is_arithmetic_v<X>) {
     if (inside) return index;
     return Numbers<X>::within(index.at, 0x1p23) ? reflected_near(index, size, align_corners)
@@ -162,6 +163,7 @@ CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding paddi
 template <class X>
 CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
   const X zero = all<X>(0), low = all<X>(-2), high = all<X>(size), far = all<X>(0x1p31);
+  const auto near = (index.at > -far) & (index.at < far);
   X kept = index.at;
   switch (padding) {
     case Padding::zeros:
@@ -172,7 +174,7 @@ CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
       kept = kept == kept ? kept : zero;
       break;
     case Padding::reflection:
-      kept = (kept > -far) & (kept < far) ? kept : zero;
+      kept = near ? kept : zero;
       break;
   }
   return {kept, kept == index.at ? index.slope : zero};

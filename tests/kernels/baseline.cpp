@@ -31,7 +31,7 @@ void print(const char* name, const std::vector<float>& numbers) {
   std::printf(" %s %016llx %.9g", name, static_cast<unsigned long long>(bits), sum);
 }
 
-void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels) {
+void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels, bool point_lanes) {
   constexpr int64_t kPoints = 37;
   crad::Problem problem{};
   problem.value_type = crad::ValueType::float32;
@@ -43,6 +43,7 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels) {
   crad::set_dense(problem, channels);
   problem.grids = 1;
   problem.points_per_grid = kPoints;
+  problem.point_lanes = point_lanes;
   problem.mode = mode;
   problem.padding = padding;
   const std::vector<float> values = numbers(problem.entries * channels);
@@ -66,8 +67,8 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels) {
   gradients.grad_values = grad_values.data();
   gradients.grad_coords = grad_coords.data();
   crad::kernels_baseline.backward(problem, range, gradients);
-  std::printf("%d %d %d %d", ndim, static_cast<int>(mode), static_cast<int>(padding),
-              static_cast<int>(channels));
+  std::printf("%d %d %d %d %d", ndim, static_cast<int>(mode), static_cast<int>(padding),
+              static_cast<int>(channels), point_lanes);
   print("out", out);
   print("grad_values", grad_values);
   print("grad_coords", grad_coords);
@@ -81,5 +82,8 @@ int main() {
     for (crad::Mode mode : {crad::Mode::nearest, crad::Mode::linear, crad::Mode::cubic})
       for (crad::Padding padding :
            {crad::Padding::zeros, crad::Padding::border, crad::Padding::reflection})
-        for (int64_t channels : {3, 21}) run(ndim, mode, padding, channels);
+        for (int64_t channels : {3, 21})
+          for (bool point_lanes : {false, true})
+            if (!point_lanes || mode != crad::Mode::cubic || ndim <= 2)
+              run(ndim, mode, padding, channels, point_lanes);
 }
