@@ -114,6 +114,11 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     )
     for line in _report(stored, found, scored):
         print(line)
+    if n_left_out := len(scored) - sum(map(len, new.values())):
+        print(
+            f"the highest {count(n_left_out, 'score')} set no threshold (--contamination): as far "
+            "as these images are normal, there are more false alarms, by their share"
+        )
     if kept:
         print(
             f"thresholds kept, whatever the false alarm rate, as there are neither new images nor "

@@ -28,7 +28,7 @@ class Prediction(Sample):
             for each class and checkpoint; ``p_value`` does not.
         p_value: the share of normal images of its class that are at least as anomalous, as
             `crad.scoring.calibration.Calibration.p_value` estimates it; None if the checkpoint has
-            no calibration scores, or the product is unknown.
+            no calibration scores of the class, or the product is unknown.
         scored_map: float32 (H, W), the smoothed anomaly map that the score is taken from, at the
             resolution the detector works at. It covers the image, without padding.
         threshold: the score above which an image of its class is defective; for a class that is
