@@ -73,6 +73,9 @@ def predict(options: PredictOptions) -> list[Prediction]:
 
     Whatever stops it on the way, the scores up to there are written.
 
+    Returns:
+        The predictions, without their maps.
+
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DataError: an image is not there, or none can be read.
@@ -142,7 +145,7 @@ def _predict(
                 assert path is not None  # every source is a file
                 for table in tables:
                     table.add(row_of(prediction))
-                done.append(prediction)
+                done.append(prediction.without_maps())
                 p_value = "-" if prediction.p_value is None else f"{prediction.p_value:.3f}"
                 decision = prediction.decision or "-"
                 bar.write(

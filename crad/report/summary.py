@@ -76,7 +76,7 @@ def _decisions(decisions: Decisions) -> list[str]:
         lines.append(
             f"only {count(fewest, 'normal image')} of a class held back: its threshold "
             f"is their largest score, which on average 1 of {fewest + 1} new normal images "
-            "exceeds; add normal images or raise --calibration-share"
+            "exceeds; add normal images, raise --calibration-share, or give crad calibrate new ones"
         )
     return lines
 

@@ -1,7 +1,7 @@
 """The record of an image once it is scored."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -52,6 +52,10 @@ class Prediction(Sample):
     uncertain_above: float | None = None
     is_unknown: bool = False
     truth: npt.NDArray[np.bool_] | None = None
+
+    def without_maps(self) -> "Prediction":
+        """The same without its maps, of which thousands would fill the memory."""
+        return replace(self, scored_map=np.zeros((0, 0), np.float32))
 
     @property
     def decision(self) -> Decision | None:
