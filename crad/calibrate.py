@@ -95,11 +95,9 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
         max_megapixels=options.max_megapixels,
     )
     bad = BadImages(skip=options.skip_bad)
-    scored = _score(detector, images, options, bad)
-    samples, scores = zip(*((each, each.score) for each in scored), strict=True)
-    new = calibrate(samples, scores, options.contamination)
-    peaks = [float(each.scored_map.max()) for each in scored]
-    pixels = calibrate(samples, peaks, options.contamination).thresholds(
+    scored, peaks = zip(*_score(detector, images, options, bad), strict=True)
+    new = calibrate(scored, [each.score for each in scored], options.contamination)
+    pixels = calibrate(scored, peaks, options.contamination).thresholds(
         decisions.pixel_false_alarm_rate
     )
     calibration = Calibration(stored.calibration | new)
@@ -114,6 +112,11 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     )
     for line in _report(stored, found, scored):
         print(line)
+    if n_left_out := len(scored) - sum(map(len, new.values())):
+        print(
+            f"the highest {count(n_left_out, 'score')} set no threshold (--contamination): as far "
+            "as these images are normal, there are more false alarms, by their share"
+        )
     if kept:
         print(
             f"thresholds kept, whatever the false alarm rate, as there are neither new images nor "
@@ -167,8 +170,8 @@ def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
 
 def _score(
     detector: Detector, images: Sequence[Path], options: CalibrateOptions, bad: BadImages
-) -> list[Prediction]:
-    """Score the images, and leave out those of no known class.
+) -> list[tuple[Prediction, float]]:
+    """Score the images, with the highest values of their maps; leave out those of no known class.
 
     Raises:
         DataError: none is left.
@@ -176,9 +179,12 @@ def _score(
     predictions = detector.iterate(
         images, batch_size=options.compute.batch_size, skip=bad, class_name=options.class_
     )
-    scored = [*tqdm(predictions, total=len(images), unit="image", leave=False)]
-    known = [each for each in scored if each.class_name is not None]
-    left_out = [repr(str(each.path)) for each in scored if each.class_name is None]
+    scored = [
+        (each.without_maps(), float(each.scored_map.max()))
+        for each in tqdm(predictions, total=len(images), unit="image", leave=False)
+    ]
+    known = [(each, peak) for each, peak in scored if each.class_name is not None]
+    left_out = [repr(str(each.path)) for each, _ in scored if each.class_name is None]
     if not scored:
         raise DataError(f"good: none of the images in '{options.good}' can be read; replace them")
     if not known:

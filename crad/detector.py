@@ -41,10 +41,11 @@ class Detector:
         protocol: how maps are scored; thresholds and colour scale are of its scores and maps.
         precision: of the fusion network, ``"fp32"`` or ``"bf16"``.
         thresholds: of the classes; None has none.
-        pixel_thresholds: the same for the pixels of maps; None marks no regions.
+        false_alarm_rate: that these thresholds are for.
+        uncertain: scores above which an image that is no defect is uncertain; None has none.
+        pixel_thresholds: values of the maps above which a pixel is anomalous; None marks no
+            regions.
         interest: what part of the images of each class counts; None is all.
-        false_alarm_rate: that they are for.
-        uncertain: the same for the rate from which on decisions are uncertain; None has none.
         calibration: scores that p-values come from; None has none.
         products: names the class of an image, as an index of ``classes``, on ``device``; None
             takes it from the names of folders.
@@ -66,10 +67,10 @@ class Detector:
         protocol: Protocol,
         precision: Literal["fp32", "bf16"] = "fp32",
         thresholds: Thresholds | None = None,
-        pixel_thresholds: Thresholds | None = None,
-        interest: Interest | None = None,
         false_alarm_rate: float = DecisionConfig.false_alarm_rate,
         uncertain: Thresholds | None = None,
+        pixel_thresholds: Thresholds | None = None,
+        interest: Interest | None = None,
         calibration: Calibration | None = None,
         products: Products | None = None,
         classes: Collection[str] = (),
@@ -86,10 +87,10 @@ class Detector:
         self.protocol = protocol
         self.precision = precision
         self.thresholds = thresholds or Thresholds()
-        self.pixel_thresholds = pixel_thresholds or Thresholds()
-        self.interest = interest or Interest()
         self.false_alarm_rate = false_alarm_rate
         self.uncertain = uncertain or Thresholds()
+        self.pixel_thresholds = pixel_thresholds or Thresholds()
+        self.interest = interest or Interest()
         self.calibration = calibration or Calibration()
         self.products = products
         self.classes = tuple(classes or self.thresholds)
@@ -391,7 +392,7 @@ def load(
         bit_depth: of 16-bit images, also in memory; None takes that of training.
         max_megapixels: images of more million pixels are refused.
         false_alarm_rate: share of normal images that may be taken for defective, in (0, 1); None
-            takes that of training.
+            takes that of training. A class without calibration scores keeps its threshold.
         uncertain_rate: images are uncertain whose p-value is above the false alarm rate, but at
             most this; more than that rate, and less than 1. None decides good or defect.
 
@@ -452,11 +453,11 @@ def from_checkpoint(
         colour_scale=checkpoint.colour_scale,
         protocol=PROTOCOLS[trained.decision_protocol],
         precision=select_precision(precision, device, work),
-        pixel_thresholds=checkpoint.pixel_thresholds,
-        interest=interest,
         thresholds=thresholds,
         false_alarm_rate=trained.false_alarm_rate if false_alarm_rate is None else false_alarm_rate,
         uncertain=uncertain,
+        pixel_thresholds=checkpoint.pixel_thresholds,
+        interest=interest,
         calibration=checkpoint.calibration,
         products=products.to(device) if products else None,
         classes=checkpoint.n_train,
@@ -485,8 +486,10 @@ def _decide(
             "decide for another rate; give it some with crad calibrate --good FOLDER"
         )
     scores = checkpoint.calibration
+    kept = {name: each for name, each in checkpoint.thresholds.items() if name not in scores}
     thresholds = checkpoint.thresholds if rate is None else scores.thresholds(rate)
-    return thresholds, scores.thresholds(uncertain_rate) if uncertain_rate else None
+    uncertain = Thresholds(kept | scores.thresholds(uncertain_rate)) if uncertain_rate else None
+    return Thresholds(kept | thresholds), uncertain
 
 
 def _restore_products(checkpoint: Checkpoint) -> Products | None:

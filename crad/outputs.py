@@ -71,7 +71,7 @@ def _problem(output: Output) -> str | None:
         return None
     if output.path.is_file() and output.is_own(output.path):
         return None
-    return "exists and was not written by crad (move it away)"
+    return "exists and was not written by crad for this purpose (move it away)"
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

@@ -1,6 +1,7 @@
 """``crad predict``: score images with a trained detector, and decide which have a defect."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -72,6 +73,9 @@ def predict(options: PredictOptions) -> list[Prediction]:
 
     Whatever stops it on the way, the scores up to there are written.
 
+    Returns:
+        The predictions, without their maps.
+
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DataError: an image is not there, or none can be read.
@@ -141,7 +145,7 @@ def _predict(
                 assert path is not None  # every source is a file
                 for table in tables:
                     table.add(row_of(prediction))
-                done.append(prediction)
+                done.append(prediction.without_maps())
                 p_value = "-" if prediction.p_value is None else f"{prediction.p_value:.3f}"
                 decision = prediction.decision or "-"
                 bar.write(
@@ -173,16 +177,25 @@ def _how_decided(
     """Say what a reader of the decisions must know; None says nothing."""
     if not detector.thresholds:
         yield (
-            "no decisions: the checkpoint has no thresholds; train with --calibration-share above "
-            "0 and two or more normal images of a class"
+            "no decisions: the checkpoint has no thresholds; crad calibrate --good FOLDER sets "
+            "some, and so does training with --calibration-share above 0"
         )
     elif not detector.pixel_thresholds:
         yield (
-            "no regions: the checkpoint has no pixel thresholds, as an older crad wrote it; train "
-            "again for masks and regions"
+            "no regions: the checkpoint has no pixel thresholds, as an older crad wrote it; crad "
+            "calibrate --good FOLDER sets some"
         )
-    numbers = [threshold.n_images for threshold in detector.thresholds.values()]
+    asked = [name for name in detector.thresholds if class_name in (None, name)]
+    without = [name for name in asked if detector.calibration and name not in detector.calibration]
+    numbers = [detector.thresholds[name].n_images for name in asked if name not in without]
     yield promise(numbers, detector.false_alarm_rate)
+    if without:
+        yield (
+            f"{enumerate_some([*map(printable, without)])}: the threshold of training, whatever "
+            "the rate, and no p-value, as there are no calibration scores; crad calibrate --good "
+            "FOLDER gives some"
+        )
+    yield _empty_band(detector)
     if class_name is not None or len(detector.classes) < 2:
         return
     counts = Counter(each.class_name for each in done)
@@ -205,6 +218,26 @@ def _how_decided(
         )
     if recognised:
         yield _contradictions(done, detector.classes)
+
+
+def _empty_band(detector: Detector) -> str | None:
+    """Say of which classes no image can be uncertain, as the two rates have one threshold."""
+    empty, least = [], 0.0
+    for name, scores in detector.calibration.items() if detector.uncertain else ():
+        threshold = detector.thresholds[name].score
+        if detector.uncertain[name].score < threshold:
+            continue
+        n_lower = sum(score < threshold for score in scores)
+        if n_lower:
+            least = max(least, 1 - n_lower / (len(scores) + 1))
+        empty.append(printable(name))
+    if not empty:
+        return None
+    way_out = f"take --uncertain {math.ceil(100 * least) / 100:.3g} or more, or " if least else ""
+    return (
+        f"no image of {enumerate_some(empty)} can be uncertain, as too few normal images set the "
+        f"thresholds to tell the two rates apart: {way_out}give crad calibrate more good images"
+    )
 
 
 def _contradictions(done: Sequence[Prediction], classes: Collection[str]) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -39,6 +40,7 @@ from crad.scoring.calibration import (
     scores_and_peaks,
 )
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.interest import mask_files
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
 from crad.scoring.suspects import Suspect, find_suspects
@@ -126,10 +128,19 @@ def train_separately(options: TrainOptions) -> Results:
         if not output.resume:
             check_share(dataset, options.config.decisions.calibrates)
         whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
+        roi, ignored = (
+            processes.on_main(partial(mask_files, option, path, names)) if path else {}
+            for option, path in (("--roi", data.roi), ("--ignore", data.ignored))
+        )
         runs = [
             replace(
                 options,
-                config=replace(options.config, data=replace(data, classes=(name,))),
+                config=replace(
+                    options.config,
+                    data=replace(
+                        data, classes=(name,), roi=roi.get(name), ignored=ignored.get(name)
+                    ),
+                ),
                 output=replace(output, folder=folder.of_class(name), separate=False),
             )
             for name in names

@@ -376,7 +376,7 @@ def _data(
                 "result": each.outcome or "",
             }
         )
-    text = json.dumps(rows).encode("utf-8").decode("utf-8")
+    text = json.dumps(rows)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return f'<script type="application/json" id="data">{text}</script>\n'

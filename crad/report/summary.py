@@ -58,10 +58,10 @@ def _best(best: EpochMetrics, last: int) -> str:
 def _decisions(decisions: Decisions) -> list[str]:
     """Lay out what the thresholds of the classes lead to."""
     rate, classes = decisions["false_alarm_rate"], decisions["classes"]
-    rows = [["class", "held back", "threshold", "false alarms", "misses"]]
+    rows = [["class", "good images", "threshold", "false alarms", "misses"]]
     for name, entry in classes.items():
-        held_back, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
-        rows.append([printable(name), held_back, threshold, *_counts([entry])])
+        n_images, threshold = str(entry["n_calibration"]), f"{entry['threshold']:.4g}"
+        rows.append([printable(name), n_images, threshold, *_counts([entry])])
     rows.append(["all", "", "", *_counts(classes.values())])
     lines = [
         f"decisions (protocol {decisions['protocol']}, false alarm rate {rate:.3g}): an image "
@@ -70,13 +70,13 @@ def _decisions(decisions: Decisions) -> list[str]:
     ]
     numbers = [entry["n_calibration"] for entry in classes.values()]
     if 0 in numbers:
-        lines.append("a class without images held back uses the highest threshold of all classes")
+        lines.append("a class without good images uses the highest threshold of all classes")
     fewest = min(filter(None, numbers), default=0)
     if fewest and 1 / (fewest + 1) > rate + 1e-9:
         lines.append(
-            f"only {count(fewest, 'normal image')} of a class held back: its threshold "
-            f"is their largest score, which on average 1 of {fewest + 1} new normal images "
-            "exceeds; add normal images or raise --calibration-share"
+            f"only {count(fewest, 'normal image')} for the threshold of a class: it is their "
+            f"largest score, which on average 1 of {fewest + 1} new normal images exceeds; add "
+            "normal images, raise --calibration-share, or give crad calibrate new ones"
         )
     return lines
 

@@ -43,8 +43,10 @@ class Verdict:
     @property
     def outcome(self) -> Outcome | None:
         """Whether the decision is right; None without a threshold."""
-        if self.is_defective is None or self.is_defective == self.sample.is_anomaly:
-            return None if self.is_defective is None else "right"
+        if self.is_defective is None:
+            return None
+        if self.is_defective == self.sample.is_anomaly:
+            return "right"
         return "miss" if self.sample.is_anomaly else "false alarm"
 
 

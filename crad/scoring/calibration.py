@@ -80,13 +80,13 @@ def promise(numbers: Iterable[int], false_alarm_rate: float) -> str | None:
     if least <= false_alarm_rate + 1e-9:
         return (
             f"thresholds from {images} a class: at most {false_alarm_rate:.3g} of normal images "
-            "are false alarms, as asked for"
+            "like them are false alarms, as asked for"
         )
     needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
     return (
         f"thresholds from {images} a class promise a false alarm rate of {least:.3g} (1 in "
-        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: add normal images, or "
-        "set thresholds anew with crad calibrate"
+        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: give crad calibrate as "
+        "many good images"
     )
 
 
@@ -111,10 +111,9 @@ class Calibration(dict[str, tuple[float, ...]]):
         same for each class. A score is above the threshold for a rate if its p-value is at most
         that rate or ``1 / (n + 1)``, the smallest there is.
 
-        For a class that is not known, it is the largest of all; without scores, None.
+        If the class is not known, it is the largest of all. None for a class without scores.
         """
-        own = self.get(str(class_name))
-        chosen = [own] if own else self.values()
+        chosen = self.values() if class_name is None else filter(None, [self.get(class_name)])
         values = ((1 + _at_least(each, score)) / (len(each) + 1) for each in chosen)
         return max(values, default=None)
 

@@ -16,6 +16,7 @@ from crad.data.frames import Frame
 from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
 from crad.errors import DataError
+from crad.words import enumerate_some
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,8 @@ class Interest:
         masks = state["masks"].numpy() > 0
         if masks.shape != (len(classes), frame.height, frame.width):
             raise ValueError(f"the masks of interest are of shape {masks.shape}")
-        return cls(dict(zip(classes, masks, strict=True)), frame)
+        parts = zip(classes, masks, strict=True)
+        return cls({name: mask for name, mask in parts if not mask.all()}, frame)
 
     def note(self) -> str | None:
         """Say what share of the images of each class counts; None without masks."""
@@ -109,7 +111,7 @@ def read_interest(
         decoding: its largest size holds for masks too.
 
     Raises:
-        DataError: there is no such file, no mask in the folder, or nothing of a class counts.
+        DataError: as for `mask_files`, or nothing of a class counts.
         ImageError: a mask cannot be read.
     """
     masks: dict[str, npt.NDArray[np.bool_]] = {}
@@ -117,7 +119,7 @@ def read_interest(
     for option, path, inside in (("--roi", roi, True), ("--ignore", ignored, False)):
         if path is None:
             continue
-        for name, file in _files(option, path, classes).items():
+        for name, file in mask_files(option, path, classes).items():
             mask = open_mask(file, decoding=decoding)
             resized = resize_mask(mask, size, "nearest" if inside else "any")
             masks[name] = masks.get(name, np.ones(size, np.bool_)) & (resized == inside)
@@ -129,8 +131,17 @@ def read_interest(
     return Interest({name: masks[name] for name in classes if name in masks}, frame)
 
 
-def _files(option: str, path: Path, classes: Sequence[str]) -> dict[str, Path]:
-    """The mask of each class that has one."""
+def mask_files(option: str, path: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """Find the mask of each class that has one.
+
+    Args:
+        option: that asks for it.
+        path: an image for all classes, or a folder with one for some, named like the class.
+        classes: of the model.
+
+    Raises:
+        DataError: there is no such file, no mask for any class in the folder, or two for one.
+    """
     if not path.is_dir():
         if not path.exists():
             raise DataError(
@@ -138,10 +149,19 @@ def _files(option: str, path: Path, classes: Sequence[str]) -> dict[str, Path]:
                 "a folder with CLASS.png for each"
             )
         return dict.fromkeys(classes, path)
-    found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in IMAGE_SUFFIXES]
+    found: dict[str, Path] = {}
+    for each in sorted(path.iterdir()):
+        if each.suffix.lower() not in IMAGE_SUFFIXES or each.stem not in classes:
+            continue
+        if each.stem in found:
+            raise DataError(
+                f"{option}: '{found[each.stem]}' and '{each}' are both for class '{each.stem}'; "
+                "keep one of them"
+            )
+        found[each.stem] = each
     if not found:
         raise DataError(
-            f"{option}: there is no image in '{path}'; it needs one for a class, such as "
-            f"{classes[0]}.png"
+            f"{option}: no image in '{path}' is named like a class ({enumerate_some(classes)}); "
+            f"name it such as {classes[0]}.png"
         )
-    return {each.stem: each for each in found if each.stem in classes}
+    return found

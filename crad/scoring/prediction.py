@@ -1,7 +1,7 @@
 """The record of an image once it is scored."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -28,7 +28,7 @@ class Prediction(Sample):
             for each class and checkpoint; ``p_value`` does not.
         p_value: the share of normal images of its class that are at least as anomalous, as
             `crad.scoring.calibration.Calibration.p_value` estimates it; None if the checkpoint has
-            no calibration scores, or the product is unknown.
+            no calibration scores of the class, or the product is unknown.
         scored_map: float32 (H, W), the smoothed anomaly map that the score is taken from, at the
             resolution the detector works at. It covers the image, without padding.
         threshold: the score above which an image of its class is defective; for a class that is
@@ -52,6 +52,10 @@ class Prediction(Sample):
     uncertain_above: float | None = None
     is_unknown: bool = False
     truth: npt.NDArray[np.bool_] | None = None
+
+    def without_maps(self) -> "Prediction":
+        """The same without its maps, of which thousands would fill the memory."""
+        return replace(self, scored_map=np.zeros((0, 0), np.float32))
 
     @property
     def decision(self) -> Decision | None:

@@ -55,7 +55,8 @@ def test_p_values_of_normal_images_are_uniform_at_most(count: int) -> None:
 def test_a_class_that_is_not_known_has_the_largest_p_value() -> None:
     calibration = Calibration({"nut": (1.0, 2.0, 3.0), "bolt": (2.0, 4.0)})
     assert calibration.p_value("nut", 2.5) == 0.5
-    assert calibration.p_value(None, 2.5) == calibration.p_value("pin", 2.5) == 2 / 3
+    assert calibration.p_value(None, 2.5) == 2 / 3
+    assert calibration.p_value("pin", 2.5) is None  # known, but without scores
     assert Calibration().p_value("nut", 2.5) is None
 
 
@@ -174,6 +175,40 @@ def test_the_prediction_command_decides_for_another_rate(
     assert command(crad.predict.main, *arguments, "--uncertain", "0.001") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert ["false-alarm-rate" in errors[0], "uncertain" in errors[1]] == [True, True]
+
+
+def test_a_class_without_scores_keeps_its_threshold(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = read_checkpoint(with_scores(trained.output, tmp_path))
+    scores = Calibration({"brick": stored.calibration["brick"]})
+    replace(stored, calibration=scores).write(tmp_path / CHECKPOINT_NAME)
+    image = next((trained.data / "gauge" / "test" / "good").iterdir())
+    detector = crad.load(tmp_path, "cpu", false_alarm_rate=0.1, uncertain_rate=0.2)
+    found = detector.predict_one(image, class_name="gauge")
+    assert (found.threshold, found.uncertain_above, found.p_value) == (0.3, 0.3, None)
+    assert detector.predict_one(image, class_name="brick").threshold == 0.9
+    arguments = ["--checkpoint", str(tmp_path), "--uncertain", "0.2", str(image)]
+    assert command(crad.predict.main, *arguments) == 0
+    assert "gauge: the threshold of training, whatever the rate" in capsys.readouterr().out
+
+
+def test_a_band_that_holds_no_image_is_said(
+    trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_scores(trained.output, tmp_path)
+    image = next((trained.data / "brick" / "test" / "good").iterdir())
+
+    def told(rate: str) -> list[str]:
+        arguments = ["--checkpoint", str(folder), "--uncertain", rate, str(image)]
+        assert command(crad.predict.main, *arguments) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "can be" in line]
+
+    (line,) = told("0.2")  # of gauge, three scores tell apart no rates below 1/4 and 2/4
+    assert line.startswith("no image of gauge can be uncertain")
+    assert "take --uncertain 0.5 or more" in line
+    assert "crad calibrate" in line
+    assert told("0.5") == []
 
 
 def test_tables_of_an_older_crad_may_be_replaced(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_new_thresholds_are_those_of_the_new_images(
     assert (trained.output / CHECKPOINT_NAME).read_bytes() == before
 
 
+def test_what_a_stated_contamination_costs_is_said(
+    trained, good: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(command, trained, good, "--contamination", "0.2") == 0
+    out = capsys.readouterr().out
+    assert "the highest 2 scores set no threshold (--contamination)" in out  # one of each class
+    assert calibrate(command, trained, good) == 0
+    assert "--contamination" not in capsys.readouterr().out
+
+
 def test_nothing_is_written_unless_asked(
     trained, good: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

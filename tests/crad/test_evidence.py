@@ -283,6 +283,19 @@ def test_no_file_of_the_user_is_replaced(
     assert files_of(tmp_path) == before
 
 
+def test_a_prediction_and_an_evaluation_do_not_replace_each_other(
+    trained, measured: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(next((trained.data / "brick" / "test" / "good").iterdir()))
+    predicted, checkpoint = tmp_path / "out", ("--checkpoint", str(trained.output))
+    predicting = (*checkpoint, image, "--output")
+    assert command(crad.predict.main, *predicting, str(predicted)) == 0
+    assert command(main, *checkpoint, "--overwrite", "--output", str(predicted)) == 1
+    assert command(crad.predict.main, *predicting, str(measured)) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("scores.csv' exists and was not written by crad for this purpose") == 2
+
+
 def test_the_former_evidence_is_replaced_and_files_beside_it_stay(
     trained, measured: Path, command: Command, tmp_path: Path
 ) -> None:

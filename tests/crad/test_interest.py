@@ -106,6 +106,9 @@ def test_masks_of_both_kinds(tmp_path: Path) -> None:
     assert found.note() == "of the images counts: a 25%, b 50%"
     again = Interest.from_state(found.state(["a", "b"]), ["a", "b"], frame)
     np.testing.assert_array_equal(again.of("a"), expected)
+    only = read_interest(roi, None, ("a", "b"), frame, DEFAULT_DECODING)
+    again = Interest.from_state(only.state(["a", "b"]), ["a", "b"], frame)
+    assert only.note() == again.note() == "of the images counts: a 50%"
     with pytest.raises(ValueError, match="shape"):
         Interest.from_state(found.state(["a", "b"]), ["a"], frame)
 
@@ -114,13 +117,34 @@ def test_masks_that_are_refused(tmp_path: Path) -> None:
     frame = Frame(32, 32)
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
     (tmp_path / "empty").mkdir()
+    for suffix in ("png", "bmp"):
+        left_half(tmp_path / "two" / f"a.{suffix}")
     for roi, ignored, message in (
         (tmp_path / "none.png", None, r"--roi: there is no file or folder '.*none\.png'"),
-        (None, tmp_path / "empty", r"--ignore: there is no image in '.*empty'.*a\.png"),
+        (None, tmp_path / "empty", r"--ignore: no image in '.*empty' is named like.*a\.png"),
+        (tmp_path, None, r"--roi: no image in '.*' is named like a class \(a\).*a\.png"),
+        (tmp_path / "two", None, r"--roi: '.*a\.bmp' and '.*a\.png' are both for class 'a'"),
         (tmp_path / "black.png", None, r"--roi: '.*black\.png' leaves nothing.*class 'a'"),
     ):
         with pytest.raises(DataError, match=message):
             read_interest(roi, ignored, ("a",), frame, DEFAULT_DECODING)
+
+
+@pytest.mark.slow
+def test_classes_trained_apart_take_the_masks_of_their_names(
+    trained, train_command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roi = left_half(tmp_path / "roi" / "gauge.png").parent
+    arguments = ["--separate", "--epochs", "1", "--roi"]
+    assert train_command(trained.data, tmp_path / "run", *arguments, str(roi)) == 0
+    assert capsys.readouterr().out.count("of the images counts: gauge 50%") == 1
+    for name, share in (("brick", None), ("gauge", 0.5)):
+        mask = crad.load(tmp_path / "run" / name, "cpu").interest.of(name)
+        assert (None if mask is None else mask.mean()) == share
+    other = left_half(tmp_path / "other" / "gauges.png").parent
+    assert train_command(trained.data, tmp_path / "new", *arguments, str(other)) == 1
+    assert "is named like a class (brick, gauge)" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

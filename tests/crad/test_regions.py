@@ -170,3 +170,12 @@ def test_an_evaluation_lists_regions(trained, command: Command, tmp_path: Path) 
         assert len(boxes) == len(found.regions)
         for box, region in zip(boxes, found.regions, strict=True):
             assert np.abs(np.array(box) - region.box).max() <= 1  # computed in another batch
+
+
+def test_a_prediction_command_keeps_no_maps(trained, tmp_path: Path) -> None:
+    """Of large images, they would fill the memory."""
+    images = (trained.data / "brick" / "test",)
+    options = crad.predict.PredictOptions(trained.output, images, output=tmp_path / "out")
+    for found in crad.predict.predict(options):
+        arrays = [each for each in vars(found).values() if isinstance(each, np.ndarray)]
+        assert sum(each.size for each in arrays) == 0

@@ -204,12 +204,12 @@ def test_decisions_have_a_table(results):
         "",
         "decisions (protocol crad, false alarm rate 0.01): an image whose score is above the "
         "threshold of its class is a defect",
-        "class              held back  threshold  false alarms   misses",
-        "--------------------------------------------------------------",
-        "brick                     99     0.5123       2 of 10  1 of 10",
-        "a long class name        199     0.5123             -        -",
-        "--------------------------------------------------------------",
-        "all                                           2 of 10  1 of 10",
+        "class              good images  threshold  false alarms   misses",
+        "----------------------------------------------------------------",
+        "brick                       99     0.5123       2 of 10  1 of 10",
+        "a long class name          199     0.5123             -        -",
+        "----------------------------------------------------------------",
+        "all                                             2 of 10  1 of 10",
     ]
 
 
@@ -220,6 +220,6 @@ def test_the_table_says_what_thresholds_from_few_images_are_worth(results):
         "classes": {"brick": decision(98), "gauge": decision(20), "new": decision(0)},
     }
     *_, without, few = summary(results).splitlines()
-    assert "without images held back" in without
+    assert "without good images" in without
     for told in ("only 20 normal images", "1 of 21"):
         assert told in few
