@@ -80,7 +80,7 @@ FAULTS = {
         "taps of a row": ("sample", "tap * rows.count", "tap + rows.count"),
     },
     "csrc/cpu/lane_corners.h": {
-        "last tap in bounds": ("images", "entries - tap_count(mode)", "entries - tap_count(mode) + 1"),
+        "last tap in bounds": ("images", "entries - tap_count", "entries + 1 - tap_count"),
         "points behind the last": ("images", "lanes[k] & points", "lanes[k] | points"),
     },
     "csrc/cpu/lane_forward.h": {
@@ -90,7 +90,7 @@ FAULTS = {
         "noise of the jitter": ("images", "std::fabs(jitter_std", "0 * std::fabs(jitter_std"),
     },
     "csrc/cpu/strips.h": {
-        "strips that overlap": ("images", "a.last[axis] < b.first[axis]", "a.last[axis] >= b.first[axis]"),
+        "strips that overlap": ("images", "a.last[axis] < b.first", "a.last[axis] >= b.first"),
     },
     "csrc/cpu/sort.h": {
         "pieces of the points": ("sample", "pieces * piece_points", "pieces / piece_points"),
