@@ -29,8 +29,8 @@ takes longer.**
 * Steps take turns, ours, torch's, torch's, ours, for 5 to 100 rounds; the least time of each
   counts. A step of less than 0.1 ms is repeated in each round.
 * A shape is batch x channels x size. Without a number of points, there are as many as pixels.
-  *identity*: every pixel's own place; *affine*: turned by 0.3 rad and enlarged by a ninth; *smooth*:
-  moved by a wave; *random*: anywhere; *colours*: those of a smooth picture with noise.
+  *identity*: every pixel's own place; *affine*: turned by 0.3 rad and enlarged by a ninth;
+  *smooth*: moved by a wave; *random*: anywhere; *colours*: those of a smooth picture with noise.
 * *forward + backward* computes the gradients of input and coordinates; *values alone* and
   *coordinates alone* are forward + backward with one of them. The gradients are new tensors, as
   from `torch.autograd.grad`.
