@@ -151,31 +151,28 @@ def _label(record: Record) -> str:
 
 def _in_short(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     labels = [*map(_label, records)]
-    known = [ratio for row in rows for ratio in row.known]
-    below = sum(round(ratio, 2) < 1 for ratio in known)
-    yield (
-        f"Of {len(known):,} ratios, {below:,} are below 1. The slowest and the fastest, by the "
-        "lowest and the highest of each row:"
-    )
     head = ["case", "step", *labels]
     slowest = sorted(rows, key=lambda row: min(row.known))[:_SLOWEST]
     fastest = sorted(rows, key=lambda row: -max(row.known))[:_FASTEST]
+    yield "Slowest, by the lowest ratio of a row:"
     yield "\n".join(markdown.table(head, (row.cells for row in slowest)))
+    yield "Fastest, by the highest:"
     yield "\n".join(markdown.table(head, (row.cells for row in fastest)))
     yield "Median of the ratios of a group, and the lowest:"
-    cells = []
-    for group in _groups(rows):
-        found = [_of(rows, group, run) for run in range(len(records))]
-        cells.append(
-            [
-                group,
-                *(
-                    f"{_ratio(median(each))} ({_ratio(min(each))})" if each else "-"
-                    for each in found
-                ),
-            ]
-        )
+    runs = range(len(records))
+    cells = [[group, *(_median(_of(rows, group, run)) for run in runs)] for group in _groups(rows)]
+    everything = [[ratio for row in rows if (ratio := row.ratios[run]) is not None] for run in runs]
+    cells.append(["all", *map(_median, everything)])
+    cells.append(["ratios below 1", *map(_below, everything)])
     yield "\n".join(markdown.table(["group", *labels], cells))
+
+
+def _median(ratios: Sequence[float]) -> str:
+    return f"{_ratio(median(ratios))} ({_ratio(min(ratios))})" if ratios else "-"
+
+
+def _below(ratios: Sequence[float]) -> str:
+    return f"{sum(round(ratio, 2) < 1 for ratio in ratios)} of {len(ratios)}"
 
 
 def _section(records: Sequence[Record], rows: Iterable[Row], group: str) -> Iterator[str]:
