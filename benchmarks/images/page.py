@@ -41,6 +41,8 @@ takes longer.**
 * Each case is first checked: at most one result or gradient in a thousand may differ from torch's
   by more than the rounding of an index explains (a point on an edge may fall to either side). With
   jitter, the case is checked without it; half precision is checked against torch in float32.
+* `F.grid_sample` shares the items of a batch out to threads, and ours points and channels too. So a
+  single image on several threads is one thread of torch's beside all of ours.
 * `CRAD_KERNELS_CPU_ISA` sets our instruction set; torch chooses its own.
 * Noise: in the first case of each group, torch is timed against itself in the same rounds."""
 
