@@ -64,6 +64,12 @@ class Case:
         parts += [f"jitter {self.jitter_std:g}"] * (self.jitter_std > 0)
         return ", ".join(parts)
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a warp of float32 images without jitter, pixel by pixel."""
+        plain = self.dtype == torch.float32 and not self.jitter_std
+        return plain and len(self.out) == 2 and self.out == self.sizes[0]
+
     def tensors(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each input: it, the coordinates, and the gradient of the result."""
         generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import markdown
-from benchmarks.images.cases import CASES
+from benchmarks.images.cases import CASES, FORWARD, MODES
 from benchmarks.images.options import COMMAND
 from benchmarks.images.runs import Record, read_records
 from benchmarks.paper.files import write_text
@@ -44,6 +44,7 @@ takes longer.**
 * `F.grid_sample` shares the items of a batch out to threads, and ours points and channels too. So a
   single image on several threads is one thread of torch's beside all of ours.
 * `CRAD_KERNELS_CPU_ISA` sets our instruction set; torch chooses its own.
+* `OMP_WAIT_POLICY` is not set, so that torch's threads wait as they do by default.
 * Noise: in the first case of each group, torch is timed against itself in the same rounds."""
 
 
@@ -136,8 +137,9 @@ def _groups(rows: Iterable[Row]) -> list[str]:
     return [*dict.fromkeys(row.group for row in rows)]
 
 
-def _of(rows: Iterable[Row], group: str, run: int) -> list[float]:
-    return [ratio for row in rows if row.group == group and (ratio := row.ratios[run]) is not None]
+def _known(rows: Iterable[Row], run: int) -> list[float]:
+    """The ratios of a run that are measured."""
+    return [ratio for row in rows if (ratio := row.ratios[run]) is not None]
 
 
 def _ratio(value: float | None) -> str:
@@ -160,13 +162,31 @@ def _in_short(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
     yield "\n".join(markdown.table(head, (row.cells for row in slowest)))
     yield "Fastest, by the highest:"
     yield "\n".join(markdown.table(head, (row.cells for row in fastest)))
-    yield "Median of the ratios of a group, and the lowest:"
+    yield (
+        "Medians, and the lowest ratio of each. Images are float32 images without jitter; their "
+        "forward + backward includes the gradients by one input alone:"
+    )
     runs = range(len(records))
-    cells = [[group, *(_median(_of(rows, group, run)) for run in runs)] for group in _groups(rows)]
-    everything = [[ratio for row in rows if (ratio := row.ratios[run]) is not None] for run in runs]
+    cells = [
+        [name, *(_median(_known(members, run)) for run in runs)]
+        for name, members in _summaries(rows)
+    ]
+    everything = [_known(rows, run) for run in runs]
     cells.append(["all", *map(_median, everything)])
     cells.append(["ratios below 1", *map(_below, everything)])
-    yield "\n".join(markdown.table(["group", *labels], cells))
+    yield "\n".join(markdown.table(["what", *labels], cells))
+
+
+def _summaries(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Names and members of the summary's rows: images by mode and step, and other groups."""
+    images = {str(case): case.mode for case in CASES if case.is_image}
+    for mode in MODES:
+        of_mode = [row for row in rows if images.get(row.case) == mode]
+        for label, is_forward in (("forward", True), ("forward + backward", False)):
+            if members := [row for row in of_mode if (row.step == FORWARD) == is_forward]:
+                yield f"images, {mode}, {label}", members
+    for group in _groups(row for row in rows if row.case not in images):
+        yield group, [row for row in rows if row.group == group]
 
 
 def _median(ratios: Sequence[float]) -> str:
