@@ -1,0 +1,256 @@
+"""The page of the comparison, made of the JSON files that runs left."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks import markdown
+from benchmarks.images.cases import CASES, FORWARD, MODES
+from benchmarks.images.options import COMMAND
+from benchmarks.images.runs import Record, read_records
+from benchmarks.paper.files import write_text
+from benchmarks.report import number
+from crad.errors import OutputError
+from crad.words import count
+
+_MARK = f"<!-- written by {COMMAND} -->"
+_SLOWEST, _FASTEST = 15, 5  # rows of the first tables
+
+_ABOUT = """\
+# Images and few points beside `F.grid_sample`
+
+`crad_kernels.grid_sample` in place of `torch.nn.functional.grid_sample`, in the shapes that people
+have: images of 1 to 4 channels, volumes, tables that are looked up, a few points on a feature map.
+Both get the same tensors in the same memory format, in one process on the CPU.
+
+A number is torch's time divided by ours: 2.00 means that ours takes half as long. **Bold: ours
+takes longer.**
+
+* Steps take turns, ours, torch's, torch's, ours, for 5 to 100 rounds; the least time of each
+  counts. A step of less than 0.1 ms is repeated in each round.
+* A shape is batch x channels x size. Without a number of points, there are as many as pixels.
+  *identity*: every pixel's own place; *affine*: turned by 0.3 rad and enlarged by a ninth;
+  *smooth*: moved by a wave; *random*: anywhere; *colours*: those of a smooth picture with noise.
+* *forward + backward* computes the gradients of input and coordinates; *values alone* and
+  *coordinates alone* are forward + backward with one of them. The gradients are new tensors, as
+  from `torch.autograd.grad`.
+* Images are bytes divided by 255. In half precision, the coordinates are of that type too, as torch
+  demands; with float32 coordinates, which ours takes as well, results are more exact. Backward is
+  not timed there: torch's can end the process in bfloat16.
+* Jitter: torch adds `0.01 * torch.randn_like(grid)`, ours is `jitter_std=0.01`.
+* Each case is first checked: at most one result or gradient in a thousand may differ from torch's
+  by more than the rounding of an index explains (a point on an edge may fall to either side). With
+  jitter, the case is checked without it; half precision is checked against torch in float32.
+* `F.grid_sample` shares the items of a batch out to threads, and ours points and channels too. So a
+  single image on several threads is one thread of torch's beside all of ours.
+* `CRAD_KERNELS_CPU_ISA` sets our instruction set; torch chooses its own.
+* `OMP_WAIT_POLICY` is not set, so that torch's threads wait as they do by default.
+* Noise: in the first case of each group, torch is timed against itself in the same rounds."""
+
+
+def check_page(report: Path) -> None:
+    """Refuse a file that this command did not write.
+
+    Raises:
+        OSError: it cannot be read.
+        OutputError: there is one.
+    """
+    if report.exists() and not (
+        report.is_file() and report.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+    ):
+        raise OutputError(
+            f"report: '{report}' exists and was not written by {COMMAND}; move it away, or choose "
+            "another file with --report"
+        )
+
+
+def write_page(report: Path, output: Path) -> None:
+    """Write the page of all runs in a folder.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        OutputError: there are no runs.
+    """
+    records = read_records(output)
+    if not records:
+        raise OutputError(f"output: '{output}' holds no results; measure some with --isa")
+    write_text(report, page(records))
+
+
+class Row:
+    """A step of a case in all runs.
+
+    Attributes:
+        group: of the case.
+        case: its name.
+        step: its name.
+        ratios: torch's time divided by ours in each run; None where it is not measured.
+    """
+
+    def __init__(self, records: Sequence[Record], case: str, step: str) -> None:
+        self.case, self.step = case, step
+        self.ratios: list[float | None] = []
+        for record in records:
+            found = record["cases"].get(case)
+            times = found["seconds"].get(step) if found else None
+            if found:
+                self.group: str = found["group"]
+            self.ratios.append(times["torch"] / times["ours"] if times else None)
+
+    @property
+    def known(self) -> list[float]:
+        """The ratios that are measured."""
+        return [ratio for ratio in self.ratios if ratio is not None]
+
+    @property
+    def cells(self) -> list[str]:
+        """Of a table."""
+        return [self.case, self.step, *map(_ratio, self.ratios)]
+
+
+def page(records: Sequence[Record]) -> str:
+    """The text of the page."""
+    records = sorted(records, key=lambda each: (each["isa"] == "avx512", each["threads"]))
+    rows = [Row(records, case, step) for case, steps in _cases(records).items() for step in steps]
+    parts = [
+        f"{_MARK}\n{_ABOUT}",
+        "## In short",
+        *_in_short(records, rows),
+        *(part for group in _groups(rows) for part in _section(records, rows, group)),
+        *_others(records),
+        "## Runs",
+        *map(_run, records),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cases(records: Iterable[Record]) -> dict[str, dict[str, None]]:
+    """Names of the cases in the order of `CASES`, and those of their steps."""
+    found: dict[str, dict[str, None]] = {str(case): {} for case in CASES}
+    for record in records:
+        for name, case in record["cases"].items():
+            found.setdefault(name, {}).update(dict.fromkeys(case["seconds"]))
+    return found
+
+
+def _groups(rows: Iterable[Row]) -> list[str]:
+    return [*dict.fromkeys(row.group for row in rows)]
+
+
+def _known(rows: Iterable[Row], run: int) -> list[float]:
+    """The ratios of a run that are measured."""
+    return [ratio for row in rows if (ratio := row.ratios[run]) is not None]
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return number(value) if round(value, 2) >= 1 else f"**{value:.2f}**"
+
+
+def _label(record: Record) -> str:
+    isa = {"avx2": "AVX2", "avx512": "AVX-512"}.get(record["isa"], record["isa"])
+    return f"{isa}, {count(record['threads'], 'thread')}"
+
+
+def _in_short(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
+    labels = [*map(_label, records)]
+    head = ["case", "step", *labels]
+    slowest = sorted(rows, key=lambda row: min(row.known))[:_SLOWEST]
+    fastest = sorted(rows, key=lambda row: -max(row.known))[:_FASTEST]
+    yield "Slowest, by the lowest ratio of a row:"
+    yield "\n".join(markdown.table(head, (row.cells for row in slowest)))
+    yield "Fastest, by the highest:"
+    yield "\n".join(markdown.table(head, (row.cells for row in fastest)))
+    yield (
+        "Medians, and the lowest ratio of each. Images are float32 images without jitter; their "
+        "forward + backward includes the gradients by one input alone:"
+    )
+    runs = range(len(records))
+    cells = [
+        [name, *(_median(_known(members, run)) for run in runs)]
+        for name, members in _summaries(rows)
+    ]
+    everything = [_known(rows, run) for run in runs]
+    cells.append(["all", *map(_median, everything)])
+    cells.append(["ratios below 1", *map(_below, everything)])
+    yield "\n".join(markdown.table(["what", *labels], cells))
+
+
+def _summaries(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Names and members of the summary's rows: images by mode and step, and other groups."""
+    images = {str(case): case.mode for case in CASES if case.is_image}
+    for mode in MODES:
+        of_mode = [row for row in rows if images.get(row.case) == mode]
+        for label, is_forward in (("forward", True), ("forward + backward", False)):
+            if members := [row for row in of_mode if (row.step == FORWARD) == is_forward]:
+                yield f"images, {mode}, {label}", members
+    for group in _groups(row for row in rows if row.case not in images):
+        yield group, [row for row in rows if row.group == group]
+
+
+def _median(ratios: Sequence[float]) -> str:
+    return f"{_ratio(median(ratios))} ({_ratio(min(ratios))})" if ratios else "-"
+
+
+def _below(ratios: Sequence[float]) -> str:
+    return f"{sum(round(ratio, 2) < 1 for ratio in ratios)} of {len(ratios)}"
+
+
+def _section(records: Sequence[Record], rows: Iterable[Row], group: str) -> Iterator[str]:
+    yield f"## {group}"
+    head = ["case", "step", *map(_label, records)]
+    yield "\n".join(markdown.table(head, (row.cells for row in rows if row.group == group)))
+
+
+def _others(records: Sequence[Record]) -> Iterator[str]:
+    """Forward passes beside OpenCV and SciPy, if there are any."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for place, record in enumerate(records):
+        for case, entry in record["cases"].items():
+            for name, share in entry.get("others_differ", {}).items():
+                times = entry["seconds"]["forward"]
+                cells = found.setdefault((case, name), ["-"] * len(records) + [""])
+                cells[place] = _ratio(times[name] / times["ours"])
+                cells[-1] = f"{100 * share:.2g} %"
+    if not found:
+        return
+    yield "## OpenCV and SciPy"
+    yield (
+        "Their time divided by ours, forward. Both take pixel coordinates, which are computed "
+        "before and not timed. `cv2.remap` takes the channels last, and runs on as many threads as "
+        "we do. `map_coordinates` takes one channel at a time, on one thread, and computes in "
+        "float64; its cubic spline is another interpolation, and is left out. The last column is "
+        "the share of results that are more than half a grey level from torch's."
+    )
+    head = ["case", "function", *map(_label, records), "differs"]
+    yield "\n".join(
+        markdown.table(head, ([case, name, *cells] for (case, name), cells in found.items()))
+    )
+
+
+def _run(record: Record) -> str:
+    where = record["machine"]
+    changed = " with changes" if where["changed_since_commit"] else ""
+    command = f"{COMMAND} --isa {record['isa']} --threads {record['threads']}"
+    noise = [
+        times["torch"] / times["torch again"]
+        for case in record["cases"].values()
+        for times in case["seconds"].values()
+        if "torch again" in times
+    ]
+    lines = [
+        f"`{command}`, {record['date']}: {where['cpu']}, {count(where['cores'], 'core')}; torch "
+        f"{where['torch']} ({where['isa']}), Python {where['python']}, commit "
+        f"{(where['commit'] or 'unknown')[:10]}{changed}.",
+        f"Load average when it began: {record['load_average']}.",
+        *(f"{note}." for note in record["notes"]),
+    ]
+    if noise:
+        ordered = sorted(noise)
+        inner = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+        lines.append(
+            f"Torch against itself, {count(len(noise), 'step')}: {ordered[0]:.2f} to "
+            f"{ordered[-1]:.2f}; all but the outer tenths {inner[0]:.2f} to {inner[1]:.2f}."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""The comparison with F.grid_sample on images: its cases, the check, and the command."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.images import options, page, runs, steps
+from benchmarks.images.__main__ import main
+from benchmarks.images.cases import CASES, FORWARD, Case
+from benchmarks.images.clock import fastest
+from tests.fixtures import command, one_thread
+
+__all__ = ["command", "one_thread"]
+
+TINY = (
+    Case("Tiny", 3, ((6, 8),), (6, 8), mode="bicubic", channels_last=True),
+    Case("Few", 2, ((4, 4, 4), (2, 2, 2)), (1, 1, 5), 2, flow="random", jitter_std=0.1),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Two cases of a few points, in an environment that is restored."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("CRAD_KERNELS_CPU_ISA", "baseline")
+    monkeypatch.setattr(options, "CASES", TINY)
+    monkeypatch.setattr(page, "CASES", TINY)
+
+
+def test_cases_have_names_of_their_own() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES)
+
+
+def test_no_case_runs_the_backward_pass_of_torch_in_half_precision() -> None:
+    half = [case for case in CASES if case.dtype != torch.float32]
+    assert half
+    assert all(case.steps == (FORWARD,) for case in half)
+
+
+@pytest.mark.parametrize("case", TINY, ids=str)
+def test_the_check_finds_a_wrong_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.check(case, case.tensors())
+    wrong = replace(case, mode="nearest", jitter_std=0.0)
+    monkeypatch.setattr(steps, "ours", lambda _: steps.torchs(wrong))
+    with pytest.raises(AssertionError, match="of the results differ"):
+        steps.check(case, case.tensors())
+
+
+def test_the_fastest_of_rounds_counts() -> None:
+    calls: list[str] = []
+    times = fastest([lambda: calls.append("a"), lambda: sum(range(20000))], 0.01)
+    assert 0 < times[0] < times[1]
+
+
+def test_a_run_is_continued_and_shown(
+    tiny: None, command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--isa", "baseline", "--threads", "1", "--seconds", "1e-3"]
+    arguments += ["--output", str(tmp_path / "results"), "--notes", "Other work ran beside it"]
+    assert command(main, *arguments, "--only", "random") == 0
+    path = runs.path_of(tmp_path / "results", "baseline", 1)
+    first = json.loads(path.read_text())
+    assert [*first["cases"]] == [str(TINY[1])]
+
+    report = tmp_path / "images.md"
+    assert command(main, *arguments, "--report", str(report)) == 0
+    second = json.loads(path.read_text())
+    assert second["cases"][str(TINY[1])] == first["cases"][str(TINY[1])]
+    assert {*second["cases"]} == {*map(str, TINY)}
+    assert second["notes"] == ["Other work ran beside it"]
+    text = report.read_text()
+    for case in TINY:
+        assert text.count(f"| {case} | forward + backward |") >= 1
+        assert f"## {case.group}" in text
+    assert "Torch against itself, 4 steps" in text
+
+    monkeypatch.setattr(runs, "machine", lambda: {**first["machine"], "torch": "another"})
+    assert command(main, *arguments) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--isa: expected one"),
+        (("--isa", "avx2", "--threads", "0"), "--threads"),
+        (("--isa", "avx2", "--only", "nothing of that name"), "--only"),
+    ],
+)
+def test_wrong_options(
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert command(main, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wait_policy_is_refused(
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert command(main, "--isa", "avx2") == 2
+    assert "OMP_WAIT_POLICY" in capsys.readouterr().err
+
+
+def test_a_page_of_others_is_kept(tmp_path: Path, command: Callable[..., int]) -> None:
+    page_ = tmp_path / "page.md"
+    page_.write_text("mine")
+    assert command(main, "--report", str(page_)) == 1
+    assert page_.read_text() == "mine"
