@@ -100,6 +100,7 @@ void read_strided(Call& call, const Tensor& values, Pass pass) {
   constexpr int64_t kSmall = 4 * 1024 * 1024;  // bytes
   call.set_strided(values);
   if (is_dense(call.problem)) return;
+  if (has_few_points(call.problem)) return;
   if (pass == Pass::forward && samples_point_lanes(call.problem)) return;
   if (is_channels_first(values, call.batch_axes))
     call.set_contiguous(channels_last(values, call.batch_axes), call.problem.channels);

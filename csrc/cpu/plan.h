@@ -262,9 +262,9 @@ inline bool samples_point_lanes(const Problem& problem) {
          (forward_bands_of(problem).number == 0 || reads_near_by(problem));
 }
 
-// And so in the backward pass, for values whose gradients lie as they do.
+// And so in the backward pass. (Of more channels, sums over them are taken in another order.)
 inline bool differentiates_point_lanes(const Problem& problem) {
-  return (problem.channels <= kMostPlanes || has_few_points(problem)) && fits_point_lanes(problem);
+  return problem.channels <= kMostPlanes && fits_point_lanes(problem);
 }
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds

@@ -251,6 +251,22 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
   return true;
 }
 
+// Sets the gradients of a call whose points are the lanes of vectors. That of values lies as they
+// do where `alike`, or else it is contiguous, and then one gradient is taken after the other.
+void differentiate_lanes(Call& call, const Tensor& grad_output, const Tensor* grad_values,
+                         const Tensor* grad_coords, bool alike) {
+  RowStrides rows;
+  const RowStrides* const strides = strides_of(grad_output, rows);
+  if (!alike && grad_coords) {
+    differentiate(call, grad_output, strides, nullptr, grad_coords);
+    grad_coords = nullptr;
+  }
+  if (!grad_values && !grad_coords) return;
+  if (!alike) call.set_contiguous(call.values, call.problem.channels);  // none is read
+  if (!grad_values || !differentiate_strips(call, grad_output, strides, *grad_values, grad_coords))
+    differentiate(call, grad_output, strides, grad_values, grad_coords);
+}
+
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
 // memory as they do, and coords; an empty tensor for the one that is not wanted.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tensor& values,
@@ -262,9 +278,9 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   RowStrides coords_strides;
   call.problem.coords_strides = strides_of(coords, coords_strides);
   const bool first = is_channels_first(values, call.batch_axes);
-  if (first) call.set_strided(values);
+  call.set_strided(values);
   Problem& problem = call.problem;
-  problem.point_lanes = (first || values.is_contiguous()) && differentiates_point_lanes(problem);
+  problem.point_lanes = differentiates_point_lanes(problem);
   const int64_t axes_before =
       first && want_values && problem.point_lanes ? call.batch_axes : values.dim() - 1;
   Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type(),
@@ -277,18 +293,15 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
     torch::stable::zero_(grad_coords);
     return {grad_values, grad_coords};
   }
-  RowStrides rows_strides;
-  if (problem.point_lanes && want_values &&
-      differentiate_strips(call, grad_output, strides_of(grad_output, rows_strides), grad_values,
-                           to_coords))
-    return {grad_values, grad_coords};
-  if (!problem.point_lanes && want_coords) read_values(call, Pass::backward, want_values);
-  const Tensor rows = rows_of(call, grad_output);
-  const RowStrides* const strides = strides_of(rows, rows_strides);
   if (problem.point_lanes) {
-    differentiate(call, rows, strides, to_values, to_coords);
+    differentiate_lanes(call, grad_output, to_values, to_coords, first || values.is_contiguous());
     return {grad_values, grad_coords};
   }
+  call.set_contiguous(values, problem.channels);
+  if (want_coords) read_values(call, Pass::backward, want_values);
+  const Tensor rows = rows_of(call, grad_output);
+  RowStrides rows_strides;
+  const RowStrides* const strides = strides_of(rows, rows_strides);
   if (want_values && want_coords && is_dense(problem)) {
     differentiate(call, rows, strides, to_values, to_coords);
   } else {
