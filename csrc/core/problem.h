@@ -25,8 +25,9 @@ struct RowStrides {
 struct Problem {
   ValueType value_type;
   CoordType coord_type;
-  const void* values;                // (grids, *size, channels); where, the strides say
-  bool point_lanes;                  // the lanes of the CPU's vectors are points
+  const void* values;  // (grids, *size, channels); where, the strides say
+  // The lanes of the CPU's vectors are points, and the values are floats, whatever the type.
+  bool point_lanes;
   const void* coords;                // (grids * points_per_grid, ndim)
   const RowStrides* coords_strides;  // null: contiguous
   const int64_t* seed;               // null: no jitter

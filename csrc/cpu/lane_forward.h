@@ -11,6 +11,32 @@
 namespace crad {
 namespace {
 
+// Calls f with a number of the type that sums of floats are rounded to.
+template <class F>
+CRAD_INLINE void with_result_type(ValueType type, F f) {
+  switch (type) {
+    case ValueType::float32:
+      return f(float{});
+    case ValueType::bfloat16:
+      return f(bfloat16{});
+    case ValueType::float16:
+      return f(float16{});
+    case ValueType::float64:
+      break;
+  }
+}
+
+template <class T>
+CRAD_INLINE void round_to(const float* sums, int64_t count, T* to) {
+  if constexpr (is_half<T>) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(sums + i));
+    for (; i < count; ++i) narrow(sums[i], to[i]);
+  } else {
+    memcpy(to, sums, count * sizeof(float));
+  }
+}
+
 // ---- forward, of rows of channels ----
 
 // The sums of the vector of points that was located last, one by one: all channels of a point at
@@ -67,8 +93,6 @@ template <int fours, Mode mode, int ndim>
 void forward_rows(const Problem& problem, const Range& range, const Output& output) {
   const float* const grid = grid_of<float>(problem, range);
   const int64_t channels = problem.channels;
-  float* const data =
-      static_cast<float*>(output.data) - output.first_channel - output.first_point * output.row;
   LanePoints<mode, ndim> lanes(problem, range, true);
   LaneBatch<mode, ndim> batch;
   float rows[kBatch * kMostPlanes + kMostPlanes];
@@ -78,12 +102,14 @@ void forward_rows(const Problem& problem, const Range& range, const Output& outp
     for (int v = 0; v < kVectors; ++v)
       blend_rows<fours>(grid, channels, batch.corners[v], lanes.stride, batch.at_edge[v],
                         rows + v * kLanes * channels);
-    if (!range.order && output.row == channels)
-      memcpy(data + p * channels, rows, points * channels * sizeof(float));
-    else
+    with_result_type(problem.value_type, [&](auto result) {
+      using T = decltype(result);
+      if (!range.order && output.row == channels)
+        return round_to(rows, points * channels, row_of<T>(output, p));
       for (int i = 0; i < points; ++i)
-        memcpy(data + (range.order ? batch.points.point[i] : p + i) * output.row,
-               rows + i * channels, channels * sizeof(float));
+        round_to(rows + i * channels, channels,
+                 row_of<T>(output, range.order ? batch.points.point[i] : p + i));
+    });
   }
 }
 
@@ -93,20 +119,22 @@ void forward_rows(const Problem& problem, const Range& range, const Output& outp
 class LaneOutput {
  public:
   LaneOutput(const Problem& problem, const Range& range, const Output& output)
-      : ordered_(range.order),
+      : type_(problem.value_type),
+        ordered_(range.order),
         point_step_(output.planes ? 1 : output.row),
         channel_step_(output.planes ? problem.points_per_grid : 1) {
     // Of planes, the results of other grids' channels lie before those of the range's points.
     const int64_t grid = range.point_begin / problem.points_per_grid;
-    const int64_t before = output.planes ? (problem.channels - 1) * grid * problem.points_per_grid
-                                         : -output.first_point * output.row - output.first_channel;
-    data_ = static_cast<float*>(output.data) + before;
+    before_ = output.planes ? (problem.channels - 1) * grid * problem.points_per_grid
+                            : -output.first_point * output.row - output.first_channel;
+    data_ = output.data;
   }
 
   // Where those of channel 0 of whole vectors are stored, from number `first` of the range on; null
-  // if they are not stored as vectors. Those of the next channel lie `channel_step` from there.
+  // if they are not stored so as they are. Those of the next channel lie `channel_step` from there.
   float* whole(int64_t first) const {
-    return point_step_ == 1 && !ordered_ ? data_ + first : nullptr;
+    const bool can = type_ == ValueType::float32 && point_step_ == 1 && !ordered_;
+    return can ? static_cast<float*>(data_) + before_ + first : nullptr;
   }
   int64_t channel_step() const { return channel_step_; }
 
@@ -114,16 +142,20 @@ class LaneOutput {
   // points' own numbers are `number`.
   CRAD_ALWAYS_INLINE void store(int64_t channel, int64_t first, const int64_t* number, int points,
                                 FloatLanes result) const {
-    float* const to = data_ + channel * channel_step_;
-    if (point_step_ == 1 && !ordered_ && points >= kLanes) return store_lanes(to + first, result);
-    float lane[kLanes];
-    store_lanes(lane, result);
-    for (int i = 0; i < std::min(points, kLanes); ++i)
-      to[(ordered_ ? number[i] : first + i) * point_step_] = lane[i];
+    with_result_type(type_, [&](auto rounded) {
+      using T = decltype(rounded);
+      T* const to = static_cast<T*>(data_) + before_ + channel * channel_step_;
+      if (point_step_ == 1 && !ordered_ && points >= kLanes)
+        return crad::store(to + first, Vector<float>{result});
+      for (int i = 0; i < std::min(points, kLanes); ++i)
+        narrow(float{result[i]}, to[(ordered_ ? number[i] : first + i) * point_step_]);
+    });
   }
 
  private:
-  float* data_;
+  void* data_;
+  int64_t before_;
+  const ValueType type_;
   const bool ordered_;
   const int64_t point_step_, channel_step_;
 };

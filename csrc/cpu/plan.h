@@ -227,7 +227,7 @@ inline bool fits_point_lanes(const Problem& problem) {
     if (problem.size[axis] > kExactSize) return false;
     extent += (problem.size[axis] - 1) * problem.stride[axis];
   }
-  return problem.value_type == ValueType::float32 && problem.coord_type == CoordType::float32 &&
+  return problem.value_type != ValueType::float64 && problem.coord_type == CoordType::float32 &&
          problem.derivative == 0 && problem.ndim <= (problem.mode == Mode::cubic ? 2 : 3) &&
          extent <= kMostEntries;
 }
@@ -255,16 +255,27 @@ inline bool reads_near_by(const Problem& problem) {
   return 2 * near > kRuns;
 }
 
+// Whether values are float32, or halves that are widened first, which must take neither longer than
+// the sampling nor much memory.
+inline bool has_floats(const Problem& problem) {
+  constexpr int64_t kOften = 4;
+  if (problem.value_type == ValueType::float32) return true;
+  return problem.channels <= kMostPlanes && problem.entries <= kOften * problem.points_per_grid &&
+         problem.grids * problem.entries * problem.channels * kForwardBytes <=
+             kSpare + kPointBytes * points_of(problem);
+}
+
 // Whether points are the lanes of vectors in the forward pass.
 inline bool samples_point_lanes(const Problem& problem) {
-  return (problem.channels <= kMostPlanes || has_few_points(problem)) &&
+  return has_floats(problem) && (problem.channels <= kMostPlanes || has_few_points(problem)) &&
          fits_point_lanes(problem) &&
          (forward_bands_of(problem).number == 0 || reads_near_by(problem));
 }
 
 // And so in the backward pass. (Of more channels, sums over them are taken in another order.)
 inline bool differentiates_point_lanes(const Problem& problem) {
-  return problem.channels <= kMostPlanes && fits_point_lanes(problem);
+  return problem.value_type == ValueType::float32 && problem.channels <= kMostPlanes &&
+         fits_point_lanes(problem);
 }
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds

@@ -109,6 +109,8 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   if (call.empty()) return output;
   read_values(call, Pass::forward, false);
   call.problem.point_lanes = samples_point_lanes(problem);
+  if (problem.point_lanes && problem.value_type != ValueType::float32)
+    call.set_strided(torch::stable::to(call.values, ScalarType::Float));
   const Plan plan = forward_plan(problem);
   copy_rows(call, copied_row(problem, plan, 1));
   if (first && !problem.point_lanes)

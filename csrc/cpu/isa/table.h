@@ -16,7 +16,7 @@ namespace {
 
 template <class T, class X>
 void forward(const Problem& problem, const Range& range, const Output& output) {
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<X, float>)
+  if constexpr (!std::is_same_v<T, double> && std::is_same_v<X, float>)
     if (problem.point_lanes) return forward_lanes(problem, range, output);
   if constexpr (!is_half<T>)
     if (problem.channels <= kFewChannels) return forward_few<T, X>(problem, range, output);
