@@ -211,3 +211,13 @@ def test_image_is_that_of_torch(mode: str, padding: str) -> None:
     got = grid_sample(input, grid, mode, padding, backend="cpu")
     wanted = F.grid_sample(input, grid, mode, padding, align_corners=False)
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_float32_rounded_once(dtype: torch.dtype) -> None:
+    choices = itertools.product((1, 3, 8), (False, True), MODES, ("smooth", "outside"))
+    for channels, last, mode, kind in choices:
+        input = image(2, channels, 40, 52, last=last).to(dtype)
+        grid = flow(kind, 2, 45, 61)
+        got = grid_sample(input, grid, mode, backend="cpu")
+        assert torch.equal(got, grid_sample(input.float(), grid, mode, backend="cpu").to(dtype))
