@@ -61,12 +61,12 @@ FAULTS = {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },
     "csrc/core/axis.h": {
-        "slope on the border": ("sample", "!(index.at > 0)", "!(index.at >= 0)"),
-        "slope of a mirror image": ("sample", "+ low, -index.slope", "+ low, +index.slope"),
-        "near the grid": ("sample", "low = -2, high", "low = -0, high"),
-        "third derivative": ("derivatives", ": 6 * a;", ": 7 * a;"),
+        "slope on the border": ("sample", "inside ? index.slope : all", "!inside ? index.slope : all"),
+        "slope of a mirror image": ("sample", "slope : -index.slope}", "slope : +index.slope}"),
+        "near the grid": ("sample", "low = all<X>(-2)", "low = all<X>(-0)"),
+        "third derivative": ("derivatives", ": 6 * a);", ": 7 * a);"),
         "end of a long axis": ("edge_cases", "rounded_up ? size - 1", "rounded_up ? size - 0"),
-        "far away": ("edge_cases", "2147483648.0)) || span", "1147483648.0)) || span"),
+        "far away": ("edge_cases", "0x1p31) || span", "0x1p30) || span"),
     },
     "csrc/cpu/locate.h": {
         "words of the jitter": ("jitter", "d / 4, 2, a, b", "d / 4, 1, a, b"),
