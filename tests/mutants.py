@@ -61,7 +61,7 @@ FAULTS = {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },
     "csrc/core/axis.h": {
-        "slope on the border": ("sample", "inside ? index.slope : all", "!inside ? index.slope : all"),
+        "slope on the border": ("sample", "inside ? index.slope : a", "!inside ? index.slope : a"),
         "slope of a mirror image": ("sample", "slope : -index.slope}", "slope : +index.slope}"),
         "near the grid": ("sample", "low = all<X>(-2)", "low = all<X>(-0)"),
         "third derivative": ("derivatives", ": 6 * a);", ": 7 * a);"),
