@@ -39,7 +39,7 @@ CRAD_INLINE void round_to(const float* sums, int64_t count, T* to) {
 
 // ---- forward, of rows of channels ----
 
-// The sums of the vector of points that was located last, one by one: all channels of a point at
+// The sums of a vector of points, one point after the other: all channels of a point at
 // once, `fours` times four. They may be read, and written, behind the last channel.
 template <int fours, Mode mode, int ndim>
 CRAD_INLINE void blend_rows(const float* grid, int64_t channels,

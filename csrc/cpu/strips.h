@@ -1,6 +1,6 @@
 // Points in strips: the gradient of values is added where it belongs, by several threads at once,
-// where the strips of a round add to parts of the grid that have no entry in common. So it is where
-// neighbouring points read neighbouring entries, as in the warp of an image.
+// where the strips of a round add to parts of the grid that have no entry in common. This pays
+// where neighbouring points read neighbouring entries, as in the warp of an image.
 #pragma once
 
 #include <algorithm>

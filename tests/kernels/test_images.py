@@ -117,7 +117,7 @@ def test_threads_and_other_images_change_no_bit(kind: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_points_change_no_bit_of_their_neighbours(mode: str, padding: str) -> None:
     """Where one point of a vector leaves the image, the others are read as if it had not."""
-    input, grid = image(1, 3, 40, 40), flow("identity", 1, 16, 64) * 0.8
+    grid = flow("identity", 1, 16, 64) * 0.8
     with torch.no_grad():
         for place in (5.0, float("nan"), float("inf"), 1e30, -1.001, 0.9999):
             other = grid.clone()
@@ -128,7 +128,6 @@ def test_points_change_no_bit_of_their_neighbours(mode: str, padding: str) -> No
                 got = grid_sample(laid_out, other, mode, padding, backend="cpu")
                 kept = torch.arange(64) % 7 != 0
                 assert torch.equal(got[..., kept], near[..., kept])
-    assert input.isfinite().all()
 
 
 @pytest.mark.parametrize("mode", MODES)
