@@ -12,8 +12,10 @@ from crad.command_line import ComputeOptions
 from crad.config import Config
 from crad.data import Dataset, find_dataset
 from crad.report.results import Results
-from crad.train import finished_results, stored_run, train_model, train_separately
+from crad.train import train_model
 from crad.train_options import OutputOptions, TrainOptions
+from crad.train_resume import finished_results, stored_run
+from crad.train_separate import train_separately
 from crad.training.checkpoint import Checkpoint
 from crad.training.inputs import Inputs, prepare
 from crad.training.run_folder import RunFolder
@@ -82,7 +84,7 @@ class Runs:
             print(f"run {number} of {len(runs)}: {name}{' (finished)' if done else ''}", flush=True)
             try:
                 if run.output.separate:
-                    train_separately(run)
+                    train_separately(run, train_model)
                 elif not done:
                     train_model(run, show=False, prepare=once)
             except KeyboardInterrupt as interrupt:

@@ -14,6 +14,7 @@ from crad.config import PRESETS, Config, settings, without_effect
 from crad.detector import create_model
 from crad.errors import UsageError
 from crad.train_options import parse_options
+from crad.train_resume import stored_run
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
 
@@ -237,7 +238,7 @@ def test_resuming_with_another_setting_is_refused(
 @pytest.mark.parametrize("free", [["--skip-bad"], ["--feature-memory", "1"], ["--compile"]])
 def test_what_is_of_no_consequence_may_change_when_resumed(trained, free: list[str]) -> None:
     options = parse_options(["--resume", "--output", str(trained.output), *free])
-    stored = crad.train.stored_run(options, ())
+    stored = stored_run(options, ())
     assert stored is not None
     assert stored.epoch == 3
 
@@ -248,7 +249,7 @@ def test_the_flags_of_a_run_may_be_given_again(trained, tmp_path: Path, same: li
     decisions = replace(stored.config.decisions, track_best=True)
     replace(stored, config=replace(stored.config, decisions=decisions)).save(tmp_path)
     options = parse_options(["--resume", "--output", str(tmp_path), *same])
-    assert crad.train.stored_run(options, ()) is not None
+    assert stored_run(options, ()) is not None
     assert options.config.decisions.track_best
 
 
@@ -261,7 +262,7 @@ def test_resuming_a_run_that_does_not_say_where_its_data_are(
     assert exit_.value.code == 2
     assert "--data" in capsys.readouterr().err
     options = parse_options(["--resume", "--output", str(tmp_path), "--data", str(trained.data)])
-    assert crad.train.stored_run(options, ()).epoch == 3
+    assert stored_run(options, ()).epoch == 3
 
 
 def test_data_that_moved_are_named_when_resuming(

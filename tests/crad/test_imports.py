@@ -25,6 +25,8 @@ FLOORS = (
     ("detector",),
     ("command_line",),
     ("train_options",),
+    ("train_start",),
+    ("train_thresholds", "train_resume", "train_separate"),
     tuple(module.removeprefix("crad.") for module, _ in COMMANDS.values()),
     ("__init__",),
     ("__main__",),

@@ -15,8 +15,9 @@ import crad.evaluate
 from crad.data import find_dataset
 from crad.report.results import Results, combine_results
 from crad.scoring.metrics import METRIC_NAMES, summarise
-from crad.train import finished_results, main, stored_run
+from crad.train import main
 from crad.train_options import parse_options
+from crad.train_resume import finished_results, stored_run
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
 from tests.fixtures import before_call, before_step, ctrl_c, files_of, run
 

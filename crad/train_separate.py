@@ -1,0 +1,105 @@
+"""Training a model for each class, and measuring all of them together."""
+
+import secrets
+import shlex
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from crad.data import find_dataset
+from crad.report.results import Results, combine_results, write_results
+from crad.report.summary import summary
+from crad.scoring.calibration import check_share
+from crad.scoring.interest import mask_files
+from crad.train_options import TrainOptions
+from crad.train_resume import BEGIN_AGAIN, finished_results, resuming_command, stored_run
+from crad.training import processes
+from crad.training.inputs import bit_depth_of
+from crad.training.run_record import RunRecord, read_record
+from crad.training.whole import Whole
+
+
+class TrainOne(Protocol):
+    """`crad.train.train_model`, as far as it is used here."""
+
+    def __call__(self, options: TrainOptions, *, show: bool, whole: Whole) -> Results:
+        """Train and measure the model of a class."""
+
+
+def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
+    """Train a model on each class alone, and measure all of them together.
+
+    The run of a class is an ordinary one, in the folder of its name in the output folder. A class
+    that is finished is not trained again when the whole is resumed.
+
+    Args:
+        options: of all runs.
+        train_one: trains the model of a class.
+
+    Raises:
+        CradError: what ``train_one`` raises.
+        KeyboardInterrupt: the user stopped it; the message says how to resume.
+    """
+    output, data, folder = options.output, options.config.data, options.run
+    with folder.locked():
+        folder.check(overwrite=output.overwrite, resume=output.resume, separate=True)
+        dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
+        names = dataset.classes
+        if not output.resume:
+            check_share(dataset, options.config.decisions.calibrates)
+        whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
+        roi, ignored = (
+            processes.on_main(partial(mask_files, option, path, names)) if path else {}
+            for option, path in (("--roi", data.roi), ("--ignore", data.ignored))
+        )
+        runs = [
+            replace(
+                options,
+                config=replace(
+                    options.config,
+                    data=replace(
+                        data, classes=(name,), roi=roi.get(name), ignored=ignored.get(name)
+                    ),
+                ),
+                output=replace(output, folder=folder.of_class(name), separate=False),
+            )
+            for name in names
+        ]
+        # A folder in use is found before hours of training.
+        stored = [stored_run(run, parts=(), whole=whole) for run in runs]
+        begun = next(filter(None, stored), None)
+        known = begun.config.model.bit_depth if begun else options.config.model.bit_depth
+        bit_depth = known or bit_depth_of(dataset, options.config)
+        runs = [run.with_bit_depth(bit_depth) for run in runs]
+
+        for line in dataset.left_out:
+            print(line, flush=True)
+        parts: list[Results] = []
+        try:
+            for number, (name, run, former) in enumerate(zip(names, runs, stored, strict=True), 1):
+                done = finished_results(run, former, [name])
+                note = " (finished)" if done else ""
+                print(f"class {number} of {len(names)}: {name}{note}", flush=True)
+                parts.append(done or train_one(run, show=False, whole=whole))
+        except KeyboardInterrupt as interrupt:
+            way_on = (
+                f"{len(parts)} of {len(names)} classes are finished; continue with: "
+                f"{shlex.join(resuming_command(options))} --separate"
+            )
+            on_disk = read_record(folder.path) == whole.record
+            raise KeyboardInterrupt(way_on if on_disk else BEGIN_AGAIN) from interrupt
+
+        results = combine_results(parts)
+        if processes.is_main():
+            write_results(folder.results, results)
+            replace(whole.record, replaces=False).write(folder.path)
+        print(f"{summary(results)}\nwritten to {folder.path}")
+        return results
+
+
+def _separate_record(options: TrainOptions, names: tuple[str, ...]) -> RunRecord:
+    """The record of the run to resume, or of a new one."""
+    output, source = options.output, options.config.data.source
+    new = RunRecord(source, secrets.token_hex(8), names, replaces=output.overwrite)
+    former = read_record(options.run.path) if output.resume else None
+    return replace(new, id=former.id, replaces=former.replaces) if former else new

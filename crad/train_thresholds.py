@@ -1,0 +1,152 @@
+"""The checkpoint of an epoch, with thresholds from images held back or from folds."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from crad.config import DecisionConfig
+from crad.data.samples import Sample
+from crad.devices import threads_for
+from crad.report.heat_maps import colour_scale
+from crad.scoring.calibration import (
+    Calibration,
+    Thresholds,
+    calibrate,
+    draw_folds,
+    scores_and_peaks,
+)
+from crad.scoring.protocols import PROTOCOLS
+from crad.train_options import TrainOptions
+from crad.train_start import begin, progress, step_size
+from crad.training.checkpoint import Checkpoint
+from crad.training.features import map_features
+from crad.training.inputs import Inputs
+from crad.training.loop import Training
+
+_SCALE_IMAGES = 64  # training images whose maps set the colour scale
+
+
+def take_checkpoint(
+    options: TrainOptions,
+    inputs: Inputs,
+    training: Training,
+    former: Checkpoint | None,
+    device: torch.device,
+    started: float,
+) -> Checkpoint:
+    """The run after an epoch, with thresholds and the colour scale of heat maps.
+
+    Args:
+        options: of the run.
+        inputs: of the run.
+        training: after the epoch.
+        former: the checkpoint of the epoch before.
+        device: where to score images.
+        started: `time.perf_counter` at the beginning of the epoch.
+
+    Raises:
+        TrainingError: the model has no finite anomaly maps any more.
+    """
+    config, model = options.config, training.model
+    protocol = PROTOCOLS[config.decisions.decision_protocol]
+    shown = inputs.train.some(_SCALE_IMAGES)
+    maps = protocol.score_each(
+        map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
+    )
+    scored = scores_and_peaks(
+        map_features(model, inputs.held_back, device),
+        inputs.held_back.samples,
+        inputs.frame,
+        protocol,
+    )
+    calibration, pixels = _calibrate(inputs.held_back.samples, scored, config.decisions)
+    spent = time.perf_counter() - started
+    return Checkpoint(
+        config=replace(config, model=replace(config.model, masked=bool(inputs.interest.masks))),
+        epoch=training.epoch,
+        feature_size=inputs.feature_size,
+        colour_scale=colour_scale(scored_map for scored_map, _ in maps),
+        n_train=inputs.n_train,
+        seconds=(former.seconds if former else 0.0) + spent,
+        precision=training.precision,
+        model=model.state_dict(),
+        backbone=inputs.backbone.state_dict(),
+        products=inputs.products.state_dict() if inputs.products else {},
+        interest=inputs.interest.state([*inputs.n_train]),
+        optimizer=training.optimizer_state(),
+        random=training.random_state(),
+        images={"digests": inputs.digests},
+        draws=inputs.draws,
+        best_on_test=former.best_on_test if former else None,
+        thresholds=calibration.thresholds(config.decisions.false_alarm_rate),
+        pixel_thresholds=pixels,
+        calibration=calibration,
+    )
+
+
+def _calibrate(
+    samples: Sequence[Sample], scored: Sequence[tuple[float, float]], decisions: DecisionConfig
+) -> tuple[Calibration, Thresholds]:
+    """The calibration scores of normal images, and the thresholds of the pixels of their maps."""
+    scores, peaks = ([each[which] for each in scored] for which in (0, 1))
+    pixels = calibrate(samples, peaks, decisions.contamination)
+    return (
+        calibrate(samples, scores, decisions.contamination),
+        pixels.thresholds(decisions.pixel_false_alarm_rate),
+    )
+
+
+def cross_calibrate(
+    options: TrainOptions, inputs: Inputs, checkpoint: Checkpoint, device: torch.device
+) -> Checkpoint:
+    """Set thresholds with all training images, each scored by a model that has not seen it.
+
+    Cross-conformal prediction: Vovk, "Cross-conformal predictors", Annals of Mathematics and
+    Artificial Intelligence 2015. The model that predicts has seen a fold more than those of the
+    scores, so that false alarms are rarer than promised, if anything.
+
+    Args:
+        options: of the run.
+        inputs: of the run.
+        checkpoint: of the last epoch, which has no thresholds yet.
+        device: where to train.
+
+    Raises:
+        TrainingError: a training failed.
+    """
+    config, decisions = options.config, options.config.decisions
+    started = time.perf_counter()
+    n_folds, protocol = decisions.calibration_folds, PROTOCOLS[decisions.decision_protocol]
+    assert n_folds
+    train = inputs.train
+    folds = draw_folds(train.samples, n_folds, config.training.seed)
+    print(
+        f"calibration: {len(folds)} more trainings, each without the images of a fold", flush=True
+    )
+    scored: dict[int, tuple[float, float]] = {}
+    for number, fold in enumerate(folds, 1):
+        rows = torch.ones(len(train), dtype=torch.bool)
+        rows[fold] = False
+        training = begin(options, inputs, None, device)
+        kept = rows.nonzero()[:, 0]
+        with (
+            threads_for(step_size(config, inputs)),
+            progress(training, len(kept), f"fold {number} of {len(folds)}") as bar,
+        ):
+            while training.epoch < config.training.epochs:
+                training.run_epoch(train, bar, kept)
+        maps = map_features(training.model, train, device, fold)
+        samples = [train.samples[row] for row in fold]
+        found = scores_and_peaks(maps, samples, inputs.frame, protocol)
+        scored.update(zip(fold, found, strict=True))
+    ordered = [scored[row] for row in range(len(train))]
+    calibration, pixels = _calibrate(train.samples, ordered, decisions)
+    return replace(
+        checkpoint,
+        calibration=calibration,
+        thresholds=calibration.thresholds(decisions.false_alarm_rate),
+        pixel_thresholds=pixels,
+        seconds=checkpoint.seconds + time.perf_counter() - started,
+    )
