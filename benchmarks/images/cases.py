@@ -130,6 +130,7 @@ _LARGE = replace(_image("Sizes", 1), sizes=((3072, 4096),), out=(3072, 4096))
 _PHOTO = _image("Half precision", 3)
 _TABLE = Case("Tables", 4, ((128, 128, 128),), (1, 1, 1_000_000), flow="random", label="NeRF")
 _COLOURS = Case("Tables", 3, ((33, 33, 33),), (1, 2048, 2048), label="colours")
+_INKS = Case("Tables", 3, ((17,) * 4,), (1, 1, 1024, 1024), flow="random", label="inks")
 _POINT_REND = _few("PointRend", (2, 256, 200, 304), 2048)
 _KEY_POINTS = _few("key points", (1, 64, 1024, 1024), 100)
 
@@ -197,7 +198,19 @@ CASES = (
             (2, "bilinear", True, (FORWARD, BOTH)),
         )
     ),
-    replace(_TABLE, steps=(FORWARD, BOTH, VALUES)),
+    *(
+        Case("Volumes", channels, ((256,) * 3,), (256,) * 3, steps=(FORWARD,))
+        for channels in (1, 2)
+    ),
+    *(
+        replace(
+            _TABLE, channels=channels, sizes=((side,) * 3,), steps=(FORWARD, BOTH, VALUES)[:number]
+        )
+        for channels, side, number in (
+            (2, 16, 2), (4, 16, 2), (2, 64, 2), (4, 128, 3), (2, 256, 2), (4, 256, 1)
+        )
+    ),
+    replace(_INKS, steps=(FORWARD,)),
     replace(_COLOURS, flow="colours", padding="border"),
     replace(_POINT_REND, steps=_all("bilinear")),
     replace(_POINT_REND, channels_last=True),

@@ -38,6 +38,8 @@ takes longer.**
   demands; with float32 coordinates, which ours takes as well, results are more exact. Backward is
   not timed there: torch's can end the process in bfloat16.
 * Jitter: torch adds `0.01 * torch.randn_like(grid)`, ours is `jitter_std=0.01`.
+* `F.grid_sample` takes two or three axes. Beside the table of four, torch gathers and weighs the
+  corners one after the other.
 * Each case is first checked: at most one result or gradient in a thousand may differ from torch's
   by more than the rounding of an index explains (a point on an edge may fall to either side). With
   jitter, the case is checked without it; half precision is checked against torch in float32.
@@ -204,7 +206,7 @@ def _section(records: Sequence[Record], rows: Iterable[Row], group: str) -> Iter
 
 
 def _others(records: Sequence[Record]) -> Iterator[str]:
-    """Forward passes beside OpenCV and SciPy, if there are any."""
+    """Forward passes beside what else samples images, if there are any."""
     found: dict[tuple[str, str], list[str]] = {}
     for place, record in enumerate(records):
         for case, entry in record["cases"].items():
@@ -215,13 +217,19 @@ def _others(records: Sequence[Record]) -> Iterator[str]:
                 cells[-1] = f"{100 * share:.2g} %"
     if not found:
         return
-    yield "## OpenCV and SciPy"
+    yield "## Other ways"
     yield (
-        "Their time divided by ours, forward. Both take pixel coordinates, which are computed "
-        "before and not timed. `cv2.remap` takes the channels last, and runs on as many threads as "
-        "we do. `map_coordinates` takes one channel at a time, on one thread, and computes in "
-        "float64; its cubic spline is another interpolation, and is left out. The last column is "
-        "the share of results that are more than half a grey level from torch's."
+        "Their time divided by ours, forward.\n\n"
+        "* *split over threads*: a view of the image for each thread, with its share of the "
+        "points; the parts of the result are left apart.\n"
+        "* *compiled*: by `torch.compile`, for this shape alone.\n"
+        "* `cv2.remap`, `map_coordinates` and `grid_pull` take pixel coordinates, which are "
+        "computed before and not timed. `cv2.remap` takes the channels last, and runs on as many "
+        "threads as we do. `map_coordinates` takes one channel at a time, on one thread, and "
+        "computes in float64. The cubic splines of the last two are another interpolation, and are "
+        "left out.\n"
+        "* kornia's `remap` calls `F.grid_sample`; *patched*, it calls ours in its place.\n\n"
+        "The last column is the share of results that are more than half a grey level from torch's."
     )
     head = ["case", "function", *map(_label, records), "differs"]
     yield "\n".join(

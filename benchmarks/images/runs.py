@@ -111,7 +111,7 @@ def measure(case: Case, seconds: float, *, noise: bool) -> Record:
         if noise:
             contenders["torch again"] = step(tensors, torchs(case), what)
         if what == FORWARD:
-            contenders |= dict(others(case))
+            contenders |= {other.name: other.call for other in others(case)}
         times = fastest([*contenders.values()], seconds)
         # Four digits are more than the noise leaves.
         steps[what] = {
@@ -125,11 +125,11 @@ def measure(case: Case, seconds: float, *, noise: bool) -> Record:
 
 def _others_differ(case: Case, tensors: Tensors) -> dict[str, float]:
     """For each of others, the share of its results that are half a grey level from torch's."""
+    wanted = step(tensors, torchs(case), FORWARD)()[0][0]
     found = {}
-    for name, other in others(case):
-        [(wanted,)] = step(tensors, torchs(case), FORWARD)()
-        apart = (torch.from_numpy(other()) - wanted[0].movedim(0, -1)).abs()
-        found[name] = float(f"{float((apart > 0.5 / 255).float().mean()):.2g}")
+    for other in others(case):
+        apart = (other.result(other.call()) - wanted).abs()
+        found[other.name] = float(f"{float((apart > 0.5 / 255).float().mean()):.2g}")
     return found
 
 

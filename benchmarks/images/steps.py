@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crad_kernels
+from benchmarks import peers
 from benchmarks.images.cases import BOTH, COORDS, FORWARD, VALUES, Case
 
 Sample = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +35,11 @@ def ours(case: Case) -> Sample:
 
 
 def torchs(case: Case) -> Sample:
-    """`F.grid_sample` with the arguments of a case."""
+    """`F.grid_sample` with the arguments of a case; beyond three axes, gathers in torch."""
+    if len(case.sizes[0]) > 3:
+        return lambda values, grid: peers.gathers(
+            values[0].movedim(0, -1), grid[0], case.jitter_std
+        ).movedim(-1, 0)[None]
     sample = partial(F.grid_sample, mode=case.mode, padding_mode=case.padding, align_corners=False)
     if not case.jitter_std:
         return sample

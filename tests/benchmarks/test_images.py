@@ -12,6 +12,7 @@ from benchmarks.images import options, page, runs, steps
 from benchmarks.images.__main__ import main
 from benchmarks.images.cases import CASES, FORWARD, Case
 from benchmarks.images.clock import fastest
+from benchmarks.images.others import others
 from tests.fixtures import command, one_thread
 
 __all__ = ["command", "one_thread"]
@@ -31,6 +32,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(page, "CASES", TINY)
 
 
+@pytest.fixture
+def two_threads(one_thread: None) -> None:
+    """Two threads of torch, for as long as the test runs."""
+    torch.set_num_threads(2)
+
+
 def test_cases_have_names_of_their_own() -> None:
     assert len({str(case) for case in CASES}) == len(CASES)
 
@@ -48,6 +55,23 @@ def test_the_check_finds_a_wrong_result(case: Case, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(steps, "ours", lambda _: steps.torchs(wrong))
     with pytest.raises(AssertionError, match="of the results differ"):
         steps.check(case, case.tensors())
+
+
+def test_others_give_what_torch_gives(two_threads: None) -> None:
+    case = Case("Sizes", 3, ((12, 16),), (12, 16), flow="affine")
+    tensors = case.tensors()
+    [(wanted,)] = steps.step(tensors, steps.torchs(case), FORWARD)()
+    found = {other.name: other.result(other.call()) for other in others(case)}
+    assert {"F.grid_sample, split over threads", "F.grid_sample, compiled"} <= {*found}
+    for name, result in found.items():
+        assert result.shape == wanted.shape, name
+        # OpenCV's weights have 5 bits.
+        torch.testing.assert_close(result.float(), wanted, rtol=0, atol=0.04, msg=name)
+
+
+def test_a_table_of_four_axes_is_composed_of_gathers() -> None:
+    case = Case("Tables", 2, ((4, 3, 5, 2),), (1, 1, 3, 4), flow="random")
+    steps.check(case, case.tensors())
 
 
 def test_the_fastest_of_rounds_counts() -> None:
