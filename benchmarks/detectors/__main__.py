@@ -1,12 +1,13 @@
 """The command ``python -m benchmarks.detectors``."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from benchmarks.detectors.options import DetectorOptions, parse_options
-from benchmarks.detectors.page import check_page, write_page
+from benchmarks.comparison import compare
+from benchmarks.detectors.options import COMMAND, parse_options
+from benchmarks.detectors.page import page_of
 from benchmarks.detectors.runs import measure_all
 from crad.command_line import run_command
-from crad.outputs import locked
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,24 +16,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line; None for those of the process.
     """
-    run_command(lambda: compare(parse_options(arguments)), again="run the same command again")
+    run_command(lambda: run(arguments), again="run the same command again")
 
 
-def compare(options: DetectorOptions) -> None:
-    """Measure what is missing, and write the page.
+def run(arguments: Sequence[str] | None) -> None:
+    """Do what the command line says.
 
     Raises:
-        CradError: what `benchmarks.detectors.runs.measure_all` raises.
+        CradError: what `parse_options`, `measure_all` and `page_of` raise.
         OutputError: a folder or the page cannot be used.
     """
-    if options.report:
-        check_page(options.report)
-    if options.data:
-        with locked(options.output):
-            measure_all(options)
-    if options.report:
-        write_page(options.report, options.output)
-        print(f"written to {options.report}")
+    options = parse_options(arguments)
+    compare(
+        COMMAND,
+        options.output,
+        options.report,
+        partial(measure_all, options) if options.data else None,
+        partial(page_of, options.output),
+    )
 
 
 if __name__ == "__main__":

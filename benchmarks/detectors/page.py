@@ -8,17 +8,15 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import markdown
+from benchmarks.comparison import mark
 from benchmarks.detectors.methods import methods
 from benchmarks.detectors.options import COMMAND, SETTINGS
 from benchmarks.detectors.runs import Record, read_records
-from benchmarks.paper.files import write_text
 from benchmarks.paper.metrics import Measured
 from benchmarks.report import number
 from crad.data.demo import DEMO_NAMES, is_demo
 from crad.errors import OutputError
 from crad.words import count
-
-_MARK = f"<!-- written by {COMMAND} -->"
 
 _COLUMNS = {
     "image_auroc": "image AUROC",
@@ -92,33 +90,17 @@ protocols, such as those of papers, do not compare with these.
   separate setting, both are sums over the models."""
 
 
-def check_page(report: Path) -> None:
-    """Refuse a file that this command did not write.
+def page_of(output: Path) -> str:
+    """The page of all records in a folder.
 
     Raises:
-        OSError: it cannot be read.
-        OutputError: there is one.
-    """
-    if report.exists() and not (
-        report.is_file() and report.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
-    ):
-        raise OutputError(
-            f"report: '{report}' exists and was not written by {COMMAND}; move it away, or choose "
-            "another file with --report"
-        )
-
-
-def write_page(report: Path, output: Path) -> None:
-    """Write the page of all records in a folder.
-
-    Raises:
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read.
         OutputError: there are no records, or they do not belong together.
     """
     records = read_records(output)
     if not records:
         raise OutputError(f"output: '{output}' holds no results; measure some with --data")
-    write_text(report, page(records))
+    return page(records)
 
 
 def page(records: Iterable[Record]) -> str:
@@ -132,7 +114,7 @@ def page(records: Iterable[Record]) -> str:
     ordered = [{**record, "metrics": record["protocols"][protocol]} for record in ordered]
     sections = [[*group] for _, group in groupby(ordered, key=_section_of)]
     parts = [
-        f"{_MARK}\n{_ABOUT}",
+        f"{mark(COMMAND)}\n{_ABOUT}",
         f"## In short, by protocol {protocol}",
         *(_summary(sections, metric) for metric in ("image_auroc", "pixel_auroc")),
         *(part for section in sections for part in _section(section)),

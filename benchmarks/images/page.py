@@ -5,15 +5,14 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import markdown
+from benchmarks.comparison import mark
 from benchmarks.images.cases import CASES, FORWARD, MODES
 from benchmarks.images.options import COMMAND
 from benchmarks.images.runs import Record, read_records
-from benchmarks.paper.files import write_text
 from benchmarks.report import number
 from crad.errors import OutputError
 from crad.words import count
 
-_MARK = f"<!-- written by {COMMAND} -->"
 _SLOWEST, _FASTEST = 15, 5  # rows of the first tables
 
 _ABOUT = """\
@@ -50,33 +49,17 @@ takes longer.**
 * Noise: in the first case of each group, torch is timed against itself in the same rounds."""
 
 
-def check_page(report: Path) -> None:
-    """Refuse a file that this command did not write.
+def page_of(output: Path) -> str:
+    """The page of all runs in a folder.
 
     Raises:
-        OSError: it cannot be read.
-        OutputError: there is one.
-    """
-    if report.exists() and not (
-        report.is_file() and report.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
-    ):
-        raise OutputError(
-            f"report: '{report}' exists and was not written by {COMMAND}; move it away, or choose "
-            "another file with --report"
-        )
-
-
-def write_page(report: Path, output: Path) -> None:
-    """Write the page of all runs in a folder.
-
-    Raises:
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read.
         OutputError: there are no runs.
     """
     records = read_records(output)
     if not records:
         raise OutputError(f"output: '{output}' holds no results; measure some with --isa")
-    write_text(report, page(records))
+    return page(records)
 
 
 class Row:
@@ -115,7 +98,7 @@ def page(records: Sequence[Record]) -> str:
     records = sorted(records, key=lambda each: (each["isa"] == "avx512", each["threads"]))
     rows = [Row(records, case, step) for case, steps in _cases(records).items() for step in steps]
     parts = [
-        f"{_MARK}\n{_ABOUT}",
+        f"{mark(COMMAND)}\n{_ABOUT}",
         "## In short",
         *_in_short(records, rows),
         *(part for group in _groups(rows) for part in _section(records, rows, group)),
