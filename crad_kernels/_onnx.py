@@ -102,10 +102,12 @@ def _grid_sample(
         near = torch.where(coords.isnan(), 0, coords).clamp(-8, 8)
     elif padding_mode == "border":
         near = torch.where(coords.isnan(), -1, coords).clamp(-1, 1)
-    else:
+    elif padding_mode == "reflection":
         near = _reflected(coords, size, align_corners)
         if mode != "cubic":
             padding_mode = "border"  # nothing is left to reflect
+    else:
+        raise AssertionError(f"{padding_mode} has no way to ONNX")
     batched = values.ndim == ndim + 2
     channels_first = (values if batched else values[None]).movedim(-1, 1).to(coords.dtype)
     grid = near if batched else near[None]

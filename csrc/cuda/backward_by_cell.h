@@ -76,14 +76,13 @@ CRAD_DEVICE uint32_t number_of(uint32_t word) { return word & ((1u << kHalfWord)
 // is lost.
 CRAD_DEVICE void sort_by_cell(uint32_t* words, int count, int cells, uint16_t* counts,
                               uint32_t* sorted) {
-  constexpr unsigned all = 0xFFFFFFFF;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const int stretch = (count + blockDim.x - 1) / blockDim.x * kWarp;
   const int begin = warp * stretch + lane, end = begin + stretch;
   uint16_t* const own = counts + warp * cells;
   for (int i = begin; i < end; i += kWarp) {
     const uint32_t cell = i < count ? words[i] : cells;
-    const unsigned peers = __match_any_sync(all, cell);
+    const unsigned peers = __match_any_sync(kWholeWarp, cell);
     const int earlier = __popc(peers & ((1u << lane) - 1));
     const int before = i < count ? own[cell] : 0;
     __syncwarp();
@@ -101,7 +100,7 @@ CRAD_DEVICE void sort_by_cell(uint32_t* words, int count, int cells, uint16_t* c
       for (int w = 0; w < warps; ++w) total += counts[w * cells + cell];
     CRAD_UNROLL
     for (int bit = 1; bit < kWarp; bit *= 2) {
-      const int other = __shfl_xor_sync(all, total, bit);
+      const int other = __shfl_xor_sync(kWholeWarp, total, bit);
       if (lane & bit) before += other;
       total += other;
     }
@@ -184,7 +183,7 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
   A* const all_sums =
       reinterpret_cast<A*>(room_for(gradients.values ? group.count * column * sizeof(A) : 0));
   T* const staged = reinterpret_cast<T*>(room_for(gradients.coords ? column * sizeof(T) : 0));
-  // One more than the batch has: those of `nobody`, which fills up the parts of groups.
+  // One point more than the batch has: `nobody`, of weights 0, which fills up the parts of groups.
   auto* const taps =
       reinterpret_cast<AxisTaps<A>*>(room_for((plan.batch + 1) * kNdim * sizeof(AxisTaps<A>)));
   A* const slopes =
@@ -295,16 +294,10 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
       now = next;
       if (!gradients.coords) continue;
       sum_over_lanes(slope, plan.lanes);
-      const auto keep = [&](int i, A total) {
+      for_each_sum(slope, group.lane, plan.lanes, [&](int i, A sum) {
         const int point = number_of(walk[turn + i / kSlopes]);
-        if (point < count) slopes[point * kSlopes + i % kSlopes] = total;
-      };
-      if (plan.lanes >= kSums) {
-        if (group.lane < kSums) keep(index_of_sum(group.lane), slope[0]);
-      } else if (group.lane == 0) {
-        CRAD_UNROLL
-        for (int i = 0; i < kSums; ++i) keep(i, slope[i]);
-      }
+        if (point < count) slopes[point * kSlopes + i % kSlopes] = sum;
+      });
     }
     if (!gradients.coords) continue;
     __syncthreads();
@@ -315,17 +308,8 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
 
   if (!gradients.values) return;
   leave();
-  __syncthreads();
-  // The sums of the groups, in order.
-  A* const to = gradients.of_share(problem, share);
-  const int results = static_cast<int>(problem.entries) * channels;
-  for (int i = threadIdx.x; i < results; i += blockDim.x) {
-    const int entry = i / channels, channel = i % channels;
-    A total = 0;
-    for (int other = 0; other < group.count; ++other)
-      total += all_sums[other * column + entry * tile + channel];
-    to[static_cast<int64_t>(entry) * problem.channels + channel] = total;
-  }
+  sum_groups(problem, channels, all_sums, group.count, column, tile,
+             gradients.of_share(problem, share));
 }
 
 }  // namespace crad

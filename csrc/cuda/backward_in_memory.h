@@ -1,8 +1,9 @@
-// The gradients for a large grid, one that plan_backward() finds no room for in shared memory:
-// neighbouring threads share a point, and add to the gradient of the values atomically.
+// The gradients for a grid that plan_backward() does not stage in shared memory, for there is no
+// room, or fewer points than entries: neighbouring threads share a point, and add to the gradient
+// of the values atomically.
 #pragma once
 
-#include "forward.h"
+#include "corners.h"
 #include "slopes.h"
 
 namespace crad {
@@ -54,7 +55,7 @@ backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
       CRAD_UNROLL
       for (int d = 0; d < kLow + kHigh; ++d)
         for (int bit = 1; bit < plan.lanes; bit *= 2)
-          slope[d] += __shfl_xor_sync(0xFFFFFFFF, slope[d], bit);
+          slope[d] += __shfl_xor_sync(kWholeWarp, slope[d], bit);
       if (group.lane == 0 && point < count)
         store_slopes<kLow>(problem, plan.tables, slope, place,
                            gradients.of_point(problem, share.tile, first + point));

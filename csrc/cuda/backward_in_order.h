@@ -1,16 +1,18 @@
 // The gradient of the values of a large grid in a fixed order, without atomic additions: what
-// add_in_order() in sample.cu launches for a call that is to be deterministic.
+// add_in_order() in sample.cu launches for a call that is to be deterministic. plan_in_order.h cuts
+// it.
 //
 // All corners of a point lie in a window: as many entries along every axis as there are taps. The
-// points are sorted by window, so that a group of threads sums what those of one window add to each
-// of its corners, and then adds the sums to the gradient. Windows whose first entries differ by a
+// points are sorted by window; a group of threads sums what the points of one window add to each of
+// its corners, and then adds the sums to the gradient. Windows whose first entries differ by a
 // multiple of the taps have no entry in common: they are of one colour. A launch adds the windows
 // of one colour, so nothing needs to be atomic.
 //
-// Only the axes of the low table have windows. Along the others an entry is a key of its own, so
-// that a point has an item in the list for every corner of its high table. Where the taps of a
-// point are no window (cubic, padded tap by tap), or where a launch a colour takes longer than to
-// sort more, windows have one entry, and a point has an item for every corner: see plan_in_order().
+// What is sorted are the keys of items. Only the axes of the low table have windows; along the
+// others an entry is a key of its own, so that a point has an item for every corner of its high
+// table. Where the taps of a point are no window (cubic, padded tap by tap), or where a launch a
+// colour takes longer than to sort more, windows have one entry, and a point has an item for every
+// corner: see plan_in_order().
 #pragma once
 
 #include "corners.h"
@@ -117,14 +119,14 @@ struct Item {
   int point, number;
 };
 
-// Adds the items of one colour to the gradient, in the order of their sorted keys; item i was
-// number sorted[i] of the list. A group of threads begins where a window or a piece does. The sums
-// of a window's first run go to the gradient, those that continue into further pieces to `rests`, a
-// row for each corner and piece.
+// Adds the items of one colour to the gradient, in the order of `keys`, which are sorted; item i
+// was number numbers[i] of the list. A group of threads begins where a window or a piece does. The
+// sums of a window's first run go to the gradient, those that continue into further pieces to
+// `rests`, a row for each corner and piece.
 template <class T, class X, int V>
 CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
 add_colour(const Problem problem, const Plan plan, const Order order, int64_t colour, int64_t first,
-           int64_t items, Keys keys, const int64_t* sorted, const T* grad_output,
+           int64_t items, Keys keys, const int64_t* numbers, const T* grad_output,
            accumulator<T>* grad_values, accumulator<T>* rests) {
   using A = accumulator<T>;
   using C = Corner<int64_t, A, 0>;
@@ -138,7 +140,7 @@ add_colour(const Problem problem, const Plan plan, const Order order, int64_t co
   const int64_t located = located_bytes(plan.tables, sizeof(C)) * plan.batch;
   Item* const item = reinterpret_cast<Item*>(memory + rounded_up(located));
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const int number = static_cast<int>(sorted[begin + i]);
+    const int number = static_cast<int>(numbers[begin + i]);
     item[i] = {number / order.items, number % order.items};
     locate<X>(problem, plan.tables, first + item[i].point,
               PointCorners<C>{batch.low + i, batch.high + i, plan.batch});

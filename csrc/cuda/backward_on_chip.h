@@ -129,17 +129,11 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
       }
       if (!gradients.coords) continue;
       sum_over_lanes(slope, plan.lanes);
-      const auto keep = [&](int i, A sum) {
+      for_each_sum(slope, group.lane, plan.lanes, [&](int i, A sum) {
         const int point = turn + i / kSlopes * group.count + group.index;
         if (i < kTogether * kSlopes && point < count)
           slopes[(point * kSlopes + i % kSlopes) * warps + group.lane / kWarp] = sum;
-      };
-      if (plan.lanes >= kSums) {
-        if (group.lane % kWarp < kSums) keep(index_of_sum(group.lane), slope[0]);
-      } else if (group.lane == 0) {
-        CRAD_UNROLL
-        for (int i = 0; i < kSums; ++i) keep(i, slope[i]);
-      }
+      });
     }
     if (!gradients.coords) continue;
     __syncthreads();
@@ -153,18 +147,9 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
     }
   }
 
-  if (!gradients.values) return;
-  A* const to = gradients.of_share(problem, share);
-  __syncthreads();
-  // The sums of the groups, in order.
-  const int results = static_cast<int>(problem.entries) * channels;
-  for (int i = threadIdx.x; i < results; i += blockDim.x) {
-    const int64_t entry = i / channels, channel = i % channels;
-    A total = 0;
-    for (int other = 0; other < group.count; ++other)
-      total += sums[entry * pitch + other * tile + channel];
-    to[entry * problem.channels + channel] = total;
-  }
+  if (gradients.values)
+    sum_groups(problem, channels, sums, group.count, tile, pitch,
+               gradients.of_share(problem, share));
 }
 
 }  // namespace crad

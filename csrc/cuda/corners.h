@@ -67,8 +67,8 @@ CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int
   return {base, index.at - base, index.slope, is_place(raw, problem.padding)};
 }
 
-// Fills the tables of a point. Whether it is a place, see is_place. Strided: an entry is where its
-// first channel lies in its grid, as the strides of the values say, and not its number.
+// Fills the tables of a point. Returns whether it is a place, see is_place. Strided: `entry` is not
+// the number of an entry but the offset of its first channel from that of the grid, in elements.
 template <class X, bool kStrided = false, class I, class A, int kSlopes>
 CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t point,
                         const PointCorners<Corner<I, A, kSlopes>>& corners) {

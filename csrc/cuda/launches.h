@@ -1,7 +1,7 @@
 // The launches of the kernels for one type of values. Each type is compiled in a file of its own.
 #pragma once
 
-#include "plan.h"
+#include "plan_in_order.h"
 #include "vector.h"
 
 namespace crad {
@@ -18,10 +18,11 @@ struct Launches {
   static void backward_planes(const Problem& problem, const Plan& plan, Stream stream,
                               const Rows& rows, const void* grad_output, void* grad_values,
                               void* coord_parts);
-  // Adds the items of points from `first` on to the gradient of the values, by their sorted keys.
+  // Adds the items of points from `first` on to the gradient of the values, in the order of
+  // `sorted_keys`; `numbers` of items go with them.
   static void add_in_order(const Problem& problem, const Plan& plan, const Order& order,
-                           Stream stream, int64_t first, int64_t points, void* keys,
-                           const int64_t* sorted, const void* grad_output, void* grad_values,
+                           Stream stream, int64_t first, int64_t points, void* sorted_keys,
+                           const int64_t* numbers, const void* grad_output, void* grad_values,
                            void* rests);
 };
 

@@ -108,20 +108,20 @@ void Launches<T>::backward_planes(const Problem& problem, const Plan& plan, Stre
 
 template <class T>
 void Launches<T>::add_in_order(const Problem& problem, const Plan& plan, const Order& order,
-                               Stream stream, int64_t first, int64_t points, void* keys_of_items,
-                               const int64_t* sorted, const void* grad_output, void* grad_values,
+                               Stream stream, int64_t first, int64_t points, void* sorted_keys,
+                               const int64_t* numbers, const void* grad_output, void* grad_values,
                                void* rests) {
   using A = accumulator<T>;
   const int64_t items = points * order.items;
   const int64_t groups = plan.threads / plan.lanes;
   const int64_t continued = (ceil_div(items, order.piece) - 1) * order.corners;
-  const Keys keys{keys_of_items, order.wide()};
+  const Keys keys{sorted_keys, order.wide()};
   const auto run = [&](auto coord, auto vector) {
     using X = decltype(coord);
     constexpr int V = decltype(vector)::value;
     for (int64_t colour = 0; colour < order.corners; ++colour) {
       launch(add_colour<T, X, V>, ceil_div(items, plan.batch), plan.threads, plan.shared, stream,
-             problem, plan, order, colour, first, items, keys, sorted,
+             problem, plan, order, colour, first, items, keys, numbers,
              static_cast<const T*>(grad_output), static_cast<A*>(grad_values),
              static_cast<A*>(rests));
       if (continued > 0)

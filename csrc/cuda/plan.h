@@ -142,7 +142,8 @@ CRAD_INLINE int64_t cells_of(const Problem& problem) {
 CRAD_INLINE constexpr int slopes_by_cell(int ndim) { return ndim <= 2 ? 2 : 4; }
 
 constexpr int kWarp = 32;
-constexpr int kSums = 8;  // that a warp of the backward pass takes together
+constexpr unsigned kWholeWarp = 0xFFFFFFFF;  // a mask of its threads
+constexpr int kSums = 8;                     // that a warp of the backward pass takes together
 // Blocks of a multiprocessor, at least: they hide each other's latencies. This is also what keeps
 // registers from being spilt: asked for more, the compiler spills a few to have room for them.
 constexpr int kBlocks = 2;

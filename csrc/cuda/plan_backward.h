@@ -1,7 +1,8 @@
 // Which kernel computes the gradients, how it is cut into blocks, and the sum of its partial sums.
-// plan_backward(), below, chooses on_chip or by_cell for a small grid, and in_memory for a large
-// one. Of a large one, sample_backward() in sample.cu leaves to planes.h what is not channels last,
-// and to backward_in_order.h the values' gradient that is to be deterministic.
+// plan_backward(), below, chooses on_chip or by_cell for a grid that fits into shared memory and
+// has at least as many points as entries, and in_memory for any other one. Then sample.cu has two
+// more ways: sample_backward() takes planes.h for what is not channels last, and backward_by_rows()
+// backward_in_order.h for a gradient of the values that is to be deterministic.
 #pragma once
 
 #include "plan_forward.h"

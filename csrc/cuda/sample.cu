@@ -120,7 +120,8 @@ struct PartialSums {
   }
 };
 
-std::tuple<Tensor, Tensor> sorted(const Tensor& keys) {
+// The sorted keys, and the numbers that they had before.
+std::tuple<Tensor, Tensor> stable_sort(const Tensor& keys) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t{0}),
@@ -149,7 +150,7 @@ void add_in_order(const Problem& problem, const Site& site, const Tensor& grad_o
            site.stream, problem, plan_of_keys, order, first, count,
            Keys{keys.data_ptr(), order.wide()});
     const auto [sorted_keys, numbers] =
-        sorted(torch::stable::narrow(keys, 0, 0, count * order.items));
+        stable_sort(torch::stable::narrow(keys, 0, 0, count * order.items));
     with_launches(problem, [&, &sorted_keys = sorted_keys, &numbers = numbers](auto launches) {
       launches.add_in_order(problem, plan, order, site.stream, first, count, sorted_keys.data_ptr(),
                             pointer<int64_t>(numbers), grad_output.data_ptr(), sums.data_ptr(),

@@ -70,10 +70,9 @@ CRAD_DEVICE void store_slopes(const Problem& problem, const Tables& tables,
 template <class A>
 CRAD_DEVICE void sum_over_lanes(A (&v)[kSums], int lanes) {
   const int lane = threadIdx.x % kWarp;
-  constexpr unsigned all = 0xFFFFFFFF;
   if (lanes < kSums) {
     for (int bit = 1; bit < lanes; bit *= 2) CRAD_UNROLL
-    for (int i = 0; i < kSums; ++i) v[i] += __shfl_xor_sync(all, v[i], bit);
+    for (int i = 0; i < kSums; ++i) v[i] += __shfl_xor_sync(kWholeWarp, v[i], bit);
     return;
   }
   CRAD_UNROLL
@@ -83,14 +82,42 @@ CRAD_DEVICE void sum_over_lanes(A (&v)[kSums], int lanes) {
     for (int i = 0; i < half; ++i) {
       const A given = upper ? v[i] : v[i + half];
       const A kept = upper ? v[i + half] : v[i];
-      v[i] = kept + __shfl_xor_sync(all, given, bit);
+      v[i] = kept + __shfl_xor_sync(kWholeWarp, given, bit);
     }
   }
   CRAD_UNROLL
   for (int bit = kSums; bit < kWarp; bit *= 2)
-    if (bit < lanes) v[0] += __shfl_xor_sync(all, v[0], bit);
+    if (bit < lanes) v[0] += __shfl_xor_sync(kWholeWarp, v[0], bit);
 }
 
 CRAD_DEVICE int index_of_sum(int lane) { return (lane & 1) * 4 + (lane & 2) + ((lane & 4) != 0); }
+
+// Calls keep(i, sum) for the sums that sum_over_lanes() has left with this lane; each sum is kept
+// by one lane of a warp.
+template <class A, class F>
+CRAD_DEVICE void for_each_sum(const A (&v)[kSums], int lane, int lanes, F keep) {
+  if (lanes >= kSums) {
+    if (lane % kWarp < kSums) keep(index_of_sum(lane), v[0]);
+  } else if (lane == 0) {
+    CRAD_UNROLL
+    for (int i = 0; i < kSums; ++i) keep(i, v[i]);
+  }
+}
+
+// Adds up, in order, what the groups of a block have summed in shared memory: group g has channel c
+// of an entry at sums[g * group_pitch + entry * entry_pitch + c]. Called by all threads.
+template <class A>
+CRAD_DEVICE void sum_groups(const Problem& problem, int channels, const A* sums, int groups,
+                            int64_t group_pitch, int64_t entry_pitch, A* to) {
+  __syncthreads();
+  const int results = static_cast<int>(problem.entries) * channels;
+  for (int i = threadIdx.x; i < results; i += blockDim.x) {
+    const int64_t entry = i / channels, channel = i % channels;
+    A total = 0;
+    for (int group = 0; group < groups; ++group)
+      total += sums[group * group_pitch + entry * entry_pitch + channel];
+    to[entry * problem.channels + channel] = total;
+  }
+}
 
 }  // namespace crad
