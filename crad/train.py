@@ -23,7 +23,7 @@ from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
 from crad.scoring.suspects import Suspect, find_suspects
 from crad.train_options import TrainOptions, parse_options, settle_backbone
-from crad.train_resume import saying_how_to_resume, stored_run
+from crad.train_resume import saying_how_to_resume, settle_epochs, stored_run
 from crad.train_separate import train_separately
 from crad.train_start import begin, progress, step_size
 from crad.train_thresholds import cross_calibrate, take_checkpoint
@@ -128,6 +128,7 @@ def train_model(
             print(line, flush=True)
         options = options.with_bit_depth(inputs.decoding.bit_depth).with_frame(inputs.frame)
         if stored:
+            stored = settle_epochs(options, stored)
             options = options.with_epochs(stored.config.training.epochs)
         elif config.training.epochs_chosen:
             options = _with_chosen_epochs(options, inputs, device)

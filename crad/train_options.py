@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Fixed, Suppress, arg
 
 from crad.backbones import AUTO, SCATTERING
 from crad.command_line import ComputeOptions, parse
@@ -34,18 +34,25 @@ class OutputOptions:
     separate: bool = False
     """Train a model for each class, each in a folder of --output, instead of one for all."""
     resume: bool = False
-    """Continue the run in --output with its settings; begin it if there is no checkpoint yet."""
+    """Continue the run in --output with its settings, or with another number of --epochs; begin it
+    if there is no checkpoint yet."""
     overwrite: bool = False
     """Replace the run in --output."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the training command takes."""
+    """What the training command takes.
+
+    Attributes:
+        gives_epochs: whether a run to resume gets the number of epochs of ``config``; otherwise it
+            keeps its own, and another one is refused.
+    """
 
     config: Annotated[Config, arg(name="")]
     output: OutputOptions
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    gives_epochs: Annotated[bool, Fixed, Suppress] = field(default=False, compare=False)
 
     @property
     def run(self) -> RunFolder:
@@ -101,11 +108,12 @@ def parse_options(arguments: Sequence[str] | None = None, *, auto: str = AUTO) -
             replace(options.config.model, preset=default.config.model.preset)
         )
     found = _look_ahead(arguments)
-    if found.epochs:
-        training = replace(options.config.training, epochs_chosen=False)
-        options = replace(options, config=replace(options.config, training=training))
     if found.epochs and found.minutes:
         raise UsageError("use either --epochs or --minutes, not both")
+    if found.epochs:
+        training = replace(options.config.training, epochs_chosen=False, minutes=None)
+        config = replace(options.config, training=training)
+        options = replace(options, config=config, gives_epochs=True)
     if options.output.resume and options.output.overwrite:
         raise UsageError("use either --resume or --overwrite, not both")
     if not options.config.data.source:

@@ -3,15 +3,17 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
-from crad.config import changed_setting
+from crad.config import Config, changed_setting
 from crad.errors import CheckpointError, OutputError, UsageError
 from crad.report.results import Results
 from crad.scoring.protocols import choose_protocols
 from crad.train_options import TrainOptions
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint, read_checkpoint
+from crad.training.schedule import other_rates
 from crad.training.whole import Whole
 
 BEGIN_AGAIN = "no epoch was finished; start again with the same command"
@@ -30,7 +32,7 @@ def stored_run(
     Raises:
         CheckpointError: the checkpoint cannot be used.
         OutputError: the folder cannot be used.
-        UsageError: the run there has another setting.
+        UsageError: the run there has another setting, or more epochs than it is to have.
     """
     output, run = options.output, options.run
     run.check(overwrite=output.overwrite, resume=output.resume, separate=output.separate)
@@ -44,22 +46,71 @@ def stored_run(
             f"output: '{run.path}' holds a run that is not a part of the one in "
             f"'{whole.folder.path}'; move it away, or choose another folder with --output DIR"
         )
-    changed = changed_setting(options.config, stored.config)
-    precision = options.compute.precision
-    if not changed and precision not in ("auto", stored.precision):
-        changed = "--precision", precision, stored.precision
-    if changed:
-        name, value, former = changed
-        raise UsageError(
-            f"{name}: the run in '{run.path}' was started with {former}, not {value}; leave {name} "
-            "out to resume it, or start a new run in another --output"
-        )
+    _check_settings(options, stored)
     if "optimizer" in parts and not stored.optimizer:
         raise CheckpointError(
             f"checkpoint: '{run.checkpoint}' was stripped or converted, so training cannot be "
             "resumed; start again with --overwrite or in another --output"
         )
     return stored
+
+
+def _check_settings(options: TrainOptions, stored: Checkpoint) -> None:
+    """Refuse settings that are not those of the run to resume, with a `UsageError`."""
+    config, run = options.config, options.run
+    if options.gives_epochs:
+        if config.training.epochs < stored.epoch:
+            raise UsageError(
+                f"--epochs: the run in '{run.path}' has {stored.epoch} epochs already, more than "
+                f"{config.training.epochs}; give at least {stored.epoch}, or start a new run in "
+                "another --output"
+            )
+        config = replace(config, training=replace(config.training, **_length_of(stored.config)))
+    changed = changed_setting(config, stored.config)
+    precision = options.compute.precision
+    if not changed and precision not in ("auto", stored.precision):
+        changed = "--precision", precision, stored.precision
+    if changed:
+        name, value, former = changed
+        way_out = f"leave {name} out to resume it, or start a new run in another --output"
+        if name in ("--epochs", "--minutes"):
+            former, way_out = f"{stored.config.training.epochs} epochs", "--epochs N changes that"
+        raise UsageError(
+            f"{name}: the run in '{run.path}' was started with {former}, not {value}; {way_out}"
+        )
+
+
+def _length_of(config: Config) -> dict[str, Any]:
+    """The settings that say how long a run trains."""
+    return {name: getattr(config.training, name) for name in ("epochs", "minutes", "epochs_chosen")}
+
+
+def settle_epochs(options: TrainOptions, stored: Checkpoint) -> Checkpoint:
+    """Give a run to resume the number of epochs that the options give it, and print what changes.
+
+    The checkpoint has it at once, so that what is interrupted goes on to that number.
+
+    Args:
+        options: of the run.
+        stored: its `stored_run`, with all parts.
+
+    Raises:
+        StorageError: the checkpoint cannot be written.
+    """
+    done, former, new = stored.epoch, stored.config.training.epochs, options.config.training.epochs
+    if not options.gives_epochs or new == former:
+        return stored
+    training = replace(stored.config.training, **_length_of(options.config))
+    changed = replace(stored, config=replace(stored.config, training=training))
+    if processes.is_main():
+        changed.save(options.run.path)
+    line = f"epochs: {new} instead of {former}, of which {done} are done"
+    if other := other_rates(done, former, new):
+        rate = "a tenth of" if new > former else "ten times"
+        epochs = f"{other[0]} to {other[-1]}" if len(other) > 1 else str(other[0])
+        line += f"; epoch {epochs} had {rate} the learning rate of a run that begins with {new}"
+    print(line, flush=True)
+    return changed
 
 
 def finished_results(

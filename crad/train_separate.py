@@ -12,8 +12,15 @@ from crad.report.summary import summary
 from crad.scoring.calibration import check_share
 from crad.scoring.interest import mask_files
 from crad.train_options import TrainOptions
-from crad.train_resume import BEGIN_AGAIN, finished_results, resuming_command, stored_run
+from crad.train_resume import (
+    BEGIN_AGAIN,
+    finished_results,
+    resuming_command,
+    settle_epochs,
+    stored_run,
+)
 from crad.training import processes
+from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.inputs import bit_depth_of
 from crad.training.run_record import RunRecord, read_record
 from crad.training.whole import Whole
@@ -71,6 +78,7 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
         known = begun.config.model.bit_depth if begun else options.config.model.bit_depth
         bit_depth = known or bit_depth_of(dataset, options.config)
         runs = [run.with_bit_depth(bit_depth) for run in runs]
+        stored = [_with_epochs(*each) for each in zip(runs, stored, strict=True)]
 
         for line in dataset.left_out:
             print(line, flush=True)
@@ -95,6 +103,17 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
             replace(whole.record, replaces=False).write(folder.path)
         print(f"{summary(results)}\nwritten to {folder.path}")
         return results
+
+
+def _with_epochs(run: TrainOptions, stored: Checkpoint | None) -> Checkpoint | None:
+    """Settle the epochs of a class, of all classes before any is trained on."""
+    if not stored or not run.gives_epochs:
+        return stored
+    if stored.config.training.epochs == run.config.training.epochs:
+        return stored
+    with run.run.locked():
+        print(f"class {run.config.data.classes[0]}: ", end="")
+        return settle_epochs(run, read_checkpoint(run.run.checkpoint, ALL_PARTS))
 
 
 def _separate_record(options: TrainOptions, names: tuple[str, ...]) -> RunRecord:

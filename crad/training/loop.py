@@ -14,8 +14,7 @@ from crad.errors import TrainingError
 from crad.model.crad import CRAD
 from crad.training import processes
 from crad.training.features import Features
-
-_SCHEDULE = 0.8  # of the epochs; the rest learns at a tenth of the rate
+from crad.training.schedule import learning_rate_factor
 
 
 class Training:
@@ -66,9 +65,9 @@ class Training:
         Raises:
             TrainingError: the loss is no longer finite.
         """
-        decay = 0.1 if self.epoch >= round(_SCHEDULE * self.config.epochs) else 1.0
+        factor = learning_rate_factor(self.epoch, self.config.epochs)
         for group, rate in zip(self._optimizer.param_groups, self._learning_rates, strict=True):
-            group["lr"] = rate * decay
+            group["lr"] = rate * factor
         self._forward.train()
         total = torch.zeros((), device=self.accelerator.device)
         rows = torch.arange(len(features)) if rows is None else rows

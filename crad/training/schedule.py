@@ -1,7 +1,9 @@
-"""The number of epochs of a run for which none is given: by a time, or by a rule."""
+"""How long a run trains, by what is given, a time or a rule, and how fast it learns meanwhile."""
 
 import math
 from dataclasses import dataclass
+
+_FAST = 0.8  # of the epochs; the rest learns at a tenth of the rate
 
 _SEEN = 25_600  # images that all epochs together see, if there are at most _FEW
 _FEW = 1000  # of more images, the number seen grows with the root of their number
@@ -41,6 +43,35 @@ def choose_epochs(pace: Pace, n_images: int, minutes: float | None) -> int:
         return max(1, math.floor(60 * minutes / pace.epoch))
     seen = _SEEN * max(1.0, math.sqrt(n_images / _FEW))
     return max(1, min(round(seen / n_images), _MOST_EPOCHS))
+
+
+def learning_rate_factor(epoch: int, epochs: int) -> float:
+    """What the learning rates are multiplied by.
+
+    Args:
+        epoch: counted from 0.
+        epochs: of the run.
+    """
+    return 1.0 if epoch < _n_fast(epochs) else 0.1
+
+
+def other_rates(done: int, former: int, new: int) -> range:
+    """The epochs that had another learning rate than they would have in a run of another length.
+
+    Args:
+        done: epochs trained.
+        former: epochs that the run was to have.
+        new: epochs that it is to have.
+
+    Returns:
+        Those epochs, counted from 1; empty if training goes on as if it had begun that way.
+    """
+    first, last = sorted((_n_fast(former), _n_fast(new)))
+    return range(first + 1, min(last, done) + 1)
+
+
+def _n_fast(epochs: int) -> int:
+    return round(_FAST * epochs)
 
 
 def describe(epochs: int, pace: Pace) -> str:
