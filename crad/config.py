@@ -115,6 +115,8 @@ class DataConfig:
     feature_cache: FeatureCacheOption = None
     roi: RoiOption = None
     ignored: IgnoreOption = None
+    added: Annotated[tuple[str, ...], Fixed, Suppress] = ()
+    """Folders of classes that were added to the model from elsewhere, one of each."""
 
 
 @dataclass(frozen=True)

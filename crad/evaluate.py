@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, FeatureCacheOption, MaxMegapixels, SkipBad
-from crad.data import check_apart, find_dataset, full_source
+from crad.data import check_apart, full_source
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.samples import Sample, has_more_note
+from crad.data.several import find_datasets
 from crad.detector import Detector, from_checkpoint
 from crad.devices import compile_network, select_device
 from crad.errors import DataError, OutputError
@@ -109,7 +110,10 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     if run:
         check_apart(run.path, source)
     cache = open_cache(options.feature_cache, source)
-    dataset = processes.on_main(lambda: find_dataset(source, classes=classes, need_train=False))
+    added = () if options.data else trained.data.added
+    dataset = processes.on_main(
+        lambda: find_datasets(source, added, classes=classes, need_train=False)
+    )
     if run:
         run.check_sheets(dataset.classes)
 

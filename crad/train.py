@@ -22,18 +22,20 @@ from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
 from crad.scoring.suspects import Suspect, find_suspects
+from crad.train_add import add_class
 from crad.train_options import TrainOptions, parse_options, settle_backbone
 from crad.train_resume import saying_how_to_resume, settle_epochs, stored_run
 from crad.train_separate import train_separately
 from crad.train_start import begin, progress, step_size
-from crad.train_thresholds import cross_calibrate, take_checkpoint
+from crad.train_thresholds import cross_calibrate, keep_thresholds, take_checkpoint
 from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint
+from crad.training.exemplars import Exemplars, has_exemplars
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
-from crad.training.run_record import RunRecord, read_record
+from crad.training.run_record import read_record
 from crad.training.schedule import Pace, choose_epochs, describe
 from crad.training.whole import Whole
 from crad.words import count
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(arguments: Sequence[str] | None = None) -> Results:
-    """Train one model for all classes, or with ``--separate`` one for each.
+    """Train one model for all classes, with ``--separate`` one for each; or ``--add`` a class.
 
     Args:
         arguments: of a command line; None takes those of the process.
@@ -68,6 +70,8 @@ def train(arguments: Sequence[str] | None = None) -> Results:
     options = parse_options(arguments)
     with processes.joined(select_device(options.compute.device)):
         options = settle_backbone(options, arguments)
+        if options.adding.add:
+            return add_class(options, train_model)
         if options.output.separate:
             return train_separately(options, train_model)
         return train_model(options)
@@ -82,6 +86,7 @@ def train_model(
     show: bool = True,
     prepare: Prepare = prepare,
     whole: Whole | None = None,
+    base: Checkpoint | None = None,
 ) -> Results:
     """Train a model or resume its training, measure it, and write all results to a folder.
 
@@ -93,6 +98,8 @@ def train_model(
         show: whether to print the table.
         prepare: makes the inputs; another function may keep them for the next run.
         whole: what the run is a part of.
+        base: a trained model that a new one starts from; classes without images that are held back
+            keep its thresholds.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -138,8 +145,9 @@ def train_model(
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
 
         if stored and processes.is_main():
-            RunRecord(config.data.source).write(run.path)
-        training = begin(options, inputs, stored, device)
+            replace(stored, config=config).record.write(run.path)
+            _keep_exemplars(options, inputs)
+        training = begin(options, inputs, stored, device, base)
 
         def track() -> EpochMetrics:
             maps = map_features(training.model, inputs.test, device)
@@ -149,17 +157,21 @@ def train_model(
         checkpoint, part_of = stored, stored.part_of if stored else ""
         if whole:
             part_of = whole.record.id
-        with threads_for(step_size(config, inputs)), progress(training, len(inputs.train)) as bar:
+        n_shown = len(inputs.train if inputs.rows is None else inputs.rows)
+        with threads_for(step_size(config, inputs)), progress(training, n_shown) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
-                loss = training.run_epoch(inputs.train, bar)
+                loss = training.run_epoch(inputs.train, bar, inputs.rows)
                 checkpoint = take_checkpoint(options, inputs, training, checkpoint, device, started)
                 checkpoint = replace(checkpoint, part_of=part_of)
+                if base and not config.decisions.calibration_folds:
+                    checkpoint = keep_thresholds(checkpoint, base)
                 if config.decisions.track_best:
                     best = better(checkpoint.best_on_test, track())
                     checkpoint = replace(checkpoint, best_on_test=best)
                 if processes.is_main():
                     _save(checkpoint, run, whole, first=stored is None and training.epoch == 1)
+                    _keep_exemplars(options, inputs)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         assert checkpoint is not None  # there is at least one epoch
         if config.decisions.calibration_folds and not checkpoint.calibration:
@@ -238,6 +250,7 @@ def _find_suspects(
         maps = map_features(training.model, each, device)
         scores = decision_scores(maps, each.samples, inputs.frame, protocol)
         found += find_suspects(each.samples, scores)
+    found = [suspect for suspect in found if suspect.sample.path]  # others are not at hand
     return sorted(found, key=lambda suspect: -suspect.times)
 
 
@@ -257,6 +270,13 @@ def _save(checkpoint: Checkpoint, run: RunFolder, whole: Whole | None, *, first:
     run.begin(checkpoint)
     if new:
         new.folder.clear()
+
+
+def _keep_exemplars(options: TrainOptions, inputs: Inputs) -> None:
+    """Write the features by which another training can remember the classes, unless it is done."""
+    most, folder = options.output.exemplars, options.output.folder
+    if most and not has_exemplars(folder, inputs.digests):
+        Exemplars.of(inputs, most).write(folder)
 
 
 def _with_chosen_epochs(

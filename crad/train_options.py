@@ -38,6 +38,27 @@ class OutputOptions:
     if there is no checkpoint yet."""
     overwrite: bool = False
     """Replace the run in --output."""
+    exemplars: int = 32
+    """Features of so many normal images a class lie in exemplars.safetensors beside the checkpoint,
+    in half precision, and as many of those held back, for a later --add; 0 writes none."""
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """A class to add to a trained model.
+
+    Attributes:
+        gives_data: whether the command line says where the images of the other classes are.
+        gives_depth: whether it says which bit depth the images have.
+    """
+
+    add: Path | None = None
+    """Folder of a class, with train/good/*.png, that the model of --checkpoint is to learn too.
+    The new model is written to --output."""
+    checkpoint: Path | None = None
+    """The model that --add adds to, which stays as it is: the output folder of its training."""
+    gives_data: Annotated[bool, Fixed, Suppress] = field(default=False, compare=False)
+    gives_depth: Annotated[bool, Fixed, Suppress] = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,7 @@ class TrainOptions:
     config: Annotated[Config, arg(name="")]
     output: OutputOptions
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    adding: AddOptions = field(default_factory=AddOptions)
     gives_epochs: Annotated[bool, Fixed, Suppress] = field(default=False, compare=False)
 
     @property
@@ -116,15 +138,35 @@ def parse_options(arguments: Sequence[str] | None = None, *, auto: str = AUTO) -
         options = replace(options, config=config, gives_epochs=True)
     if options.output.resume and options.output.overwrite:
         raise UsageError("use either --resume or --overwrite, not both")
-    if not options.config.data.source:
+    if found.add or found.checkpoint:
+        options = _check_adding(options, found)
+    elif not options.config.data.source:
         raise UsageError(
             f"--data: the run in '{options.output.folder}' does not record where its data are; "
             "give the folder with --data PATH"
         )
-    data = replace(options.config.data, source=full_source(options.config.data.source))
-    options = replace(options, config=replace(options.config, data=data))
+    if source := options.config.data.source:
+        data = replace(options.config.data, source=full_source(source))
+        options = replace(options, config=replace(options.config, data=data))
+    if options.output.exemplars < 0:
+        raise UsageError(f"--exemplars: expected at least 0, but got {options.output.exemplars}")
     options.config.check()
     return options
+
+
+def _check_adding(options: TrainOptions, found: argparse.Namespace) -> TrainOptions:
+    """Refuse options that make no sense with ``--add``, and note whether the data are given."""
+    if not (found.add and found.checkpoint):
+        raise UsageError(
+            "--add FOLDER and --checkpoint RUN go together: the class, and the model to add it to"
+        )
+    if not found.output:
+        raise UsageError("--add: give the folder of the new model with --output DIR")
+    for name in ("separate", "minutes", "classes"):
+        if getattr(found, name):
+            raise UsageError(f"--{name}: it makes no sense with --add; leave it out")
+    adding = replace(options.adding, gives_data=bool(found.data), gives_depth=bool(found.bit_depth))
+    return replace(options, adding=adding)
 
 
 def settle_backbone(options: TrainOptions, arguments: Sequence[str] | None) -> TrainOptions:
@@ -149,7 +191,11 @@ def _default_options(arguments: Sequence[str], auto: str) -> TrainOptions:
     name = Path(full_source(found.data or "demo")).name + ("-separate" if found.separate else "")
     run = RunFolder(Path(found.output) if found.output else Path("runs") / name)
     config = default_config(arguments, auto=auto)
-    if found.resume:
+    if found.add and found.checkpoint and not (found.resume and run.checkpoint.exists()):
+        config = read_checkpoint(found.checkpoint, parts=()).config
+        training = replace(config.training, epochs_chosen=False, minutes=None)
+        config = replace(config, training=training)
+    elif found.resume:
         stored = _config_of(run, separate=found.separate)
         if not stored and found.output and not found.data:
             raise UsageError(
@@ -220,7 +266,8 @@ def _on_gpu(device: str | None) -> bool:
 def _look_ahead(arguments: Sequence[str]) -> argparse.Namespace:
     """The options that defaults of others depend on."""
     early = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in "data", "output", "device", "backbone", "preset", "epochs", "minutes":
+    names = ("data", "output", "device", "backbone", "preset", "epochs", "minutes")
+    for name in (*names, "add", "checkpoint", "classes", "bit-depth"):
         early.add_argument(f"--{name}", nargs="?")
     for name in ("--resume", "--separate"):
         early.add_argument(name, action="store_true")

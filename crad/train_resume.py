@@ -174,6 +174,10 @@ def resuming_command(options: TrainOptions) -> list[str]:
     """The command that resumes a run."""
     command = [*processes.start_command(), "crad", "train"]
     command += ["--resume", "--output", str(options.output.folder)]
+    if options.adding.add:
+        command += ["--add", str(options.adding.add)]
+        command += ["--checkpoint", str(options.adding.checkpoint)]
+        command += ["--data", options.config.data.source] if options.adding.gives_data else []
     if options.compute.compile:
         command.append("--compile")
     if options.compute.device != "auto":

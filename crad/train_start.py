@@ -27,7 +27,11 @@ _LARGE_PARTS = {  # and the option that each is lowered with
 
 
 def begin(
-    options: TrainOptions, inputs: Inputs, stored: Checkpoint | None, device: torch.device
+    options: TrainOptions,
+    inputs: Inputs,
+    stored: Checkpoint | None,
+    device: torch.device,
+    base: Checkpoint | None = None,
 ) -> Training:
     """Make the model and what trains it, as new or as they were after an epoch.
 
@@ -36,6 +40,7 @@ def begin(
         inputs: of the run.
         stored: the run after that epoch, with all its parts; None makes a new model.
         device: where to train.
+        base: a trained model that a new one starts from; None starts from random weights.
 
     Raises:
         CheckpointError: the stored states do not fit.
@@ -49,9 +54,10 @@ def begin(
             f"train: a batch of {least} images is too small for {processes.count()} processes; "
             "start fewer processes, raise --batch-size, or add training images"
         )
+    known = stored or base
     precision = (
-        stored.precision
-        if stored
+        known.precision
+        if known
         else select_precision(options.compute.precision, device, step_size(config, inputs))
     )
     _check_memory(config, inputs, device)
@@ -63,6 +69,9 @@ def begin(
     mixed = "no" if precision == "fp32" else precision
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
     training = Training(model, config.training, accelerator)
+    if base and not stored:
+        with base.fitting():
+            model.load_state_dict(base.model)
     if stored:
         with stored.fitting():
             model.load_state_dict(stored.model)

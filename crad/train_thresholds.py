@@ -86,6 +86,16 @@ def take_checkpoint(
     )
 
 
+def keep_thresholds(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Give classes that have no threshold the one that they have in another model."""
+    return replace(
+        checkpoint,
+        calibration=Calibration(base.calibration | checkpoint.calibration),
+        thresholds=Thresholds(base.thresholds | checkpoint.thresholds),
+        pixel_thresholds=Thresholds(base.pixel_thresholds | checkpoint.pixel_thresholds),
+    )
+
+
 def _calibrate(
     samples: Sequence[Sample], scored: Sequence[tuple[float, float]], decisions: DecisionConfig
 ) -> tuple[Calibration, Thresholds]:

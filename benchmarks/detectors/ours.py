@@ -49,7 +49,9 @@ class Crad:
         with TemporaryDirectory(prefix="crad-detectors-") as temporary:
             folder = Path(temporary) / "run"
             options = TrainOptions(
-                self._config(config), OutputOptions(folder), ComputeOptions(device=str(device))
+                self._config(config),
+                OutputOptions(folder, exemplars=0),
+                ComputeOptions(device=str(device)),
             )
             with redirect_stdout(StringIO()):  # which would say that there are no test images
                 train_model(options, show=False, prepare=lambda *_: inputs)

@@ -95,7 +95,9 @@ class Runs:
     def _options(self, variant: Variant, seed: int) -> TrainOptions:
         return TrainOptions(
             variant.config(self.base, seed),
-            OutputOptions(self.folder(variant, seed), separate=variant.separate, resume=True),
+            OutputOptions(
+                self.folder(variant, seed), separate=variant.separate, resume=True, exemplars=0
+            ),
             self.compute,
         )
 

@@ -1,8 +1,8 @@
 """The records of images and data sets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,8 @@ class Dataset:
         train: normal training images, grouped by class.
         test: test images, grouped by class; may be empty.
         left_out: what else is in the folder, a line for each kind.
+        roots: the folders of classes that lie in a data set of their own, as in
+            `crad.data.several`; the others lie in ``root``.
     """
 
     root: Path
@@ -137,6 +139,13 @@ class Dataset:
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
     left_out: tuple[str, ...] = ()
+    roots: Mapping[str, Path] = field(default_factory=dict)
+
+    def place(self, sample: Sample) -> str:
+        """The path of an image below the data set of its class."""
+        assert sample.path  # it comes from a file
+        root = self.roots.get(str(sample.class_name), self.root)
+        return sample.path.relative_to(root).as_posix()
 
 
 Split = tuple[list[Sample], list[Sample]]

@@ -143,6 +143,11 @@ class Checkpoint:
                 "again with --overwrite"
             ) from error
 
+    @property
+    def record(self) -> RunRecord:
+        """What is written beside it."""
+        return RunRecord(self.config.data.source, added=self.config.data.added)
+
     def save(self, folder: Path) -> None:
         """Write the checkpoint of a run, replacing the former one, and the paths of the run.
 
@@ -150,7 +155,7 @@ class Checkpoint:
             StorageError: it cannot be written (disk full, no permission); the former one is
                 untouched.
         """
-        RunRecord(self.config.data.source).write(folder)  # first: no checkpoint is without it
+        self.record.write(folder)  # first: no checkpoint is without it
         self.write(folder / CHECKPOINT_NAME)
 
     def write(self, file: Path) -> None:
@@ -307,7 +312,7 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
     """Settings as JSON can hold them, by group and name, without paths of this machine."""
     stored = dataclasses.asdict(config)
     del stored["model"]["weights"]  # the state of the backbone is stored
-    for name in ("feature_cache", "roi", "ignored"):
+    for name in ("feature_cache", "roi", "ignored", "added"):
         del stored["data"][name]
     if not config.model.masked:  # so that an older crad reads it
         del stored["model"]["masked"]
@@ -351,9 +356,11 @@ def _from_stored(stored: Mapping[str, Mapping[str, Any]], version: int, file: Pa
         for each, value in vars(kind).items():
             _check_type(f"{name}.{each}", value, hints[each])
     Config(**groups).check_ranges()
+    record = read_record(file.parent) or RunRecord()
+    places: dict[str, Any] = {"added": record.added}
     if "source" not in stored.get("data", {}):
-        record = read_record(file.parent) or RunRecord()
-        groups["data"] = dataclasses.replace(groups["data"], source=record.data)
+        places["source"] = record.data
+    groups["data"] = dataclasses.replace(groups["data"], **places)
     return Config(**groups)
 
 

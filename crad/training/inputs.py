@@ -4,9 +4,9 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from crad.backbones import Backbone, create_backbone
 from crad.config import SMALLEST_SIDE, Config
-from crad.data import check_apart, find_dataset
+from crad.data import check_apart
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.decoding import Decoding, displayed_size
 from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
+from crad.data.several import find_datasets
 from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.model.products import Products
@@ -57,6 +58,9 @@ class Inputs:
         decoding: how images are read, with the bit depth of the data set.
         frame: what images are brought to.
         seconds: time that the features took.
+        pooled: of classes of which only some images are here, the mean of the feature of each
+            normal image over its positions, ``(N, C)``.
+        rows: of ``train`` in an epoch, some more than once; None takes each once.
     """
 
     backbone: Backbone
@@ -74,6 +78,8 @@ class Inputs:
     decoding: Decoding
     frame: Frame
     seconds: float
+    pooled: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
 
     @property
     def feature_size(self) -> tuple[int, int, int]:
@@ -90,11 +96,21 @@ class Inputs:
         """What names the class of an image, from all normal images; None if there is one class."""
         if len(self.n_train) < 2:
             return None
-        normal = (self.train, self.held_back)
-        names = [*self.n_train]
-        classes = [names.index(str(s.class_name)) for each in normal for s in each.samples]
-        pooled = [each.values.mean(dim=(1, 2)) for each in normal if len(each)]
-        return Products.fit(torch.cat(pooled), torch.tensor(classes))
+        by_class = self.pooled_by_class()
+        counts = torch.tensor([len(each) for each in by_class.values()])
+        classes = torch.arange(len(counts)).repeat_interleave(counts)
+        return Products.fit(torch.cat([*by_class.values()]), classes)
+
+    def pooled_by_class(self) -> dict[str, Tensor]:
+        """The mean of the feature of each normal image over its positions, by class in order."""
+        normal = [each for each in (self.train, self.held_back) if len(each)]
+        pooled = torch.cat([each.values.mean(dim=(1, 2)) for each in normal])
+        names = [sample.class_name for each in normal for sample in each.samples]
+        found = {
+            name: pooled[[row for row, each in enumerate(names) if each == name]]
+            for name in self.n_train
+        }
+        return {**found, **self.pooled}
 
     @cached_property
     def nearest_neighbour(self) -> Tensor:
@@ -172,13 +188,21 @@ def open_cache(folder: Path | None, source: str) -> FeatureCache | None:
     return FeatureCache(folder)
 
 
-def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:
+def prepare(
+    config: Config,
+    stored: Checkpoint | None,
+    device: torch.device,
+    *,
+    new_class: str | None = None,
+) -> Inputs:
     """Make the backbone and compute the features of all images of a run.
 
     Args:
         config: the settings of the run.
         stored: the checkpoint to resume from, which has the backbone.
         device: where to compute.
+        new_class: a class that the stored run does not have; ``--roi`` and ``--ignore`` are for it.
+            All other classes of the run, or none, are to be there with it.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -191,7 +215,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     """
     cache = open_cache(config.data.feature_cache, config.data.source)
     dataset = processes.on_main(
-        lambda: find_dataset(config.data.source, classes=config.data.classes)
+        lambda: find_datasets(config.data.source, config.data.added, classes=config.data.classes)
     )
     share = config.decisions.held_back
     if not stored:
@@ -220,7 +244,7 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
     if processes.is_main():  # a bad mask is found before hours of training, not after
         truths.read(dataset.test, choose_protocols(config.decisions.protocol)[0])
 
-    interest = _interest(config, stored, dataset, frame, decoding)
+    interest = _interest(config, stored, dataset, frame, decoding, new_class)
     if note := interest.note():
         print(note, flush=True)
     draws = stored.draws if stored else "class"
@@ -279,9 +303,11 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
             f"test: none of the test images in '{dataset.root}' can be read; replace or remove them"
         )
     normal = features.samples + features_held_back.samples
-    digests = {sample.path: _digest(sample, dataset.root) for sample in normal}
-    if stored:
-        _check_unchanged(stored, n_train, digests, dataset.root)
+    digests = {sample.path: _digest(sample, dataset) for sample in normal}
+    former = {name: number for name, number in n_train.items() if name != new_class}
+    if stored and former:
+        others = {each.path: digests[each.path] for each in normal if each.class_name != new_class}
+        _check_unchanged(stored, former, others, dataset.root)
     return Inputs(
         backbone=backbone,
         train=features,
@@ -302,15 +328,23 @@ def prepare(config: Config, stored: Checkpoint | None, device: torch.device) -> 
 
 
 def _interest(
-    config: Config, stored: Checkpoint | None, dataset: Dataset, frame: Frame, decoding: Decoding
+    config: Config,
+    stored: Checkpoint | None,
+    dataset: Dataset,
+    frame: Frame,
+    decoding: Decoding,
+    new_class: str | None,
 ) -> Interest:
     """What part of the images counts: that of the run to resume, or what the options say."""
     roi, ignored = config.data.roi, config.data.ignored
-    asked = processes.on_main(lambda: read_interest(roi, ignored, dataset.classes, frame, decoding))
+    classes = (new_class,) if new_class else dataset.classes
+    asked = processes.on_main(lambda: read_interest(roi, ignored, classes, frame, decoding))
     if stored is None:
         return asked
     with stored.fitting():
-        kept = Interest.from_state(stored.interest, dataset.classes, frame)
+        kept = Interest.from_state(stored.interest, [*stored.n_train], frame)
+    if new_class:
+        return Interest({**kept.masks, **asked.masks}, frame)
     former, new = kept.state(dataset.classes), asked.state(dataset.classes)
     if (roi or ignored) and not (former and former["masks"].equal(new["masks"])):
         raise UsageError(
@@ -320,10 +354,10 @@ def _interest(
     return kept
 
 
-def _digest(sample: Sample, root: Path) -> int:
+def _digest(sample: Sample, dataset: Dataset) -> int:
     """64 bits that stand for an image: its class, its place in the data set, and its bytes."""
     assert sample.digest  # features have them
-    names = (str(sample.class_name), _place(sample, root))
+    names = (str(sample.class_name), dataset.place(sample))
     key = b"\0".join((*map(os.fsencode, names), sample.digest))
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), signed=True)
 

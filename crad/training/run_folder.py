@@ -13,6 +13,7 @@ from crad.outputs import Output, check_folder, check_outputs, locked
 from crad.png import is_own_jpeg, is_own_png
 from crad.training import processes
 from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint, read_checkpoint
+from crad.training.exemplars import EXEMPLARS_NAME, is_exemplars
 from crad.training.run_record import RECORD_NAME, read_record
 
 SCORES_HEAD = "image,class,kind,truth,score,"
@@ -34,6 +35,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The checkpoint of the last epoch."""
         return self.path / CHECKPOINT_NAME
+
+    @property
+    def exemplars(self) -> Path:
+        """Features by which a later training remembers the classes."""
+        return self.path / EXEMPLARS_NAME
 
     @property
     def results(self) -> Path:
@@ -72,7 +78,7 @@ class RunFolder:
         """
         own = (
             *(self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME),
-            *(self.scores, self.page, self.pictures),
+            *(self.scores, self.page, self.pictures, self.exemplars),
         )
         if name.casefold() in [path.name for path in own]:
             raise OutputError(
@@ -125,7 +131,11 @@ class RunFolder:
             OutputError: there is such a file.
         """
         folders = (self.sheets, self.pictures)
-        files = (self.checkpoint, self.path / RECORD_NAME, self.results, self.scores, self.page)
+        evidence = (self.scores, self.page)
+        files = (
+            *(self.checkpoint, self.path / RECORD_NAME, self.results, *evidence),
+            self.exemplars,
+        )
         for path in (*files, *folders):
             if path.is_symlink() or (path in folders and path.exists() and not path.is_dir()):
                 kind = "a link" if path.is_symlink() else "not a folder"
@@ -137,6 +147,7 @@ class RunFolder:
             [
                 Output("--output", self.checkpoint, is_checkpoint),
                 Output("--output", self.path / RECORD_NAME, lambda _: bool(read_record(self.path))),
+                Output("--output", self.exemplars, is_exemplars),
                 Output("--output", self.results, lambda _: self.read_results() is not None),
                 Output("--output", self.scores, lambda file: _begins(file, SCORES_HEAD)),
                 Output("--output", self.page, lambda file: _begins(file, PAGE_HEAD)),
@@ -169,6 +180,7 @@ class RunFolder:
         """
         sheets = self._own_sheets()
         checkpoint.save(self.path)
+        self.exemplars.unlink(missing_ok=True)
         self._clear_measurements(sheets)
 
     def measurements(self) -> list[Path]:
@@ -180,6 +192,7 @@ class RunFolder:
         """Remove a former run but for its record, once it may not be taken for the new one."""
         sheets = self._own_sheets()
         self.checkpoint.unlink(missing_ok=True)
+        self.exemplars.unlink(missing_ok=True)
         self._clear_measurements(sheets)
 
     def _clear_measurements(self, sheets: Iterable[Path]) -> None:
@@ -225,7 +238,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""
-        remove_leftovers([self.checkpoint, self.results, self.path / RECORD_NAME])
+        remove_leftovers([self.checkpoint, self.exemplars, self.results, self.path / RECORD_NAME])
 
     def read_results(self) -> dict[str, Any] | None:
         """What was measured; None if there is nothing, or something else."""

@@ -18,12 +18,14 @@ class RunRecord:
         id: of the separate setting, by which its folder knows the runs of its classes.
         classes: of the separate setting, in order.
         replaces: whether runs of classes that are not of this one may be replaced.
+        added: the folders of classes that were added to its model from elsewhere.
     """
 
     data: str = ""
     id: str = ""
     classes: tuple[str, ...] = ()
     replaces: bool = False
+    added: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write the record, if that is not what the folder says already.
@@ -48,7 +50,8 @@ def read_record(folder: Path) -> RunRecord | None:
     if not isinstance(found, dict) or not {"data"} <= {*found} <= {*usual}:
         return None
     values = {**usual, **found}
-    if isinstance(values["classes"], list):
-        values["classes"] = tuple(map(str, values["classes"]))
+    for name in ("added", "classes"):
+        if isinstance(values[name], list):
+            values[name] = tuple(map(str, values[name]))
     fits = all(type(values[name]) is type(value) for name, value in usual.items())
     return RunRecord(**values) if fits else None

@@ -26,7 +26,7 @@ FLOORS = (
     ("command_line",),
     ("train_options",),
     ("train_start",),
-    ("train_thresholds", "train_resume", "train_separate"),
+    ("train_thresholds", "train_resume", "train_separate", "train_add"),
     tuple(module.removeprefix("crad.") for module, _ in COMMANDS.values()),
     ("__init__",),
     ("__main__",),

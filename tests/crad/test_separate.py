@@ -59,7 +59,7 @@ def test_the_run_of_a_class_is_an_ordinary_one(
     for alone, name in (("by name", "brick"), ("by folder", "gauge")):
         assert results_of(tmp_path / alone)["classes"] == results_of(separate / name)["classes"]
     assert {path.name for path in (separate / "brick").iterdir()} == {
-        "checkpoint.safetensors", "results.json", "run.json", "sheets",
+        "checkpoint.safetensors", "exemplars.safetensors", "results.json", "run.json", "sheets",
         "scores.csv", "report.html", "pictures",
     }  # fmt: skip
     image = next((demo_root / "brick" / "test").rglob("*.png"))

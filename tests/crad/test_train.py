@@ -25,6 +25,7 @@ from crad.scoring.calibration import hold_back
 from crad.scoring.metrics import METRIC_NAMES
 from crad.train import main
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
+from crad.training.exemplars import EXEMPLARS_NAME
 from crad.training.inputs import prepare
 from crad.training.loop import split_epoch
 from crad.training.run_record import RECORD_NAME
@@ -51,7 +52,8 @@ def test_what_a_run_leaves(trained) -> None:
     pictures = {file for file in files if file.startswith("pictures/")}
     assert pictures
     assert files - pictures == {
-        "checkpoint.safetensors", "results.json", "run.json", "report.html", "scores.csv",
+        "checkpoint.safetensors", "exemplars.safetensors", "results.json", "run.json",
+        "report.html", "scores.csv",
         "sheets/brick.png", "sheets/gauge.png",
     }  # fmt: skip
     results = trained.results
@@ -239,7 +241,7 @@ def test_what_a_killed_write_left_is_removed(trained, tmp_path: Path, train_comm
     (output / ".checkpoint.safetensors.1.tmp").write_bytes(b"half")
     assert train_command(trained.data, output, "--resume") == 0
     assert {path.name for path in output.iterdir()} == {
-        "checkpoint.safetensors", "results.json", "run.json", "sheets",
+        "checkpoint.safetensors", "exemplars.safetensors", "results.json", "run.json", "sheets",
         "scores.csv", "report.html", "pictures",
     }  # fmt: skip
 
@@ -401,7 +403,8 @@ def test_a_full_disk_is_an_error_that_names_the_file(
     error = capsys.readouterr().err
     for told in (str(tmp_path / CHECKPOINT_NAME), "free some space", "--resume"):
         assert told in error
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_NAME, RECORD_NAME}
+    written = {CHECKPOINT_NAME, EXEMPLARS_NAME, RECORD_NAME}
+    assert {path.name for path in tmp_path.iterdir()} == written
     assert read_checkpoint(tmp_path).epoch == 1
 
 
