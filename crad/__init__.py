@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from crad.errors import CradError
 
 if TYPE_CHECKING:
-    from crad.detector import Detector, load
+    from crad.detector import Detector
+    from crad.loading import load
     from crad.model.crad import CRAD
     from crad.scoring.prediction import Prediction
 
@@ -18,7 +19,7 @@ _MODULES = {
     "CRAD": "crad.model.crad",
     "Detector": "crad.detector",
     "Prediction": "crad.scoring.prediction",
-    "load": "crad.detector",
+    "load": "crad.loading",
 }
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,13 @@ from crad.data.layouts import LAYOUTS
 from crad.detector import Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
+from crad.files import full_path
 from crad.outputs import Output, check_outputs
 from crad.report.tables import lay_out, printable
 from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
 from crad.scoring.drift import Drift
 from crad.scoring.prediction import Prediction
+from crad.separate_detector import from_separate
 from crad.training.checkpoint import (
     ALL_PARTS,
     Checkpoint,
@@ -30,6 +33,8 @@ from crad.training.checkpoint import (
     is_checkpoint,
     read_checkpoint,
 )
+from crad.training.run_folder import RunFolder
+from crad.training.separate_run import SeparateRun, find_separate, read_separate
 from crad.words import count, enumerate_some
 
 
@@ -46,7 +51,8 @@ class CalibrateOptions:
     """The class of all images. Default: a model of several classes recognises that of each
     image."""
     output: Path | None = None
-    """Write the checkpoint with the new thresholds to this file. Default: write nothing."""
+    """Write the checkpoint with the new thresholds to this file; those of a separate run, to this
+    folder. Default: write nothing."""
     overwrite: bool = False
     """Replace --output, which may be the checkpoint itself."""
     false_alarm_rate: float | None = None
@@ -80,19 +86,18 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     options.compute.check()
     images = _good_images(options.good)
     _check_output(options, images)
-    stored = read_checkpoint(options.checkpoint, ALL_PARTS)
+    run = _read_separate(options)
+    stored = run.merged() if run else read_checkpoint(options.checkpoint, ALL_PARTS)
     rate = options.false_alarm_rate
     if rate is None:
         rate = stored.config.decisions.false_alarm_rate
     decisions = replace(stored.config.decisions, false_alarm_rate=rate)
     stated = replace(decisions, contamination=options.contamination)
     replace(stored.config, decisions=stated).check_ranges()
-    detector = from_checkpoint(
-        stored,
-        select_device(options.compute.device),
-        options.compute.precision,
-        bit_depth=options.bit_depth,
-        max_megapixels=options.max_megapixels,
+    device, precision = select_device(options.compute.device), options.compute.precision
+    make = partial(from_separate, run) if run else partial(from_checkpoint, stored)
+    detector: Detector = make(
+        device, precision, bit_depth=options.bit_depth, max_megapixels=options.max_megapixels
     )
     bad = BadImages(skip=options.skip_bad)
     scored, peaks = zip(*_score(detector, images, options, bad), strict=True)
@@ -125,11 +130,20 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     if note := bad.note():
         print(note)
     if options.output:
-        found.write(options.output)
+        if run:
+            run.with_decisions(found).write(options.output)
+        else:
+            found.write(options.output)
         print(f"written to {options.output}")
     else:
         print("nothing written; --output FILE writes a checkpoint with the new thresholds")
     return found
+
+
+def _read_separate(options: CalibrateOptions) -> SeparateRun | None:
+    """The models of a separate run with all their parts; None if it is another checkpoint."""
+    record = find_separate(options.checkpoint)
+    return read_separate(options.checkpoint, record, ALL_PARTS) if record else None
 
 
 def _good_images(good: Path) -> list[Path]:
@@ -157,6 +171,10 @@ def _good_images(good: Path) -> list[Path]:
 def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
     """Refuse, before any work is done, to write over what must not be lost."""
     if not options.output:
+        return
+    if find_separate(options.checkpoint):
+        if not (options.overwrite and full_path(options.output) == full_path(options.checkpoint)):
+            RunFolder(options.output).check(overwrite=False, resume=None)
         return
     output = Output("--output", options.output, is_checkpoint)
     source = checkpoint_path(options.checkpoint)

@@ -1,7 +1,6 @@
 """A trained detector: images in, scores and anomaly maps out."""
 
-import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from numbers import Integral
@@ -16,7 +15,8 @@ from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, sp
 from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
 from crad.data.frames import ImageSize, Size, frame_of, show_size
 from crad.data.images import ChannelOrder, check_channel_order
-from crad.devices import PrecisionName, select_device, select_precision
+from crad.data.samples import Sample
+from crad.devices import PrecisionName, compile_network, select_precision
 from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
@@ -25,7 +25,7 @@ from crad.scoring.calibration import Calibration, Thresholds, class_of
 from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import PROTOCOLS, Protocol
-from crad.training.checkpoint import Checkpoint, read_checkpoint
+from crad.training.checkpoint import Checkpoint
 
 
 class Detector:
@@ -212,26 +212,31 @@ class Detector:
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
         for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
-            sizes = [sample.size for sample in batch.samples]
             names = self._name(batch, features, class_name)
-            maps = self.interest.apply(self.map_features(features), batch.samples, names)
-            scores = self.protocol.score_each(maps, self.frame, sizes)
-            for sample, name, (scored_map, score) in zip(batch.samples, names, scores, strict=True):
-                is_unknown = name is None and self.products is not None
-                yield Prediction(
-                    path=sample.path,
-                    class_name=name,
-                    size=sample.size,
-                    has_more=sample.has_more,
-                    score=score,
-                    scored_map=scored_map,
-                    p_value=None if is_unknown else self.calibration.p_value(name, score),
-                    threshold=None if is_unknown else self.thresholds.score_of(name),
-                    uncertain_above=None if is_unknown else self.uncertain.score_of(name),
-                    is_unknown=is_unknown,
-                    pixel_threshold=None if is_unknown else self.pixel_thresholds.score_of(name),
-                    interest=self.interest.of(name),
-                )
+            yield from self._decide(batch.samples, names, self.map_features(features))
+
+    def _decide(
+        self, samples: Sequence[Sample], names: Sequence[str | None], anomaly_maps: Tensor
+    ) -> Iterator[Prediction]:
+        """Score maps ``(B, H, W)`` of images whose classes are known, or None, and decide."""
+        maps = self.interest.apply(anomaly_maps, samples, names)
+        scores = self.protocol.score_each(maps, self.frame, [sample.size for sample in samples])
+        for sample, name, (scored_map, score) in zip(samples, names, scores, strict=True):
+            is_unknown = name is None and self.products is not None
+            yield Prediction(
+                path=sample.path,
+                class_name=name,
+                size=sample.size,
+                has_more=sample.has_more,
+                score=score,
+                scored_map=scored_map,
+                p_value=None if is_unknown else self.calibration.p_value(name, score),
+                threshold=None if is_unknown else self.thresholds.score_of(name),
+                uncertain_above=None if is_unknown else self.uncertain.score_of(name),
+                is_unknown=is_unknown,
+                pixel_threshold=None if is_unknown else self.pixel_thresholds.score_of(name),
+                interest=self.interest.of(name),
+            )
 
     def _name(self, batch: Batch, features: Tensor, class_name: str | None) -> list[str | None]:
         """The class of each image of a batch; None where it is not known."""
@@ -310,6 +315,10 @@ class Detector:
                 raise ValueError("the anomaly maps are not finite")
         return maps
 
+    def compile(self) -> None:
+        """Compile the fusion network, which takes a minute and makes a large one faster."""
+        compile_network(self.model.fusion, self.device)
+
     @contextmanager
     def explaining(self) -> Iterator[None]:
         """Turn what a damaged checkpoint leads to in the block into a `CheckpointError`.
@@ -370,53 +379,6 @@ def multiply_adds(model: ModelConfig, feature_size: tuple[int, int, int]) -> flo
     memories = (model.local_memory, model.global_memory)
     branches = 1 if "none" in memories and model.absent == "drop" else 2
     return float(height * width * model.depth * 2 * (branches * channels) * model.expansion)
-
-
-def load(
-    path: str | os.PathLike[str],
-    device: str | torch.device | None = None,
-    precision: PrecisionName = "auto",
-    *,
-    bit_depth: int | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    false_alarm_rate: float | None = None,
-    uncertain_rate: float | None = None,
-) -> Detector:
-    """Load a trained detector from a checkpoint. Nothing in the file is executed.
-
-    Args:
-        path: the checkpoint, or the output folder of the run.
-        device: where to compute; None takes CUDA if there is a GPU.
-        precision: of the fusion network; ``"auto"`` takes bf16 for a large one on a CPU that has
-            matrix instructions for it.
-        bit_depth: of 16-bit images, also in memory; None takes that of training.
-        max_megapixels: images of more million pixels are refused.
-        false_alarm_rate: share of normal images that may be taken for defective, in (0, 1); None
-            takes that of training. A class without calibration scores keeps its threshold.
-        uncertain_rate: images are uncertain whose p-value is above the false alarm rate, but at
-            most this; more than that rate, and less than 1. None decides good or defect.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, it is damaged, a newer version wrote it, or it
-            cannot decide for another rate.
-        DeviceError: there is no such device.
-        MissingPackageError: a memory of the model needs a package that is not installed.
-        TypeError: an argument is of another type.
-        UsageError: ``bit_depth``, ``max_megapixels`` or a rate is out of range, or there is no such
-            precision.
-    """
-    if "\0" in os.fsdecode(path):
-        raise CheckpointError(f"checkpoint: no file has a name with a null byte, as {path!r} has")
-    selected = select_device(device)
-    return from_checkpoint(
-        read_checkpoint(path),
-        selected,
-        precision,
-        bit_depth=bit_depth,
-        max_megapixels=max_megapixels,
-        false_alarm_rate=false_alarm_rate,
-        uncertain_rate=uncertain_rate,
-    )
 
 
 def from_checkpoint(

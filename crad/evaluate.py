@@ -1,35 +1,33 @@
 """``crad evaluate``: measure a trained detector on the test images of a data set."""
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
 from crad.config import BitDepth, FeatureCacheOption, MaxMegapixels, SkipBad
 from crad.data import check_apart, full_source
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.data.samples import Sample, has_more_note
+from crad.data.samples import has_more_note
 from crad.data.several import find_datasets
 from crad.detector import Detector, from_checkpoint
-from crad.devices import compile_network, select_device
+from crad.devices import select_device
 from crad.errors import DataError, OutputError
+from crad.mapping import map_test_images
 from crad.report.report import report
 from crad.report.results import Results, make_results
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import ProtocolChoice, choose_protocols
+from crad.separate_detector import from_separate
 from crad.training import processes
-from crad.training.checkpoint import read_checkpoint
-from crad.training.feature_cache import FeatureCache
-from crad.training.features import extract
+from crad.training.checkpoint import Checkpoint, read_checkpoint
 from crad.training.inputs import open_cache
 from crad.training.run_folder import RunFolder
+from crad.training.separate_run import find_separate, read_separate
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,18 @@ def _check_output(run: RunFolder, *, overwrite: bool) -> None:
         )
 
 
-def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.device) -> Results:
+def _load(options: EvaluateOptions, device: torch.device) -> tuple[Checkpoint, Detector]:
+    """The detector, and what is to be known of it beside its models."""
+    if record := find_separate(options.checkpoint):
+        separate = from_separate(
+            read_separate(options.checkpoint, record),
+            device,
+            options.compute.precision,
+            bit_depth=options.bit_depth,
+            max_megapixels=options.max_megapixels,
+        )
+        return separate.checkpoint, separate
     checkpoint = read_checkpoint(options.checkpoint)
-    trained = checkpoint.config
-    protocols = choose_protocols(options.protocol or trained.decisions.protocol)
     detector = from_checkpoint(
         checkpoint,
         device,
@@ -98,8 +104,15 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
         bit_depth=options.bit_depth,
         max_megapixels=options.max_megapixels,
     )
+    return checkpoint, detector
+
+
+def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.device) -> Results:
+    checkpoint, detector = _load(options, device)
+    trained = checkpoint.config
+    protocols = choose_protocols(options.protocol or trained.decisions.protocol)
     if options.compute.compile:
-        compile_network(detector.model.fusion, device)
+        detector.compile()
     source = full_source(options.data) if options.data else trained.data.source
     if not source:
         raise DataError(
@@ -122,13 +135,9 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
     truths = Truths(detector.frame, bad, detector.decoding)
     if processes.is_main():  # a bad mask is found before the images are computed, not after
         truths.read(dataset.test, protocols[0])
+    samples, maps = map_test_images(detector, dataset.test, options.compute.batch_size, bad, cache)
     if cache:
-        samples, maps = _map_features(
-            detector, dataset.test, options.compute.batch_size, bad, cache
-        )
         print(cache.report(), flush=True)
-    else:
-        samples, maps = _map_images(detector, dataset.test, options.compute.batch_size, bad)
     names = [sample.class_name for sample in samples]
     maps = detector.interest.apply(maps, samples, names)
     bad.share(processes.gather)
@@ -158,51 +167,6 @@ def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.dev
         return results
 
     return processes.on_main(measure)
-
-
-def _map_features(
-    detector: Detector,
-    samples: Sequence[Sample],
-    batch_size: int,
-    bad: BadImages,
-    cache: FeatureCache,
-) -> tuple[list[Sample], Tensor]:
-    """As `_map_images`, with features that the cache has, or keeps for other runs."""
-    with detector.explaining():
-        features = extract(
-            *(detector.backbone, samples, detector.frame),
-            device=detector.device,
-            skip=bad,
-            cache=cache,
-            decoding=detector.decoding,
-        )
-    rows = processes.share(range(len(features)), batch_size, processes.rank(), processes.count())
-    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
-    for start in range(0, len(rows), batch_size):
-        batch = features.batch(torch.tensor(rows[start : start + batch_size]), detector.device)
-        maps.append(detector.map_features(batch))
-    return features.samples, processes.gather_rows(rows, torch.cat(maps))[1]
-
-
-def _map_images(
-    detector: Detector, samples: Sequence[Sample], batch_size: int, bad: BadImages
-) -> tuple[list[Sample], Tensor]:
-    """The images that can be read, with maps ``(M, H, W)``; each process makes some batches."""
-    mine = processes.share(range(len(samples)), batch_size, processes.rank(), processes.count())
-    numbers = {samples[number].path: number for number in mine}
-    found: dict[int, Sample] = {}
-    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
-    hidden = not processes.is_main()
-    with tqdm(total=len(mine), unit="image", leave=False, disable=hidden) as bar:
-        for batch, anomaly_maps in detector.map_images(
-            [samples[number] for number in mine], batch_size=batch_size, skip=bad
-        ):
-            found.update({numbers[sample.path]: sample for sample in batch.samples})
-            maps.append(anomaly_maps)
-            bar.update(len(batch.samples))
-    kept, together = processes.gather_rows([*found], torch.cat(maps))
-    everywhere = {number: each for part in processes.gather(found) for number, each in part.items()}
-    return [everywhere[number] for number in kept], together
 
 
 main = make_command(

@@ -22,10 +22,10 @@ from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.images import open_image
 from crad.data.layouts import LAYOUTS
 from crad.data.samples import has_more_note
-from crad.detector import Detector, load
-from crad.devices import compile_network
+from crad.detector import Detector
 from crad.errors import DataError, OutputError, UsageError
 from crad.files import LONGEST_NAME, cut_name, full_path, remove_leftovers
+from crad.loading import load
 from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
 from crad.report.heat_maps import heat_map
@@ -113,7 +113,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         if counts := detector.interest.note():
             print(counts)
         if options.compute.compile:
-            compile_network(detector.model.fusion, detector.device)
+            detector.compile()
         with ExitStack() as stack:
             for table in tables:
                 stack.enter_context(closing(table))

@@ -7,11 +7,14 @@ from functools import partial
 from typing import Protocol
 
 from crad.data import find_dataset
+from crad.devices import select_device
+from crad.errors import CheckpointError
 from crad.report.results import Results, combine_results, write_results
 from crad.report.summary import summary
 from crad.scoring.calibration import check_share
 from crad.scoring.interest import mask_files
 from crad.train_options import TrainOptions
+from crad.train_products import join_classes
 from crad.train_resume import (
     BEGIN_AGAIN,
     finished_results,
@@ -23,6 +26,7 @@ from crad.training import processes
 from crad.training.checkpoint import ALL_PARTS, Checkpoint, read_checkpoint
 from crad.training.inputs import bit_depth_of
 from crad.training.run_record import RunRecord, read_record
+from crad.training.separate_run import find_products
 from crad.training.whole import Whole
 
 
@@ -52,6 +56,7 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
         folder.check(overwrite=output.overwrite, resume=output.resume, separate=True)
         dataset = processes.on_main(lambda: find_dataset(data.source, classes=data.classes))
         names = dataset.classes
+        folder.check_sheets(names)
         if not output.resume:
             check_share(dataset, options.config.decisions.calibrates)
         whole = Whole(folder, processes.on_main(lambda: _separate_record(options, names)))
@@ -89,6 +94,8 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
                 note = " (finished)" if done else ""
                 print(f"class {number} of {len(names)}: {name}{note}", flush=True)
                 parts.append(done or train_one(run, show=False, whole=whole))
+                if not done and processes.is_main():  # its page is of former models
+                    folder.clear_evidence()
         except KeyboardInterrupt as interrupt:
             way_on = (
                 f"{len(parts)} of {len(names)} classes are finished; continue with: "
@@ -98,10 +105,19 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
             raise KeyboardInterrupt(way_on if on_disk else BEGIN_AGAIN) from interrupt
 
         results = combine_results(parts)
+        record = replace(whole.record, replaces=False)
         if processes.is_main():
-            write_results(folder.results, results)
-            replace(whole.record, replaces=False).write(folder.path)
-        print(f"{summary(results)}\nwritten to {folder.path}")
+            record.write(folder.path)
+        if folder.page.exists() and find_products(folder.path, record):
+            processes.on_main(lambda: write_results(folder.results, results))
+            print(f"{summary(results)}\nwritten to {folder.path}")
+            return results
+        try:
+            device = select_device(options.compute.device)
+            join_classes(options, record, dataset, results, device)
+        except CheckpointError as error:
+            processes.on_main(lambda: write_results(folder.results, results))
+            print(f"{summary(results)}\nwritten to {folder.path}\nnot one model: {error}")
         return results
 
 

@@ -72,10 +72,19 @@ class Products(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Give the class of each feature of ``(B, C, H, W)``: ``(B,)`` int64, or `UNKNOWN`."""
+        distance, index = self._nearest(feature)
+        return torch.where(distance <= self.limits[index], index, UNKNOWN)
+
+    def nearest(self, feature: Tensor) -> Tensor:
+        """As `forward`, but of a feature of no class the nearest one."""
+        return self._nearest(feature)[1]
+
+    def _nearest(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance of the nearest class, and which it is."""
         pooled = feature.float().mean(dim=(2, 3))
         away = (pooled[:, None] - self.means) @ self.whitening
         distance, index = away.square().sum(dim=2).sqrt().min(dim=1)
-        return torch.where(distance <= self.limits[index], index, UNKNOWN)
+        return distance, index
 
 
 def _shrink(covariance: Tensor, freedom: int, least: float) -> tuple[Tensor, float]:

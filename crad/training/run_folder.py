@@ -15,6 +15,7 @@ from crad.training import processes
 from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint, is_checkpoint, read_checkpoint
 from crad.training.exemplars import EXEMPLARS_NAME, is_exemplars
 from crad.training.run_record import RECORD_NAME, read_record
+from crad.training.separate_run import PRODUCTS_NAME, is_products
 
 SCORES_HEAD = "image,class,kind,truth,score,"
 """How the table of the test images begins, whatever columns follow."""
@@ -40,6 +41,11 @@ class RunFolder:
     def exemplars(self) -> Path:
         """Features by which a later training remembers the classes."""
         return self.path / EXEMPLARS_NAME
+
+    @property
+    def products(self) -> Path:
+        """What names the class of an image for the models of a separate run."""
+        return self.path / PRODUCTS_NAME
 
     @property
     def results(self) -> Path:
@@ -78,7 +84,7 @@ class RunFolder:
         """
         own = (
             *(self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME),
-            *(self.scores, self.page, self.pictures, self.exemplars),
+            *(self.scores, self.page, self.pictures, self.exemplars, self.products),
         )
         if name.casefold() in [path.name for path in own]:
             raise OutputError(
@@ -134,7 +140,7 @@ class RunFolder:
         evidence = (self.scores, self.page)
         files = (
             *(self.checkpoint, self.path / RECORD_NAME, self.results, *evidence),
-            self.exemplars,
+            *(self.exemplars, self.products),
         )
         for path in (*files, *folders):
             if path.is_symlink() or (path in folders and path.exists() and not path.is_dir()):
@@ -148,6 +154,7 @@ class RunFolder:
                 Output("--output", self.checkpoint, is_checkpoint),
                 Output("--output", self.path / RECORD_NAME, lambda _: bool(read_record(self.path))),
                 Output("--output", self.exemplars, is_exemplars),
+                Output("--output", self.products, is_products),
                 Output("--output", self.results, lambda _: self.read_results() is not None),
                 Output("--output", self.scores, lambda file: _begins(file, SCORES_HEAD)),
                 Output("--output", self.page, lambda file: _begins(file, PAGE_HEAD)),
@@ -180,7 +187,8 @@ class RunFolder:
         """
         sheets = self._own_sheets()
         checkpoint.save(self.path)
-        self.exemplars.unlink(missing_ok=True)
+        for file in (self.exemplars, self.products):
+            file.unlink(missing_ok=True)
         self._clear_measurements(sheets)
 
     def measurements(self) -> list[Path]:
@@ -191,8 +199,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove a former run but for its record, once it may not be taken for the new one."""
         sheets = self._own_sheets()
-        self.checkpoint.unlink(missing_ok=True)
-        self.exemplars.unlink(missing_ok=True)
+        for file in (self.checkpoint, self.exemplars, self.products):
+            file.unlink(missing_ok=True)
         self._clear_measurements(sheets)
 
     def _clear_measurements(self, sheets: Iterable[Path]) -> None:

@@ -249,7 +249,8 @@ def test_the_former_run_stays_until_the_first_checkpoint(
     assert files_of(output) == files_of(trained.output)
     with before_step(3, ctrl_c):
         assert train_command(trained.data, output, "--overwrite") == 130
-    assert {str(path) for path in files_of(output)} == {CHECKPOINT_NAME, "run.json"}
+    left = {CHECKPOINT_NAME, "exemplars.safetensors", "run.json"}
+    assert {str(path) for path in files_of(output)} == left
 
 
 def test_a_class_of_any_name(demo_root: Path, tmp_path: Path, train_command: Train) -> None:

@@ -23,7 +23,10 @@ from tests.fixtures import before_call, before_step, ctrl_c, files_of, run
 
 Train = Callable[..., int]
 
-FILES = {"brick", "gauge", "results.json", "run.json"}
+FILES = {
+    "brick", "gauge", "results.json", "run.json",
+    "products.safetensors", "report.html", "pictures", "scores.csv", "sheets",
+}  # fmt: skip
 
 
 def written(folder: Path) -> int:
@@ -98,7 +101,8 @@ def test_one_table(
     assert len(begun) == 4  # the last two are heads of the tables of metrics and decisions
     for word, tables in {"brick": 2, "gauge": 2, "mean": 1, "all": 1}.items():
         assert sum(line.startswith(f"{word} ") for line in lines) == tables
-    assert lines[-1] == f"written to {tmp_path / 'run'}"
+    page = tmp_path / "run" / "report.html"
+    assert lines[-1] == f"written to {tmp_path / 'run'}; open {page} in a browser"
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

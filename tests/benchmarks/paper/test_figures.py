@@ -27,8 +27,8 @@ from benchmarks.paper.variants import GLOBAL
 from crad.command_line import ComputeOptions
 from crad.config import Config, DataConfig
 from crad.data import Sample
-from crad.detector import load
 from crad.errors import CheckpointError, OutputError, UsageError
+from crad.loading import load
 from crad.model.crad import CRAD
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 

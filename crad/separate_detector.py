@@ -1,0 +1,165 @@
+"""A separate run as one detector, which applies to each image the model of its class."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source
+from crad.data.decoding import MAX_MEGAPIXELS
+from crad.data.images import ChannelOrder
+from crad.detector import Detector, from_checkpoint
+from crad.devices import PrecisionName
+from crad.model.products import Products
+from crad.scoring.calibration import Calibration, Thresholds
+from crad.scoring.interest import Interest
+from crad.scoring.prediction import Prediction
+from crad.training.checkpoint import Checkpoint
+from crad.training.separate_run import SeparateRun
+
+
+class SeparateDetector(Detector):
+    """The models of the classes of a separate run, used like one `Detector`.
+
+    The class of an image is recognised by the features of the backbone of the first class. Where
+    the backbones of all classes are the same, as those that are not fitted, they are one.
+
+    Args:
+        parts: the detector of each class, in order, on one device; of images of one frame.
+        products: names the class of an image; None for a single class.
+        checkpoint: as of `crad.training.separate_run.SeparateRun.merged`.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Detector],
+        products: Products | None,
+        checkpoint: Checkpoint,
+    ) -> None:
+        first = next(iter(parts.values()))
+        frame = first.frame
+        super().__init__(
+            first.backbone,
+            first.model,
+            image_size=frame,
+            device=first.device,
+            colour_scale=checkpoint.colour_scale,
+            protocol=first.protocol,
+            precision=first.precision,
+            thresholds=Thresholds(_join(part.thresholds for part in parts.values())),
+            false_alarm_rate=first.false_alarm_rate,
+            uncertain=Thresholds(_join(part.uncertain for part in parts.values())),
+            pixel_thresholds=Thresholds(_join(part.pixel_thresholds for part in parts.values())),
+            interest=Interest(_join(part.interest.masks for part in parts.values()), frame),
+            calibration=Calibration(_join(part.calibration for part in parts.values())),
+            products=products,
+            classes=tuple(parts),
+            decoding=first.decoding,
+        )
+        self.parts = dict(parts)
+        self.checkpoint = checkpoint
+        self._folded = first._folded
+
+    @torch.inference_mode()
+    def _score(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int,
+        skip: OnBad | None,
+        class_name: str | None,
+        channel_order: ChannelOrder,
+    ) -> Iterator[Prediction]:
+        for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
+            names = self._name(batch, features, class_name)
+            maps = self._map_by_class(batch, features, names)
+            yield from self._decide(batch.samples, names, maps)
+
+    def map_images(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        batch_size: int = BATCH_SIZE,
+        skip: OnBad | None = None,
+        channel_order: ChannelOrder = "rgb",
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """As `Detector.map_images`, by the model of the class that is recognised."""
+        for batch, features in self._extract(images, batch_size, skip, channel_order):
+            names = self._name(batch, features, None)
+            yield batch, self._map_by_class(batch, features, names)
+
+    def compile(self) -> None:
+        """As `Detector.compile`, of all classes."""
+        for part in self.parts.values():
+            part.compile()
+
+    @torch.inference_mode()
+    def _map_by_class(self, batch: Batch, features: Tensor, names: list[str | None]) -> Tensor:
+        """The maps of a batch; of an unknown product by the model of the nearest class."""
+        if self.products is not None and None in names:
+            nearest = self.products.nearest(features).tolist()
+            names = [name or self.classes[at] for name, at in zip(names, nearest, strict=True)]
+        maps = torch.empty(0, device=self.device)
+        for name in dict.fromkeys(names):
+            part = self.parts[name or self.classes[0]]
+            rows = [row for row, each in enumerate(names) if each == name]
+            own = features[rows]
+            if part._folded is not self._folded:
+                with self.explaining():
+                    own = part._folded(batch.images[rows].to(self.device))
+            found = part.map_features(own)
+            if not len(maps):
+                maps = found.new_empty(len(names), *found.shape[1:])
+            maps[rows] = found
+        return maps
+
+
+def from_separate(
+    run: SeparateRun,
+    device: torch.device,
+    precision: PrecisionName = "auto",
+    *,
+    bit_depth: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    false_alarm_rate: float | None = None,
+    uncertain_rate: float | None = None,
+) -> SeparateDetector:
+    """Put a detector together from the models of a separate run.
+
+    Args:
+        run: as read.
+        device: where to compute.
+        precision: as for `crad.load`, as are the others.
+        bit_depth: of 16-bit images.
+        max_megapixels: of an image.
+        false_alarm_rate: of normal images.
+        uncertain_rate: up to which images are uncertain.
+
+    Raises:
+        CheckpointError: as for `crad.detector.from_checkpoint`, the classes differ in what all
+            images share, or nothing recognises products.
+        MissingPackageError: as for `crad.load`.
+        UsageError: as for `crad.load`.
+    """
+    run.check_alike()
+    products = run.read_products()
+    parts: dict[str, Detector] = {}
+    for name, checkpoint in run.parts.items():
+        part = from_checkpoint(
+            checkpoint,
+            device,
+            precision,
+            bit_depth=bit_depth,
+            max_megapixels=max_megapixels,
+            false_alarm_rate=false_alarm_rate,
+            uncertain_rate=uncertain_rate,
+        )
+        if parts and run.share_backbone(name):
+            first = next(iter(parts.values()))
+            part.backbone, part._folded = first.backbone, first._folded
+        parts[name] = part
+    return SeparateDetector(parts, products.to(device) if products else None, run.merged())
+
+
+def _join(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for each in found for name, value in each.items()}
