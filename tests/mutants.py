@@ -80,7 +80,7 @@ FAULTS = {
         "taps of a row": ("sample", "tap * rows.count", "tap + rows.count"),
     },
     "csrc/cpu/lane_corners.h": {
-        "last tap in bounds": ("images", "entries - tap_count", "entries + 1 - tap_count"),
+        "last tap in bounds": ("images", ": size) - tap_count", ": size) + 1 - tap_count"),
         "points behind the last": ("images", "lanes[k] & points", "lanes[k] | points"),
     },
     "csrc/cpu/lane_forward.h": {

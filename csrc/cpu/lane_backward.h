@@ -21,24 +21,32 @@ class LaneGradients {
         first_(static_cast<const float*>(gradients.grad_output)),
         packed_(problem.channels) {}
 
-  void fetch(const int64_t (&point)[kBatch], bool points_follow) {
+  // Of as many points as a batch has, from number `first` on.
+  void fetch_whole(int64_t first) {
+    if (!strides_ && channels_ > 1) {
+      row_ = packed_[0].at;
+      row_step_ = kBatch;
+      return transpose_elements(first_ + first * channels_, channels_, kBatch, channels_,
+                                packed_[0].at, int64_t{kBatch});
+    }
+    const int64_t offset = strides_ ? offset_of_line(first) : first;
+    if (offset < 0) {
+      int64_t point[kBatch];
+      for (int i = 0; i < kBatch; ++i) point[i] = first + i;
+      return fetch(point);
+    }
+    row_ = first_ + offset;
+    row_step_ = step_;
+  }
+
+  __attribute__((noinline)) void fetch(const int64_t (&point)[kBatch]) {
     int64_t offset[kBatch];
     if (strides_)
       offsets_of(*strides_, point, offset);
     else
       for (int i = 0; i < kBatch; ++i) offset[i] = point[i] * channels_;
-    int64_t apart = 0;
-    for (int i = 0; i < kBatch; ++i) apart |= offset[i] - offset[0] - i;
-    if (apart == 0) {
-      row_ = first_ + offset[0];
-      row_step_ = step_;
-      return;
-    }
     row_ = packed_[0].at;
     row_step_ = kBatch;
-    if (!strides_ && points_follow)
-      return transpose_elements(first_ + offset[0], channels_, kBatch, channels_, packed_[0].at,
-                                int64_t{kBatch});
     for (int64_t c = 0; c < channels_; ++c)
       for (int i = 0; i < kBatch; ++i) packed_[c][i] = first_[offset[i] + c * step_];
   }
@@ -46,6 +54,22 @@ class LaneGradients {
   const float* row(int64_t channel) const { return row_ + channel * row_step_; }
 
  private:
+  // The offset of the row of point `first`, if those of a batch follow each other; -1 if not.
+  int64_t offset_of_line(int64_t first) const {
+    const int last = strides_->axes - 1;
+    if (last < 0) return -1;
+    int64_t offset = 0;
+    for (int axis = last; axis >= 0; --axis) {
+      const int64_t line = axis > 0 ? first / strides_->size[axis] : 0;
+      const int64_t at = first - line * strides_->size[axis];
+      if (axis == last && (strides_->stride[axis] != 1 || at + kBatch > strides_->size[axis]))
+        return -1;
+      offset += at * strides_->stride[axis];
+      first = line;
+    }
+    return offset;
+  }
+
   const RowStrides* const strides_;  // null: contiguous
   const int64_t channels_, step_;
   const float* const first_;
@@ -62,16 +86,18 @@ void backward_lanes(const Problem& problem, const Range& range, const Gradients&
   float* const grad_coords = static_cast<float*>(gradients.grad_coords);
   const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
   LanePoints<mode, ndim> lanes(problem, range);
+  const LaneAxes<ndim> axes = lanes.axes();
   LaneBatch<mode, ndim> batch;
   LaneGradients grads(problem, gradients);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = lanes.take(p, batch.points);
     if (lanes.is_whole())
-      for (int i = 0; i < kBatch; ++i) batch.points.point[i] = p + i;
-    grads.fetch(batch.points.point, lanes.is_whole());
-    lanes.locate(batch);
+      grads.fetch_whole(p);
+    else
+      grads.fetch(batch.points.point);
+    lanes.locate(axes, batch);
     for (int at = 0; at < points; at += kLanes) {
-      const LaneCorners<mode, ndim> corners = batch.corners[at / kLanes];
+      const LaneCorners<mode, ndim>& corners = batch.corners[at / kLanes];
       const LanesAtEdge<mode, ndim>& at_edge = batch.at_edge[at / kLanes];
       FloatLanes weight[count], dot[count];
       corners.weigh(-1, weight);

@@ -18,7 +18,17 @@ constexpr int power(int base, int exponent) {
 // An axis of the values.
 struct LaneAxis {
   int32_t size, stride;
-  float last;  // of the first taps with which all are taken to lie inside
+  int32_t begin, end;   // the entries that are taken to lie inside
+  int32_t first, last;  // of the first taps with which all lie so
+};
+
+// What it takes to locate points. (Copied to where they are located, so that compilers know it to
+// stay as it is.)
+template <int ndim>
+struct LaneAxes {
+  LaneAxis along[ndim];
+  bool can_be_inside, align_corners;
+  Padding padding;
 };
 
 // The corners of a vector of points of which some lie outside, numbered as in `Corners`. (Functions
@@ -31,23 +41,25 @@ struct LanesAtEdge {
   uint32_t lanes[count];  // those whose entry lies inside, a bit each
   FloatLanes beginning;   // of sums: 0, or NaN where the index is no place
 
-  __attribute__((noinline)) void locate(const Problem& problem, const FloatLanes (&base)[ndim],
-                                        const FloatLanes (&first)[ndim]) {
-    const Padding padding = problem.padding;
+  CRAD_ALWAYS_INLINE void set(const LaneAxes<ndim>& axes, const FloatLanes (&base)[ndim],
+                              const FloatLanes (&first)[ndim]) {
+    const Padding padding = axes.padding;
     beginning = FloatLanes{};
     for (int axis = 0; axis < ndim; ++axis) beginning += base[axis] - base[axis];
     IntLanes along[ndim][taps];
     uint32_t in_bounds[ndim][taps];
     for (int axis = 0; axis < ndim; ++axis) {
-      const int32_t size = static_cast<int32_t>(problem.size[axis]);
+      const LaneAxis along_axis = axes.along[axis];
+      const int32_t size = along_axis.size;
       const bool follow = taps_follow_each_other(mode, padding);
       for (int tap = 0; tap < taps; ++tap) {
         const FloatLanes position =
             follow ? first[axis]
-                   : tap_position(base[axis], tap, size, mode, padding, problem.align_corners);
+                   : tap_position(base[axis], tap, size, mode, padding, axes.align_corners);
         const IntLanes entry = entry_at(position, size, taps) + (follow ? tap : 0);
-        in_bounds[axis][tap] = lanes_inside(entry, size);
-        along[axis][tap] = kept_inside(entry, size) * static_cast<int32_t>(problem.stride[axis]);
+        in_bounds[axis][tap] =
+            lanes_inside(entry - along_axis.begin, along_axis.end - along_axis.begin);
+        along[axis][tap] = kept_inside(entry, size) * along_axis.stride;
       }
     }
     for (int k = 0; k < count; ++k) {
@@ -61,16 +73,19 @@ struct LanesAtEdge {
   }
 
   __attribute__((noinline)) void read(const float* plane, FloatLanes (&entry)[count]) const {
-    for (int k = 0; k < count; ++k) entry[k] = gathered(plane, offset[k], lanes[k]);
+    for (int k = 0; k < count; ++k) entry[k] = only(gathered(plane, offset[k]), lanes[k]);
   }
 
+  // Point by point, as where all lie inside.
   __attribute__((noinline)) void add(float* plane, const FloatLanes (&addend)[count],
                                      uint32_t points) const {
-    for (int k = 0; k < count; ++k)
-      for (uint32_t left = lanes[k] & points; left != 0; left &= left - 1) {
-        const int i = __builtin_ctz(left);
-        plane[offset[k][i]] += addend[k][i];
-      }
+    uint32_t some = 0;
+    for (int k = 0; k < count; ++k) some |= lanes[k] & points;
+    for (; some != 0; some &= some - 1) {
+      const int i = __builtin_ctz(some);
+      for (int k = 0; k < count; ++k)
+        if (lanes[k] >> i & 1) plane[offset[k][i]] += addend[k][i];
+    }
   }
 };
 
@@ -106,35 +121,39 @@ struct LaneCorners {
   bool inside;     // all corners of all lanes
   IntLanes entry;  // if so, the offset of the first corner
 
-  CRAD_ALWAYS_INLINE void locate(const Problem& problem, const LaneAxis (&axes)[ndim],
-                                 Padding padding, bool align_corners,
-                                 const FloatLanes (&coord)[ndim],
-                                 LanesAtEdge<mode, ndim>& at_edge) {
-    FloatLanes base[ndim], first[ndim];
-    uint32_t lanes = kEveryLane;
+  // Where all corners of all points lie inside; if not, says so.
+  CRAD_ALWAYS_INLINE void locate(const LaneAxes<ndim>& axes, const FloatLanes (&coord)[ndim]) {
+    LaneMask lanes;
     entry = IntLanes{};
 #pragma GCC unroll 3
     for (int axis = 0; axis < ndim; ++axis) {
-      const int32_t size = axes[axis].size;
-      Index<FloatLanes> index = unpadded_index(coord[axis], size, align_corners);
-      const float last_entry = static_cast<float>(size - 1);
+      const LaneAxis along = axes.along[axis];
+      const Index<FloatLanes> index = unpadded_index(coord[axis], along.size, axes.align_corners);
+      const FloatLanes position = set(axis, index);
+      const IntLanes first = mode == Mode::nearest ? rounded_to_int(index.at) : to_int(position);
+      const LaneMask these = within(first, along.first, along.last);
+      lanes = axis == 0 ? these : lanes & these;
       // No padding changes what is in bounds.
-      if (padding != Padding::zeros && lanes_inside_of(index.at, 0, last_entry) != kEveryLane)
-        index = padded(index, size, mode, padding, align_corners);
-      base[axis] = base_of(index.at, mode);
-      fractions.set(axis, index.at - base[axis], index.slope);
-      first[axis] = mode == Mode::cubic ? base[axis] - 1.0f : base[axis];
-      lanes &= lanes_between(first[axis], 0, axes[axis].last);
-      entry += to_int(first[axis]) * axes[axis].stride;
+      if (axes.padding != Padding::zeros)
+        lanes &= between(index.at, 0, static_cast<float>(along.size - 1));
+      entry += first * along.stride;
     }
-    inside = lanes == kEveryLane;
-    if (inside) return;
-    FloatLanes base_there[ndim], first_there[ndim];
+    inside = every(lanes) & axes.can_be_inside;
+  }
+
+  // Where some may lie outside.
+  __attribute__((noinline)) void locate_at_edge(const LaneAxes<ndim>& axes,
+                                                const FloatLanes (&coord)[ndim],
+                                                LanesAtEdge<mode, ndim>& at_edge) {
+    FloatLanes base[ndim], first[ndim];
     for (int axis = 0; axis < ndim; ++axis) {
-      base_there[axis] = base[axis];
-      first_there[axis] = first[axis];
+      const int32_t size = axes.along[axis].size;
+      const Index<FloatLanes> index = unpadded_index(coord[axis], size, axes.align_corners);
+      const Index<FloatLanes> near = padded(index, size, mode, axes.padding, axes.align_corners);
+      base[axis] = base_of(near.at, mode);
+      first[axis] = set(axis, near);
     }
-    at_edge.locate(problem, base_there, first_there);
+    at_edge.set(axes, base, first);
   }
 
   // Their weights; along the axis `differentiated` (-1: none) differentiated once.
@@ -166,16 +185,10 @@ struct LaneCorners {
       for (int axis = 0, left = row; axis < last; ++axis, left /= taps)
         from += left % taps * stride[axis];
       FloatLanes tap[taps];
-      if constexpr (taps == 1) {
-        tap[0] = gathered(from, entry);
-      } else if (stride[last] == 1) {
-        if constexpr (taps == 2)
-          gather_pairs(from, entry, tap);
-        else
-          gather_fours(from, entry, tap);
-      } else {
+      if (taps == 1 || stride[last] == 1)
+        gather(from, entry, tap);
+      else
         for (int i = 0; i < taps; ++i) tap[i] = gathered(from + i * stride[last], entry);
-      }
       for (int i = 0; i < taps; ++i) result[row + i * rows] = tap[i];
     }
   }
@@ -208,6 +221,14 @@ struct LaneCorners {
     else
       for (int i = 0; i < points; ++i) add_point(i);
   }
+
+ private:
+  // Sets what the weights along an axis are made of; returns the positions of the first taps.
+  CRAD_ALWAYS_INLINE FloatLanes set(int axis, Index<FloatLanes> index) {
+    const FloatLanes base = base_of(index.at, mode);
+    fractions.set(axis, index.at - base, index.slope);
+    return mode == Mode::cubic ? base - 1.0f : base;
+  }
 };
 
 // Whether the points of a range follow each other in memory, with no jitter.
@@ -238,24 +259,27 @@ class LanePoints {
         range_(range),
         coords_(static_cast<const float*>(problem.coords)),
         end_(range.point_end),
-        plain_(is_plain(problem, range)),
-        align_corners_(problem.align_corners),
-        padding_(problem.padding) {
+        plain_(is_plain(problem, range)) {
+    axes_.can_be_inside = true;
+    axes_.align_corners = problem.align_corners;
+    axes_.padding = problem.padding;
     for (int axis = 0; axis < ndim; ++axis) {
       stride[axis] = problem.stride[axis];
       const int32_t size = static_cast<int32_t>(problem.size[axis]);
-      const int32_t entries = axis == 0 && behind ? size - 1 : size;
-      axes_[axis] = {size, static_cast<int32_t>(stride[axis]),
-                     static_cast<float>(entries - tap_count(mode))};
+      const int32_t last = (axis == 0 && behind ? size - 1 : size) - tap_count(mode);
+      axes_.along[axis] = {size, static_cast<int32_t>(stride[axis]), 0, size, 0, last};
+      axes_.can_be_inside &= last >= 0;
     }
   }
+
+  LaneAxes<ndim> axes() const { return axes_; }
 
   // Takes the batch from number `first` of the range on; returns how many points it has. Lanes
   // behind them repeat the last one.
   CRAD_ALWAYS_INLINE int take(int64_t first, Batch<float>& batch) {
     first_ = first;
     whole_ = plain_ && first + kBatch <= end_;
-    return whole_ ? kBatch : fetch(problem_, range_, first, batch);
+    return whole_ ? kBatch : fetch(first, batch);
   }
 
   // Whether its points follow each other in memory; if not, the batch has their numbers.
@@ -271,24 +295,40 @@ class LanePoints {
   }
 
   // Locates the vectors of the batch that was taken.
-  CRAD_ALWAYS_INLINE void locate(LaneBatch<mode, ndim>& batch) {
+  CRAD_ALWAYS_INLINE void locate(const LaneAxes<ndim>& axes, LaneBatch<mode, ndim>& batch) const {
+    bool inside = true;
     for (int v = 0; v < kVectors; ++v) {
       FloatLanes coord[ndim];
       coords(v * kLanes, batch.points, coord);
       LaneCorners<mode, ndim> corners;
-      corners.locate(problem_, axes_, padding_, align_corners_, coord, batch.at_edge[v]);
+      corners.locate(axes, coord);
       batch.corners[v] = corners;
+      inside &= corners.inside;
     }
+    if (!inside) locate_at_edge(batch);
   }
 
  private:
+  // (Called, since it is seldom that points are not whole.)
+  __attribute__((noinline)) int fetch(int64_t first, Batch<float>& batch) const {
+    return crad::fetch(problem_, range_, first, batch);
+  }
+
+  __attribute__((noinline)) void locate_at_edge(LaneBatch<mode, ndim>& batch) const {
+    for (int v = 0; v < kVectors; ++v) {
+      if (batch.corners[v].inside) continue;
+      FloatLanes coord[ndim];
+      coords(v * kLanes, batch.points, coord);
+      batch.corners[v].locate_at_edge(axes_, coord, batch.at_edge[v]);
+    }
+  }
+
   const Problem& problem_;
   const Range& range_;
   const float* const coords_;
   const int64_t end_;
-  const bool plain_, align_corners_;
-  const Padding padding_;
-  LaneAxis axes_[ndim];
+  const bool plain_;
+  LaneAxes<ndim> axes_;
   int64_t first_;
   bool whole_;
 };

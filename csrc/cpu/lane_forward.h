@@ -94,11 +94,12 @@ void forward_rows(const Problem& problem, const Range& range, const Output& outp
   const float* const grid = grid_of<float>(problem, range);
   const int64_t channels = problem.channels;
   LanePoints<mode, ndim> lanes(problem, range, true);
+  const LaneAxes<ndim> axes = lanes.axes();
   LaneBatch<mode, ndim> batch;
   float rows[kBatch * kMostPlanes + kMostPlanes];
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = lanes.take(p, batch.points);
-    lanes.locate(batch);
+    lanes.locate(axes, batch);
     for (int v = 0; v < kVectors; ++v)
       blend_rows<fours>(grid, channels, batch.corners[v], lanes.stride, batch.at_edge[v],
                         rows + v * kLanes * channels);
@@ -175,37 +176,60 @@ CRAD_INLINE FloatLanes blend_plane(const float* plane, const LaneCorners<mode, n
 
 // Of few channels.
 template <Mode mode, int ndim>
-void forward_planes(const Problem& problem, const Range& range, const Output& output) {
-  const float* const grid = grid_of<float>(problem, range);
-  const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
-  const LaneOutput to(problem, range, output);
-  const int64_t channel_step = to.channel_step();
-  LanePoints<mode, ndim> lanes(problem, range);
-  int64_t stride[ndim];
-  for (int axis = 0; axis < ndim; ++axis) stride[axis] = lanes.stride[axis];
-  LaneBatch<mode, ndim> batch;
-  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
-    const int points = lanes.take(p, batch.points);
-    lanes.locate(batch);
-    float* const whole = points == kBatch ? to.whole(p) : nullptr;
-    for (int v = 0; v < kVectors; ++v) {
-      const LaneCorners<mode, ndim> corners = batch.corners[v];
-      FloatLanes weight[corners.count];
-      corners.weigh(-1, weight);
-      const float* plane = grid;
+class PlaneSampler {
+ public:
+  PlaneSampler(const Problem& problem, const Range& range, const Output& output)
+      : range_(range),
+        grid_(grid_of<float>(problem, range)),
+        channels_(problem.channels),
+        channel_stride_(problem.channel_stride),
+        to_(problem, range, output),
+        points_(problem, range) {}
+
+  void run() {
+    const LaneAxes<ndim> axes = points_.axes();
+    for (int64_t p = range_.point_begin; p < range_.point_end; p += kBatch) {
+      const int points = points_.take(p, batch_.points);
+      points_.locate(axes, batch_);
+      float* const whole = points == kBatch ? to_.whole(p) : nullptr;
       if (whole) {
-        float* result = whole + v * kLanes;
-        for (int64_t c = 0; c < channels; ++c, plane += channel_stride, result += channel_step)
-          store_lanes(result, blend_plane(plane, corners, stride, batch.at_edge[v], weight));
-        continue;
+        const int64_t step = to_.channel_step();
+        for (int v = 0; v < kVectors; ++v)
+          blend(v, [&](int64_t c, FloatLanes result) __attribute__((always_inline)) {
+            store_lanes(whole + c * step + v * kLanes, result);
+          });
+      } else {
+        store_apart(p, points);
       }
-      const int at = v * kLanes;
-      for (int64_t c = 0; c < channels; ++c, plane += channel_stride)
-        to.store(c, p + at, batch.points.point + at, points - at,
-                 blend_plane(plane, corners, stride, batch.at_edge[v], weight));
     }
   }
-}
+
+ private:
+  // Calls f with the results of a vector, channel by channel.
+  template <class F>
+  CRAD_ALWAYS_INLINE void blend(int v, F f) const {
+    const LaneCorners<mode, ndim>& corners = batch_.corners[v];
+    FloatLanes weight[LaneCorners<mode, ndim>::count];
+    corners.weigh(-1, weight);
+    const float* plane = grid_;
+    for (int64_t c = 0, channels = channels_; c < channels; ++c, plane += channel_stride_)
+      f(c, blend_plane(plane, corners, points_.stride, batch_.at_edge[v], weight));
+  }
+
+  __attribute__((noinline)) void store_apart(int64_t first, int points) const {
+    for (int at = 0; at < points; at += kLanes)
+      blend(at / kLanes, [&](int64_t c, FloatLanes result) __attribute__((always_inline)) {
+        to_.store(c, first + at, batch_.points.point + at, points - at, result);
+      });
+  }
+
+  const Range& range_;
+  const float* const grid_;
+  const int64_t channels_, channel_stride_;
+  const LaneOutput to_;
+  LanePoints<mode, ndim> points_;
+  LaneBatch<mode, ndim> batch_;
+};
 
 // Of many, one plane after the other: all points together have little else in the caches.
 template <Mode mode, int ndim>
@@ -219,7 +243,7 @@ void forward_plane_by_plane(const Problem& problem, const Range& range, const Ou
     const int64_t points = std::min(range.point_end - p, kBatches * kBatch);
     for (int64_t at = 0; at < points; at += kBatch) {
       lanes.take(p + at, batches[at / kBatch].points);
-      lanes.locate(batches[at / kBatch]);
+      lanes.locate(lanes.axes(), batches[at / kBatch]);
     }
     for (int64_t c = 0; c < problem.channels; ++c)
       for (int64_t at = 0; at < points; at += kLanes) {
@@ -245,7 +269,7 @@ inline void forward_lanes(const Problem& problem, const Range& range, const Outp
     if (problem.channels > kMostPlanes)
       forward_plane_by_plane<kMode, ndim>(problem, range, output);
     else if (!rows)
-      forward_planes<kMode, ndim>(problem, range, output);
+      PlaneSampler<kMode, ndim>(problem, range, output).run();
     else if (problem.channels <= 4)
       forward_rows<1, kMode, ndim>(problem, range, output);
     else
