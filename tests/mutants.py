@@ -82,6 +82,7 @@ FAULTS = {
     "csrc/cpu/lane_corners.h": {
         "last tap in bounds": ("images", ": size) - tap_count", ": size) + 1 - tap_count"),
         "points behind the last": ("images", "lanes[k] & points", "lanes[k] | points"),
+        "rows of a thread": ("images", "rows.first = rows.begin", "rows.first = 0"),
     },
     "csrc/cpu/lane_forward.h": {
         "planes of other grids": ("layout", "(problem.channels - 1) *", "(problem.channels - 0) *"),

@@ -86,6 +86,7 @@ void backward_lanes(const Problem& problem, const Range& range, const Gradients&
   float* const grad_coords = static_cast<float*>(gradients.grad_coords);
   const int64_t channels = problem.channels, channel_stride = problem.channel_stride;
   LanePoints<mode, ndim> lanes(problem, range);
+  if (!Coords) lanes.keep_rows(gradients.first_row, gradients.end_row);
   const LaneAxes<ndim> axes = lanes.axes();
   LaneBatch<mode, ndim> batch;
   LaneGradients grads(problem, gradients);

@@ -272,6 +272,16 @@ class LanePoints {
     }
   }
 
+  // All but some entries along the first axis are taken to lie outside.
+  void keep_rows(int64_t first, int64_t end) {
+    LaneAxis& rows = axes_.along[0];
+    rows.begin = static_cast<int32_t>(first);
+    rows.end = static_cast<int32_t>(std::min<int64_t>(end, rows.size));
+    rows.first = rows.begin;
+    rows.last = rows.end - tap_count(mode);
+    axes_.can_be_inside &= rows.last >= rows.first;
+  }
+
   LaneAxes<ndim> axes() const { return axes_; }
 
   // Takes the batch from number `first` of the range on; returns how many points it has. Lanes

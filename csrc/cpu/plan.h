@@ -216,6 +216,14 @@ inline Plan backward_plan(const Problem& problem, bool want_values, bool want_co
   return plan_of(problem, bands, tile, ceil_div(points, chunks), want_coords);
 }
 
+// Whether the gradient of values is added to in the order of the points, wherever they lie, and not
+// in bands: where points are the lanes of vectors, and a cache holds it.
+inline bool adds_in_order(const Problem& problem) {
+  constexpr int64_t kHeld = 3 * 1024 * 1024;  // bytes
+  return problem.entries * problem.channels * kForwardBytes <= kHeld &&
+         bands_of(problem).number > 0;
+}
+
 // Whether the entries of a channel follow each other along the last axis.
 inline bool has_planes(const Problem& problem) { return problem.stride[problem.ndim - 1] == 1; }
 

@@ -216,6 +216,16 @@ void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad
   if (grad_coords) coords->sum(1, 1);
 }
 
+// Zeroes a tensor of floats that is dense, and returns where it lies.
+float* clear(const Tensor& tensor) {
+  float* const to = static_cast<float*>(tensor.data_ptr());
+  const int64_t elements = tensor.numel(), element = sizeof(float);
+  parallel(elements, elements * element, [&](int64_t begin, int64_t end) {
+    std::memset(to + begin, 0, (end - begin) * element);
+  });
+  return to;
+}
+
 // Sets them, too, and returns true, if that can be done in strips.
 bool differentiate_strips(const Call& call, const Tensor& grad_output,
                           const RowStrides* grad_output_strides, const Tensor& grad_values,
@@ -223,11 +233,7 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
   const Problem& problem = call.problem;
   const Strips strips(problem);
   if (strips.of_grid > 1 && strips.rounds.empty()) return false;
-  float* const to = static_cast<float*>(grad_values.data_ptr());
-  const int64_t elements = grad_values.numel(), element = sizeof(float);
-  parallel(elements, elements * element, [&](int64_t begin, int64_t end) {
-    std::memset(to + begin, 0, (end - begin) * element);
-  });
+  float* const to = clear(grad_values);
   const auto take = [&](const Range& range) {
     const int64_t grid = range.point_begin / problem.points_per_grid;
     kernels().backward(problem, range,
@@ -253,6 +259,37 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
   return true;
 }
 
+// Sets them, wherever points lie in grids that stay in a cache. A thread goes through all points of
+// a grid, and adds to some of its rows: so all entries are added to in the order of the points, by
+// any number of threads.
+void differentiate_rows(const Call& call, const Tensor& grad_output,
+                        const RowStrides* grad_output_strides, const Tensor& grad_values,
+                        const Tensor* grad_coords) {
+  const Problem& problem = call.problem;
+  const int64_t rows = problem.size[0], points = problem.points_per_grid;
+  float* const to = clear(grad_values);
+  void* const to_coords = grad_coords ? grad_coords->data_ptr() : nullptr;
+  parallel(problem.grids * rows, backward_bytes(problem), [&](int64_t begin, int64_t end) {
+    for (int64_t grid = begin / rows; grid * rows < end; ++grid) {
+      const int64_t first_row = std::max(begin - grid * rows, int64_t{0});
+      const int64_t end_row = std::min(end - grid * rows, rows);
+      const bool whole = first_row == 0 && end_row == rows;
+      const Range all{grid * points, (grid + 1) * points, 0, problem.channels};
+      kernels().backward(problem, all,
+                         {grad_output.data_ptr(), grad_output_strides,
+                          to + grid * problem.entries * problem.channels,
+                          whole ? to_coords : nullptr, false, first_row, end_row});
+      if (whole || !grad_coords) continue;
+      // Those of a share of the points.
+      Range share = all;
+      share.point_begin += points * first_row / rows;
+      share.point_end = all.point_begin + points * end_row / rows;
+      kernels().backward(problem, share,
+                         {grad_output.data_ptr(), grad_output_strides, nullptr, to_coords, false});
+    }
+  });
+}
+
 // Sets the gradients of a call whose points are the lanes of vectors. That of values lies as they
 // do where `alike`, or else it is contiguous, and then one gradient is taken after the other.
 void differentiate_lanes(Call& call, const Tensor& grad_output, const Tensor* grad_values,
@@ -265,8 +302,12 @@ void differentiate_lanes(Call& call, const Tensor& grad_output, const Tensor* gr
   }
   if (!grad_values && !grad_coords) return;
   if (!alike) call.set_contiguous(call.values, call.problem.channels);  // none is read
-  if (!grad_values || !differentiate_strips(call, grad_output, strides, *grad_values, grad_coords))
-    differentiate(call, grad_output, strides, grad_values, grad_coords);
+  if (grad_values) {
+    if (differentiate_strips(call, grad_output, strides, *grad_values, grad_coords)) return;
+    if (adds_in_order(call.problem))
+      return differentiate_rows(call, grad_output, strides, *grad_values, grad_coords);
+  }
+  differentiate(call, grad_output, strides, grad_values, grad_coords);
 }
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
