@@ -51,6 +51,9 @@ class LaneGradients {
       for (int i = 0; i < kBatch; ++i) packed_[c][i] = first_[offset[i] + c * step_];
   }
 
+  // Of contiguous ones, the row of a point.
+  const float* row_of(int64_t point) const { return first_ + point * channels_; }
+
   const float* row(int64_t channel) const { return row_ + channel * row_step_; }
 
  private:
@@ -78,7 +81,9 @@ class LaneGradients {
   int64_t row_step_;
 };
 
-template <bool Values, bool Coords, Mode mode, int ndim>
+// `fours`: the channels of an entry follow each other, and are so many times four; so are those of
+// a point's gradient. 0: whatever they are.
+template <bool Values, bool Coords, Mode mode, int ndim, int fours>
 void backward_lanes(const Problem& problem, const Range& range, const Gradients& gradients) {
   constexpr int count = LaneCorners<mode, ndim>::count;
   const float* const grid = grid_of<float>(problem, range);
@@ -92,10 +97,12 @@ void backward_lanes(const Problem& problem, const Range& range, const Gradients&
   LaneGradients grads(problem, gradients);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = lanes.take(p, batch.points);
-    if (lanes.is_whole())
-      grads.fetch_whole(p);
-    else
-      grads.fetch(batch.points.point);
+    if (Coords || fours == 0) {
+      if (lanes.is_whole())
+        grads.fetch_whole(p);
+      else
+        grads.fetch(batch.points.point);
+    }
     lanes.locate(axes, batch);
     for (int at = 0; at < points; at += kLanes) {
       const LaneCorners<mode, ndim>& corners = batch.corners[at / kLanes];
@@ -104,22 +111,43 @@ void backward_lanes(const Problem& problem, const Range& range, const Gradients&
       corners.weigh(-1, weight);
       const FloatLanes beginning = corners.inside ? FloatLanes{} : FloatLanes(at_edge.beginning);
       for (int k = 0; k < count; ++k) dot[k] = beginning;
-      for (int64_t c = 0; c < channels; ++c) {
-        const FloatLanes grad = load_lanes(grads.row(c) + at);
-        FloatLanes factor[count];
-        if (Coords && mode != Mode::nearest) {  // which stays where it is
-          corners.read(grid + c * channel_stride, lanes.stride, at_edge, factor);
-          // A gradient that is no number stays away from corners outside.
-#pragma GCC unroll 16
-          for (int k = 0; k < count; ++k)
-            dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]), factor[k],
-                                  dot[k]);
-        }
+      const auto add_products = [&](int k, FloatLanes grad,
+                                    FloatLanes entry) __attribute__((always_inline)) {
+        // A gradient that is no number stays away from corners outside.
+        dot[k] = multiply_add(corners.inside ? grad : only(grad, at_edge.lanes[k]), entry, dot[k]);
+      };
+      if constexpr (fours > 0) {
         if (Values) {
+          const float* row[kLanes];
+          for (int i = 0; i < kLanes; ++i)
+            row[i] = grads.row_of(lanes.is_whole() ? p + at + i : batch.points.point[at + i]);
+          corners.template add_rows<fours>(grad_values, lanes.stride, at_edge, weight, row,
+                                           std::min(points - at, kLanes));
+        }
+        if (Coords && mode != Mode::nearest)
+          for (int64_t c = 0; c < 4 * fours; c += 4)
 #pragma GCC unroll 16
-          for (int k = 0; k < count; ++k) factor[k] = grad * weight[k];
-          corners.add(grad_values + c * channel_stride, lanes.stride, at_edge, factor,
-                      std::min(points - at, kLanes));
+            for (int k = 0; k < count; ++k) {
+              FloatLanes entry[4];
+              corners.read_four(k, grid + c, lanes.stride, at_edge, entry);
+              for (int j = 0; j < 4; ++j)
+                add_products(k, load_lanes(grads.row(c + j) + at), entry[j]);
+            }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) {
+          const FloatLanes grad = load_lanes(grads.row(c) + at);
+          FloatLanes factor[count];
+          if (Coords && mode != Mode::nearest) {  // which stays where it is
+            corners.read(grid + c * channel_stride, lanes.stride, at_edge, factor);
+#pragma GCC unroll 16
+            for (int k = 0; k < count; ++k) add_products(k, grad, factor[k]);
+          }
+          if (Values) {
+#pragma GCC unroll 16
+            for (int k = 0; k < count; ++k) factor[k] = grad * weight[k];
+            corners.add(grad_values + c * channel_stride, lanes.stride, at_edge, factor,
+                        std::min(points - at, kLanes));
+          }
         }
       }
       if (!Coords) continue;
@@ -146,7 +174,14 @@ void backward_lanes(const Problem& problem, const Range& range, const Gradients&
 template <bool Values, bool Coords>
 void backward_lanes(const Problem& problem, const Range& range, const Gradients& gradients) {
   with_lanes(problem, [&](auto mode, auto ndim) {
-    backward_lanes<Values, Coords, decltype(mode)::value, ndim>(problem, range, gradients);
+    constexpr Mode kMode = decltype(mode)::value;
+    const bool rows = problem.channel_stride == 1 && !gradients.grad_output_strides;
+    if (rows && problem.channels == 4)
+      backward_lanes<Values, Coords, kMode, ndim, 1>(problem, range, gradients);
+    else if (rows && problem.channels == 8)
+      backward_lanes<Values, Coords, kMode, ndim, 2>(problem, range, gradients);
+    else
+      backward_lanes<Values, Coords, kMode, ndim, 0>(problem, range, gradients);
   });
 }
 

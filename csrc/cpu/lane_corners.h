@@ -15,6 +15,22 @@ constexpr int power(int base, int exponent) {
   return exponent == 0 ? 1 : base * power(base, exponent - 1);
 }
 
+// Adds a point's gradient, times a weight, to an entry's channels, `fours` times four.
+template <int fours>
+CRAD_INLINE void add_row(float* to, const float* grad, float weight) {
+#if CRAD_VECTOR_BYTES > 16
+  if constexpr (fours == 2) {
+    const __m256 addend = _mm256_mul_ps(_mm256_loadu_ps(grad), _mm256_set1_ps(weight));
+    return _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), addend));
+  }
+#endif
+  FourLanes addend[fours], row[fours];
+  memcpy(addend, grad, sizeof(addend));
+  memcpy(row, to, sizeof(row));
+  for (int j = 0; j < fours; ++j) row[j] += addend[j] * weight;
+  memcpy(to, row, sizeof(row));
+}
+
 // An axis of the values.
 struct LaneAxis {
   int32_t size, stride;
@@ -74,6 +90,21 @@ struct LanesAtEdge {
 
   __attribute__((noinline)) void read(const float* plane, FloatLanes (&entry)[count]) const {
     for (int k = 0; k < count; ++k) entry[k] = only(gathered(plane, offset[k]), lanes[k]);
+  }
+
+  // Four channels that follow each other, of one corner.
+  __attribute__((noinline)) void read_four(int k, const float* grid, FloatLanes (&four)[4]) const {
+    gather(grid, offset[k], four);
+    for (FloatLanes& channel : four) channel = only(channel, lanes[k]);
+  }
+
+  // Adds to rows of channels, as LaneCorners::add_rows.
+  template <int fours>
+  __attribute__((noinline)) void add_rows(float* grid, const FloatLanes (&weight)[count],
+                                          const float* const* grad, uint32_t points) const {
+    for (int i = 0; points >> i != 0; ++i)
+      for (int k = 0; k < count; ++k)
+        if (lanes[k] >> i & 1) add_row<fours>(grid + offset[k][i], grad[i], weight[k][i]);
   }
 
   // Point by point, as where all lie inside.
@@ -222,7 +253,48 @@ struct LaneCorners {
       for (int i = 0; i < points; ++i) add_point(i);
   }
 
+  // Four channels that follow each other, of corner k.
+  CRAD_ALWAYS_INLINE void read_four(int k, const float* grid, const int64_t (&stride)[ndim],
+                                    const LanesAtEdge<mode, ndim>& at_edge,
+                                    FloatLanes (&four)[4]) const {
+    if (inside) return gather(grid + step(k, stride), entry, four);
+    FloatLanes there[4];
+    at_edge.read_four(k, grid, there);
+    for (int j = 0; j < 4; ++j) four[j] = there[j];
+  }
+
+  // Adds to the rows of channels at the corners of the first `points` lanes their gradients, times
+  // the weights.
+  template <int fours>
+  CRAD_ALWAYS_INLINE void add_rows(float* grid, const int64_t (&stride)[ndim],
+                                   const LanesAtEdge<mode, ndim>& at_edge,
+                                   const FloatLanes (&weight)[count], const float* const* grad,
+                                   int points) const {
+    if (!inside) {
+      FloatLanes there[count];
+      for (int k = 0; k < count; ++k) there[k] = weight[k];
+      return at_edge.template add_rows<fours>(grid, there, grad, (uint32_t{1} << points) - 1);
+    }
+    int32_t at[kLanes];
+    memcpy(at, &entry, sizeof(at));
+    float weights[count][kLanes];
+    for (int k = 0; k < count; ++k) store_lanes(weights[k], weight[k]);
+    asm("" : "+m"(weights), "+m"(at));  // to be loaded from there
+    for (int i = 0; i < points; ++i)
+#pragma GCC unroll 16
+      for (int k = 0; k < count; ++k)
+        add_row<fours>(grid + at[i] + step(k, stride), grad[i], weights[k][i]);
+  }
+
  private:
+  // From the offset of the first corner to that of corner k.
+  CRAD_ALWAYS_INLINE static int64_t step(int k, const int64_t (&stride)[ndim]) {
+    int64_t step = 0;
+    for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+      step += left % taps * stride[axis];
+    return step;
+  }
+
   // Sets what the weights along an axis are made of; returns the positions of the first taps.
   CRAD_ALWAYS_INLINE FloatLanes set(int axis, Index<FloatLanes> index) {
     const FloatLanes base = base_of(index.at, mode);

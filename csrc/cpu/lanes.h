@@ -361,7 +361,15 @@ CRAD_INLINE void load_coords(const float* from, FloatLanes (&coord)[ndim]) {
 // And back.
 template <int ndim>
 CRAD_INLINE void store_coords(float* to, const FloatLanes (&coord)[ndim]) {
-#if CRAD_VECTOR_BYTES == 32
+#if CRAD_VECTOR_BYTES == 64
+  if constexpr (ndim == 2) {
+    const IntLanes low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const __m512 x = (__m512)coord[1], y = (__m512)coord[0];
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps(x, (__m512i)low, y));
+    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(x, (__m512i)(low + 8), y));
+    return;
+  }
+#elif CRAD_VECTOR_BYTES == 32
   if constexpr (ndim == 2) {
     const __m256 low = _mm256_unpacklo_ps((__m256)coord[1], (__m256)coord[0]);
     const __m256 high = _mm256_unpackhi_ps((__m256)coord[1], (__m256)coord[0]);
