@@ -243,8 +243,39 @@ void backward_many(const Problem& problem, const Range& range, Grid grid,
   }
 }
 
+// Adds to the gradient of values where its channels do not follow each other, one channel after the
+// other: those of an entry may all fall into one set of a cache.
+template <class A, class X>
+void backward_planes(const Problem& problem, const Range& range, const Gradients& gradients) {
+  Corners<X, A> corners(problem);
+  Buffer<Corner<A>> inside(int64_t{kBatch} * corners.count);
+  InBounds<A> list(corners.count);
+  int number[kBatch];
+  GradOutputRows<A> rows(problem, range, gradients);
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = corners.prepare(range, p);
+    rows.fetch(corners.batch.point);
+    for (int i = 0; i < points; ++i) {
+      list.gather(corners, i);
+      number[i] = corners.batch.finite[i] ? list.count : 0;
+      std::copy_n(list.corner.get(), number[i], inside.get() + i * corners.count);
+    }
+    for (int64_t c = range.channel_begin; c < range.channel_end; ++c) {
+      A* const plane = static_cast<A*>(gradients.grad_values) + c * problem.channel_stride;
+      for (int i = 0; i < points; ++i)
+        for (int k = 0; k < number[i]; ++k) {
+          const Corner<A>& corner = inside[i * corners.count + k];
+          A& to = plane[corner.offset];
+          to = multiply_add(rows[i][c - range.channel_begin], corner.weight, to);
+        }
+    }
+  }
+}
+
 template <bool Values, bool Coords, class T, class X>
 void backward_many(const Problem& problem, const Range& range, const Gradients& gradients) {
+  if constexpr (Values && !Coords && std::is_same_v<T, accumulator<T>>)
+    if (problem.channel_stride != 1) return backward_planes<T, X>(problem, range, gradients);
   const T* const grid = grid_of<T>(problem, range);
   if constexpr (!Values)
     if (problem.channel_stride != 1)

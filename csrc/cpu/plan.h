@@ -265,12 +265,14 @@ inline bool reads_near_by(const Problem& problem) {
 
 // Whether values are float32, or halves that are widened first, which must take neither longer than
 // the sampling nor much memory.
-inline bool has_floats(const Problem& problem) {
+inline bool has_floats(const Problem& problem, bool backward = false) {
   constexpr int64_t kOften = 4;
   if (problem.value_type == ValueType::float32) return true;
+  const int64_t entries = problem.grids * problem.entries;
+  // Backward, of values, their gradient, and that of the output.
+  const int64_t widened = backward ? 2 * entries + points_of(problem) : entries;
   return problem.channels <= kMostPlanes && problem.entries <= kOften * problem.points_per_grid &&
-         problem.grids * problem.entries * problem.channels * kForwardBytes <=
-             kSpare + kPointBytes * points_of(problem);
+         widened * problem.channels * kForwardBytes <= kSpare + kPointBytes * points_of(problem);
 }
 
 // Whether points are the lanes of vectors in the forward pass.
@@ -282,8 +284,15 @@ inline bool samples_point_lanes(const Problem& problem) {
 
 // And so in the backward pass. (Of more channels, sums over them are taken in another order.)
 inline bool differentiates_point_lanes(const Problem& problem) {
-  return problem.value_type == ValueType::float32 && problem.channels <= kMostPlanes &&
-         fits_point_lanes(problem);
+  return has_floats(problem, true) && problem.channels <= kMostPlanes && fits_point_lanes(problem);
+}
+
+// Whether the gradient of values that are channels first is added to where it belongs, and not
+// made of rows: of few points, one thread's work, in the order in which rows are added to.
+inline bool adds_to_planes(const Problem& problem) {
+  const bool half =
+      problem.value_type == ValueType::bfloat16 || problem.value_type == ValueType::float16;
+  return !half && problem.channels > kFewChannels && is_serial(problem) && has_few_points(problem);
 }
 
 // The elements from an entry to the next in the copy of a grid that a call reads instead, or adds

@@ -165,6 +165,16 @@ struct PartialSums {
   }
 };
 
+// Zeroes a dense tensor, and returns where it lies.
+template <class A>
+A* clear(const Tensor& tensor) {
+  char* const to = static_cast<char*>(tensor.data_ptr());
+  const int64_t bytes = tensor.numel() * bytes_of(tensor.scalar_type());
+  parallel(bytes, bytes,
+           [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, end - begin); });
+  return reinterpret_cast<A*>(to);
+}
+
 // Zeroes a range's channels of every entry of a grid.
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
   const int64_t bytes = (range.channel_end - range.channel_begin) * element;
@@ -216,16 +226,6 @@ void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad
   if (grad_coords) coords->sum(1, 1);
 }
 
-// Zeroes a tensor of floats that is dense, and returns where it lies.
-float* clear(const Tensor& tensor) {
-  float* const to = static_cast<float*>(tensor.data_ptr());
-  const int64_t elements = tensor.numel(), element = sizeof(float);
-  parallel(elements, elements * element, [&](int64_t begin, int64_t end) {
-    std::memset(to + begin, 0, (end - begin) * element);
-  });
-  return to;
-}
-
 // Sets them, too, and returns true, if that can be done in strips.
 bool differentiate_strips(const Call& call, const Tensor& grad_output,
                           const RowStrides* grad_output_strides, const Tensor& grad_values,
@@ -233,7 +233,7 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
   const Problem& problem = call.problem;
   const Strips strips(problem);
   if (strips.of_grid > 1 && strips.rounds.empty()) return false;
-  float* const to = clear(grad_values);
+  float* const to = clear<float>(grad_values);
   const auto take = [&](const Range& range) {
     const int64_t grid = range.point_begin / problem.points_per_grid;
     kernels().backward(problem, range,
@@ -267,7 +267,7 @@ void differentiate_rows(const Call& call, const Tensor& grad_output,
                         const Tensor* grad_coords) {
   const Problem& problem = call.problem;
   const int64_t rows = problem.size[0], points = problem.points_per_grid;
-  float* const to = clear(grad_values);
+  float* const to = clear<float>(grad_values);
   void* const to_coords = grad_coords ? grad_coords->data_ptr() : nullptr;
   parallel(problem.grids * rows, backward_bytes(problem), [&](int64_t begin, int64_t end) {
     for (int64_t grid = begin / rows; grid * rows < end; ++grid) {
@@ -310,6 +310,20 @@ void differentiate_lanes(Call& call, const Tensor& grad_output, const Tensor* gr
   differentiate(call, grad_output, strides, grad_values, grad_coords);
 }
 
+// Sets the gradient of values, channels first, where it belongs.
+void differentiate_planes(Call& call, const Tensor& grad_output,
+                          const RowStrides* grad_output_strides, const Tensor& grad_values) {
+  const Problem& problem = call.problem;
+  const int64_t points = problem.points_per_grid;
+  call.set_strided(grad_values);  // no value is read
+  char* const to = clear<char>(grad_values);
+  for (int64_t grid = 0; grid < problem.grids; ++grid)
+    kernels().backward(
+        problem, {grid * points, (grid + 1) * points, 0, problem.channels},
+        {grad_output.data_ptr(), grad_output_strides,
+         to + grid * problem.grid_stride * bytes_of(grad_values.scalar_type()), nullptr, false});
+}
+
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
 // memory as they do, and coords; an empty tensor for the one that is not wanted.
 std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tensor& values,
@@ -324,8 +338,18 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   call.set_strided(values);
   Problem& problem = call.problem;
   problem.point_lanes = differentiates_point_lanes(problem);
+  if (problem.point_lanes && problem.value_type != ValueType::float32 && !call.empty()) {
+    const auto to = [](const Tensor& tensor, ScalarType type) {
+      return torch::stable::to(tensor, type);
+    };
+    const auto [of_values, of_coords] =
+        sample_backward(to(grad_output, ScalarType::Float), to(values, ScalarType::Float), coords,
+                        seed, jitter_std, options, want_values, want_coords);
+    return {to(of_values, values.scalar_type()), of_coords};
+  }
+  const bool planes = first && want_values && !problem.point_lanes && adds_to_planes(problem);
   const int64_t axes_before =
-      first && want_values && problem.point_lanes ? call.batch_axes : values.dim() - 1;
+      first && want_values && (planes || problem.point_lanes) ? call.batch_axes : values.dim() - 1;
   Tensor grad_values = empty(gradient_shape(values, want_values), values.scalar_type(),
                              want_values ? axes_before : 0);
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
@@ -345,10 +369,14 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   const Tensor rows = rows_of(call, grad_output);
   RowStrides rows_strides;
   const RowStrides* const strides = strides_of(rows, rows_strides);
-  if (want_values && want_coords && is_dense(problem)) {
+  if (want_values && want_coords && !planes && is_dense(problem)) {
     differentiate(call, rows, strides, to_values, to_coords);
   } else {
     if (want_coords) differentiate(call, rows, strides, nullptr, to_coords);
+    if (planes) {
+      differentiate_planes(call, rows, strides, grad_values);
+      return {grad_values, grad_coords};
+    }
     // Which reads no values.
     call.set_contiguous(values, problem.channels);
     if (want_values) differentiate(call, rows, strides, to_values, nullptr);

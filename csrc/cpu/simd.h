@@ -74,6 +74,19 @@ CRAD_INLINE Vector<A> multiply_add(Vector<A> a, Vector<A> b, Vector<A> c) {
 #endif
 }
 
+// And so of a number.
+template <class A>
+CRAD_INLINE std::enable_if_t<std::is_floating_point_v<A>, A> multiply_add(A a, A b, A c) {
+#if CRAD_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<A, float>)
+    return __builtin_fmaf(a, b, c);
+  else
+    return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // The sum of the lanes, halving the vector until it has 16 bytes.
 template <class A, int bytes = CRAD_VECTOR_BYTES>
 CRAD_INLINE A sum_lanes(const void* lanes) {

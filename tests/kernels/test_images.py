@@ -113,6 +113,26 @@ def test_threads_and_other_images_change_no_bit(kind: str) -> None:
     assert torch.equal(beside[1:], alone[0])
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [(160, 130), (24, 30, 26)])
+def test_threads_change_no_bit_of_random_places(size: tuple[int, ...], last: bool) -> None:
+    """Where each thread adds to its own rows of the gradient: of a part of an image, or of some."""
+    input = image(2, 4, *size, last=last)
+    grid = flow("random", 2, *size)
+    wanted = results("reference", input, grid)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3, 7):
+            torch.set_num_threads(number)
+            found.append(results("cpu", input, grid))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert_same(found[0], wanted)
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)
 def test_points_change_no_bit_of_their_neighbours(mode: str, padding: str) -> None:
@@ -220,3 +240,19 @@ def test_half_precision_is_float32_rounded_once(dtype: torch.dtype) -> None:
         grid = flow(kind, 2, 45, 61)
         got = grid_sample(input, grid, mode, backend="cpu")
         assert torch.equal(got, grid_sample(input.float(), grid, mode, backend="cpu").to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_gradients_are_rounded_once(dtype: torch.dtype) -> None:
+    for channels, last, mode in itertools.product((1, 3), (False, True), MODES):
+        input = image(2, channels, 40, 52, last=last).to(dtype)
+        grid = flow("smooth", 2, 45, 61)
+        leaves = input.requires_grad_(), grid.requires_grad_()
+        wide = input.detach().float().requires_grad_(), grid.detach().requires_grad_()
+        out, wide_out = (grid_sample(*pair, mode, backend="cpu") for pair in (leaves, wide))
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        of_input, of_grid = torch.autograd.grad(out, leaves, grad)
+        wide_of_input, wide_of_grid = torch.autograd.grad(wide_out, wide, grad.float())
+        assert torch.equal(of_input, wide_of_input.to(dtype))
+        assert torch.equal(of_grid, wide_of_grid)
+        assert channels == 1 or of_input.stride() == input.stride()
