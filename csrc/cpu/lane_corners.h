@@ -360,12 +360,14 @@ class LanePoints {
   // behind them repeat the last one.
   CRAD_ALWAYS_INLINE int take(int64_t first, Batch<float>& batch) {
     first_ = first;
-    whole_ = plain_ && first + kBatch <= end_;
+    follow_ = !range_.order && first + kBatch <= end_;
+    whole_ = plain_ && follow_;
     return whole_ ? kBatch : fetch(first, batch);
   }
 
-  // Whether its points follow each other in memory; if not, the batch has their numbers.
-  bool is_whole() const { return whole_; }
+  // Whether it has as many points as any, whose numbers follow each other; if not, the batch has
+  // their numbers.
+  bool is_whole() const { return follow_; }
 
   // The coordinates of the vector of the batch that begins with lane `at`, along the axes.
   CRAD_ALWAYS_INLINE void coords(int at, const Batch<float>& batch,
@@ -412,7 +414,8 @@ class LanePoints {
   const bool plain_;
   LaneAxes<ndim> axes_;
   int64_t first_;
-  bool whole_;
+  bool follow_;  // as `is_whole` says
+  bool whole_;   // and their coordinates lie so, too
 };
 
 // Calls f with mode and dimensions as constants.
