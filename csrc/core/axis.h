@@ -16,14 +16,11 @@ enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
 
 namespace {
 
+constexpr int64_t kModes = 3, kPaddings = 3;
 constexpr int kMaxTaps = 4;  // per axis
 
-constexpr bool is_mode(int64_t value) {
-  return value >= 0 && value <= static_cast<int64_t>(Mode::cubic);
-}
-constexpr bool is_padding(int64_t value) {
-  return value >= 0 && value <= static_cast<int64_t>(Padding::reflection);
-}
+constexpr bool is_mode(int64_t value) { return value >= 0 && value < kModes; }
+constexpr bool is_padding(int64_t value) { return value >= 0 && value < kPaddings; }
 
 // Calls f with the mode, or the padding, as a compile-time constant.
 template <class F>
@@ -80,7 +77,7 @@ struct Index {
 
 template <class X>
 CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
-  // Past 2^24 entries, float rounds size - 1 in another way than size.
+  // Past 2^24 entries, float(size) - 1 is not float(size - 1).
   const X length = all<X>(size), last = all<X>(size - 1), one = all<X>(1), half = all<X>(0.5);
   if (align_corners) return {(coord + one) * half * last, last * half};
   return {((coord + one) * length - one) * half, length * half};
@@ -206,7 +203,8 @@ CRAD_INLINE constexpr int tap_count(Mode mode) {
   return 4;
 }
 
-// The position that `t`, the argument of the weights, is the distance of the index from.
+// The whole-number position that the taps are counted from: weights are functions of t = index -
+// base.
 template <class X>
 CRAD_INLINE X base_of(X index, Mode mode) {
   switch (mode) {
@@ -235,8 +233,8 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
   return base + all<X>(tap);
 }
 
-// The entry at a position. Where there is none, something outside the grid, by no more than the
-// number of taps. An axis whose size is an int32_t has at most kExactSize entries.
+// The entry at a position. Outside of [0, size), it is some number outside of [0, size), by no more
+// than the number of taps. An axis whose size is an int32_t has at most kExactSize entries.
 template <class X, class Integer>
 CRAD_INLINE Integer entry_at(X position, Integer size, int taps) {
   const X before = static_cast<X>(-taps), behind = static_cast<X>(size);
@@ -267,16 +265,17 @@ CRAD_INLINE bool is_place(Index<X> unpadded, Padding padding) {
   return padding != Padding::zeros || unpadded.at - unpadded.at == 0;
 }
 
-// Whether the taps of a point read entries that follow each other, or lie outside the grid.
+// Whether the taps of a point read entries that follow each other, or lie outside the grid: padding
+// moves the index then, and never a tap by itself.
 CRAD_INLINE constexpr bool taps_follow_each_other(Mode mode, Padding padding) {
-  switch (mode) {
-    case Mode::nearest:
-    case Mode::linear:
+  switch (padding) {
+    case Padding::zeros:
+      return true;
+    case Padding::border:
+    case Padding::reflection:
       break;
-    case Mode::cubic:
-      return padding == Padding::zeros;
   }
-  return true;
+  return mode != Mode::cubic;
 }
 
 // Keys' cubic convolution with a = -3/4 at a distance of 0 to 1 (inner) or 1 to 2 entries, or its

@@ -12,10 +12,10 @@ constexpr int kMaxDim = 8;
 enum class ValueType { float64, float32, bfloat16, float16 };
 enum class CoordType { float64, float32 };
 
-// Where the rows of a tensor (..., row) lie that is not contiguous, in elements from its first.
+// The strides of the rows of a tensor (..., row) that is not contiguous, in elements.
 struct RowStrides {
-  static constexpr int kMostAxes = 63;  // of 2 and more: no tensor has 2^63 rows
-  int axes;                             // of the rows, slowest first; none that continues the next
+  static constexpr int kMostAxes = 63;  // of size 2 or more: no tensor has 2^63 rows
+  int axes;                             // slowest first; axes that continue each other are merged
   int64_t size[kMostAxes], stride[kMostAxes];
   int64_t step;  // from an element of a row to the next
 };
@@ -25,7 +25,7 @@ struct RowStrides {
 struct Problem {
   ValueType value_type;
   CoordType coord_type;
-  const void* values;  // (grids, *size, channels); where, the strides say
+  const void* values;  // (grids, *size, channels), with the strides below
   // The lanes of the CPU's vectors are points, and the values are floats, whatever the type.
   bool point_lanes;
   const void* coords;                // (grids * points_per_grid, ndim)
@@ -92,7 +92,7 @@ CRAD_INLINE constexpr int64_t bytes_of_sum(ValueType type) {
   return type == ValueType::float64 ? 8 : 4;
 }
 
-// The order of the derivative that the weights along an axis are.
+// How often the weights along an axis are differentiated: 0 for a sample.
 CRAD_INLINE int order_along(const Problem& problem, int axis) {
   return static_cast<int>(problem.derivative >> (4 * axis) & 15);
 }

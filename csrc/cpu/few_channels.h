@@ -1,5 +1,7 @@
-// The loops for entries of few channels: the lanes of a vector are points, not channels. (Backward,
-// those of tap_rows.h come first, where they fit.)
+// The loops for entries of few channels where lane_forward.h and lane_backward.h do not apply, as
+// for float64, derivatives of weights and many axes: see plan.h. The lanes of a vector are points,
+// not channels, and what is computed of them goes through memory. (Backward, tap_rows.h comes first
+// where it fits.)
 #pragma once
 
 #include "corners.h"

@@ -12,13 +12,14 @@ namespace crad {
 
 constexpr int kLine = 64;  // bytes of a cache line: a vector that lies in two takes twice as long
 constexpr int64_t kFewChannels = 7;  // more fill a vector's lanes well enough themselves
-constexpr int64_t kMostPlanes = 8;   // that are read one by one, and not rows, of many points
+constexpr int64_t kMostPlanes = 8;   // up to so many are read one by one, and not copied to rows
 
 // Half-open ranges; the points of one range lie in one batch item.
 struct Range {
   int64_t point_begin, point_end;
   int64_t channel_begin, channel_end;
-  // The range's points are numbers point_begin to point_end - 1 of this order; null: of their own.
+  // The range's points are order[point_begin] to order[point_end - 1]; null: the numbers
+  // themselves.
   const int64_t* order = nullptr;
 };
 
@@ -31,8 +32,8 @@ struct Output {
   int64_t first_point = 0, first_channel = 0;
 };
 
-// Parts of the grid: those of a band have the same bits above `shift` of their entries along an
-// axis, and so for the second axis within a band.
+// A band is a run of 2^shift entries along an axis, and of 2^second_shift along a second one. A
+// point belongs to the band of the lowest entry that it reads.
 struct Bands {
   int axis, second;  // -1: there is no second
   int shift, second_shift;

@@ -19,9 +19,13 @@ inline void entries_between(const Problem& problem, int axis, double low, double
   low = unpadded_index(low, size, align_corners).at - kBesides;
   high = unpadded_index(high, size, align_corners).at + kBesides;
   const double below = low, above = high;
-  if (problem.padding == Padding::reflection) {
-    if (below < 0) high = std::max(high, -below);
-    if (above > end) low = std::min(low, 2 * end - above);
+  switch (problem.padding) {
+    case Padding::zeros:
+    case Padding::border:
+      break;
+    case Padding::reflection:
+      if (below < 0) high = std::max(high, -below);
+      if (above > end) low = std::min(low, 2 * end - above);
   }
   // (False for NaN, by which all entries are read.)
   first = low > 0 ? static_cast<int64_t>(std::min(low, end)) : 0;

@@ -15,15 +15,6 @@ namespace {
 
 Shape shape_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
-// Whether a tensor is channels first in memory, behind its batch axes, and not contiguous.
-bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
-  if (tensor.is_contiguous()) return false;
-  const Shape shape = shape_of(tensor), strides = dense_strides(shape, batch_axes);
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
-    if (shape[axis] != 1 && tensor.stride(axis) != strides[axis]) return false;
-  return true;
-}
-
 enum class To { rows, planes };
 
 // Fills a tensor with another of the same shape: one of them is contiguous, the other one channels

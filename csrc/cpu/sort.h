@@ -16,7 +16,7 @@ class SortedPoints {
   // Sorts the points of every grid, in parallel if the call moves enough bytes.
   SortedPoints(const Call& call, const Bands& bands, int64_t bytes)
       : bands_(bands.number), order_(empty({call.points}, ScalarType::Long)) {
-    // The number of pieces depends on the shape alone, and so not even the speed on chance.
+    // The number of pieces depends on the shape alone, so that the time is the same in every run.
     constexpr int64_t kFewest = 16 * 1024;    // points of a piece
     constexpr int64_t kMostCounts = 1 << 18;  // that are kept at a time
     const Problem& problem = call.problem;

@@ -19,12 +19,6 @@ Tensor with_axis_moved(const Tensor& tensor, int64_t from, int64_t to) {
   return torch::stable::permute(tensor, axes);
 }
 
-// Whether a tensor's channels, its last axis, lie behind its batch axes, and not last.
-bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
-  return !tensor.is_contiguous() &&
-         with_axis_moved(tensor, tensor.dim() - 1, batch_axes).is_contiguous();
-}
-
 // A new tensor of a shape (..., channels) that lies as values do: channels first, or else last.
 Tensor new_laid_out_as(const Tensor& values, std::vector<int64_t> shape, int64_t batch_axes) {
   if (!is_channels_first(values, batch_axes)) return torch::stable::new_empty(values, shape);

@@ -64,6 +64,24 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
+// Whether a tensor (..., channels) lies channels first: dense, with its channels behind its batch
+// axes. A contiguous one does not.
+inline bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
+  if (tensor.is_contiguous()) return false;
+  const int64_t last = tensor.dim() - 1;
+  int64_t apart = 1;
+  bool dense = true;
+  const auto take = [&](int64_t axis) {
+    const int64_t size = tensor.size(axis);
+    dense &= size == 1 || tensor.stride(axis) == apart;
+    apart *= size;
+  };
+  for (int64_t axis = last - 1; axis >= batch_axes; --axis) take(axis);
+  take(last);
+  for (int64_t axis = batch_axes - 1; axis >= 0; --axis) take(axis);
+  return dense;
+}
+
 // A call with its tensors kept alive, in the layout that they are given in; `problem` takes values
 // and coords to be contiguous until it is told otherwise. For its options, which are one integer,
 // see crad_kernels/_schema.py.
