@@ -1,15 +1,17 @@
 """A separate run as one detector, which applies to each image the model of its class."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Detector, from_checkpoint, restore
 from crad.devices import PrecisionName
 from crad.model.products import Products
 from crad.scoring.calibration import Calibration, Thresholds
@@ -22,13 +24,15 @@ from crad.training.separate_run import SeparateRun
 class SeparateDetector(Detector):
     """The models of the classes of a separate run, used like one `Detector`.
 
-    The class of an image is recognised by the features of the backbone of the first class. Where
-    the backbones of all classes are the same, as those that are not fitted, they are one.
+    Where the backbones of all classes are the same, as those that are not fitted, they are one,
+    whose features also name the class of an image. Otherwise, a backbone that is fitted to all
+    classes names it.
 
     Args:
         parts: the detector of each class, in order, on one device; of images of one frame.
         products: names the class of an image; None for a single class.
         checkpoint: as of `crad.training.separate_run.SeparateRun.merged`.
+        backbone: of the features that name the class, on that device; None takes that of the parts.
     """
 
     def __init__(
@@ -36,11 +40,12 @@ class SeparateDetector(Detector):
         parts: Mapping[str, Detector],
         products: Products | None,
         checkpoint: Checkpoint,
+        backbone: Backbone | None = None,
     ) -> None:
         first = next(iter(parts.values()))
         frame = first.frame
         super().__init__(
-            first.backbone,
+            backbone or first.backbone,
             first.model,
             image_size=frame,
             device=first.device,
@@ -59,7 +64,8 @@ class SeparateDetector(Detector):
         )
         self.parts = dict(parts)
         self.checkpoint = checkpoint
-        self._folded = first._folded
+        if backbone is None:
+            self._folded = first._folded
 
     @torch.inference_mode()
     def _score(
@@ -142,7 +148,11 @@ def from_separate(
         UsageError: as for `crad.load`.
     """
     run.check_alike()
-    products = run.read_products()
+    products, state = run.read_products()
+    backbone = None
+    if state:
+        first = next(iter(run.parts.values()))
+        backbone = restore(replace(first, backbone=state))[0].to(device)
     parts: dict[str, Detector] = {}
     for name, checkpoint in run.parts.items():
         part = from_checkpoint(
@@ -155,10 +165,11 @@ def from_separate(
             uncertain_rate=uncertain_rate,
         )
         if parts and run.share_backbone(name):
-            first = next(iter(parts.values()))
-            part.backbone, part._folded = first.backbone, first._folded
+            shared = next(iter(parts.values()))
+            part.backbone, part._folded = shared.backbone, shared._folded
         parts[name] = part
-    return SeparateDetector(parts, products.to(device) if products else None, run.merged())
+    named = products.to(device) if products else None
+    return SeparateDetector(parts, named, run.merged(), backbone)
 
 
 def _join(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from crad.config import Config, changed_setting
-from crad.data import check_apart, find_dataset
+from crad.data import check_apart
 from crad.data.bit_depth import recognise_bit_depth
+from crad.data.demo import DEMO_NAMES, demo_dataset
 from crad.data.folders import natural_key
 from crad.data.samples import Dataset
 from crad.data.several import find_class, find_datasets
@@ -142,12 +143,9 @@ def _check_new(found: Dataset, base: Checkpoint, options: TrainOptions) -> None:
         )
 
 
-def _root(source: str) -> Path | None:
-    """The folder of a data set; None if it is not there."""
-    try:
-        return full_path(find_dataset(source, need_train=False).root)
-    except DataError:
-        return None
+def _root(source: str) -> Path:
+    """The folder of a data set, whether it is there or not."""
+    return full_path(demo_dataset(source) if source in DEMO_NAMES else source)
 
 
 def _prepare(

@@ -138,7 +138,7 @@ def parse_options(arguments: Sequence[str] | None = None, *, auto: str = AUTO) -
         options = replace(options, config=config, gives_epochs=True)
     if options.output.resume and options.output.overwrite:
         raise UsageError("use either --resume or --overwrite, not both")
-    if found.add or found.checkpoint:
+    if options.adding.add is not None or options.adding.checkpoint is not None:
         options = _check_adding(options, found)
     elif not options.config.data.source:
         raise UsageError(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from crad.backbones import Backbone
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
 from crad.data.decoding import Decoding
@@ -19,7 +20,7 @@ from crad.training import processes
 from crad.training.checkpoint import INFERENCE_PARTS
 from crad.training.exemplars import read_exemplars
 from crad.training.feature_memory import FeatureMemory
-from crad.training.features import extract
+from crad.training.features import extract, fit_backbone
 from crad.training.inputs import open_cache
 from crad.training.run_record import RunRecord
 from crad.training.separate_run import SeparateRun, read_separate
@@ -49,10 +50,10 @@ def join_classes(
     config, folder = options.config, options.run
     run = read_separate(folder.path, record, (*INFERENCE_PARTS, "images"))
     run.check_alike()
-    if not run.has_products() and len(run.parts) > 1:
-        pooled = _pool(options, run, dataset, device)
+    if processes.on_main(lambda: not run.has_products()):
+        pooled, backbone = _pool(options, run, dataset, device)
         if processes.is_main():
-            run.write_products(pooled)
+            run.write_products(pooled, backbone)
         processes.gather(None)  # the others read it
     detector = from_separate(run, device, max_megapixels=config.data.max_megapixels)
     merged = detector.checkpoint
@@ -69,18 +70,31 @@ def join_classes(
 
 def _pool(
     options: TrainOptions, run: SeparateRun, dataset: Dataset, device: torch.device
-) -> dict[str, Tensor]:
-    """The mean of the feature of each normal image, all of the backbone of the first class."""
+) -> tuple[dict[str, Tensor], Backbone | None]:
+    """The mean of the feature of each normal image, all of one backbone.
+
+    Where the classes have fitted ones of their own, it is another, which is fitted to all classes:
+    by the backbone of one class, products that none has seen are hardly told from known ones.
+    """
     data, first = options.config.data, next(iter(run.parts.values()))
     backbone = restore(first)[0].to(device)
     settings = first.config
     decoding = Decoding(settings.decoding.bit_depth, data.max_megapixels)
     bad = BadImages(skip=data.skip_bad, quiet=True)
     cache = open_cache(data.feature_cache, data.source)
+    is_shared = all(map(run.share_backbone, run.parts))
+    if not is_shared:
+        fit_backbone(
+            *(backbone, dataset.train, settings.model.frame),
+            device=device,
+            skip=bad,
+            cache=cache,
+            decoding=decoding,
+        )
     found = {}
     for name, part in run.parts.items():
         kept = None
-        if run.share_backbone(name) and "digests" in part.images:
+        if is_shared and "digests" in part.images:
             kept = read_exemplars(run.folder / name, part.images["digests"], Interest())
         if kept:
             found[name] = kept.pooled[name]
@@ -96,4 +110,4 @@ def _pool(
             decoding=decoding,
         )
         found[name] = features.values.mean(dim=(1, 2))
-    return found
+    return found, None if is_shared else backbone

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from crad.data import find_dataset
+from crad.data.samples import Dataset
 from crad.devices import select_device
 from crad.errors import CheckpointError
 from crad.report.results import Results, combine_results, write_results
@@ -96,29 +97,40 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
                 parts.append(done or train_one(run, show=False, whole=whole))
                 if not done and processes.is_main():  # its page is of former models
                     folder.clear_evidence()
+            results = combine_results(parts)
+            _finish(options, whole.record, dataset, results)
         except KeyboardInterrupt as interrupt:
             way_on = (
                 f"{len(parts)} of {len(names)} classes are finished; continue with: "
                 f"{shlex.join(resuming_command(options))} --separate"
             )
-            on_disk = read_record(folder.path) == whole.record
+            on_disk = (read_record(folder.path) or RunRecord()).id == whole.record.id
             raise KeyboardInterrupt(way_on if on_disk else BEGIN_AGAIN) from interrupt
+        return results
 
-        results = combine_results(parts)
-        record = replace(whole.record, replaces=False)
-        if processes.is_main():
-            record.write(folder.path)
-        if folder.page.exists() and find_products(folder.path, record):
-            processes.on_main(lambda: write_results(folder.results, results))
-            print(f"{summary(results)}\nwritten to {folder.path}")
-            return results
+
+def _finish(options: TrainOptions, record: RunRecord, dataset: Dataset, results: Results) -> None:
+    """Write what all classes together have, and print their results."""
+    folder = options.run
+    record = replace(record, replaces=False)
+
+    def is_there() -> bool:
+        record.write(folder.path)
+        return folder.page.exists() and find_products(folder.path, record)
+
+    problem = None
+    if not processes.on_main(is_there):
         try:
             device = select_device(options.compute.device)
             join_classes(options, record, dataset, results, device)
         except CheckpointError as error:
-            processes.on_main(lambda: write_results(folder.results, results))
-            print(f"{summary(results)}\nwritten to {folder.path}\nnot one model: {error}")
-        return results
+            problem = f"not one model: {error}"
+        else:
+            return
+    processes.on_main(lambda: write_results(folder.results, results))
+    print(f"{summary(results)}\nwritten to {folder.path}")
+    if problem:
+        print(problem)
 
 
 def _with_epochs(run: TrainOptions, stored: Checkpoint | None) -> Checkpoint | None:

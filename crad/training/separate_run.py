@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from crad.backbones import Backbone
 from crad.errors import CheckpointError
 from crad.files import irregular, write_atomically
 from crad.model.products import Products
@@ -138,12 +139,13 @@ class SeparateRun:
                 write_atomically(folder / PRODUCTS_NAME, lambda file: file.write(data))
             self.record.write(folder)
 
-    def write_products(self, pooled: Mapping[str, Tensor]) -> None:
+    def write_products(self, pooled: Mapping[str, Tensor], backbone: Backbone | None) -> None:
         """Learn and write what names the class of an image.
 
         Args:
-            pooled: of each class, as `crad.training.inputs.Inputs.pooled_by_class`, all of the
-                backbone of the first class.
+            pooled: of each class, as `crad.training.inputs.Inputs.pooled_by_class`, all of one
+                backbone.
+            backbone: that one; None if all classes have it.
 
         Raises:
             StorageError: the file cannot be written.
@@ -157,21 +159,27 @@ class SeparateRun:
             "run": self.record.id,
             "classes": json.dumps([*pooled]),
         }
-        data = safetensors.torch.save(products.state_dict(), metadata)
+        tensors = {f"products.{name}": each for name, each in products.state_dict().items()}
+        for name, each in backbone.state_dict().items() if backbone else ():
+            tensors[f"backbone.{name}"] = each.cpu().contiguous()
+        data = safetensors.torch.save(tensors, metadata)
         write_atomically(self.folder / PRODUCTS_NAME, lambda file: file.write(data))
 
     def has_products(self) -> bool:
         """Whether there is what names the class of an image, of this run."""
         return find_products(self.folder, self.record)
 
-    def read_products(self) -> Products | None:
+    def read_products(self) -> tuple[Products | None, dict[str, Tensor]]:
         """Read what names the class of an image; None for a single class.
+
+        Returns:
+            It, and the state of the backbone of its features; empty for that of all classes.
 
         Raises:
             CheckpointError: it is missing or damaged.
         """
         if len(self.parts) == 1:
-            return None
+            return None, {}
         if not self.has_products():
             raise CheckpointError(
                 f"checkpoint: nothing in '{self.folder}' recognises products, as the run is not "
@@ -181,15 +189,25 @@ class SeparateRun:
         products = Products(len(self.parts), first.feature_size[0])
         file = self.folder / PRODUCTS_NAME
         try:
-            products.load_state_dict(safetensors.torch.load_file(file))
+            states: dict[str, dict[str, Tensor]] = {"products": {}, "backbone": {}}
+            for key, tensor in safetensors.torch.load_file(file).items():
+                part, _, name = key.partition(".")
+                states[part][name] = tensor
+            products.load_state_dict(states["products"])
             if not all(tensor.isfinite().all() for tensor in products.state_dict().values()):
                 raise ValueError("the means of classes are not finite")
-        except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
+        except (
+            safetensors.SafetensorError,
+            OSError,
+            LookupError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             raise CheckpointError(
                 f"checkpoint: '{file}' is damaged ({' '.join(str(error).split())}); remove it, and "
                 f"{_finish(self.folder)}"
             ) from error
-        return products
+        return products, states["backbone"]
 
 
 def find_separate(path: str | os.PathLike[str]) -> RunRecord | None:

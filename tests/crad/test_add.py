@@ -238,7 +238,13 @@ def test_settings_are_those_of_the_model(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--add", "x"], ["--checkpoint", "x"], ["--add", "x", "--checkpoint", "x"]],
+    [
+        ["--add", "x"],
+        ["--add", ""],
+        ["--checkpoint", "x"],
+        ["--add", "", "--checkpoint", "x", "--output", "y"],
+        ["--add", "x", "--checkpoint", "x"],
+    ],
 )
 def test_what_goes_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, *arguments) != 0
