@@ -22,6 +22,9 @@ from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
 from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 
+KeepName = Literal["best", "last"]
+"""Which epoch becomes the detector."""
+
 PresetName = Literal["auto", "cpu", "tiny", "crad-s", "crad"]
 
 _DATA_HELP = (
@@ -197,6 +200,9 @@ class TrainingConfig:
     """Take as many epochs as this time allows on this machine. The features come on top."""
     epochs_chosen: Annotated[bool, Fixed, Suppress] = False
     """Whether a run chooses the number of epochs once it knows its images and the machine."""
+    keep: KeepName = "best"
+    """The epoch that becomes the detector: best, the one that reconstructs the images held back
+    with the smallest error, or last. Where no images are held back, it is the last."""
     batch_size: int = 16
     """Training images in a step, over all processes."""
     norm_batch: int | None = None
@@ -363,16 +369,16 @@ PRESETS = MappingProxyType(
     {
         "cpu": Config(
             model=ModelConfig(preset="cpu", image_size=224),
-            training=TrainingConfig(epochs_chosen=True),
+            training=TrainingConfig(epochs_chosen=True, keep="last"),
         ),
         "tiny": Config(),
         "crad-s": Config(
             model=ModelConfig(preset="crad-s", image_size=224, depth=11, expansion=216),
-            training=TrainingConfig(epochs=50, batch_size=64),
+            training=TrainingConfig(epochs=50, keep="last", batch_size=64),
         ),
         "crad": Config(
             model=ModelConfig(preset="crad", image_size=224, depth=11, expansion=864),
-            training=TrainingConfig(epochs=50, batch_size=64),
+            training=TrainingConfig(epochs=50, keep="last", batch_size=64),
         ),
     }
 )
@@ -422,6 +428,10 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
         "--norm-batch": (
             "--batch-size above it and --depth above 0",
             lambda config: _groups_images(config) and config.model.depth > 0,
+        ),
+        "--keep": (
+            "--calibration-share above 0",
+            lambda config: config.training.keep == "last" or config.decisions.held_back > 0,
         ),
         "--false-alarm-rate": ("--calibration-share above 0 or --calibration-folds", _calibrates),
         "--contamination": ("--calibration-share above 0 or --calibration-folds", _calibrates),

@@ -33,6 +33,7 @@ from crad.training.checkpoint import ALL_PARTS, Checkpoint
 from crad.training.exemplars import Exemplars, has_exemplars
 from crad.training.features import map_features
 from crad.training.inputs import Inputs, prepare
+from crad.training.keeping import kept_note
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import read_record
@@ -174,6 +175,7 @@ def train_model(
                     _keep_exemplars(options, inputs)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
         assert checkpoint is not None  # there is at least one epoch
+        training.model.load_state_dict(checkpoint.model)  # of the epoch that is kept
         if config.decisions.calibration_folds and not checkpoint.calibration:
             checkpoint = cross_calibrate(options, inputs, checkpoint, device)
             if processes.is_main():
@@ -206,7 +208,7 @@ def train_model(
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                notes=[*inputs.notes(), *evaluation.notes(protocols)],
+                notes=[*inputs.notes(), *evaluation.notes(protocols), kept_note(checkpoint)],
                 timing=timing,
                 device=device,
                 decisions=decisions,

@@ -251,7 +251,7 @@ def default_config(
 
 def _automatic_preset(backbone: str, published: bool) -> PresetName:
     """What the preset ``auto`` stands for."""
-    if backbone == SCATTERING:  # long training only teaches a network to copy whitened features
+    if backbone == SCATTERING:  # longer training learns few images by heart
         return "tiny"
     return "crad" if published else "cpu"
 

@@ -74,7 +74,7 @@ def begin(
             model.load_state_dict(base.model)
     if stored:
         with stored.fitting():
-            model.load_state_dict(stored.model)
+            model.load_state_dict(stored.latest or stored.model)
             training.restore(stored.epoch, stored.optimizer, stored.random)
     return training
 
@@ -84,7 +84,8 @@ def _check_memory(config: Config, inputs: Inputs, device: torch.device) -> None:
     model, (channels, height, width) = config.model, inputs.feature_size
     local = math.prod(model.local_resolution) * channels * (model.local_memory != "none")
     global_ = math.prod(model.global_resolution) * channels * height * width
-    copies = 4 if device.type == "cpu" else 1  # with the gradient and the optimizer's two
+    kept = config.training.keep == "best"  # a copy of the best epoch
+    copies = 4 + kept if device.type == "cpu" else 1  # with the gradient and the optimizer's two
     numbers = (
         multiply_adds(model, inputs.feature_size) / (height * width),
         local,

@@ -20,9 +20,11 @@ from crad.scoring.calibration import (
 from crad.scoring.protocols import PROTOCOLS
 from crad.train_options import TrainOptions
 from crad.train_start import begin, progress, step_size
+from crad.training import processes
 from crad.training.checkpoint import Checkpoint
 from crad.training.features import map_features
 from crad.training.inputs import Inputs
+from crad.training.keeping import held_back_error, keep_best
 from crad.training.loop import Training
 
 _SCALE_IMAGES = 64  # training images whose maps set the colour scale
@@ -37,6 +39,8 @@ def take_checkpoint(
     started: float,
 ) -> Checkpoint:
     """The run after an epoch, with thresholds and the colour scale of heat maps.
+
+    Its model is that of the epoch that is kept, which may be one before.
 
     Args:
         options: of the run.
@@ -55,15 +59,11 @@ def take_checkpoint(
     maps = protocol.score_each(
         map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
     )
-    scored = scores_and_peaks(
-        map_features(model, inputs.held_back, device),
-        inputs.held_back.samples,
-        inputs.frame,
-        protocol,
-    )
+    held_back = map_features(model, inputs.held_back, device)
+    scored = scores_and_peaks(held_back, inputs.held_back.samples, inputs.frame, protocol)
     calibration, pixels = _calibrate(inputs.held_back.samples, scored, config.decisions)
     spent = time.perf_counter() - started
-    return Checkpoint(
+    checkpoint = Checkpoint(
         config=replace(config, model=replace(config.model, masked=bool(inputs.interest.masks))),
         epoch=training.epoch,
         feature_size=inputs.feature_size,
@@ -84,6 +84,11 @@ def take_checkpoint(
         pixel_thresholds=pixels,
         calibration=calibration,
     )
+    if config.training.keep == "last" or not len(held_back):
+        return checkpoint
+    channels = inputs.feature_size[0]
+    error = processes.on_main(lambda: held_back_error(held_back, channels))  # in all the same
+    return keep_best(former, checkpoint, error)
 
 
 def keep_thresholds(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:

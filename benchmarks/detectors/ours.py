@@ -42,6 +42,8 @@ class Crad:
         held = settings(self._config(config))
         if config.training.epochs_chosen:  # by the number of images, which is recorded elsewhere
             held["--epochs"] = "chosen"
+        if held["--keep"] == "last":  # as in all records from before there was a choice
+            del held["--keep"]
         return {name: value for name, value in held.items() if name not in _NOT_OURS}
 
     def fit(self, inputs: Inputs, config: Config, device: torch.device) -> "Model":

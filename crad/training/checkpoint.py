@@ -28,7 +28,7 @@ from crad.training.run_record import RunRecord, read_record
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
 INFERENCE_PARTS = ("model", "backbone", "products", "interest")
-ALL_PARTS = (*INFERENCE_PARTS, "optimizer", "random", "images")
+ALL_PARTS = (*INFERENCE_PARTS, "latest", "optimizer", "random", "images")
 
 _FORMAT = "crad"
 VERSION = 3
@@ -46,7 +46,8 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "fit": False,
                 "fitted": None,
                 "masked": False,
-            }
+            },
+            "training": {"keep": "last"},
         },
     }
 )
@@ -69,10 +70,19 @@ _TYPES: Mapping[str, Any] = MappingProxyType(
         "pixel_thresholds": dict[str, dict[str, float]],
         "calibration": dict[str, tuple[float, ...]],
         "part_of": str | None,
+        "kept": dict[str, float] | None,
     }
 )
 
 _WAYS = "install a newer crad, or train again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The epoch that a detector is of, and its `crad.training.keeping.held_back_error`."""
+
+    epoch: int
+    error: float
 
 
 @dataclass(frozen=True)
@@ -87,16 +97,18 @@ class Checkpoint:
         n_train: training images of each class.
         seconds: time spent training.
         precision: of the fusion network in training.
-        model: state of `crad.CRAD`.
+        model: state of `crad.CRAD`, of the epoch that is kept.
         backbone: state of the backbone: weights and fitted statistics.
         interest: state of `crad.scoring.interest.Interest`; empty if all of the images counts.
         products: state of `crad.model.products.Products`; empty for a model of one class, or if an
             older version wrote it.
+        latest: as model, after the last epoch; empty if that is the one that is kept, or not read.
         optimizer: state of the optimizer by parameter name; empty if not read.
         random: state of the random generators by device; empty if not read.
         images: ``digests`` of the normal images, trained on or held back, by which a resumed run
             knows them; empty if not read, or written before there were any.
         draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
+        kept: the epoch that all but what training goes on from is of; None if it is the last.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back, for the false alarm rate
             of the run.
@@ -118,10 +130,12 @@ class Checkpoint:
     interest: dict[str, Tensor] = field(default_factory=dict)
     products: dict[str, Tensor] = field(default_factory=dict)
     precision: str = "fp32"
+    latest: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
     draws: Draws = "class"
+    kept: Kept | None = None
     best_on_test: EpochMetrics | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     pixel_thresholds: Thresholds = field(default_factory=Thresholds)
@@ -174,6 +188,7 @@ class Checkpoint:
             "seconds": self.seconds,
             "precision": self.precision,
             "draws": self.draws,
+            "kept": dataclasses.asdict(self.kept) if self.kept else None,
             "best_on_test": self.best_on_test,
             "thresholds": {
                 name: dataclasses.asdict(each) for name, each in self.thresholds.items()
@@ -246,6 +261,7 @@ def read_checkpoint(
             "calibration": {},
             "draws": "run",
             "part_of": None,
+            "kept": None,
             **json.loads(metadata["run"]),
         }
         stored = _from_version_1(run) if version == 1 else run["settings"]
@@ -266,6 +282,7 @@ def read_checkpoint(
             seconds=run["seconds"],
             precision=run["precision"],
             draws=run["draws"],
+            kept=Kept(**run["kept"]) if run["kept"] else None,
             best_on_test=run["best_on_test"],
             thresholds=Thresholds(
                 {name: Threshold(**each) for name, each in run["thresholds"].items()}

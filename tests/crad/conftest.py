@@ -16,7 +16,11 @@ from tests.fixtures import command, demo_root, one_thread, run
 
 __all__ = ["Run", "command", "demo_root", "one_thread"]
 
-SMALL = ("--backbone", "scattering", "--image-size", "32", "--batch-size", "4", "--epochs", "3")
+# Two images held back judge no epoch, so the last one is kept.
+SMALL = (
+    *("--backbone", "scattering", "--image-size", "32", "--batch-size", "4", "--epochs", "3"),
+    *("--keep", "last"),
+)
 
 
 @dataclass(frozen=True)
