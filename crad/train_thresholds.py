@@ -53,7 +53,9 @@ def take_checkpoint(
     protocol = PROTOCOLS[config.decisions.decision_protocol]
     shown = inputs.train.some(_SCALE_IMAGES)
     maps = protocol.score_each(
-        map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
+        map_features(model, inputs.train, device, shown),
+        inputs.frame,
+        [inputs.train.samples[image].size for image in shown],
     )
     scored = scores_and_peaks(
         map_features(model, inputs.held_back, device),
@@ -138,7 +140,7 @@ def cross_calibrate(
     scored: dict[int, tuple[float, float]] = {}
     for number, fold in enumerate(folds, 1):
         rows = torch.ones(len(train), dtype=torch.bool)
-        rows[fold] = False
+        rows[train.rows_of(fold)] = False
         training = begin(options, inputs, None, device)
         kept = rows.nonzero()[:, 0]
         with (
@@ -151,7 +153,7 @@ def cross_calibrate(
         samples = [train.samples[row] for row in fold]
         found = scores_and_peaks(maps, samples, inputs.frame, protocol)
         scored.update(zip(fold, found, strict=True))
-    ordered = [scored[row] for row in range(len(train))]
+    ordered = [scored[image] for image in range(len(train.samples))]
     calibration, pixels = _calibrate(train.samples, ordered, decisions)
     return replace(
         checkpoint,
