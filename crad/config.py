@@ -317,7 +317,6 @@ class Config:
             height, width, stride = fitted
             if not 1 <= stride <= min(fitted) or height % stride or width % stride:
                 raise UsageError(f"--fit: no frame is of {height} x {width} pixels in {stride}s")
-        self._check_tiles()
         for name, value in settings(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             largest = max((each for each in numbers if isinstance(each, int)), default=0)
@@ -337,6 +336,7 @@ class Config:
                 raise UsageError(
                     f"{name}: expected 1 to {_MOST_AXES} positive sizes, but got {shown}"
                 )
+        self._check_tiles()
 
     def _check_tiles(self) -> None:
         """Refuse tiles that overlap by more than a half, or beside what they make no sense with."""
@@ -350,7 +350,7 @@ class Config:
                 "--image-size: tiles are square; give one side, or leave --tile out, but got "
                 f"{show_size(model.image_size)}"
             )
-        if not 0 <= (model.overlap or 0) <= model.tile / 2:
+        if (model.overlap or 0) > model.tile / 2:
             raise UsageError(
                 f"--overlap: expected 0 to half of --tile, {model.tile // 2}, but got "
                 f"{model.overlap}"
