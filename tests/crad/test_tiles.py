@@ -437,6 +437,18 @@ def test_calibration_and_region_of_interest(
     assert detector.predict_one(to_bytes(inside)).score > 1.5 * clean
 
 
+def test_a_model_for_each_class(data: Path, tmp_path: Path, train_command: Command) -> None:
+    settings = (*SMALL, "--epochs", "2")
+    assert train_command(data, tmp_path / "run", *settings, "--separate") == 0
+    detector = crad.load(tmp_path / "run", "cpu")
+    for name in ("cloth", "felt"):
+        path = data / name / "test" / f"spot{SPOT}" / "000.png"
+        (found,) = detector.predict(path)
+        (alone,) = crad.load(tmp_path / "run" / name, "cpu").predict(path)
+        assert (found.class_name, found.size) == (name, SIZE)
+        assert found.score == pytest.approx(alone.score, rel=1e-4)
+
+
 def test_an_image_that_is_left_out_leaves_no_gap(
     data: Path, tmp_path: Path, train_command: Command
 ) -> None:
