@@ -275,22 +275,6 @@ def test_small_defects_are_found_on_tiles_and_lost_by_squashing(
     assert squashed["mean"]["image_auroc"] < 0.8
 
 
-@pytest.mark.slow
-def test_a_spot_of_10_pixels_in_12_megapixels(tmp_path: Path, train_command: Command) -> None:
-    root = tmp_path / "data"
-    write_cloth(root / "cloth", (3072, 4096), n_train=4, n_test=3, diameters=[10], suffix=".bmp")
-    common = ("--batch-size", "16", "--calibration-share", "0")
-    tiles = ("--tile", "256", "--image-size", "64", "--epochs", "2")
-    squashed = ("--image-size", "224", "--epochs", "40")
-    found = {}
-    for name, settings in {"tiles": tiles, "squashed": squashed}.items():
-        assert train_command(root, tmp_path / name, *common, *settings) == 0
-        results = json.loads((tmp_path / name / "results.json").read_text())
-        found[name] = results["mean"]["image_auroc"]
-    assert found["tiles"] == 1
-    assert found["squashed"] < 0.9
-
-
 def test_a_seam_is_not_seen(detector: Detector) -> None:
     """A spot on a seam, or where four tiles meet, scores as one in the middle of a tile."""
     grid = detector.frame.grid(SIZE)
