@@ -427,7 +427,7 @@ def test_a_model_for_each_class(data: Path, tmp_path: Path, train_command: Comma
     detector = crad.load(tmp_path / "run", "cpu")
     for name in ("cloth", "felt"):
         path = data / name / "test" / f"spot{SPOT}" / "000.png"
-        (found,) = detector.predict(path)
+        (found,) = detector.predict(path, class_name=name)
         (alone,) = crad.load(tmp_path / "run" / name, "cpu").predict(path)
         assert (found.class_name, found.size) == (name, SIZE)
         assert found.score == pytest.approx(alone.score, rel=1e-4)
