@@ -17,6 +17,7 @@ from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
 from crad.data.frames import Frame, Size, frame_of, show_size
 from crad.data.layouts import LAYOUTS
+from crad.data.tiles import Tiling
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
@@ -147,8 +148,18 @@ class ModelConfig:
     """Keep the aspect ratio of the images. A square --image-size then only sets the number of
     pixels, and the median aspect ratio of the training images sets height and width. Images of
     another aspect ratio are padded; the padding counts for no score, heat map or metric."""
+    tile: int | None = None
+    """Cut images into square tiles of this side, in their own pixels, and resize each tile to
+    --image-size, so that small defects in large images survive. Scores, maps and decisions are of
+    whole images. An image smaller than a tile is padded. Default: images are not cut."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles have in common at least; up to half of --tile. Default: an
+    eighth of --tile."""
     fitted: Annotated[tuple[int, int, int] | None, Fixed, Suppress] = None
-    """Height, width and stride of the frame that --fit has come to."""
+    """Height, width and stride of the frame that --fit or --tile has come to."""
+    reduced: Annotated[bool, Fixed, Suppress] = True
+    """Whether JPEG files that are far larger than needed are decoded at a fraction of their size;
+    no option: a checkpoint has that of its time."""
     masked: Annotated[bool, Fixed, Suppress] = False
     """Whether masks in the checkpoint say what part of the images counts."""
     bit_depth: int | None = None
@@ -185,9 +196,19 @@ class ModelConfig:
     """The indicator is 1 below this mean squared error (k)."""
 
     @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut into tiles, if they are."""
+        if self.tile is None:
+            return None
+        overlap = self.overlap
+        return Tiling(self.tile, self.tile // _OVERLAP if overlap is None else overlap)
+
+    @property
     def frame(self) -> Frame:
-        """What images are brought to; with ``fit``, once that has chosen one."""
-        return Frame(*self.fitted) if self.fitted else frame_of(self.image_size)
+        """What images or tiles are brought to; with ``fit``, once that has chosen one."""
+        if self.fitted:
+            return Frame(*self.fitted, self.tiling)
+        return frame_of(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -272,7 +293,8 @@ class Config:
     @property
     def decoding(self) -> Decoding:
         """How images are read, of 16 bits unless another depth is set."""
-        return Decoding(self.model.bit_depth or 16, self.data.max_megapixels)
+        bit_depth = self.model.bit_depth or 16
+        return Decoding(bit_depth, self.data.max_megapixels, self.model.reduced)
 
     def check(self) -> None:
         """Refuse settings that cannot work.
@@ -320,7 +342,28 @@ class Config:
                 raise UsageError(
                     f"{name}: expected 1 to {_MOST_AXES} positive sizes, but got {shown}"
                 )
+        self._check_tiles()
 
+    def _check_tiles(self) -> None:
+        """Refuse tiles that overlap by more than a half, or beside what they make no sense with."""
+        model = self.model
+        if model.tile is None:
+            return
+        if model.fit:
+            raise UsageError("--fit: tiles keep the aspect ratio of images; leave --fit out")
+        if frame_of(model.image_size).width != frame_of(model.image_size).height:
+            raise UsageError(
+                "--image-size: tiles are square; give one side, or leave --tile out, but got "
+                f"{show_size(model.image_size)}"
+            )
+        if (model.overlap or 0) > model.tile / 2:
+            raise UsageError(
+                f"--overlap: expected 0 to half of --tile, {model.tile // 2}, but got "
+                f"{model.overlap}"
+            )
+
+
+_OVERLAP = 8  # the part of a tile that two have in common, unless an option says otherwise
 
 SMALLEST_SIDE = 32
 """Pixels of the shorter side of an image for a backbone."""
@@ -340,6 +383,8 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
             f"one side, or a height and a width, of at least {SMALLEST_SIDE} pixels",
             lambda size: min(frame_of(size).height, frame_of(size).width) >= SMALLEST_SIDE,
         ),
+        "--tile": _at_least(SMALLEST_SIDE),
+        "--overlap": _at_least(0),
         "--bit-depth": ("8 to 16", lambda value: value in BIT_DEPTHS),
         "--max-megapixels": ("a number above 0", lambda value: 0 < value <= _LARGEST_FLOAT),
         "--epochs": _at_least(1),
@@ -423,6 +468,7 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             "a timm model as --backbone and more than one of --layers",
             lambda config: _takes_layers(config) and len(config.model.layers or (0, 0)) > 1,
         ),
+        "--overlap": ("--tile", lambda config: config.model.tile is not None),
         "--absent": ("a memory that is none", _any_memory("none")),
         "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),
         "--norm-batch": (

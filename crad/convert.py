@@ -18,6 +18,7 @@ from crad.files import full_path
 from crad.model.crad import CRAD, Bottleneck
 from crad.model.released import ReleasedStateError, from_released
 from crad.report.heat_maps import colour_scale
+from crad.scoring.maps import stack
 from crad.scoring.protocols import PROTOCOLS
 from crad.tensor_files import read_tensors
 from crad.training.checkpoint import Checkpoint
@@ -109,6 +110,7 @@ def _config(model: CRAD, options: ConvertOptions) -> Config:
             weights=options.weights,
             image_size=options.image_size,
             bit_depth=16,
+            reduced=False,
             depth=len(bottlenecks),
             expansion=bottlenecks[0].expand.out_channels,
             local_resolution=tuple(local.shape[:-1]),
@@ -145,7 +147,7 @@ def _colour_scale(backbone: Backbone, model: CRAD, config: Config) -> tuple[floa
     samples = [train[index] for index in chosen]
     features = extract(backbone, samples, frame, device=cpu, skip=None)
     protocol = PROTOCOLS[config.decisions.decision_protocol]
-    maps, _ = protocol.score(map_features(model, features, cpu), frame)
+    maps, _ = protocol.score(stack(map_features(model, features, cpu)), frame)
     return colour_scale(maps.numpy())
 
 

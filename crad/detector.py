@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crad.backbones import Backbone, create_backbone
-from crad.config import Config, DecisionConfig, ModelConfig
+from crad.backbones import Backbone
+from crad.config import DecisionConfig
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, load_batches, split_images
 from crad.data.decoding import DEFAULT_DECODING, MAX_MEGAPIXELS, Decoding
 from crad.data.frames import ImageSize, Size, frame_of, show_size
 from crad.data.images import ChannelOrder, check_channel_order
 from crad.data.samples import Sample
+from crad.data.tile_batches import TileBatch, load_tiles
 from crad.devices import PrecisionName, compile_network, select_precision
 from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
@@ -26,6 +27,10 @@ from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import PROTOCOLS, Protocol
 from crad.training.checkpoint import Checkpoint
+from crad.training.network import create_model, multiply_adds, restore, restore_products
+from crad.training.thresholds import thresholds_for
+
+__all__ = ["Detector", "create_model", "from_checkpoint", "multiply_adds", "restore"]
 
 
 class Detector:
@@ -115,7 +120,7 @@ class Detector:
             images: one image or any number of them: files, Pillow images, arrays (H, W) or
                 (H, W, C), tensors (C, H, W), mixed as you like; or a batch as a 4-D array or
                 tensor. Channels are RGB or RGBA.
-            batch_size: images computed at once.
+            batch_size: images, or tiles of one, that are computed at once.
             class_name: the class that all images are of. Without it, a model of several classes
                 recognises that of each image, whatever the names of its folders. A checkpoint of an
                 older crad cannot; the class of a file is then told by its folders
@@ -177,8 +182,9 @@ class Detector:
 
         Args:
             images: as for `predict`.
-            batch_size: images computed at once. The first batch has one image, and the next ones
-                twice as many as the one before, so that the first result comes at once.
+            batch_size: images, or tiles of one, that are computed at once. The first batch has one
+                image, and the next ones twice as many as the one before, so that the first result
+                comes at once.
             skip: called with the error of an image that cannot be read, which then has no
                 prediction; None raises the error.
             class_name: as for `predict`.
@@ -211,9 +217,10 @@ class Detector:
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
-        for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
+        found = self._map(images, batch_size, skip, channel_order, growing=True)
+        for batch, features, maps in found:
             names = self._name(batch, features, class_name)
-            yield from self._decide(batch.samples, names, self.map_features(features))
+            yield from self._decide(batch.samples, names, maps)
 
     def _decide(
         self, samples: Sequence[Sample], names: Sequence[str | None], anomaly_maps: Tensor
@@ -263,11 +270,59 @@ class Detector:
         Arguments and errors are those of `iterate`, without ``class_name``.
 
         Returns:
-            Batches, and their anomaly maps ``(B, H, W)`` on the detector's device.
+            Batches, and their anomaly maps ``(B, H, W)`` on the detector's device. A tiled image is
+            a batch of its own, without its pixels: `Batch.images` is empty.
         """
         _check_reading(batch_size, skip, channel_order)
-        batches = self._extract(images, batch_size, skip, channel_order)
-        return ((batch, self.map_features(features)) for batch, features in batches)
+        found = self._map(images, batch_size, skip, channel_order)
+        return ((batch, maps) for batch, _, maps in found)
+
+    @torch.inference_mode()
+    def _map(
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int,
+        skip: OnBad | None,
+        channel_order: ChannelOrder,
+        *,
+        growing: bool = False,
+    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """The images, with their features and maps; a tiled one has the mean of its features."""
+        if self.frame.tiling:
+            tiles = load_tiles(
+                split_images(images),
+                frame=self.frame,
+                batch_size=max(batch_size, BATCH_SIZE),
+                mixed=False,
+                skip=skip,
+                decoding=self.decoding,
+                channel_order=channel_order,
+            )
+            yield from self._map_tiles(tiles)
+            return
+        for batch, features in self._extract(
+            images, batch_size, skip, channel_order, growing=growing
+        ):
+            yield batch, features, self.map_features(features)
+
+    def _map_tiles(self, batches: Iterable[TileBatch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """As `_map`, of an image at a time, from batches that have tiles of one image each."""
+        maps: list[Tensor] = []
+        means: list[Tensor] = []
+        for batch in batches:
+            sample = batch.samples[0]
+            assert sample.size
+            grid = self.frame.grid(sample.size)
+            with self.explaining():
+                features = self._folded(batch.images.to(self.device))
+            maps.append(self.map_features(features))
+            means.append(features.float().mean(dim=(2, 3)))
+            if batch.numbers[-1] == len(grid) - 1:
+                whole = grid.stitch(torch.cat(maps))[None]
+                mean = torch.cat(means).mean(dim=0)[None, :, None, None]
+                maps.clear()
+                means.clear()
+                yield Batch(batch.images[:0], [sample]), mean, whole
 
     @torch.inference_mode()
     def _extract(
@@ -350,37 +405,6 @@ def _check_reading(batch_size: object, skip: object, channel_order: str) -> None
     check_channel_order(channel_order)
 
 
-def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
-    """Make an untrained model as a run's settings say, for features (C, H, W)."""
-    model = config.model
-    return CRAD(
-        *feature_size,
-        local_memory=model.local_memory,
-        global_memory=model.global_memory,
-        local_resolution=model.local_resolution,
-        global_resolution=model.global_resolution,
-        address=model.address,
-        shrinkage=model.shrinkage,
-        absent=model.absent,
-        depth=model.depth,
-        expansion=model.expansion,
-        norm_batch=config.training.norm_batch,
-        jitter_std=config.training.jitter_std,
-        jitter_prob=config.training.jitter_prob,
-        mse_weight=0.0 if model.refinement_off else model.mse_weight,
-        cosine_weight=0.0 if model.refinement_off else model.cosine_weight,
-        mse_threshold=model.mse_threshold,
-    )
-
-
-def multiply_adds(model: ModelConfig, feature_size: tuple[int, int, int]) -> float:
-    """Count those of the 1x1 convolutions of the bottlenecks for an image, forward."""
-    channels, height, width = feature_size
-    memories = (model.local_memory, model.global_memory)
-    branches = 1 if "none" in memories and model.absent == "drop" else 2
-    return float(height * width * model.depth * 2 * (branches * channels) * model.expansion)
-
-
 def from_checkpoint(
     checkpoint: Checkpoint,
     device: torch.device,
@@ -398,10 +422,11 @@ def from_checkpoint(
         MissingPackageError: as for `load`.
         UsageError: as for `load`.
     """
-    thresholds, uncertain = _decide(checkpoint, false_alarm_rate, uncertain_rate)
-    products = _restore_products(checkpoint)
+    thresholds, uncertain = thresholds_for(checkpoint, false_alarm_rate, uncertain_rate)
+    products = restore_products(checkpoint)
     stored, trained = checkpoint.config.decoding, checkpoint.config.decisions
-    decoding = Decoding(stored.bit_depth if bit_depth is None else bit_depth, max_megapixels)
+    bit_depth = stored.bit_depth if bit_depth is None else bit_depth
+    decoding = Decoding(bit_depth, max_megapixels, stored.reduced)
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
     with checkpoint.fitting():
@@ -425,83 +450,3 @@ def from_checkpoint(
         classes=checkpoint.n_train,
         decoding=decoding,
     )
-
-
-def _decide(
-    checkpoint: Checkpoint, rate: float | None, uncertain_rate: float | None
-) -> tuple[Thresholds, Thresholds | None]:
-    """The thresholds for a rate, and for the one from which on decisions are uncertain."""
-    lower = checkpoint.config.decisions.false_alarm_rate if rate is None else rate
-    if not 0 < lower < 1:
-        raise UsageError(f"false-alarm-rate: expected more than 0 and less than 1, but got {rate}")
-    if uncertain_rate is not None and not lower < uncertain_rate < 1:
-        raise UsageError(
-            f"uncertain: expected more than the false alarm rate, {lower:.3g}, and less than 1, "
-            f"but got {uncertain_rate}"
-        )
-    if rate is None and uncertain_rate is None:
-        return checkpoint.thresholds, None
-    if not checkpoint.calibration:
-        why = "an older crad wrote it" if checkpoint.thresholds else "no images were held back"
-        raise CheckpointError(
-            f"checkpoint: '{checkpoint.file}' has no calibration scores ({why}), so it cannot "
-            "decide for another rate; give it some with crad calibrate --good FOLDER"
-        )
-    scores = checkpoint.calibration
-    kept = {name: each for name, each in checkpoint.thresholds.items() if name not in scores}
-    thresholds = checkpoint.thresholds if rate is None else scores.thresholds(rate)
-    uncertain = Thresholds(kept | scores.thresholds(uncertain_rate)) if uncertain_rate else None
-    return Thresholds(kept | thresholds), uncertain
-
-
-def _restore_products(checkpoint: Checkpoint) -> Products | None:
-    """What names the class of an image, on the CPU; None if the checkpoint has none."""
-    if not checkpoint.products:
-        return None
-    products = Products(len(checkpoint.n_train), checkpoint.feature_size[0])
-    with checkpoint.fitting():
-        products.load_state_dict(checkpoint.products)
-        if not all(tensor.isfinite().all() for tensor in checkpoint.products.values()):
-            raise ValueError("the means of classes are not finite")
-    return products
-
-
-def restore(checkpoint: Checkpoint) -> tuple[Backbone, CRAD]:
-    """Make the backbone and the model of what `read_checkpoint` read, on the CPU.
-
-    Raises:
-        CheckpointError: its parts do not fit each other.
-        MissingPackageError: as for `load`.
-    """
-    settings = checkpoint.config.model
-    with checkpoint.fitting():
-        backbone = create_backbone(
-            settings.backbone,
-            pretrained=False,
-            components=settings.components,
-            layers=settings.layers,
-            combine=settings.combine,
-        )
-        with torch.device("meta"):  # before memory is taken for sizes that make no sense
-            _check_shapes(create_model(checkpoint.config, checkpoint.feature_size), checkpoint)
-        model = create_model(checkpoint.config, checkpoint.feature_size)
-    for name, tensor in checkpoint.model.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(
-                f"checkpoint: '{name}' in '{checkpoint.file}' holds NaN or infinite numbers; use a "
-                "copy of it, or train again with --overwrite"
-            )
-    with checkpoint.fitting():
-        backbone.load_state_dict(checkpoint.backbone)
-        model.load_state_dict(checkpoint.model)
-    return backbone, model
-
-
-def _check_shapes(model: CRAD, checkpoint: Checkpoint) -> None:
-    """Refuse a model that is not the one whose state is stored, with a `ValueError`."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
-    for name, tensor in model.state_dict().items():
-        if shapes.pop(name, None) != tuple(tensor.shape):
-            raise ValueError(f"'{name}' is missing or of another shape")
-    if shapes:
-        raise ValueError(f"'{next(iter(shapes))}' is no part of the model")

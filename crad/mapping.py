@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from crad.data.bad_images import BadImages
 from crad.data.samples import Sample
 from crad.detector import Detector
 from crad.errors import DataError
+from crad.scoring.maps import Maps, concatenate
 from crad.separate_detector import SeparateDetector
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache
@@ -22,7 +22,7 @@ def map_test_images(
     batch_size: int,
     bad: BadImages,
     cache: FeatureCache | None = None,
-) -> tuple[list[Sample], Tensor]:
+) -> tuple[list[Sample], Maps]:
     """Map test images, whose classes are known; each process maps some batches.
 
     Args:
@@ -33,7 +33,7 @@ def map_test_images(
         cache: where features are found, and kept for other runs.
 
     Returns:
-        The images that can be read, and their maps ``(M, H, W)``, before any protocol.
+        The images that can be read, and their maps, before any protocol.
 
     Raises:
         DataError: there is no model for a class.
@@ -52,7 +52,8 @@ def map_test_images(
             for name in names
         ]
     found: list[Sample] = []
-    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
+    none = torch.empty(0, *detector.model.feature_size[1:], device=detector.device)
+    maps: list[Maps] = [] if detector.frame.tiling else [none]
     for part, members in parts:
         if cache:
             readable, own = _map_features(part, members, batch_size, bad, cache)
@@ -60,7 +61,7 @@ def map_test_images(
             readable, own = _map_images(part, members, batch_size, bad)
         found += readable
         maps.append(own)
-    return found, torch.cat(maps)
+    return found, concatenate(maps)
 
 
 def _map_features(
@@ -69,7 +70,7 @@ def _map_features(
     batch_size: int,
     bad: BadImages,
     cache: FeatureCache,
-) -> tuple[list[Sample], Tensor]:
+) -> tuple[list[Sample], Maps]:
     """As `_map_images`, with features that the cache has, or keeps for other runs."""
     with detector.explaining():
         features = extract(
@@ -84,17 +85,20 @@ def _map_features(
     for start in range(0, len(rows), batch_size):
         batch = features.batch(torch.tensor(rows[start : start + batch_size]), detector.device)
         maps.append(detector.map_features(batch))
-    return features.samples, processes.gather_rows(rows, torch.cat(maps))[1]
+    together = processes.gather_rows(rows, torch.cat(maps))[1]
+    return features.samples, features.stitch(together)
 
 
 def _map_images(
     detector: Detector, samples: Sequence[Sample], batch_size: int, bad: BadImages
-) -> tuple[list[Sample], Tensor]:
-    """The images that can be read, with maps ``(M, H, W)``; each process makes some batches."""
-    mine = processes.share(range(len(samples)), batch_size, processes.rank(), processes.count())
+) -> tuple[list[Sample], Maps]:
+    """The images that can be read, with their maps; each process makes some batches."""
+    tiled = bool(detector.frame.tiling)
+    shared = 1 if tiled else batch_size
+    mine = processes.share(range(len(samples)), shared, processes.rank(), processes.count())
     numbers = {samples[number].path: number for number in mine}
     found: dict[int, Sample] = {}
-    maps = [torch.empty(0, *detector.model.feature_size[1:], device=detector.device)]
+    maps = []
     hidden = not processes.is_main()
     with tqdm(total=len(mine), unit="image", leave=False, disable=hidden) as bar:
         for batch, anomaly_maps in detector.map_images(
@@ -103,6 +107,11 @@ def _map_images(
             found.update({numbers[sample.path]: sample for sample in batch.samples})
             maps.append(anomaly_maps)
             bar.update(len(batch.samples))
-    kept, together = processes.gather_rows([*found], torch.cat(maps))
+    whole: Maps
+    if tiled:
+        kept, whole = processes.gather_items([*found], [each[0] for each in maps])
+    else:
+        none = torch.empty(0, *detector.model.feature_size[1:], device=detector.device)
+        kept, whole = processes.gather_rows([*found], torch.cat([none, *maps]))
     everywhere = {number: each for part in processes.gather(found) for number, each in part.items()}
-    return [everywhere[number] for number in kept], together
+    return [everywhere[number] for number in kept], whole

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crad.backbones import Backbone
-from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source
+from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, split_images
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder
 from crad.detector import Detector, from_checkpoint, restore
@@ -76,6 +76,10 @@ class SeparateDetector(Detector):
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
+        if self.frame.tiling:
+            for batch, names, maps in self._map_tiled(images, skip, class_name, channel_order):
+                yield from self._decide(batch.samples, names, maps)
+            return
         for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
             names = self._name(batch, features, class_name)
             maps = self._map_by_class(batch, features, names)
@@ -90,9 +94,39 @@ class SeparateDetector(Detector):
         channel_order: ChannelOrder = "rgb",
     ) -> Iterator[tuple[Batch, Tensor]]:
         """As `Detector.map_images`, by the model of the class that is recognised."""
+        if self.frame.tiling:
+            for batch, _, maps in self._map_tiled(images, skip, None, channel_order):
+                yield batch, maps
+            return
         for batch, features in self._extract(images, batch_size, skip, channel_order):
             names = self._name(batch, features, None)
             yield batch, self._map_by_class(batch, features, names)
+
+    @torch.inference_mode()
+    def _map_tiled(
+        self,
+        images: Source | Iterable[Source],
+        skip: OnBad | None,
+        class_name: str | None,
+        channel_order: ChannelOrder,
+    ) -> Iterator[tuple[Batch, list[str | None], Tensor]]:
+        """Map tiled images one by one, with their classes.
+
+        All tiles of an image name its class, so they are decoded again for the model of the class,
+        unless that is the first one, on whose features the class is named.
+        """
+        for image in split_images(images):
+            for batch, mean, maps in self._map(image, BATCH_SIZE, skip, channel_order):
+                names = self._name(batch, mean, class_name)
+                name = names[0]
+                if name is None and self.products is not None:
+                    name = self.classes[int(self.products.nearest(mean))]
+                part = self.parts[name or self.classes[0]]
+                if part.model is self.model and part._folded is self._folded:
+                    yield batch, names, maps
+                    continue
+                for _, own in part.map_images(image, channel_order=channel_order):
+                    yield batch, names, own
 
     def compile(self) -> None:
         """As `Detector.compile`, of all classes."""

@@ -222,7 +222,8 @@ def train_model(
             )
             if show and (recognised := _count_recognised(inputs)):
                 print(recognised)
-            for line in list_suspects(suspects, len(inputs.train) + len(inputs.held_back)):
+            normal = [*inputs.train.samples, *inputs.held_back.samples]
+            for line in list_suspects(suspects, len(normal)):
                 print(line)
             return results
 
@@ -235,7 +236,7 @@ def _count_recognised(inputs: Inputs) -> str | None:
         return None
     names = [*inputs.n_train]
     truth = torch.tensor([names.index(str(each.class_name)) for each in inputs.test.samples])
-    found = inputs.products(inputs.test.channels_first())
+    found = inputs.products(inputs.test.pooled()[:, :, None, None])
     right, unknown = int((found == truth).sum()), int((found == UNKNOWN).sum())
     return (
         f"products: the class of {right} of {count(len(truth), 'test image')} is recognised, "
@@ -277,7 +278,7 @@ def _save(checkpoint: Checkpoint, run: RunFolder, whole: Whole | None, *, first:
 def _keep_exemplars(options: TrainOptions, inputs: Inputs) -> None:
     """Write the features by which another training can remember the classes, unless it is done."""
     most, folder = options.output.exemplars, options.output.folder
-    if most and not has_exemplars(folder, inputs.digests):
+    if most and not inputs.frame.tiling and not has_exemplars(folder, inputs.digests):
         Exemplars.of(inputs, most).write(folder)
 
 
@@ -287,15 +288,13 @@ def _with_chosen_epochs(
     """Measure a few steps of a model that is thrown away, choose the epochs, and print both."""
     training = begin(options, inputs, None, device)
     batch_size, count = options.config.training.batch_size, processes.count()
-    few = inputs.train.some(_MEASURED_STEPS * batch_size)
-    n_few, n_steps = (
-        len(split_epoch(torch.arange(len(images)), batch_size, count))
-        for images in (few, inputs.train)
-    )
+    every = torch.arange(len(inputs.train))
+    few = every[: _MEASURED_STEPS * batch_size]
+    n_few, n_steps = (len(split_epoch(rows, batch_size, count)) for rows in (few, every))
     with threads_for(step_size(options.config, inputs)), tqdm(disable=True) as bar:
-        training.run_epoch(few.some(batch_size), bar)  # the first step is slower
+        training.run_epoch(inputs.train, bar, few[:batch_size])  # the first step is slower
         started = time.perf_counter()
-        training.run_epoch(few, bar)
+        training.run_epoch(inputs.train, bar, few)
         step = (time.perf_counter() - started) / n_few
         started = time.perf_counter()
         take_checkpoint(options, inputs, training, None, device, started)

@@ -1,12 +1,13 @@
 """What makes one model of a separate run: recognising products, and a page of all classes."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from crad.backbones import Backbone
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
-from crad.data.decoding import Decoding
 from crad.data.samples import Dataset
 from crad.detector import restore
 from crad.mapping import map_test_images
@@ -79,7 +80,7 @@ def _pool(
     data, first = options.config.data, next(iter(run.parts.values()))
     backbone = restore(first)[0].to(device)
     settings = first.config
-    decoding = Decoding(settings.decoding.bit_depth, data.max_megapixels)
+    decoding = replace(settings.decoding, max_megapixels=data.max_megapixels)
     bad = BadImages(skip=data.skip_bad, quiet=True)
     cache = open_cache(data.feature_cache, data.source)
     is_shared = all(map(run.share_backbone, run.parts))
@@ -109,5 +110,5 @@ def _pool(
             cache=cache,
             decoding=decoding,
         )
-        found[name] = features.values.mean(dim=(1, 2))
+        found[name] = features.pooled()
     return found, None if is_shared else backbone

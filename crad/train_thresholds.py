@@ -57,7 +57,9 @@ def take_checkpoint(
     protocol = PROTOCOLS[config.decisions.decision_protocol]
     shown = inputs.train.some(_SCALE_IMAGES)
     maps = protocol.score_each(
-        map_features(model, shown, device), inputs.frame, [sample.size for sample in shown.samples]
+        map_features(model, inputs.train, device, shown),
+        inputs.frame,
+        [inputs.train.samples[image].size for image in shown],
     )
     held_back = map_features(model, inputs.held_back, device)
     scored = scores_and_peaks(held_back, inputs.held_back.samples, inputs.frame, protocol)
@@ -143,7 +145,7 @@ def cross_calibrate(
     scored: dict[int, tuple[float, float]] = {}
     for number, fold in enumerate(folds, 1):
         rows = torch.ones(len(train), dtype=torch.bool)
-        rows[fold] = False
+        rows[train.rows_of(fold)] = False
         training = begin(options, inputs, None, device)
         kept = rows.nonzero()[:, 0]
         with (
@@ -156,7 +158,7 @@ def cross_calibrate(
         samples = [train.samples[row] for row in fold]
         found = scores_and_peaks(maps, samples, inputs.frame, protocol)
         scored.update(zip(fold, found, strict=True))
-    ordered = [scored[row] for row in range(len(train))]
+    ordered = [scored[image] for image in range(len(train.samples))]
     calibration, pixels = _calibrate(train.samples, ordered, decisions)
     return replace(
         checkpoint,

@@ -14,6 +14,7 @@ from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.detector import restore
 from crad.model.crad import CRAD
+from crad.scoring.maps import stack
 from crad.train import train_model
 from crad.train_options import OutputOptions, TrainOptions
 from crad.training.checkpoint import read_checkpoint
@@ -80,4 +81,4 @@ class Model:
 
     def maps(self, features: Features) -> Tensor:
         """The anomaly maps of the model."""
-        return map_features(self.network, features, self.device)
+        return stack(map_features(self.network, features, self.device))

@@ -18,6 +18,7 @@ from crad.data import Sample
 from crad.data.frames import Frame
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.report.heat_maps import colour_scale
+from crad.scoring.maps import stack
 from crad.scoring.protocols import Protocol, choose_protocols
 from crad.training.features import Features, map_features
 
@@ -91,7 +92,7 @@ def make(runs: Runs, folder: Path) -> str:
     for name, variant in _DETECTORS.items():
         opened = load_run(runs, variant)
         features = opened.features(needed)
-        maps[name] = map_features(opened.model, features, opened.device)
+        maps[name] = stack(map_features(opened.model, features, opened.device))
     maps[_NEAREST] = _nearest(opened, features)
     protocol = choose_protocols(run.config.decisions.protocol)[0]
     kept = features.samples

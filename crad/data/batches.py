@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding
-from crad.data.frames import ImageSize
+from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.images import ChannelOrder, decode_file, to_rgb, to_tensor
 from crad.data.samples import Sample
 from crad.errors import ImageError
@@ -42,7 +42,7 @@ class Batch:
 
     Attributes:
         images: ``(B, 3, H, W)`` float32 RGB in [0, 1].
-        samples: their records, with `Sample.size` and `Sample.has_more`.
+        samples: the records of the images, with `Sample.size` and `Sample.has_more`.
     """
 
     images: Tensor
@@ -175,20 +175,50 @@ def _decode(
     channel_order: ChannelOrder,
 ) -> tuple[Tensor, Sample]:
     """The resized image and its record."""
+    image, sample = decode_source(
+        numbered,
+        frame=frame_of(size),
+        digests=digests,
+        decoding=decoding,
+        channel_order=channel_order,
+    )
+    return to_tensor(image, size), sample
+
+
+def decode_source(
+    numbered: tuple[int, Source],
+    *,
+    frame: Frame,
+    digests: bool,
+    decoding: Decoding,
+    channel_order: ChannelOrder,
+) -> tuple[Image.Image, Sample]:
+    """Read an image, which a file may give reduced for a frame, and make its record.
+
+    Args:
+        numbered: its number among all, by which one in memory is known, and the image.
+        frame: what the image, or its tiles, will be brought to.
+        digests: as for `load_batches`.
+        decoding: as for `load_batches`.
+        channel_order: as for `load_batches`.
+
+    Raises:
+        ImageError: as for `load_batches`.
+    """
     position, source = numbered
     if isinstance(source, str | os.PathLike):
         source = Sample(Path(source))
     if isinstance(source, Sample) and source.path is not None:
-        decoded = decode_file(source.path, decoding)
-        sample, image = replace(source, has_more=decoded.has_more), decoded.image
+        decoded = decode_file(source.path, decoding, frame)
+        sample = replace(source, has_more=decoded.has_more, size=decoded.size)
         if digests:
             sample = replace(sample, digest=digest_of(source.path))
-    else:
-        try:
-            sample, image = Sample(), to_rgb(source, decoding, channel_order)  # type: ignore[arg-type]
-        except ImageError as error:
-            raise ImageError(f"images[{position}]: {error}") from error
-    return to_tensor(image, size), replace(sample, size=(image.height, image.width))
+        return decoded.image, sample
+    try:
+        image = to_rgb(source, decoding, channel_order)  # type: ignore[arg-type]
+    except ImageError as error:
+        raise ImageError(f"images[{position}]: {error}") from error
+    return image, Sample(size=(image.height, image.width))
 
 
 def digest_of(path: Path) -> bytes:

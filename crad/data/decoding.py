@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -19,6 +19,7 @@ from PIL import (
     Image,
     ImageFile,
     ImageOps,
+    JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
@@ -36,6 +37,8 @@ MAX_MEGAPIXELS = 89.478485
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE = 256, 257, 258  # tags of TIFF
 _PHOTOMETRIC, _EXTRA_SAMPLES = 262, 338
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_REDUCTIONS = (8, 4, 2)  # that a JPEG decoder offers
+_KEPT = 4  # pixels that a reduced image has at least for one that is needed, along each side
 _pillow_limit = threading.Lock()  # it is global to the process, not to a thread
 
 
@@ -46,6 +49,8 @@ class Decoding:
     Args:
         bit_depth: of 16-bit pixels, whose values are scaled from [0, 2 ** bit_depth - 1].
         max_megapixels: an image of more million pixels is refused.
+        reduced: whether a JPEG file is decoded at a half, a quarter or an eighth of its size where
+            four times as many pixels remain along each side as the image is resized to.
 
     Raises:
         UsageError: one of them is out of range.
@@ -53,6 +58,7 @@ class Decoding:
 
     bit_depth: int = 16
     max_megapixels: float = MAX_MEGAPIXELS
+    reduced: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.bit_depth, Integral) or self.bit_depth not in BIT_DEPTHS:
@@ -76,12 +82,14 @@ class RawImage:
         colours: (H, W, C) uint16 before that orientation, where Pillow would keep 8 bits of them.
         own_range: whether `image` is scaled to 65535 from the range that its file states.
         has_more: whether the file has further pages or frames.
+        reduction: pixels of the file for one of the image, along each side.
     """
 
     image: Image.Image
     colours: npt.NDArray[np.uint16] | None
     own_range: bool
     has_more: bool = False
+    reduction: int = 1
 
     @property
     def is_deep(self) -> bool:
@@ -126,7 +134,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def decode(
-    path: str | os.PathLike[str], max_megapixels: float, *, only_deep: bool = False
+    path: str | os.PathLike[str],
+    max_megapixels: float,
+    *,
+    only_deep: bool = False,
+    resized: Callable[[tuple[int, int]], tuple[int, int]] | None = None,
 ) -> RawImage:
     """Decode the first image of a file, and close it.
 
@@ -135,6 +147,8 @@ def decode(
             files of 16-bit colours are read in their full depth.
         max_megapixels: as of `Decoding`.
         only_deep: leaves out the pixels of an image for which the bit depth does not count.
+        resized: gives the height and width that an image of a height and width will be resized to,
+            so that a much larger one may be reduced, as `Decoding` says; None reduces none.
 
     Raises:
         Exception: of any kind; `reading` makes it an `ImageError`.
@@ -143,12 +157,39 @@ def decode(
         # The second image of a MPO is a preview or another view of the same photograph.
         has_more = image.format != "MPO" and getattr(image, "is_animated", False)
         raw = RawImage(image, None, _own_range(image), has_more)
+        if resized and isinstance(image, JpegImagePlugin.JpegImageFile):
+            raw = replace(raw, reduction=_reduce(image, resized))
         if isinstance(image, ImageFile.ImageFile) and _has_deep_colours(image):
             raw = replace(raw, colours=_deep_colours(file, image))
             image.getexif()  # as long as the file is open
         elif raw.is_deep or not only_deep:
             image.load()
         return raw
+
+
+def _reduce(
+    image: JpegImagePlugin.JpegImageFile,
+    resized: Callable[[tuple[int, int]], tuple[int, int]],
+) -> int:
+    """Have an image decoded at a fraction of its size, if that may be; give what divides it."""
+    width, height = image.size
+    sizes = [(width, height), resized((height, width))[::-1]]
+    if _is_turned(image):
+        sizes[1] = resized((width, height))
+    for divisor in _REDUCTIONS:
+        if all(
+            length % divisor == 0 and length >= _KEPT * divisor * needed
+            for length, needed in zip(*sizes, strict=True)
+        ):
+            image.draft(None, (width // divisor, height // divisor))
+            return divisor
+    return 1
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges height and width."""
+    # The method of a PNG would look for pixels if there is no EXIF.
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in range(5, 9)
 
 
 def largest_deep_value(path: str | os.PathLike[str], decoding: Decoding) -> int | None:
@@ -177,9 +218,7 @@ def displayed_size(path: str | os.PathLike[str], decoding: Decoding) -> tuple[in
             width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
         if image.format == "PNG":
             image = _png_without_pixels(file)
-        # The method of a PNG would look for pixels if there is no EXIF.
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in range(5, 9)
-        return (width, height) if turned else (height, width)
+        return (width, height) if _is_turned(image) else (height, width)
 
 
 @contextmanager

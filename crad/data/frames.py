@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from crad.data.tiles import TileGrid, Tiling
+
 Size = int | tuple[int, int]
 """The side of a square, or a height and a width, in pixels."""
+
+_MEASURED = 2**20  # pixels of the map of a tiled image
+_MASK_SIDE = 1024  # of what counts in tiled images
 
 
 @dataclass(frozen=True)
@@ -19,29 +24,43 @@ class Frame:
     its other side is the nearest multiple of the stride, and it lies in the upper left corner. The
     rest, the padding, has the mean colour of the image.
 
+    With a tiling, it is each tile of an image that is brought to H x W pixels.
+
     Attributes:
         height: H.
         width: W.
         stride: pixels from one cell of a feature map to the next; H and W are multiples of it.
+        tiling: how images are cut into tiles; that needs a stride and a square frame.
     """
 
     height: int
     width: int
     stride: int | None = None
+    tiling: Tiling | None = None
 
     @property
     def size(self) -> Size:
         """The side of a square frame; otherwise height and width."""
         return self.height if self.height == self.width else (self.height, self.width)
 
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of masks that are stretched over an image of any size."""
+        return (_MASK_SIDE, _MASK_SIDE) if self.tiling else (self.height, self.width)
+
     def content(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Height and width of the part of the frame that an image of a height and a width takes.
 
-        The size counts only for a frame with a stride.
+        The size counts only for a frame with a stride. With a tiling, they are those of all tiles
+        together, less `density`.
         """
         if self.stride is None:
             return self.height, self.width
         assert size is not None  # it is known once an image is decoded
+        if self.tiling:
+            grid, density = self.grid(size), self.density(size)
+            rows, columns = (density * self.stride * each for each in (grid.rows, grid.columns))
+            return max(1, round(rows)), max(1, round(columns))
         height, width = size
         rows, columns = self.height // self.stride, self.width // self.stride
         as_high = rows, max(1, round(rows * width / height))
@@ -50,8 +69,41 @@ class Frame:
         chosen = max(fitting, key=math.prod)
         return chosen[0] * self.stride, chosen[1] * self.stride
 
+    def grid(self, size: tuple[int, int]) -> TileGrid:
+        """The tiles of an image of a height and a width; the frame has a tiling."""
+        assert self.tiling
+        assert self.stride
+        return self.tiling.grid(size, self.height // self.stride)
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels that an image, or all tiles of it together, are resized to."""
+        if not self.tiling:
+            return self.content(size)
+        grid = self.grid(size)
+        assert self.stride
+        return grid.rows * self.stride, grid.columns * self.stride
+
+    def density(self, size: tuple[int, int] | None) -> float:
+        """Pixels that are measured for one of the frame, along an axis of an image of a size.
+
+        It is 1 but for tiled images of more than a million pixels in all tiles together, or as
+        many cells, so that no map fills the memory.
+        """
+        if not self.tiling:
+            return 1.0
+        assert size is not None
+        assert self.stride
+        grid = self.grid(size)
+        n_cells = grid.rows * grid.columns
+        return min(1.0, math.sqrt(max(_MEASURED, n_cells) / n_cells) / self.stride)
+
     def crop(self, maps: Tensor, content: tuple[int, int]) -> Tensor:
-        """The part of maps ``(..., h, w)`` of whole frames that belongs to a content."""
+        """The part of maps ``(..., h, w)`` of whole frames that belongs to a content.
+
+        Maps of tiled images are those of the images already.
+        """
+        if self.tiling:
+            return maps
         rows, columns = (
             max(1, round(cells * part / whole))
             for cells, part, whole in zip(

@@ -17,7 +17,8 @@ from crad.data.decoding import (
     opened_by_pillow,
     reading,
 )
-from crad.data.frames import ImageSize, frame_of
+from crad.data.frames import Frame, ImageSize, frame_of
+from crad.data.tiles import TileGrid
 from crad.errors import ImageError, UsageError
 
 ChannelOrder = Literal["rgb", "bgr"]
@@ -33,10 +34,17 @@ class DecodedFile:
     Attributes:
         image: 8-bit RGB, upright.
         has_more: whether the file has further pages or frames, which are not used.
+        reduction: pixels of the file for one of the image, along each side.
     """
 
     image: Image.Image
     has_more: bool
+    reduction: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image of the file."""
+        return self.reduction * self.image.height, self.reduction * self.image.width
 
 
 def open_image(path: str | os.PathLike[str], decoding: Decoding = DEFAULT_DECODING) -> Image.Image:
@@ -44,21 +52,28 @@ def open_image(path: str | os.PathLike[str], decoding: Decoding = DEFAULT_DECODI
     return decode_file(path, decoding).image
 
 
-def decode_file(path: str | os.PathLike[str], decoding: Decoding = DEFAULT_DECODING) -> DecodedFile:
+def decode_file(
+    path: str | os.PathLike[str],
+    decoding: Decoding = DEFAULT_DECODING,
+    frame: Frame | None = None,
+) -> DecodedFile:
     """Read the first image of a file, converted as by `to_rgb`.
 
     Args:
         path: an image file of any format that Pillow reads, with any suffix. PNG, TIFF and PPM
             files of 16-bit colours are read in their full depth.
         decoding: how.
+        frame: what the image, or its tiles, will be brought to; a much larger image may then be
+            reduced.
 
     Raises:
         ImageError: the file is missing, no regular file, empty, truncated, no image, too large, or
             has values beyond the bit depth.
     """
     with reading(path):
-        raw = decode(path, decoding.max_megapixels)
-        return DecodedFile(_picture(raw, decoding.bit_depth), raw.has_more)
+        resized = frame.resized if frame and decoding.reduced else None
+        raw = decode(path, decoding.max_megapixels, resized=resized)
+        return DecodedFile(_picture(raw, decoding.bit_depth), raw.has_more, raw.reduction)
 
 
 def to_rgb(
@@ -148,11 +163,42 @@ def to_tensor(image: Image.Image, size: ImageSize) -> torch.Tensor:
     """
     frame = frame_of(size)
     height, width = frame.content((image.height, image.width))
-    pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    return _framed(image.resize((width, height), Image.Resampling.BILINEAR), frame)
+
+
+def to_tile(
+    image: Image.Image, frame: Frame, grid: TileGrid, place: tuple[int, int]
+) -> torch.Tensor:
+    """Bring a tile of an RGB image to a frame, as `to_tensor` does with an image.
+
+    Neighbouring tiles have the same pixels where they overlap.
+
+    Args:
+        image: of any size, the whole of it.
+        frame: with a tiling.
+        grid: the tiles of the image.
+        place: the first row and column of the tile, in cells.
+
+    Returns:
+        Float32 tensor (3, H, W) in [0, 1], contiguous.
+    """
+    assert frame.stride
+    (top, left), (height, width) = place, grid.part
+    across, down = image.width / grid.columns, image.height / grid.rows  # pixels of a cell
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    box = (*box[:2], min(box[2], image.width), min(box[3], image.height))  # but for rounding
+    size = width * frame.stride, height * frame.stride
+    return _framed(image.resize(size, Image.Resampling.BILINEAR, box), frame)
+
+
+def _framed(content: Image.Image, frame: Frame) -> torch.Tensor:
+    """Make a tensor of an image, and fill the rest of the frame with its mean colour."""
+    pixels = np.array(content)
+    height, width = pixels.shape[:2]
     if (height, width) != (frame.height, frame.width):
-        content, pixels = pixels, np.empty((frame.height, frame.width, 3), np.uint8)
-        pixels[:] = np.rint(content.mean(axis=(0, 1)))
-        pixels[:height, :width] = content
+        inner, pixels = pixels, np.empty((frame.height, frame.width, 3), np.uint8)
+        pixels[:] = np.rint(inner.mean(axis=(0, 1)))
+        pixels[:height, :width] = inner
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from crad.data.images import open_image
 from crad.files import remove_leftovers, write_atomically
@@ -16,6 +15,7 @@ from crad.report.results import Results
 from crad.report.scores import Csv, boxes_of
 from crad.report.verdicts import Verdict, choose_sections, with_margins
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.maps import Maps
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
 from crad.training.run_folder import SCORES_HEAD, RunFolder
@@ -32,7 +32,7 @@ def write_evidence(
     results: Results,
     verdicts: Sequence[Verdict],
     evaluation: Evaluation,
-    anomaly_maps: Tensor,
+    anomaly_maps: Maps,
     protocol: Protocol,
     *,
     scales: Mapping[str, tuple[float, float]],

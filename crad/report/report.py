@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from crad.data.samples import Sample
 from crad.files import remove_leftovers
@@ -17,6 +16,7 @@ from crad.report.summary import summary
 from crad.report.verdicts import Verdict, verdict_of
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.interest import Interest
+from crad.scoring.maps import Maps
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
 from crad.training.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ _SCALE_IMAGES, _SCALE_STEP = 64, 4  # normal images, and pixels of them, of a co
 def report(
     results: Results,
     evaluation: Evaluation,
-    anomaly_maps: Tensor,
+    anomaly_maps: Maps,
     protocol: Protocol,
     run: RunFolder | None,
     *,
@@ -105,7 +105,8 @@ def _passing(
     for number, scored in numbered:
         p_value = checkpoint.calibration.p_value(class_name, scored.score)
         prediction = replace(mark(scored), p_value=p_value)
-        verdicts.append(verdict_of(number, prediction, threshold))
+        # Of a copy, as regions keep maps of the size of the image.
+        verdicts.append(verdict_of(number, replace(prediction), threshold))
         if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
             normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())
         yield prediction

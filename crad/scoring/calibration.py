@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from torch import Tensor
 
 from crad.data.batches import BATCH_SIZE
 from crad.data.frames import Frame
 from crad.data.samples import Dataset, Sample
 from crad.errors import DataError
+from crad.scoring.maps import Maps, choose
 from crad.scoring.protocols import Protocol
 from crad.words import count
 
@@ -134,19 +134,19 @@ def class_of(path: Path, classes: Collection[str]) -> str | None:
 
 
 def decision_scores(
-    anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+    anomaly_maps: Maps, samples: Sequence[Sample], frame: Frame, protocol: Protocol
 ) -> list[float]:
     """Score images by the protocol that decides; arguments as for `scores_and_peaks`."""
     return [score for score, _ in scores_and_peaks(anomaly_maps, samples, frame, protocol)]
 
 
 def scores_and_peaks(
-    anomaly_maps: Tensor, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+    anomaly_maps: Maps, samples: Sequence[Sample], frame: Frame, protocol: Protocol
 ) -> list[tuple[float, float]]:
     """Score images by the protocol that decides, and take the highest values of their maps.
 
     Args:
-        anomaly_maps: ``(N, H, W)``, of a model.
+        anomaly_maps: of N images.
         samples: the images.
         frame: what they were brought to.
         protocol: that of the thresholds.
@@ -155,7 +155,7 @@ def scores_and_peaks(
     for start in range(0, len(anomaly_maps), BATCH_SIZE):
         chosen = slice(start, start + BATCH_SIZE)
         sizes = [sample.size for sample in samples[chosen]]
-        scored = protocol.score_each(anomaly_maps[chosen], frame, sizes)
+        scored = protocol.score_each(choose(anomaly_maps, chosen), frame, sizes)
         found += [(score, float(scored_map.max())) for scored_map, score in scored]
     return found
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from crad.data.bad_images import BadImages
 from crad.data.batches import BATCH_SIZE
@@ -14,6 +13,7 @@ from crad.data.frames import ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.data.samples import Sample
 from crad.scoring.calibration import Decisions, Thresholds, decision_scores, measure_decisions
+from crad.scoring.maps import Maps, choose
 from crad.scoring.metrics import Metrics, measure_class, summarise
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol
@@ -67,12 +67,13 @@ class Truths:
         truths = [self(sample, protocol) for sample in samples if sample.mask and sample.is_anomaly]
         remain = [bool(truth.any()) for truth in truths if truth is not None]
         lost, size = remain.count(False), frame_of(protocol.map_size(self.frame))
+        pixels = "the size of maps" if size.tiling else f"{size.width} x {size.height} pixels"
         if not lost:
             return None
         vanish = "vanishes" if lost == 1 else "vanish"
         return (
             f"protocol {protocol.name}: {lost} of {len(remain)} masks {vanish} at "
-            f"{size.width} x {size.height} pixels (its rule: {protocol.mask_resize}); their "
+            f"{pixels} (its rule: {protocol.mask_resize}); their "
             "defects count as normal pixels"
         )
 
@@ -97,11 +98,11 @@ class Evaluation:
         for index, sample in enumerate(samples):
             self._by_class[str(sample.class_name)].append(index)
 
-    def measure(self, anomaly_maps: Tensor, protocol: Protocol) -> Metrics:
+    def measure(self, anomaly_maps: Maps, protocol: Protocol) -> Metrics:
         """Measure each class, and the mean over classes.
 
         Args:
-            anomaly_maps: ``(M, H, W)``, of the test images in order, before any protocol.
+            anomaly_maps: of the test images in order.
             protocol: how they are scored.
 
         Raises:
@@ -121,7 +122,7 @@ class Evaluation:
 
     def decide(
         self,
-        anomaly_maps: Tensor,
+        anomaly_maps: Maps,
         thresholds: Thresholds,
         false_alarm_rate: float,
         protocol: Protocol,
@@ -144,7 +145,7 @@ class Evaluation:
         }
 
     def predictions(
-        self, anomaly_maps: Tensor, protocol: Protocol
+        self, anomaly_maps: Maps, protocol: Protocol
     ) -> Iterator[tuple[str, Iterator[Prediction]]]:
         """Score the test images of each class without deciding; arguments as for `measure`.
 
@@ -159,7 +160,7 @@ class Evaluation:
         return self._by_class[class_name]
 
     def score(
-        self, members: Sequence[int], anomaly_maps: Tensor, protocol: Protocol
+        self, members: Sequence[int], anomaly_maps: Maps, protocol: Protocol
     ) -> Iterator[Prediction]:
         """Score some test images without deciding.
 
@@ -172,7 +173,7 @@ class Evaluation:
             chosen = members[start : start + BATCH_SIZE]
             samples = [self.samples[index] for index in chosen]
             sizes = [sample.size for sample in samples]
-            scored = protocol.score_each(anomaly_maps[chosen], self._truths.frame, sizes)
+            scored = protocol.score_each(choose(anomaly_maps, chosen), self._truths.frame, sizes)
             for sample, (scored_map, score) in zip(samples, scored, strict=True):
                 truth = self._truths(sample, protocol)
                 yield Prediction(**vars(sample), score=score, scored_map=scored_map, truth=truth)

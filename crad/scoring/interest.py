@@ -16,6 +16,7 @@ from crad.data.frames import Frame
 from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
 from crad.errors import DataError
+from crad.scoring.maps import Maps, copy
 from crad.words import enumerate_some
 
 
@@ -24,7 +25,7 @@ class Interest:
     """What part of the images of each class counts; of a class without a mask, all of it.
 
     Attributes:
-        masks: bool (H, W) by class, at the size of the frame; they cover the whole image.
+        masks: bool (H, W) by class, of `Frame.mask_size`; they cover the whole image.
         frame: what images are brought to.
     """
 
@@ -36,26 +37,26 @@ class Interest:
         return self.masks.get(str(class_name))
 
     def apply(
-        self, anomaly_maps: Tensor, samples: Sequence[Sample], class_names: Sequence[str | None]
-    ) -> Tensor:
+        self, anomaly_maps: Maps, samples: Sequence[Sample], class_names: Sequence[str | None]
+    ) -> Maps:
         """Give what does not count the median of what does: it adds nothing to any score.
 
         A cell of the map that counts in part keeps that part of its difference from the median.
 
         Args:
-            anomaly_maps: ``(N, h, w)`` of a model, before any protocol; left as they are.
+            anomaly_maps: of N images; left as they are.
             samples: the images, decoded.
             class_names: their classes.
         """
         if not self.masks:
             return anomaly_maps
-        maps = anomaly_maps.clone()
+        maps = copy(anomaly_maps)
         for index, (sample, name) in enumerate(zip(samples, class_names, strict=True)):
             mask = self.of(name)
             if mask is None:
                 continue
             content = self.frame.crop(maps[index], self.frame.content(sample.size))
-            whole = torch.from_numpy(mask).to(maps)[None, None]
+            whole = torch.from_numpy(mask).to(content)[None, None]
             rows, columns = content.shape
             weights = F.adaptive_avg_pool2d(whole, (rows, columns))[0, 0]
             level = content[weights > 0].median()
@@ -66,7 +67,7 @@ class Interest:
         """What a checkpoint stores, for its classes in order; nothing without masks."""
         if not self.masks:
             return {}
-        whole = np.ones((self.frame.height, self.frame.width), np.bool_)
+        whole = np.ones(self.frame.mask_size, np.bool_)
         masks = np.stack([self.masks.get(name, whole) for name in classes])
         return {"masks": torch.from_numpy(masks.astype(np.uint8))}
 
@@ -82,7 +83,7 @@ class Interest:
         if not state:
             return cls()
         masks = state["masks"].numpy() > 0
-        if masks.shape != (len(classes), frame.height, frame.width):
+        if masks.shape != (len(classes), *frame.mask_size):
             raise ValueError(f"the masks of interest are of shape {masks.shape}")
         parts = zip(classes, masks, strict=True)
         return cls({name: mask for name, mask in parts if not mask.all()}, frame)
@@ -115,7 +116,7 @@ def read_interest(
         ImageError: a mask cannot be read.
     """
     masks: dict[str, npt.NDArray[np.bool_]] = {}
-    size = frame.height, frame.width
+    size = frame.mask_size
     for option, path, inside in (("--roi", roi, True), ("--ignore", ignored, False)):
         if path is None:
             continue

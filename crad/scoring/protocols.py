@@ -15,8 +15,10 @@ from torch import Tensor
 from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.errors import UsageError
+from crad.scoring.maps import Maps, stack
 
 _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
+_TOGETHER = 2**22  # pixels of the maps of tiled images that are scored at once
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,38 @@ class Protocol(ABC):
         """The maps at a height and width, and the scores, with lengths multiplied by a scale."""
 
     def score_each(
-        self, anomaly_maps: Tensor, frame: Frame, sizes: Sequence[tuple[int, int] | None]
+        self, anomaly_maps: Maps, frame: Frame, sizes: Sequence[tuple[int, int] | None]
     ) -> list[tuple[npt.NDArray[np.float32], float]]:
         """Score maps of frames, each on the part of it that its image takes.
 
+        Lengths are scaled with the frame: those of tiled images with a tile.
+
         Args:
-            anomaly_maps: ``(B, h, w)``, of whole frames.
+            anomaly_maps: of whole frames, or of tiled images.
             frame: what the images were brought to.
             sizes: height and width of each image, as for `Frame.content`.
 
         Returns:
             For each image its map ``(H, W)`` and its score.
         """
-        contents = [frame.content(size) for size in sizes]
+        kinds = [
+            (frame.content(size), frame.density(size), tuple(each.shape))
+            for each, size in zip(anomaly_maps, sizes, strict=True)
+        ]
         found: dict[int, tuple[npt.NDArray[np.float32], float]] = {}
-        for content in dict.fromkeys(contents):  # one batch for all of a size
-            members = [index for index, each in enumerate(contents) if each == content]
-            cropped = frame.crop(anomaly_maps[members], content)
-            maps, scores = self.score(cropped, content, frame)
-            scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
-            found |= zip(members, scored, strict=True)
-        return [found[index] for index in range(len(contents))]
+        for kind in dict.fromkeys(kinds):  # one batch for all of a size
+            content, density, _ = kind
+            alike = [index for index, each in enumerate(kinds) if each == kind]
+            most = max(1, _TOGETHER // math.prod(content)) if frame.tiling else len(alike)
+            measured = frame_of(self.map_size(content))
+            scale = self.scale(frame) * (1.0 if self.size else density)
+            for start in range(0, len(alike), most):
+                members = alike[start : start + most]
+                cropped = frame.crop(stack(anomaly_maps, members), content)
+                maps, scores = self._score(cropped, (measured.height, measured.width), scale)
+                scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
+                found |= zip(members, scored, strict=True)
+        return [found[index] for index in range(len(kinds))]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "fit": False,
                 "fitted": None,
                 "masked": False,
+                "tile": None,
+                "overlap": None,
+                "reduced": False,
             },
             "training": {"keep": "last"},
         },
@@ -333,6 +336,8 @@ def _to_stored(config: Config) -> dict[str, dict[str, Any]]:
         del stored["data"][name]
     if not config.model.masked:  # so that an older crad reads it
         del stored["model"]["masked"]
+    if config.model.tile is None:
+        del stored["model"]["tile"], stored["model"]["overlap"]
     if config.data.source not in DEMO_NAMES:
         del stored["data"]["source"]
     return stored

@@ -31,6 +31,8 @@ import crad.data.batches
 import crad.data.decoding
 import crad.data.frames
 import crad.data.images
+import crad.data.tile_batches
+import crad.data.tiles
 from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE
 from crad.data.decoding import Decoding
@@ -50,6 +52,8 @@ _PREPARATION = (  # of images, beside the module of the backbone
     crad.data.images,
     crad.data.frames,
     crad.data.batches,
+    crad.data.tiles,
+    crad.data.tile_batches,
     crad.backbones.base,
 )
 _SUFFIX = ".feature"
@@ -72,6 +76,7 @@ def recipe(backbone: Backbone, frame: Frame, decoding: Decoding, device: torch.d
         "backbone": settings,
         "frame": asdict(frame),
         "bit_depth": decoding.bit_depth,
+        "reduced": decoding.reduced,
         "batch_size": BATCH_SIZE,
         "code": [_source(module) for module in modules],
         "packages": [torch.__version__, np.__version__, PIL.__version__]
@@ -155,7 +160,7 @@ class FeatureCache:
                     leftover.unlink()
 
     def read(self, recipe: str, sample: Sample, into: Tensor) -> Sample | None:
-        """Read the feature of an image; None if there is none, or it is damaged.
+        """Read the feature of an image, or those of its tiles; None if there are none, or damaged.
 
         Any number of threads may read at once.
 

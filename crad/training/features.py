@@ -2,10 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import cached_property
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crad.backbones import Backbone
-from crad.data.batches import BATCH_SIZE, Batch, OnBad, call_ahead, digest_of, load_batches
-from crad.data.decoding import DEFAULT_DECODING, Decoding
-from crad.data.frames import ImageSize, frame_of
+from crad.data.batches import BATCH_SIZE, OnBad, call_ahead, digest_of, load_batches
+from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
+from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.samples import Sample
-from crad.errors import BackboneError, DataError, TrainingError
+from crad.data.tile_batches import TileBatch, load_tiles
+from crad.errors import BackboneError, DataError, ImageError, TrainingError
 from crad.files import irregular
 from crad.model.crad import CRAD
 from crad.scoring.interest import Interest
+from crad.scoring.maps import Maps
 from crad.training import processes
 from crad.training.feature_cache import FeatureCache, recipe
 from crad.training.feature_memory import FeatureMemory
@@ -33,33 +36,74 @@ class Features:
     """Features, in memory or in a file that is mapped into it.
 
     Attributes:
-        values: ``(N, H, W, C)`` float32, on the CPU.
-        samples: the N images they were computed from, with `Sample.digest`.
+        values: ``(N, H, W, C)`` float32, on the CPU: a row for each image or, of tiled images, for
+            each tile, in order.
+        samples: the images they were computed from, with `Sample.digest`.
         interest: what part of these images counts.
+        tiled: what tiles were brought to; None if images are not tiled.
     """
 
     values: Tensor
     samples: list[Sample]
     interest: Interest = field(default_factory=Interest)
+    tiled: Frame | None = None
 
     def __len__(self) -> int:
-        return len(self.samples)
+        """The number of rows."""
+        return len(self.values) if self.tiled else len(self.samples)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each image, and where the last one ends."""
+        return [0, *accumulate(_count_rows(sample, self.tiled) for sample in self.samples)]
+
+    def rows_of(self, images: Iterable[int]) -> Tensor:
+        """The rows of some images, in order."""
+        rows = [range(self.starts[image], self.starts[image + 1]) for image in images]
+        return torch.tensor([*chain(*rows)], dtype=torch.int64)
 
     def channels_first(self) -> Tensor:
         """All features, ``(N, C, H, W)``, without a copy."""
         return self.values.permute(0, 3, 1, 2)
 
+    def pooled(self) -> Tensor:
+        """The mean of the feature of each image over its positions and tiles ``(images, C)``."""
+        rows = self.values.mean(dim=(1, 2))
+        if not self.tiled:
+            return rows
+        parts = zip(self.starts, self.starts[1:], strict=False)
+        return torch.stack([rows[start:end].mean(dim=0) for start, end in parts])
+
     def batch(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Copy some to a device, ``(B, C, H, W)`` in channels-last memory format."""
+        """Copy some rows to a device, ``(B, C, H, W)`` in channels-last memory format."""
         chosen = self.values.index_select(0, indices)
         return chosen.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def some(self, most: int) -> "Features":
-        """At most so many of them, evenly chosen."""
-        count = min(most, len(self))
-        chosen = np.linspace(0, len(self) - 1, count).astype(int)
-        samples = [self.samples[index] for index in chosen]
-        return Features(self.values[chosen], samples, self.interest)
+    def some(self, most: int) -> list[int]:
+        """At most so many of the images, evenly chosen."""
+        count = min(most, len(self.samples))
+        return [int(each) for each in np.linspace(0, len(self.samples) - 1, count)]
+
+    def stitch(self, maps: Tensor) -> Maps:
+        """Maps of the images, given those of all rows ``(N, h, w)``."""
+        if not self.tiled:
+            return maps
+        return [
+            _stitch(self.tiled, sample, maps[start:end])
+            for sample, start, end in zip(self.samples, self.starts, self.starts[1:], strict=False)
+        ]
+
+
+def _count_rows(sample: Sample, tiled: Frame | None) -> int:
+    if tiled is None:
+        return 1
+    assert sample.size
+    return len(tiled.grid(sample.size))
+
+
+def _stitch(tiled: Frame, sample: Sample, maps: Tensor) -> Tensor:
+    assert sample.size
+    return tiled.grid(sample.size).stitch(maps)
 
 
 def fit_backbone(
@@ -81,13 +125,14 @@ def fit_backbone(
     """
     if type(backbone).fit is Backbone.fit:
         return
-    settings = recipe(backbone, frame_of(image_size), decoding, device) if cache else ""
+    frame = frame_of(image_size)
+    settings = recipe(backbone, frame, decoding, device) if cache else ""
 
     def fitted() -> dict[str, Tensor]:
         how = _fit_recipe(settings, samples, decoding) if cache else ""
         state = cache.read_state(how, backbone.state_dict()) if cache else None
         if state is None:
-            with closing(_load(samples, image_size, skip, decoding, "statistics")) as batches:
+            with closing(_load(samples, frame, skip, decoding, "statistics")) as batches:
                 first = next(batches, None)
                 if first is None:
                     raise DataError("train: none of the training images can be read; replace them")
@@ -149,60 +194,92 @@ def extract(
         ImageError: an image cannot be read; the message names it.
         StorageError: there is no space for the features.
     """
-    if not samples:
-        return Features(torch.empty(0, 0, 0, 0), [])
     frame = frame_of(image_size)
+    tiled = frame if frame.tiling else None
+    if not samples:
+        return Features(torch.empty(0, 0, 0, 0), [], tiled=tiled)
     folded = backbone.folded(frame.height, frame.width)
     blank = torch.zeros(1, 3, frame.height, frame.width, device=device)
     channels, height, width = folded(blank).shape[1:]
-    values = (memory or FeatureMemory()).allocate(len(samples), height, width, channels)
+    starts = [0, *accumulate(_look_up_rows(samples, tiled, decoding))]
+    values = (memory or FeatureMemory()).allocate(starts[-1], height, width, channels)
     how = recipe(backbone, frame, decoding, device) if cache else ""
-    rows = {sample.path: row for row, sample in enumerate(samples)}
+    images = {sample.path: image for image, sample in enumerate(samples)}
     # Each machine has the features of all images.
-    mine = processes.share(samples, BATCH_SIZE, processes.local_rank(), processes.local_count())
+    batch_size = 1 if tiled else BATCH_SIZE
+    mine = processes.share(samples, batch_size, processes.local_rank(), processes.local_count())
     filled: dict[int, Sample] = {}
     digests: dict[int, bytes] = {}
     n_computed = 0
 
     def is_known(sample: Sample) -> bool:
-        """Whether the cache has the feature of an image, which is then in its row."""
+        """Whether the cache has the feature of an image, which is then in its rows."""
         assert cache
-        row = rows[sample.path]
-        digests[row] = _digest(sample)
-        if not digests[row]:
+        image = images[sample.path]
+        digests[image] = _digest(sample)
+        into = values[starts[image] : starts[image + 1]]
+        if not digests[image] or not len(into):
             return False
-        found = cache.read(how, replace(sample, digest=digests[row]), values[row])
+        found = cache.read(how, replace(sample, digest=digests[image]), into)
         if found is None or math.prod(found.size or ()) > 1e6 * decoding.max_megapixels:
             return False
-        filled[row] = found
+        filled[image] = found
         return True
 
     known = is_known if cache else None
-    with closing(_load(mine, image_size, skip, decoding, "features", known)) as batches:
+    with closing(_load(mine, frame, skip, decoding, "features", known)) as batches:
         for batch in batches:
-            chosen = [rows[sample.path] for sample in batch.samples]
+            first, last = batch.samples[0], batch.samples[-1]
+            for sample in batch.samples:
+                image = images[sample.path]
+                if _count_rows(sample, tiled) != starts[image + 1] - starts[image]:
+                    raise ImageError(f"cannot read image '{sample.path}': it is being changed")
             computed = _compute(folded, batch.images.to(device))
             if not computed.isfinite().all():
                 raise BackboneError(
-                    f"backbone: no finite features of the images from '{batch.samples[0].path}' to "
-                    f"'{batch.samples[-1].path}'; use other weights, or replace the images"
+                    f"backbone: no finite features of the images from '{first.path}' to "
+                    f"'{last.path}'; use other weights, or replace the images"
                 )
-            values[chosen] = computed.permute(0, 2, 3, 1).cpu()
-            filled.update(zip(chosen, batch.samples, strict=True))
-            n_computed += len(chosen)
-            for row, sample in zip(chosen, batch.samples, strict=True):
-                if cache and sample.digest == digests[row]:  # it was not edited meanwhile
-                    cache.write(how, sample, values[row])
+            rows = [
+                starts[images[sample.path]] + number
+                for sample, number in zip(batch.samples, batch.numbers, strict=True)
+            ]
+            values[rows] = computed.permute(0, 2, 3, 1).cpu()
+            for sample, row in zip(batch.samples, rows, strict=True):
+                image = images[sample.path]
+                if row != starts[image + 1] - 1:  # it has further tiles
+                    continue
+                filled[image] = sample
+                n_computed += 1
+                if cache and sample.digest == digests[image]:  # it was not edited meanwhile
+                    cache.write(how, sample, values[starts[image] : starts[image + 1]])
     if cache:
         cache.note(read=len(filled) - n_computed, computed=n_computed)
-    everywhere = {row: sample for part in processes.gather(filled) for row, sample in part.items()}
+    parts = processes.gather(filled)
+    everywhere = {image: sample for part in parts for image, sample in part.items()}
     kept = sorted(everywhere)
+    rows = [row for image in kept for row in range(starts[image], starts[image + 1])]
     if processes.local_rank() == 0:
-        for row, source in enumerate(kept):  # close the gaps of images left out
+        for row, source in enumerate(rows):  # close the gaps of images left out
             if row != source:
                 values[row] = values[source]
     processes.gather(None)  # the others wait for that
-    return Features(values[: len(kept)], [everywhere[row] for row in kept])
+    return Features(values[: len(rows)], [everywhere[image] for image in kept], tiled=tiled)
+
+
+def _look_up_rows(
+    samples: Sequence[Sample], tiled: Frame | None, decoding: Decoding
+) -> Iterator[int]:
+    """How many rows each image takes; none if its header cannot be read, which is told later."""
+    for sample in samples:
+        if tiled is None:
+            yield 1
+            continue
+        assert sample.path
+        n_tiles = 0
+        with suppress(ImageError):
+            n_tiles = len(tiled.grid(displayed_size(sample.path, decoding)))
+        yield n_tiles
 
 
 def _compute(backbone: Backbone, images: Tensor) -> Tensor:
@@ -219,48 +296,65 @@ def _compute(backbone: Backbone, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def map_features(
-    model: CRAD, features: Features, device: torch.device, rows: Sequence[int] | None = None
-) -> Tensor:
-    """Compute anomaly maps ``(N, H, W)``, before any protocol; each process some batches.
+    model: CRAD, features: Features, device: torch.device, images: Sequence[int] | None = None
+) -> Maps:
+    """Compute anomaly maps of images, before any protocol; each process some batches.
 
     Args:
         model: on ``device``; it is put into evaluation mode.
         features: of the images.
         device: where to compute.
-        rows: of which images, in order; None takes all.
+        images: which, in order; None takes all.
 
     Raises:
         TrainingError: the maps are not finite, or so large that their sums are not.
     """
     model.eval()
-    wanted = range(len(features)) if rows is None else rows
-    mine = processes.share(range(len(wanted)), BATCH_SIZE, processes.rank(), processes.count())
-    maps = [torch.empty(0, *features.values.shape[1:3], device=device)]
-    for start in range(0, len(mine), BATCH_SIZE):
-        batch = torch.tensor([wanted[place] for place in mine[start : start + BATCH_SIZE]])
-        maps.append(model(features.batch(batch, device)).anomaly_map)
-    together = processes.gather_rows(mine, torch.cat(maps))[1]
-    if not (together.abs() < _LARGEST).all():
+    wanted = range(len(features.samples)) if images is None else images
+    batch_size = 1 if features.tiled else BATCH_SIZE
+    mine = processes.share(range(len(wanted)), batch_size, processes.rank(), processes.count())
+    together: Maps
+    if features.tiled:
+        own = [_map_tiled(model, features, device, wanted[place]) for place in mine]
+        together = processes.gather_items(mine, own)[1]
+        is_finite = all(bool((each.abs() < _LARGEST).all()) for each in together)
+    else:
+        maps = [torch.empty(0, *features.values.shape[1:3], device=device)]
+        for start in range(0, len(mine), BATCH_SIZE):
+            batch = torch.tensor([wanted[place] for place in mine[start : start + BATCH_SIZE]])
+            maps.append(model(features.batch(batch, device)).anomaly_map)
+        together = processes.gather_rows(mine, torch.cat(maps))[1]
+        is_finite = bool((together.abs() < _LARGEST).all())
+    if not is_finite:
         raise TrainingError(
             "training: the model has no finite anomaly maps any more; lower --learning-rate and "
             "--memory-learning-rate"
         )
-    samples = [features.samples[row] for row in wanted]
+    samples = [features.samples[image] for image in wanted]
     names = [sample.class_name for sample in samples]
     return features.interest.apply(together, samples, names)
 
 
+def _map_tiled(model: CRAD, features: Features, device: torch.device, image: int) -> Tensor:
+    """The map of a tiled image."""
+    assert features.tiled
+    parts = features.rows_of([image]).split(BATCH_SIZE)
+    maps = torch.cat([model(features.batch(part, device)).anomaly_map for part in parts])
+    return _stitch(features.tiled, features.samples[image], maps)
+
+
 def _load(
     samples: Sequence[Sample],
-    image_size: ImageSize,
+    frame: Frame,
     skip: OnBad | None,
     decoding: Decoding,
     what: str,
     is_known: Callable[[Sample], bool] | None = None,
-) -> Generator[Batch]:
-    """Load images behind a progress bar, which is gone once the generator is closed.
+) -> Generator[TileBatch]:
+    """Load images, or their tiles, behind a progress bar, which is gone once this is closed.
 
-    Those that are known, which is asked in threads, are left out.
+    An image that is not tiled is a tile of its own. Those that are known, which is asked in
+    threads, are left out.
     """
     hidden = not processes.is_main()
     with tqdm(total=len(samples), desc=what, unit="image", leave=False, disable=hidden) as bar:
@@ -273,13 +367,27 @@ def _load(
                 else:
                     yield sample
 
+        sources = unknown(is_known) if is_known else samples
+        if frame.tiling:
+            for tiles in load_tiles(
+                sources,
+                frame=frame,
+                batch_size=BATCH_SIZE,
+                mixed=True,
+                skip=skip,
+                digests=True,
+                decoding=decoding,
+            ):
+                yield tiles
+                bar.update(tiles.numbers.count(0))
+            return
         for batch in load_batches(
-            unknown(is_known) if is_known else samples,
-            size=image_size,
+            sources,
+            size=frame,
             batch_size=BATCH_SIZE,
             skip=skip,
             digests=True,
             decoding=decoding,
         ):
-            yield batch
+            yield TileBatch(batch.images, batch.samples, [0] * len(batch.samples))
             bar.update(len(batch.samples))

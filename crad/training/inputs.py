@@ -29,6 +29,7 @@ from crad.model.products import Products
 from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
 from crad.scoring.interest import Interest, read_interest
+from crad.scoring.maps import Maps
 from crad.scoring.protocols import choose_protocols
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint
@@ -104,7 +105,7 @@ class Inputs:
     def pooled_by_class(self) -> dict[str, Tensor]:
         """The mean of the feature of each normal image over its positions, by class in order."""
         normal = [each for each in (self.train, self.held_back) if len(each)]
-        pooled = torch.cat([each.values.mean(dim=(1, 2)) for each in normal])
+        pooled = torch.cat([each.pooled() for each in normal])
         names = [sample.class_name for each in normal for sample in each.samples]
         found = {
             name: pooled[[row for row, each in enumerate(names) if each == name]]
@@ -113,9 +114,10 @@ class Inputs:
         return {**found, **self.pooled}
 
     @cached_property
-    def nearest_neighbour(self) -> Tensor:
-        """Anomaly maps of the test images ``(M, H, W)`` by `nearest_neighbour_maps`."""
-        return nearest_neighbour_maps(self.train.channels_first(), self.test.channels_first())
+    def nearest_neighbour(self) -> Maps:
+        """Anomaly maps of the test images by `nearest_neighbour_maps`."""
+        train, test = self.train.channels_first(), self.test.channels_first()
+        return self.test.stitch(nearest_neighbour_maps(train, test))
 
 
 def bit_depth_of(dataset: Dataset, config: Config) -> int:
@@ -139,17 +141,20 @@ def choose_frame(dataset: Dataset, config: Config, stride: int) -> Frame:
         UsageError: cells of the backbone do not fill the frame that is asked for.
     """
     asked = frame_of(config.model.image_size)  # what another run has come to does not count
+    if tiling := config.model.tiling:
+        _check_cells(asked, config, stride, "--tile")
+        frame = Frame(asked.height, asked.width, stride, tiling)
+        sizes = processes.on_main(lambda: _displayed_sizes(dataset.train, config.decoding))
+        if sizes:
+            print(_describe_tiles(frame, sizes), flush=True)
+        return frame
     if not config.model.fit:
         return asked
     sizes = processes.on_main(lambda: _displayed_sizes(dataset.train, config.decoding))
     if asked.height == asked.width and sizes:
         frame = fit_frame(asked.height, stride, sizes, least=SMALLEST_SIDE)
-    elif asked.height % stride or asked.width % stride:
-        raise UsageError(
-            f"--image-size: with --fit, expected multiples of {stride}, the pixels of a cell of "
-            f"'{config.model.backbone}', but got {show_size(asked)}"
-        )
     else:
+        _check_cells(asked, config, stride, "--fit")
         frame = Frame(asked.height, asked.width, stride)
     whole = frame.height, frame.width
     padded = sum(frame.content(size) != whole for size in sizes)
@@ -159,6 +164,27 @@ def choose_frame(dataset: Dataset, config: Config, stride: int) -> Frame:
         flush=True,
     )
     return frame
+
+
+def _check_cells(asked: Frame, config: Config, stride: int, option: str) -> None:
+    """Refuse a frame that cells of the backbone do not fill."""
+    if asked.height % stride or asked.width % stride:
+        raise UsageError(
+            f"--image-size: with {option}, expected multiples of {stride}, the pixels of a cell of "
+            f"'{config.model.backbone}', but got {show_size(asked)}"
+        )
+
+
+def _describe_tiles(frame: Frame, sizes: Sequence[tuple[int, int]]) -> str:
+    """Say in a line into how many tiles images of some heights and widths are cut."""
+    assert frame.tiling
+    numbers = sorted(len(frame.grid(size)) for size in sizes)
+    few, many = numbers[0], numbers[-1]
+    tiles = count(few, "tile") if few == many else f"{few} to {many} tiles"
+    side = frame.tiling.side
+    line = f"tiles: {side} x {side} pixels, {tiles} an image"
+    small = sum(min(size) < side for size in sizes)
+    return line + (f"; {count(small, 'image')} smaller than a tile and padded" if small else "")
 
 
 def _displayed_sizes(samples: Sequence[Sample], decoding: Decoding) -> list[tuple[int, int]]:

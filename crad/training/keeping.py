@@ -1,5 +1,6 @@
 """Which epoch a detector is of, judged by the normal images held back."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import Tensor
@@ -7,13 +8,14 @@ from torch import Tensor
 from crad.training.checkpoint import Checkpoint, Kept
 
 
-def held_back_error(anomaly_maps: Tensor, channels: int) -> float:
-    """Mean squared error of the reconstructions of images, from their maps ``(N, H, W)``, N >= 1.
+def held_back_error(anomaly_maps: Iterable[Tensor], channels: int) -> float:
+    """Mean squared error of the reconstructions of images, from their maps ``(H, W)``, one or more.
 
     It is the loss of training (equation 7), but on images that are not trained on: it rises as soon
     as a model learns its training images by heart.
     """
-    return float(anomaly_maps.double().square().mean()) / channels
+    sums = [(float(each.double().square().sum()), each.numel()) for each in anomaly_maps]
+    return sum(total for total, _ in sums) / sum(number for _, number in sums) / channels
 
 
 def keep_best(former: Checkpoint | None, new: Checkpoint, error: float) -> Checkpoint:

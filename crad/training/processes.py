@@ -238,6 +238,14 @@ def gather_rows(rows: Sequence[int], values: Tensor) -> tuple[list[int], Tensor]
     return sorted(numbers), torch.cat([part for _, part in parts])[order].to(values.device)
 
 
+def gather_items(rows: Sequence[int], items: Sequence[T]) -> tuple[list[int], list[T]]:
+    """Put together the items that each process has, as `gather_rows` does with rows of one size."""
+    together = {
+        row: item for part in gather([*zip(rows, items, strict=True)]) for row, item in part
+    }
+    return sorted(together), [together[row] for row in sorted(together)]
+
+
 def copy_main(tensors: Iterable[Tensor]) -> None:
     """Give tensors, in place, the values that those of the main process have."""
     if count() > 1:
