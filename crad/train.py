@@ -8,10 +8,11 @@ import torch
 from tqdm import tqdm
 
 from crad.command_line import run_command
-from crad.config import Config, without_effect
+from crad.config import Config
 from crad.data import check_apart, find_dataset
 from crad.data.demo import DEMO_NAMES
 from crad.devices import select_device, threads_for
+from crad.idle_options import without_effect
 from crad.model.products import UNKNOWN
 from crad.report.environment import commit
 from crad.report.report import report

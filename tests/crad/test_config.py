@@ -10,9 +10,10 @@ import torch
 
 import crad.train
 from crad.command_line import run_command
-from crad.config import PRESETS, Config, settings, without_effect
+from crad.config import PRESETS, Config, settings
 from crad.detector import create_model
 from crad.errors import UsageError
+from crad.idle_options import without_effect
 from crad.train_options import parse_options
 from crad.train_resume import stored_run
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint

@@ -15,9 +15,10 @@ from torch import Tensor
 import crad
 from crad.backbones import create_backbone
 from crad.backbones.timm import TimmBackbone, _middle
-from crad.config import Config, ModelConfig, without_effect
+from crad.config import Config, ModelConfig
 from crad.detector import create_model
 from crad.errors import BackboneError
+from crad.idle_options import without_effect
 from crad.train_options import parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME, Checkpoint
 from tests.crad.test_checkpoint import rewrite, stored
