@@ -61,9 +61,9 @@ FAULTS = {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },
     "csrc/core/axis.h": {
-        "slope on the border": ("sample", "inside ? index.slope : a", "!inside ? index.slope : a"),
+        "slope on the border": ("sample", "inside ? index.slope : c", "!inside ? index.slope : c"),
         "slope of a mirror image": ("sample", "slope : -index.slope}", "slope : +index.slope}"),
-        "near the grid": ("sample", "low = all<X>(-2)", "low = all<X>(-0)"),
+        "near the grid": ("sample", "low = constant<X>(-2)", "low = constant<X>(-0)"),
         "third derivative": ("derivatives", ": 6 * a);", ": 7 * a);"),
         "end of a long axis": ("edge_cases", "rounded_up ? size - 1", "rounded_up ? size - 0"),
         "far away": ("edge_cases", "0x1p31) || span", "0x1p30) || span"),

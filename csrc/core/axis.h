@@ -61,7 +61,7 @@ using ElementOf = typename Numbers<X>::Element;
 
 // A number, in every lane.
 template <class X, class Number>
-CRAD_INLINE X all(Number number) {
+CRAD_INLINE X constant(Number number) {
   if constexpr (std::is_arithmetic_v<X>)
     return static_cast<X>(number);
   else
@@ -78,7 +78,8 @@ struct Index {
 template <class X>
 CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
   // Past 2^24 entries, float(size) - 1 is not float(size - 1).
-  const X length = all<X>(size), last = all<X>(size - 1), one = all<X>(1), half = all<X>(0.5);
+  const X length = constant<X>(size), last = constant<X>(size - 1), one = constant<X>(1),
+          half = constant<X>(0.5);
   if (align_corners) return {(coord + one) * half * last, last * half};
   return {((coord + one) * length - one) * half, length * half};
 }
@@ -86,27 +87,27 @@ CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
 // To [0, size - 1], NaN to 0; the slope is 0 where it clamps.
 template <class X>
 CRAD_INLINE Index<X> clamped(Index<X> index, int64_t size) {
-  const X first = all<X>(0), last = all<X>(size - 1);
+  const X first = constant<X>(0), last = constant<X>(size - 1);
   const X above = index.at > first ? index.at : first;
   const auto inside = (index.at > first) & (index.at < last);
-  return {above < last ? above : last, inside ? index.slope : all<X>(0)};
+  return {above < last ? above : last, inside ? index.slope : constant<X>(0)};
 }
 
 // Mirrored at -1/2 and size - 1/2, or at 0 and size - 1 with align_corners.
 // For indices below 2^23, up to which a whole number of spans is exact.
 template <class X>
 CRAD_INLINE Index<X> reflected_near(Index<X> index, int64_t size, bool align_corners) {
-  const X zero = all<X>(0), low = all<X>(align_corners ? 0 : -0.5);
+  const X zero = constant<X>(0), low = constant<X>(align_corners ? 0 : -0.5);
   const int64_t length = align_corners ? size - 1 : size;
   if (length == 0) return {zero, zero};
-  const X span = all<X>(length), offset = index.at - low;
+  const X span = constant<X>(length), offset = index.at - low;
   const X distance = offset < zero ? -offset : offset;
   // The quotient may be rounded up to a whole number, by which there is one span too many.
   const X rounded = Numbers<X>::round_down(distance / span);
   const X rest = distance - rounded * span;
   const X extra = rest < zero ? rest + span : rest;
-  const X spans = rest < zero ? rounded - all<X>(1) : rounded;
-  const auto odd = spans * all<X>(0.5) != Numbers<X>::round_down(spans * all<X>(0.5));
+  const X spans = rest < zero ? rounded - constant<X>(1) : rounded;
+  const auto odd = spans * constant<X>(0.5) != Numbers<X>::round_down(spans * constant<X>(0.5));
   return {(odd ? span - extra : extra) + low, odd == (offset < zero) ? index.slope : -index.slope};
 }
 
@@ -126,7 +127,7 @@ CRAD_INLINE Index<X> reflected_far(Index<X> index, int64_t size, bool align_corn
 // What is in bounds stays as it is, to the last bit.
 template <class X>
 CRAD_INLINE Index<X> reflected(Index<X> index, int64_t size, bool align_corners) {
-  const X first = all<X>(0), last = all<X>(size - 1);
+  const X first = constant<X>(0), last = constant<X>(size - 1);
   const auto inside = (index.at > first) & (index.at < last);
   if constexpr (std::is_arithmetic_v<X>) {
     if (inside) return index;
@@ -159,7 +160,8 @@ CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding paddi
 // one; the slope is 0 where all of them read one entry.
 template <class X>
 CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
-  const X zero = all<X>(0), low = all<X>(-2), high = all<X>(size), far = all<X>(0x1p31);
+  const X zero = constant<X>(0), low = constant<X>(-2), high = constant<X>(size),
+          far = constant<X>(0x1p31);
   const auto near = (index.at > -far) & (index.at < far);
   X kept = index.at;
   switch (padding) {
@@ -226,11 +228,11 @@ CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding pad
     case Mode::linear:
       break;
     case Mode::cubic:
-      return padded_directly(Index<X>{base + all<X>(tap - 1), all<X>(0)}, size, padding,
+      return padded_directly(Index<X>{base + constant<X>(tap - 1), constant<X>(0)}, size, padding,
                              align_corners)
           .at;
   }
-  return base + all<X>(tap);
+  return base + constant<X>(tap);
 }
 
 // The entry at a position. Outside of [0, size), it is some number outside of [0, size), by no more
@@ -293,9 +295,9 @@ CRAD_INLINE X cubic_convolution(int order, bool inner, X x) {
     case 2:
       return inner ? 6 * (a + 2) * x - 2 * (a + 3) : 6 * a * x - 10 * a;
     case 3:
-      return all<X>(inner ? 6 * (a + 2) : 6 * a);
+      return constant<X>(inner ? 6 * (a + 2) : 6 * a);
     default:
-      return all<X>(0);
+      return constant<X>(0);
   }
 }
 
@@ -304,15 +306,15 @@ template <class X>
 CRAD_INLINE X tap_weight(Mode mode, int order, int tap, X t, X slope) {
   switch (mode) {
     case Mode::nearest:
-      return all<X>(order == 0);
+      return constant<X>(order == 0);
     case Mode::linear:
-      if (order == 0) return tap == 0 ? all<X>(1) - t : t;
+      if (order == 0) return tap == 0 ? constant<X>(1) - t : t;
       if (order == 1) return tap == 0 ? -slope : slope;
-      return all<X>(0);
+      return constant<X>(0);
     case Mode::cubic:
       break;
   }
-  const X distance = tap < 2 ? t + all<X>(1 - tap) : all<X>(tap - 1) - t;
+  const X distance = tap < 2 ? t + constant<X>(1 - tap) : constant<X>(tap - 1) - t;
   X weight = cubic_convolution(order, tap == 1 || tap == 2, distance);
   for (int i = 0; i < order && i < 4; ++i) weight *= tap < 2 ? slope : -slope;
   return weight;

@@ -41,7 +41,7 @@ void bounds(const Problem& problem, const Range& range, int64_t* first, int64_t*
   Batch<float> batch;
   FloatLanes low[ndim], high[ndim], not_finite = {};
   for (int axis = 0; axis < ndim; ++axis) {
-    low[axis] = all<FloatLanes>(INFINITY);
+    low[axis] = constant<FloatLanes>(INFINITY);
     high[axis] = -low[axis];
   }
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {

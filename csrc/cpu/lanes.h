@@ -75,7 +75,8 @@ struct Numbers<FloatLanes> {
     return (FloatLanes)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     // The sum has no room for a fraction.
-    const FloatLanes large = x < 0.0f ? -all<FloatLanes>(kWhole) : all<FloatLanes>(kWhole);
+    const FloatLanes large =
+        x < 0.0f ? -constant<FloatLanes>(kWhole) : constant<FloatLanes>(kWhole);
     return is_small(x) ? (x + large) - large : x;
 #endif
   }
@@ -211,7 +212,7 @@ CRAD_INLINE IntLanes kept_inside(IntLanes entry, int32_t size) {
 
 // As that of csrc/core.
 CRAD_INLINE IntLanes entry_at(FloatLanes position, int32_t size, int taps) {
-  const FloatLanes before = all<FloatLanes>(-taps), behind = all<FloatLanes>(size);
+  const FloatLanes before = constant<FloatLanes>(-taps), behind = constant<FloatLanes>(size);
   const FloatLanes above = position > before ? position : before;
   return to_int(above < behind ? above : behind);
 }

@@ -123,7 +123,7 @@ void read_values(Call& call, Pass pass, bool want_values) {
 
 // The gradient of a call's output: a copy where it is channels first and points are taken band by
 // band, since rows of points that are apart are slow to gather from planes.
-Tensor rows_of(const Call& call, const Tensor& grad_output) {
+Tensor gradient_by_rows(const Call& call, const Tensor& grad_output) {
   if (grad_output.is_contiguous() || bands_of(call.problem).number == 0 || call.problem.point_lanes)
     return grad_output;
   for (int64_t batch_axes = 0; batch_axes <= 1 && batch_axes < grad_output.dim(); ++batch_axes)

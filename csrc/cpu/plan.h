@@ -180,7 +180,7 @@ inline int64_t lane_points(const Problem& problem) {
   return std::max<int64_t>(kLine, std::min(kMost, kElements / problem.channels / kLine * kLine));
 }
 
-inline Plan forward_plan(const Problem& problem) {
+inline Plan plan_forward(const Problem& problem) {
   const Bands bands = problem.point_lanes ? kNoBands : forward_bands_of(problem);
   if (bands.number > 0) return band_plan(problem, bands, false);
   // Of a range: enough to hide the cost of scheduling it.
@@ -195,7 +195,7 @@ inline Plan forward_plan(const Problem& problem) {
 
 // Each chunk of points adds to a grid of its own; these are summed afterwards. There are never so
 // many that the sum costs more than reading grad_output, or that they take much memory.
-inline Plan backward_plan(const Problem& problem, bool want_values, bool want_coords) {
+inline Plan plan_backward(const Problem& problem, bool want_values, bool want_coords) {
   if (problem.point_lanes && !want_values)
     return plan_of(problem, kNoBands, problem.channels, lane_points(problem), want_coords);
   const Bands bands = bands_of(problem);

@@ -111,7 +111,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   call.problem.point_lanes = samples_point_lanes(problem);
   if (problem.point_lanes && problem.value_type != ValueType::float32)
     call.set_strided(torch::stable::to(call.values, ScalarType::Float));
-  const Plan plan = forward_plan(problem);
+  const Plan plan = plan_forward(problem);
   copy_rows(call, copied_row(problem, plan, 1));
   if (first && !problem.point_lanes)
     sample_to_planes(output, call, plan);
@@ -191,7 +191,7 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
 void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad_output_strides,
                    const Tensor* grad_values, const Tensor* grad_coords) {
   const Problem& problem = call.problem;
-  const Plan plan = backward_plan(problem, grad_values, grad_coords);
+  const Plan plan = plan_backward(problem, grad_values, grad_coords);
   if (!grad_values)
     copy_rows(call, copied_row(problem, plan, 1));
   else if (plan.chunks > 1)
@@ -366,7 +366,7 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   }
   call.set_contiguous(values, problem.channels);
   if (want_coords) read_values(call, Pass::backward, want_values);
-  const Tensor rows = rows_of(call, grad_output);
+  const Tensor rows = gradient_by_rows(call, grad_output);
   RowStrides rows_strides;
   const RowStrides* const strides = strides_of(rows, rows_strides);
   if (want_values && want_coords && !planes && is_dense(problem)) {

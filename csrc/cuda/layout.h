@@ -29,7 +29,7 @@ Tensor new_laid_out_as(const Tensor& values, std::vector<int64_t> shape, int64_t
 }
 
 // Where the rows of a tensor (..., channels) lie, if the points of a grid are equally far apart.
-std::optional<Rows> rows_of(const Tensor& tensor, int64_t batch_axes) {
+std::optional<Rows> row_strides_of(const Tensor& tensor, int64_t batch_axes) {
   const int64_t last = tensor.dim() - 1;
   Rows rows{batch_axes > 0 ? tensor.stride(0) : 0, 0, tensor.stride(last)};
   int64_t points = 1;

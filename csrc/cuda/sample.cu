@@ -66,7 +66,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   const Plan plan = plan_forward(problem, site.device, site.forced);
   check_plan(plan, site.device);
   with_launches(problem, [&](auto launches) {
-    launches.sample(problem, plan, site.stream, *rows_of(output, call.batch_axes),
+    launches.sample(problem, plan, site.stream, *row_strides_of(output, call.batch_axes),
                     output.data_ptr());
   });
   return output;
@@ -207,7 +207,7 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
                                        bool want_values, bool want_coords) {
   const Tensor& values = call.values;
   const Tensor grad_output =
-      rows_of(grad_output_in, call.batch_axes) ? grad_output_in : dense(grad_output_in);
+      row_strides_of(grad_output_in, call.batch_axes) ? grad_output_in : dense(grad_output_in);
   call.set_strided(values);
   const Problem& problem = call.problem;
   const Plan plan = plan_backward_planes(problem, site.device, want_coords, site.forced);
@@ -216,8 +216,9 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
   const PartialSums to_coords(new_grad_coords(call, want_coords), problem, plan.tiles * plan.lanes);
   to_values.set_zero(site);
   with_launches(problem, [&](auto launches) {
-    launches.backward_planes(problem, plan, site.stream, *rows_of(grad_output, call.batch_axes),
-                             grad_output.data_ptr(), to_values.data(), to_coords.data());
+    launches.backward_planes(problem, plan, site.stream,
+                             *row_strides_of(grad_output, call.batch_axes), grad_output.data_ptr(),
+                             to_values.data(), to_coords.data());
   });
   return {to_values.sum(site), to_coords.sum(site)};
 }
