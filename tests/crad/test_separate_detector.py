@@ -67,8 +67,22 @@ def test_each_image_gets_the_model_of_its_class(separate: Path, demo_root: Path)
     assert named[0].score != pytest.approx(found[0].score, rel=1e-3)
     maps = torch.cat([maps for _, maps in detector.map_images(mixed)])
     assert len(maps) == 12
+    with pytest.raises(UsageError, match="at least 1"):
+        detector.map_images(mixed, batch_size=0)
     with pytest.raises(UsageError, match="no class 'nut'"):
         detector.predict(mixed, class_name="nut")
+
+
+def test_nothing_is_computed_to_recognise_a_class_that_is_named(
+    separate: Path, demo_root: Path
+) -> None:
+    detector = crad.load(separate, "cpu")
+    image = images_of(demo_root, "gauge")[0]
+    (recognised,) = detector.predict(image)
+    del detector._folded  # of the features that name the class
+    (named,) = detector.predict(image, class_name="gauge")
+    assert named.score == pytest.approx(recognised.score, rel=1e-5)
+    assert (named.threshold, named.decision) == (recognised.threshold, recognised.decision)
 
 
 def test_an_unknown_product_has_a_map_and_no_decision(separate: Path, tmp_path: Path) -> None:
