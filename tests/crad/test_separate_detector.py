@@ -150,6 +150,26 @@ def test_thresholds_are_set_anew(
     assert read_checkpoint(copy / "brick", ALL_PARTS).optimizer  # it can still be resumed
 
 
+def test_thresholds_replace_no_other_run(
+    separate: Path, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--checkpoint", str(separate), "--good", str(demo_root / "brick" / "test" / "good"))
+    runs, new = tmp_path / "runs", tmp_path / "new"
+    shutil.copytree(separate / "gauge", runs / "gauge")  # a run that has the name of a class
+    shutil.copytree(separate / "gauge", tmp_path / "other")
+    for folder, problem in ((runs, runs / "gauge"), (tmp_path / "other", tmp_path / "other")):
+        before = files_of(tmp_path)
+        for overwrite in ((), ("--overwrite",)):
+            assert run(crad.calibrate.main, *command, "--output", str(folder), *overwrite) == 1
+            error = capsys.readouterr().err
+            assert f"'{problem}' already holds a run" in error
+            assert "--overwrite" not in error
+        assert files_of(tmp_path) == before
+    for overwrite, code in (((), 0), ((), 1), (("--overwrite",), 0)):  # again, into the same folder
+        assert run(crad.calibrate.main, *command, "--output", str(new), *overwrite) == code
+    assert "--overwrite replaces its thresholds" in capsys.readouterr().err
+
+
 def test_what_cannot_be_loaded(separate: Path, tmp_path: Path) -> None:
     def error(folder: Path) -> str:
         with pytest.raises(CheckpointError) as raised:
