@@ -18,7 +18,6 @@ from crad.data.layouts import LAYOUTS
 from crad.detector import Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
-from crad.files import full_path
 from crad.outputs import Output, check_outputs
 from crad.report.tables import lay_out, printable
 from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
@@ -34,6 +33,7 @@ from crad.training.checkpoint import (
     read_checkpoint,
 )
 from crad.training.run_folder import RunFolder
+from crad.training.run_record import RunRecord
 from crad.training.separate_run import SeparateRun, find_separate, read_separate
 from crad.words import count, enumerate_some
 
@@ -172,9 +172,8 @@ def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
     """Refuse, before any work is done, to write over what must not be lost."""
     if not options.output:
         return
-    if find_separate(options.checkpoint):
-        if not (options.overwrite and full_path(options.output) == full_path(options.checkpoint)):
-            RunFolder(options.output).check(overwrite=False, resume=None)
+    if record := find_separate(options.checkpoint):
+        _check_folder(options, options.output, record)
         return
     output = Output("--output", options.output, is_checkpoint)
     source = checkpoint_path(options.checkpoint)
@@ -184,6 +183,25 @@ def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
             f"output: '{options.output}' exists already; --overwrite replaces it, or give another "
             "name"
         )
+
+
+def _check_folder(options: CalibrateOptions, folder: Path, record: RunRecord) -> None:
+    """Refuse a folder for a separate run, unless it is to replace that run or a copy of it."""
+    former = find_separate(folder)
+    if former and (former.id, former.classes) == (record.id, record.classes):
+        if options.overwrite:
+            return
+        raise OutputError(
+            f"output: '{folder}' holds this run already; --overwrite replaces its thresholds, or "
+            "choose another folder"
+        )
+    runs = [RunFolder(folder), *(RunFolder(RunFolder(folder).of_class(n)) for n in record.classes)]
+    for run in runs:
+        try:
+            run.check(overwrite=False, resume=None)
+        except OutputError as error:  # --overwrite is for another copy of the run
+            problem = str(error).partition(";")[0]
+            raise OutputError(f"{problem}; choose another folder") from error
 
 
 def _score(

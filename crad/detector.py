@@ -205,7 +205,7 @@ class Detector:
                 f"class: the model has no class '{class_name}'; it has "
                 f"{', '.join(self.classes) or 'none with a threshold'}"
             )
-        _check_reading(batch_size, skip, channel_order)
+        check_reading(batch_size, skip, channel_order)
         return self._score(images, batch_size, skip, class_name, channel_order)
 
     @torch.inference_mode()
@@ -273,7 +273,7 @@ class Detector:
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device. A tiled image is
             a batch of its own, without its pixels: `Batch.images` is empty.
         """
-        _check_reading(batch_size, skip, channel_order)
+        check_reading(batch_size, skip, channel_order)
         found = self._map(images, batch_size, skip, channel_order)
         return ((batch, maps) for batch, _, maps in found)
 
@@ -394,7 +394,7 @@ class Detector:
             ) from error
 
 
-def _check_reading(batch_size: object, skip: object, channel_order: str) -> None:
+def check_reading(batch_size: object, skip: object, channel_order: str) -> None:
     """Refuse what says wrongly how images are to be read."""
     if not isinstance(batch_size, Integral):
         raise TypeError(f"predict(): expected batch_size as a whole number, but got {batch_size!r}")

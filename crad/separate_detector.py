@@ -1,5 +1,6 @@
 """A separate run as one detector, which applies to each image the model of its class."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ from crad.backbones import Backbone
 from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, split_images
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder
-from crad.detector import Detector, from_checkpoint, restore
+from crad.detector import Detector, check_reading, from_checkpoint, restore
 from crad.devices import PrecisionName
+from crad.errors import ImageError
 from crad.model.products import Products
 from crad.scoring.calibration import Calibration, Thresholds
 from crad.scoring.interest import Interest
@@ -76,12 +78,18 @@ class SeparateDetector(Detector):
         class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[Prediction]:
+        if class_name is not None:  # so nothing is computed to name it
+            part = self.parts[class_name]
+            found = part._map(images, batch_size, skip, channel_order, growing=True)
+            for batch, _, maps in found:
+                yield from self._decide(batch.samples, [class_name] * len(batch.samples), maps)
+            return
         if self.frame.tiling:
-            for batch, names, maps in self._map_tiled(images, skip, class_name, channel_order):
+            for batch, names, maps in self._map_tiled(images, batch_size, skip, channel_order):
                 yield from self._decide(batch.samples, names, maps)
             return
         for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
-            names = self._name(batch, features, class_name)
+            names = self._name(batch, features, None)
             maps = self._map_by_class(batch, features, names)
             yield from self._decide(batch.samples, names, maps)
 
@@ -94,20 +102,22 @@ class SeparateDetector(Detector):
         channel_order: ChannelOrder = "rgb",
     ) -> Iterator[tuple[Batch, Tensor]]:
         """As `Detector.map_images`, by the model of the class that is recognised."""
+        check_reading(batch_size, skip, channel_order)
         if self.frame.tiling:
-            for batch, _, maps in self._map_tiled(images, skip, None, channel_order):
-                yield batch, maps
-            return
-        for batch, features in self._extract(images, batch_size, skip, channel_order):
-            names = self._name(batch, features, None)
-            yield batch, self._map_by_class(batch, features, names)
+            tiled = self._map_tiled(images, batch_size, skip, channel_order)
+            return ((batch, maps) for batch, _, maps in tiled)
+        found = self._extract(images, batch_size, skip, channel_order)
+        return (
+            (batch, self._map_by_class(batch, features, self._name(batch, features, None)))
+            for batch, features in found
+        )
 
     @torch.inference_mode()
     def _map_tiled(
         self,
         images: Source | Iterable[Source],
+        batch_size: int,
         skip: OnBad | None,
-        class_name: str | None,
         channel_order: ChannelOrder,
     ) -> Iterator[tuple[Batch, list[str | None], Tensor]]:
         """Map tiled images one by one, with their classes.
@@ -115,18 +125,34 @@ class SeparateDetector(Detector):
         All tiles of an image name its class, so they are decoded again for the model of the class,
         unless that is the first one, on whose features the class is named.
         """
-        for image in split_images(images):
-            for batch, mean, maps in self._map(image, BATCH_SIZE, skip, channel_order):
-                names = self._name(batch, mean, class_name)
-                name = names[0]
-                if name is None and self.products is not None:
-                    name = self.classes[int(self.products.nearest(mean))]
-                part = self.parts[name or self.classes[0]]
-                if part.model is self.model and part._folded is self._folded:
-                    yield batch, names, maps
-                    continue
-                for _, own in part.map_images(image, channel_order=channel_order):
-                    yield batch, names, own
+        waiting: deque[Source] = deque()  # images that are being read
+
+        def remember() -> Iterator[Source]:
+            for image in split_images(images):
+                waiting.append(image)
+                yield image
+
+        def leave_out(error: ImageError) -> None:
+            waiting.popleft()
+            if skip is None:
+                raise error
+            skip(error)
+
+        found = self._map(remember(), batch_size, leave_out, channel_order)
+        for batch, mean, maps in found:
+            image = waiting.popleft()
+            names = self._name(batch, mean, None)
+            name = names[0]
+            if name is None and self.products is not None:
+                name = self.classes[int(self.products.nearest(mean))]
+            part = self.parts[name or self.classes[0]]
+            if part.model is self.model and part._folded is self._folded:
+                yield batch, names, maps
+                continue
+            for _, own in part.map_images(
+                image, batch_size=batch_size, channel_order=channel_order
+            ):
+                yield batch, names, own
 
     def compile(self) -> None:
         """As `Detector.compile`, of all classes."""

@@ -1,5 +1,6 @@
 """Sheets of pictures that a person can judge a detector by."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from crad.data.decoding import DEFAULT_DECODING, Decoding
@@ -20,6 +22,7 @@ _GAP = 8
 _MARGIN = 20
 _LABEL = 148
 _LABEL_HEIGHT = 64
+_SCALE_PIXELS = 2**17  # of a map of a normal image, at most, for the colour scale
 _COLUMNS = ("image", "truth", "anomaly map", "overlay")
 _INK = (32, 33, 36)
 _FAINT = (110, 113, 120)
@@ -45,13 +48,21 @@ def write_sheet(
     """
     kinds: Counter[str | None] = Counter()
     kept = []
+    normal = []
     for image in predictions:
         kinds[image.defect] += 1
-        # The colour scale needs all normal images, but more defects of a kind are never shown.
-        if kinds[image.defect] <= rows or not image.is_anomaly:
+        if not image.is_anomaly:
+            normal.append(_thin(image.scored_map))
+        if kinds[image.defect] <= rows:  # more of a kind are never shown
             kept.append(image)
     if kept:
-        write_png(file, _sheet(class_name, kept, rows, note, decoding))
+        write_png(file, _sheet(class_name, kept, normal, rows, note, decoding))
+
+
+def _thin(scored_map: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Some pixels of a map, evenly chosen; all of one of usual size."""
+    step = math.ceil(math.sqrt(scored_map.size / _SCALE_PIXELS))
+    return scored_map[::step, ::step].copy()
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
@@ -69,11 +80,11 @@ def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:
 def _sheet(
     class_name: str,
     images: Sequence[Prediction],
+    normal: Sequence[npt.NDArray[np.float32]],
     rows: int,
     note: str | None,
     decoding: Decoding,
 ) -> Image.Image:
-    normal = [image.scored_map for image in images if not image.is_anomaly]
     low, high = colour_scale(normal or [image.scored_map for image in images])
     source = f"{len(normal)} normal test images" if normal else "these images; none is normal"
     chosen = [(image, _row(image, low, high, decoding)) for image in _choose(images, rows)]

@@ -67,8 +67,22 @@ def test_each_image_gets_the_model_of_its_class(separate: Path, demo_root: Path)
     assert named[0].score != pytest.approx(found[0].score, rel=1e-3)
     maps = torch.cat([maps for _, maps in detector.map_images(mixed)])
     assert len(maps) == 12
+    with pytest.raises(UsageError, match="at least 1"):
+        detector.map_images(mixed, batch_size=0)
     with pytest.raises(UsageError, match="no class 'nut'"):
         detector.predict(mixed, class_name="nut")
+
+
+def test_nothing_is_computed_to_recognise_a_class_that_is_named(
+    separate: Path, demo_root: Path
+) -> None:
+    detector = crad.load(separate, "cpu")
+    image = images_of(demo_root, "gauge")[0]
+    (recognised,) = detector.predict(image)
+    del detector._folded  # of the features that name the class
+    (named,) = detector.predict(image, class_name="gauge")
+    assert named.score == pytest.approx(recognised.score, rel=1e-5)
+    assert (named.threshold, named.decision) == (recognised.threshold, recognised.decision)
 
 
 def test_an_unknown_product_has_a_map_and_no_decision(separate: Path, tmp_path: Path) -> None:
@@ -134,6 +148,26 @@ def test_thresholds_are_set_anew(
     assert run(crad.calibrate.main, *good, "--output", str(copy), "--overwrite") == 0
     assert crad.load(copy, "cpu").thresholds == new.thresholds
     assert read_checkpoint(copy / "brick", ALL_PARTS).optimizer  # it can still be resumed
+
+
+def test_thresholds_replace_no_other_run(
+    separate: Path, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--checkpoint", str(separate), "--good", str(demo_root / "brick" / "test" / "good"))
+    runs, new = tmp_path / "runs", tmp_path / "new"
+    shutil.copytree(separate / "gauge", runs / "gauge")  # a run that has the name of a class
+    shutil.copytree(separate / "gauge", tmp_path / "other")
+    for folder, problem in ((runs, runs / "gauge"), (tmp_path / "other", tmp_path / "other")):
+        before = files_of(tmp_path)
+        for overwrite in ((), ("--overwrite",)):
+            assert run(crad.calibrate.main, *command, "--output", str(folder), *overwrite) == 1
+            error = capsys.readouterr().err
+            assert f"'{problem}' already holds a run" in error
+            assert "--overwrite" not in error
+        assert files_of(tmp_path) == before
+    for overwrite, code in (((), 0), ((), 1), (("--overwrite",), 0)):  # again, into the same folder
+        assert run(crad.calibrate.main, *command, "--output", str(new), *overwrite) == code
+    assert "--overwrite replaces its thresholds" in capsys.readouterr().err
 
 
 def test_what_cannot_be_loaded(separate: Path, tmp_path: Path) -> None:

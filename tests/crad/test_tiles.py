@@ -431,6 +431,14 @@ def test_a_model_for_each_class(data: Path, tmp_path: Path, train_command: Comma
         (alone,) = crad.load(tmp_path / "run" / name, "cpu").predict(path)
         assert (found.class_name, found.size) == (name, SIZE)
         assert found.score == pytest.approx(alone.score, rel=1e-4)
+    bad = np.zeros((40, 40, 7), np.uint8)
+    images = [image_of(*SIZE), bad, path]
+    with pytest.raises(ImageError, match=r"images\[1\]"):
+        detector.predict(images)
+    skipped: list[ImageError] = []
+    *_, last = detector.iterate(images, skip=skipped.append)
+    assert len(skipped) == 1
+    assert last.score == pytest.approx(found.score, rel=1e-5)
 
 
 def test_an_image_that_is_left_out_leaves_no_gap(
