@@ -45,7 +45,7 @@ def map_test_images(
         if unknown := [name for name in names if name not in detector.parts]:
             raise DataError(
                 f"classes: there is no model for class '{unknown[0]}', but for "
-                f"{', '.join(detector.parts)}; choose with --classes"
+                f"{', '.join(detector.parts)}; leave its folder out of --data"
             )
         parts = [
             (detector.parts[name], [each for each in samples if each.class_name == name])

@@ -178,7 +178,9 @@ def train_model(
         assert checkpoint is not None  # there is at least one epoch
         training.model.load_state_dict(checkpoint.model)  # of the epoch that is kept
         if config.decisions.calibration_folds and not checkpoint.calibration:
-            checkpoint = cross_calibrate(options, inputs, checkpoint, device)
+            # A model that a class is added to has learned before.
+            epochs = max(each.training.epochs for each in (config, base.config if base else config))
+            checkpoint = cross_calibrate(options, inputs, checkpoint, device, epochs)
             if processes.is_main():
                 checkpoint.save(run.path)
 

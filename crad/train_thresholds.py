@@ -116,7 +116,11 @@ def _calibrate(
 
 
 def cross_calibrate(
-    options: TrainOptions, inputs: Inputs, checkpoint: Checkpoint, device: torch.device
+    options: TrainOptions,
+    inputs: Inputs,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    epochs: int,
 ) -> Checkpoint:
     """Set thresholds with all training images, each scored by a model that has not seen it.
 
@@ -129,10 +133,12 @@ def cross_calibrate(
         inputs: of the run.
         checkpoint: of the last epoch, which has no thresholds yet.
         device: where to train.
+        epochs: of each of these models, which start from nothing.
 
     Raises:
         TrainingError: a training failed.
     """
+    options = options.with_epochs(epochs)
     config, decisions = options.config, options.config.decisions
     started = time.perf_counter()
     n_folds, protocol = decisions.calibration_folds, PROTOCOLS[decisions.decision_protocol]

@@ -25,7 +25,7 @@ class Tiling:
         """Cut an image of a height and a width into tiles.
 
         The image becomes a grid of cells, the positions of feature maps, and tiles begin at
-        borders of cells. For that, it is stretched to whole cells, by less than half of one.
+        borders of cells. For that, it is stretched to whole cells, by up to half of one.
 
         Args:
             size: height and width in pixels.

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ import crad
 import crad.calibrate
 import crad.checkpoint
 import crad.evaluate
+import crad.train
 from crad.data.demo import write_demo
 from crad.data.several import find_datasets
 from crad.errors import DataError
 from crad.scoring.interest import Interest
 from crad.train import main
-from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
+from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from crad.training.exemplars import EXEMPLARS_NAME, has_exemplars, read_exemplars
 from tests.crad.conftest import Run
 from tests.fixtures import before_step, ctrl_c, files_of, run
@@ -98,6 +100,27 @@ def test_training_starts_from_the_model(trained: Run, elsewhere: Path, tmp_path:
     base, found = (read_checkpoint(path).model for path in (trained.output, tmp_path))
     name = "global_representation.memory.weight"
     assert torch.equal(found[name], base[name])
+
+
+def test_models_of_folds_learn_as_long_as_the_model_before(
+    trained: Run,
+    elsewhere: Path,
+    train_command: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned = []
+
+    def calibrate(*arguments: Any) -> Checkpoint:
+        learned.append(arguments[-1])
+        checkpoint: Checkpoint = arguments[2]
+        return checkpoint
+
+    monkeypatch.setattr(crad.train, "cross_calibrate", calibrate)
+    folds = ("--epochs", "2", "--calibration-folds", "2")
+    assert train_command(trained.data, tmp_path / "base", *folds) == 0
+    assert add(elsewhere / "grass", tmp_path / "base", tmp_path / "new") == 0
+    assert learned == [2, 2]
 
 
 def test_features_stand_for_images_that_are_gone(
