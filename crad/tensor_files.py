@@ -72,3 +72,14 @@ def _other_objects(path: Path) -> list[str]:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         return [name.encode("unicode_escape").decode() for name in sorted(names)[:3]]
     return []  # it is damaged
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty if it has none, or is none."""
+    if irregular(file) or not file.exists():
+        return {}
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError):
+        return {}

@@ -40,7 +40,8 @@ class OutputOptions:
     """Replace the run in --output."""
     exemplars: int = 32
     """Features of so many normal images a class lie in exemplars.safetensors beside the checkpoint,
-    in half precision, and as many of those held back, for a later --add; 0 writes none."""
+    in half precision, and as many of those held back, for a later --add; 0 writes none. A run that
+    is resumed keeps those that it has."""
 
 
 @dataclass(frozen=True)

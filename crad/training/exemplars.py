@@ -13,8 +13,9 @@ from torch import Tensor
 
 from crad.data.samples import GOOD, Sample
 from crad.errors import CheckpointError
-from crad.files import irregular, write_atomically
+from crad.files import write_atomically
 from crad.scoring.interest import Interest
+from crad.tensor_files import metadata_of
 from crad.training.features import Features
 from crad.training.inputs import Inputs
 
@@ -115,22 +116,12 @@ def read_exemplars(folder: Path, digests: Tensor, interest: Interest) -> Exempla
 
 def has_exemplars(folder: Path, digests: Tensor) -> bool:
     """Whether the folder of a run has exemplars of its images, as for `read_exemplars`."""
-    return _metadata(folder / EXEMPLARS_NAME).get("images") == _key(digests)
+    return metadata_of(folder / EXEMPLARS_NAME).get("images") == _key(digests)
 
 
 def is_exemplars(file: Path) -> bool:
     """Whether crad wrote a file as exemplars."""
-    return _metadata(file).get("format") == _FORMAT
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    if irregular(file) or not file.exists():
-        return {}
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (safetensors.SafetensorError, OSError):
-        return {}
+    return metadata_of(file).get("format") == _FORMAT
 
 
 def _key(digests: Tensor) -> str:

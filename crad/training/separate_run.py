@@ -16,10 +16,11 @@ from torch import Tensor
 
 from crad.backbones import Backbone
 from crad.errors import CheckpointError
-from crad.files import irregular, write_atomically
+from crad.files import write_atomically
 from crad.model.products import Products
 from crad.scoring.calibration import Calibration, Thresholds
 from crad.scoring.interest import Interest
+from crad.tensor_files import metadata_of
 from crad.training.checkpoint import (
     CHECKPOINT_NAME,
     INFERENCE_PARTS,
@@ -251,7 +252,7 @@ def read_separate(
 
 def find_products(folder: Path, record: RunRecord) -> bool:
     """Whether a folder has what names the class of an image, of this run."""
-    found = _metadata(folder / PRODUCTS_NAME)
+    found = metadata_of(folder / PRODUCTS_NAME)
     names = json.dumps([*record.classes])
     return len(record.classes) == 1 or (found.get("run"), found.get("classes")) == (
         record.id,
@@ -261,7 +262,7 @@ def find_products(folder: Path, record: RunRecord) -> bool:
 
 def is_products(file: Path) -> bool:
     """Whether crad wrote a file as what names the class of an image."""
-    return _metadata(file).get("format") == _FORMAT
+    return metadata_of(file).get("format") == _FORMAT
 
 
 def _finish(folder: Path) -> str:
@@ -276,13 +277,3 @@ def _kind(part: Checkpoint) -> tuple[object, ...]:
 
 def _only(name: str, found: Mapping[str, T]) -> dict[str, T]:
     return {each: value for each, value in found.items() if each == name}
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    if irregular(file) or not file.exists():
-        return {}
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (safetensors.SafetensorError, OSError):
-        return {}
