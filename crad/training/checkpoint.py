@@ -242,8 +242,8 @@ def read_checkpoint(
         folder = file.parent if file.name == CHECKPOINT_NAME else file
         if inner := sorted(each.parent.name for each in folder.glob(f"*/{CHECKPOINT_NAME}")):
             raise CheckpointError(
-                f"checkpoint: '{folder}' holds models of classes but no run.json, which makes them "
-                f"one; give one of its folders: {', '.join(inner)}"
+                f"checkpoint: '{folder}' holds no model, and no run.json that joins those of its "
+                f"folders; give one of these: {', '.join(inner)}"
             )
         problem = f"'{file}' is {kind}" if kind else f"there is no file '{file}'"
         raise CheckpointError(

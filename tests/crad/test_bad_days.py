@@ -173,7 +173,7 @@ def test_a_folder_of_one_model_a_class_names_them(
     arguments = ("--checkpoint", str(tmp_path), str(trained.data))
     assert command(crad.predict.main, *arguments) == 1
     line = error_line(capsys)
-    assert f"'{tmp_path}' holds models of classes but no run.json" in line
+    assert f"'{tmp_path}' holds no model, and no run.json" in line
     assert "brick, gauge" in line
 
 

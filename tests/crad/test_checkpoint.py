@@ -327,7 +327,7 @@ def test_a_name_that_is_wrong_beside_other_runs(tmp_path: Path, checkpoint: Chec
     checkpoint.save(tmp_path / "demo")
     with pytest.raises(CheckpointError, match=r"no file '.*dmeo'"):
         read_checkpoint(tmp_path / "dmeo")
-    with pytest.raises(CheckpointError, match=r"a model for each class.*: demo$"):
+    with pytest.raises(CheckpointError, match=r"holds no model.*: demo$"):
         read_checkpoint(tmp_path)
 
 
