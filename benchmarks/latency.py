@@ -14,7 +14,8 @@ from PIL import Image
 
 import crad
 from benchmarks.machine import machine
-from crad.data.images import open_image, to_tensor
+from crad.data.images import open_image
+from crad.data.tensors import to_tensor
 from crad.detector import Detector
 from crad.predict import find_inputs
 

@@ -19,7 +19,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from crad import launch
-from crad.data.batches import BATCH_SIZE
+from crad.data.sources import BATCH_SIZE
 from crad.devices import PrecisionName
 from crad.errors import CradError, PeerError, UsageError
 from crad.memory import freed_memory_kept, is_out_of_memory

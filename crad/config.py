@@ -20,6 +20,7 @@ from crad.data.tiles import Tiling
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
 from crad.model.memories import AddressName, MemoryName, vector_quantize_class
+from crad.scoring.calibration import FALSE_ALARM_RATE
 from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 from crad.shared_options import (
     FeatureCacheOption,
@@ -198,7 +199,7 @@ class DecisionConfig:
     """Train on all normal images, and set thresholds with all of them: as many more models are
     trained, each without the images of a fold, which it then scores. Training takes as many times
     as long. Default: hold images back."""
-    false_alarm_rate: float = 0.01
+    false_alarm_rate: float = FALSE_ALARM_RATE
     """Share of normal images that may be taken for defective."""
     pixel_false_alarm_rate: float = 0.1
     """Share of normal images in which any pixel may be marked as anomalous."""

@@ -200,7 +200,7 @@ def _how_decided(
         return
     counts = Counter(each.class_name for each in done)
     unknown = counts.pop(None, 0)
-    recognised = detector.products is not None
+    recognised = detector.recognises
     if counts:
         told = ", ".join(f"{printable(str(name))} {count}" for name, count in counts.items())
         how = "as recognised" if recognised else "from the names of their folders"

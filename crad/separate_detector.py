@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from crad.backbones import Backbone
-from crad.data.batches import BATCH_SIZE, Batch, OnBad, Source, split_images
+from crad.data.batches import Batch
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder
-from crad.detector import Detector, check_reading, from_checkpoint, restore
+from crad.data.sources import BATCH_SIZE, OnBad, Source, split_images
+from crad.detector import Detector, from_checkpoint, restore
 from crad.devices import PrecisionName
 from crad.errors import ImageError
 from crad.model.products import Products
+from crad.predictor import check_reading
 from crad.scoring.calibration import Calibration, Thresholds
 from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction

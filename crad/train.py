@@ -18,10 +18,9 @@ from crad.report.environment import commit
 from crad.report.report import report
 from crad.report.results import Results, make_results
 from crad.report.suspects import list_suspects
-from crad.scoring.calibration import decision_scores
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
-from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols
+from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols, decision_scores
 from crad.scoring.suspects import Suspect, find_suspects
 from crad.train_add import add_class
 from crad.train_options import TrainOptions, parse_options, settle_backbone

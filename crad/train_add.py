@@ -18,7 +18,7 @@ from crad.data.several import find_class, find_datasets
 from crad.errors import CheckpointError, DataError, OutputError, UsageError
 from crad.files import full_path
 from crad.report.results import Results
-from crad.scoring.calibration import no_threshold
+from crad.scoring.held_back import no_threshold
 from crad.scoring.interest import Interest
 from crad.train_options import TrainOptions
 from crad.training import processes

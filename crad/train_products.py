@@ -7,8 +7,8 @@ from torch import Tensor
 
 from crad.backbones import Backbone
 from crad.data.bad_images import BadImages
-from crad.data.batches import BATCH_SIZE
 from crad.data.samples import Dataset
+from crad.data.sources import BATCH_SIZE
 from crad.detector import restore
 from crad.mapping import map_test_images
 from crad.report.report import report

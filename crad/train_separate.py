@@ -12,7 +12,7 @@ from crad.devices import select_device
 from crad.errors import CheckpointError
 from crad.report.results import Results, combine_results, write_results
 from crad.report.summary import summary
-from crad.scoring.calibration import check_share
+from crad.scoring.held_back import check_share
 from crad.scoring.interest import mask_files
 from crad.train_options import TrainOptions
 from crad.train_products import join_classes

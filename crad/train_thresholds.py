@@ -10,14 +10,9 @@ from crad.config import DecisionConfig
 from crad.data.samples import Sample
 from crad.devices import threads_for
 from crad.report.heat_maps import colour_scale
-from crad.scoring.calibration import (
-    Calibration,
-    Thresholds,
-    calibrate,
-    draw_folds,
-    scores_and_peaks,
-)
-from crad.scoring.protocols import PROTOCOLS
+from crad.scoring.calibration import Calibration, Thresholds, calibrate
+from crad.scoring.held_back import draw_folds
+from crad.scoring.protocols import PROTOCOLS, scores_and_peaks
 from crad.train_options import TrainOptions
 from crad.train_start import begin, progress, step_size
 from crad.training import processes

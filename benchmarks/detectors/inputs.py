@@ -9,7 +9,7 @@ import torch
 
 from crad.config import Config
 from crad.data import Dataset
-from crad.scoring.calibration import hold_back
+from crad.scoring.held_back import hold_back
 from crad.training.features import Features
 from crad.training.inputs import Inputs, prepare
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crad.config import Config
-from crad.data.batches import BATCH_SIZE
+from crad.data.sources import BATCH_SIZE
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.training.features import Features
 from crad.training.inputs import Inputs

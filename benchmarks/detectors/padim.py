@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crad.config import Config
-from crad.data.batches import BATCH_SIZE
+from crad.data.sources import BATCH_SIZE
 from crad.training.features import Features
 from crad.training.inputs import Inputs
 

@@ -20,8 +20,8 @@ from crad.devices import select_device
 from crad.errors import OutputError
 from crad.files import read_json, write_json
 from crad.report.environment import commit, environment
-from crad.scoring.calibration import check_share, hold_back
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.held_back import check_share, hold_back
 from crad.scoring.protocols import choose_protocols
 from crad.training.inputs import Inputs
 

@@ -17,7 +17,7 @@ from crad.data.batches import load_batches
 from crad.detector import restore
 from crad.devices import select_device
 from crad.model.crad import CRAD
-from crad.scoring.calibration import hold_back
+from crad.scoring.held_back import hold_back
 from crad.training.checkpoint import read_checkpoint
 from crad.training.feature_memory import FeatureMemory
 from crad.training.features import Features, extract

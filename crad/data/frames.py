@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from crad.data.tiles import TileGrid, Tiling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = int | tuple[int, int]
 """The side of a square, or a height and a width, in pixels."""
@@ -97,7 +99,7 @@ class Frame:
         n_cells = grid.rows * grid.columns
         return min(1.0, math.sqrt(max(_MEASURED, n_cells) / n_cells) / self.stride)
 
-    def crop(self, maps: Tensor, content: tuple[int, int]) -> Tensor:
+    def crop(self, maps: "Tensor", content: tuple[int, int]) -> "Tensor":
         """The part of maps ``(..., h, w)`` of whole frames that belongs to a content.
 
         Maps of tiled images are those of the images already.

@@ -1,12 +1,12 @@
 """Images of any origin (file, Pillow image, array, tensor), converted to RGB."""
 
 import os
+import sys
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
 
 from crad.data.decoding import (
@@ -20,6 +20,9 @@ from crad.data.decoding import (
 from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.tiles import TileGrid
 from crad.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ChannelOrder = Literal["rgb", "bgr"]
 """The order of the channels of an array or a tensor; ``"bgr"`` also stands for BGRA."""
@@ -77,7 +80,7 @@ def decode_file(
 
 
 def to_rgb(
-    image: Image.Image | npt.NDArray[Any] | torch.Tensor,
+    image: "Image.Image | npt.NDArray[Any] | Tensor",
     decoding: Decoding = DEFAULT_DECODING,
     channel_order: ChannelOrder = "rgb",
 ) -> Image.Image:
@@ -107,38 +110,52 @@ def to_rgb(
             if not image.width or not image.height:
                 raise ImageError(f"it has {image.width} x {image.height} pixels")
             return _picture(opened_by_pillow(image), decoding.bit_depth)
-    if not isinstance(image, np.ndarray | torch.Tensor):
+    if is_tensor(image):
+        if not _is_plain(image):
+            raise ImageError(
+                f"to_rgb(): a tensor of type {image.dtype}, layout {image.layout}, on "
+                f"{image.device}; expected a dense one of bool, uint8, uint16 or float in [0, 1]"
+            )
+        expected = "a tensor of shape (1, 3 or 4, height, width)"
+        fits = image.ndim == 3 and image.shape[0] in (1, 3, 4)
+    elif isinstance(image, np.ndarray):
+        expected = "an array of shape (height, width) or (height, width, 1, 3 or 4)"
+        fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    else:
         raise TypeError(
             "to_rgb(): expected a Pillow image, a NumPy array or a tensor, "
             f"but got {type(image).__name__}"
         )
-    if isinstance(image, torch.Tensor) and not _is_plain(image):
-        raise ImageError(
-            f"to_rgb(): a tensor of type {image.dtype}, layout {image.layout}, on {image.device}; "
-            "expected a dense one of bool, uint8, uint16 or float in [0, 1]"
-        )
     shape = tuple(image.shape)
-    if isinstance(image, torch.Tensor):
-        expected = "a tensor of shape (1, 3 or 4, height, width)"
-        fits = len(shape) == 3 and shape[0] in (1, 3, 4)
-    else:
-        expected = "an array of shape (height, width) or (height, width, 1, 3 or 4)"
-        fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if not fits or 0 in shape:
         raise ImageError(f"to_rgb(): expected {expected}, at least one pixel, but got {shape}")
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().movedim(0, -1)
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    pixels = _three_channels(_to_8_bit(image, decoding.bit_depth))
+    levels: npt.NDArray[Any]
+    if is_tensor(image):
+        last = image.detach().cpu().movedim(0, -1)
+        levels = (last.float() if last.is_floating_point() else last).numpy()
+    else:
+        levels = np.asarray(image)
+    pixels = _three_channels(_to_8_bit(levels, decoding.bit_depth))
     if channel_order == "bgr":
         pixels = pixels[..., ::-1]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Whether a value is a tensor of PyTorch, which is not imported to tell."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_plain(tensor: "Tensor") -> bool:
     """Whether a tensor has values that NumPy can have."""
-    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    is_dense = is_strided(tensor) and not tensor.is_nested and not tensor.is_meta
     return is_dense and not tensor.is_quantized and not tensor.is_complex()
+
+
+def is_strided(tensor: "Tensor") -> bool:
+    """Whether a tensor is a dense one."""
+    return bool(tensor.layout == sys.modules["torch"].strided)
 
 
 def check_channel_order(channel_order: str) -> None:
@@ -151,25 +168,25 @@ def check_channel_order(channel_order: str) -> None:
         raise UsageError(f"channel_order: expected 'rgb' or 'bgr', but got {channel_order!r}")
 
 
-def to_tensor(image: Image.Image, size: ImageSize) -> torch.Tensor:
-    """Bring an RGB image to a frame (bilinear, antialiased, not cropped) and make it a tensor.
+def to_frame(image: Image.Image, size: ImageSize) -> npt.NDArray[np.uint8]:
+    """Bring an RGB image to a frame (bilinear, antialiased, not cropped).
 
     Args:
         image: of any size; all images are resized here, whatever they come from.
         size: the side of a square, a height and a width, or a frame.
 
     Returns:
-        Float32 tensor (3, H, W) in [0, 1], contiguous.
+        Array (H, W, 3).
     """
     frame = frame_of(size)
     height, width = frame.content((image.height, image.width))
     return _framed(image.resize((width, height), Image.Resampling.BILINEAR), frame)
 
 
-def to_tile(
+def tile_to_frame(
     image: Image.Image, frame: Frame, grid: TileGrid, place: tuple[int, int]
-) -> torch.Tensor:
-    """Bring a tile of an RGB image to a frame, as `to_tensor` does with an image.
+) -> npt.NDArray[np.uint8]:
+    """Bring a tile of an RGB image to a frame, as `to_frame` does with an image.
 
     Neighbouring tiles have the same pixels where they overlap.
 
@@ -180,7 +197,7 @@ def to_tile(
         place: the first row and column of the tile, in cells.
 
     Returns:
-        Float32 tensor (3, H, W) in [0, 1], contiguous.
+        Array (H, W, 3).
     """
     assert frame.stride
     (top, left), (height, width) = place, grid.part
@@ -191,15 +208,15 @@ def to_tile(
     return _framed(image.resize(size, Image.Resampling.BILINEAR, box), frame)
 
 
-def _framed(content: Image.Image, frame: Frame) -> torch.Tensor:
-    """Make a tensor of an image, and fill the rest of the frame with its mean colour."""
+def _framed(content: Image.Image, frame: Frame) -> npt.NDArray[np.uint8]:
+    """The pixels of an image; the rest of the frame has its mean colour."""
     pixels = np.array(content)
     height, width = pixels.shape[:2]
     if (height, width) != (frame.height, frame.width):
         inner, pixels = pixels, np.empty((frame.height, frame.width, 3), np.uint8)
         pixels[:] = np.rint(inner.mean(axis=(0, 1)))
         pixels[:height, :width] = inner
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+    return pixels
 
 
 def _picture(raw: RawImage, bit_depth: int) -> Image.Image:

@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crad.data.batches import OnBad, Source, call_ahead, decode_source
 from crad.data.decoding import DEFAULT_DECODING, Decoding
 from crad.data.frames import Frame
-from crad.data.images import ChannelOrder, to_tile
+from crad.data.images import ChannelOrder
 from crad.data.samples import Sample
+from crad.data.sources import OnBad, Source, call_ahead, decode_source
+from crad.data.tensors import to_tile
 from crad.errors import ImageError
 
 _AHEAD = min(4, os.cpu_count() or 1)  # whole images, of up to 0.3 GB each

@@ -4,9 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class TileGrid:
         return [(top, left) for top in self.tops for left in self.lefts]
 
     @cached_property
-    def weights(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """How much each tile counts for the cells along each axis ``(tiles, cells of a part)``.
 
         They fall towards the edges that a tile shares with a neighbour, and sum to 1 in each cell.
@@ -86,7 +90,7 @@ class TileGrid:
         height, width = self.part
         return _ramps(self.tops, height, self.rows), _ramps(self.lefts, width, self.columns)
 
-    def stitch(self, maps: Tensor) -> Tensor:
+    def stitch(self, maps: "Tensor") -> "Tensor":
         """Blend the maps of all tiles ``(tiles, h, w)`` into that of the image ``(rows, columns)``.
 
         With one tile, it is the part of its map that the image takes, to the bit.
@@ -94,7 +98,7 @@ class TileGrid:
         height, width = self.part
         if len(self) == 1:
             return maps[0, :height, :width]
-        vertical, horizontal = (each.to(maps) for each in self.weights)
+        vertical, horizontal = (maps.new_tensor(each) for each in self.weights)
         whole = maps.new_zeros(self.rows, self.columns)
         for number, (top, left) in enumerate(self.places):
             row, column = divmod(number, len(self.lefts))
@@ -105,18 +109,18 @@ class TileGrid:
         return whole
 
 
-def _ramps(starts: Sequence[int], part: int, length: int) -> Tensor:
+def _ramps(starts: Sequence[int], part: int, length: int) -> npt.NDArray[np.float32]:
     """The weights of tiles along an axis, which rise and fall linearly where tiles overlap."""
-    weights = torch.ones(len(starts), part)
+    weights = np.ones((len(starts), part), np.float32)
     for number in range(len(starts) - 1):
         common = starts[number] + part - starts[number + 1]
         if common > 0:
-            rise = (torch.arange(common) + 0.5) / common
+            rise = (np.arange(common, dtype=np.float32) + np.float32(0.5)) / np.float32(common)
             weights[number + 1, :common] *= rise
-            weights[number, part - common :] *= rise.flip(0)
-    total = torch.zeros(length)
+            weights[number, part - common :] *= rise[::-1]
+    total = np.zeros(length, np.float32)
     for start, each in zip(starts, weights, strict=True):
         total[start : start + part] += each
-    return torch.stack(
+    return np.stack(
         [each / total[start : start + part] for start, each in zip(starts, weights, strict=True)]
     )

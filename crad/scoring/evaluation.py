@@ -7,16 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from crad.data.bad_images import BadImages
-from crad.data.batches import BATCH_SIZE
 from crad.data.decoding import DEFAULT_DECODING, Decoding
 from crad.data.frames import ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.data.samples import Sample
-from crad.scoring.calibration import Decisions, Thresholds, decision_scores, measure_decisions
+from crad.data.sources import BATCH_SIZE
+from crad.scoring.calibration import Decisions, Thresholds, measure_decisions
 from crad.scoring.maps import Maps, choose
 from crad.scoring.metrics import Metrics, measure_class, summarise
 from crad.scoring.prediction import Prediction
-from crad.scoring.protocols import Protocol
+from crad.scoring.protocols import Protocol, decision_scores
 
 
 class Truths:

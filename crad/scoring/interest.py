@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from crad.data.decoding import Decoding
 from crad.data.folders import IMAGE_SUFFIXES
@@ -16,8 +14,12 @@ from crad.data.frames import Frame
 from crad.data.masks import open_mask, resize_mask
 from crad.data.samples import Sample
 from crad.errors import DataError
-from crad.scoring.maps import Maps, copy
 from crad.words import enumerate_some
+
+if TYPE_CHECKING:  # an exported detector has masks, but no PyTorch
+    from torch import Tensor
+
+    from crad.scoring.maps import Maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,8 @@ class Interest:
         return self.masks.get(str(class_name))
 
     def apply(
-        self, anomaly_maps: Maps, samples: Sequence[Sample], class_names: Sequence[str | None]
-    ) -> Maps:
+        self, anomaly_maps: "Maps", samples: Sequence[Sample], class_names: Sequence[str | None]
+    ) -> "Maps":
         """Give what does not count the median of what does: it adds nothing to any score.
 
         A cell of the map that counts in part keeps that part of its difference from the median.
@@ -50,6 +52,11 @@ class Interest:
         """
         if not self.masks:
             return anomaly_maps
+        import torch
+        import torch.nn.functional as F
+
+        from crad.scoring.maps import copy
+
         maps = copy(anomaly_maps)
         for index, (sample, name) in enumerate(zip(samples, class_names, strict=True)):
             mask = self.of(name)
@@ -63,17 +70,19 @@ class Interest:
             content.copy_(level + weights * (content - level))
         return maps
 
-    def state(self, classes: Sequence[str]) -> dict[str, Tensor]:
+    def state(self, classes: Sequence[str]) -> "dict[str, Tensor]":
         """What a checkpoint stores, for its classes in order; nothing without masks."""
         if not self.masks:
             return {}
+        import torch
+
         whole = np.ones(self.frame.mask_size, np.bool_)
         masks = np.stack([self.masks.get(name, whole) for name in classes])
         return {"masks": torch.from_numpy(masks.astype(np.uint8))}
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Tensor], classes: Sequence[str], frame: Frame
+        cls, state: "Mapping[str, Tensor]", classes: Sequence[str], frame: Frame
     ) -> "Interest":
         """Undo `state`.
 

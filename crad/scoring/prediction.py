@@ -1,14 +1,12 @@
 """The record of an image once it is scored."""
 
-import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
+from PIL import Image
 
 from crad.data.masks import resize_mask
 from crad.data.samples import Sample
@@ -78,10 +76,9 @@ class Prediction(Sample):
     def anomaly_map(self) -> npt.NDArray[np.float32]:
         """The map at the size of the image, float32, antialiased where that is smaller."""
         assert self.size is not None  # it has been decoded
-        scored = torch.from_numpy(self.scored_map)[None, None]
-        shrinks = any(map(operator.lt, self.size, self.scored_map.shape))
-        resized = F.interpolate(scored, self.size, mode="bilinear", antialias=shrinks)[0, 0].numpy()
-        return np.asarray(resized, dtype=np.float32)
+        height, width = self.size
+        scored = Image.fromarray(self.scored_map)
+        return np.array(scored.resize((width, height), Image.Resampling.BILINEAR))
 
     @cached_property
     def anomaly_mask(self) -> npt.NDArray[np.bool_] | None:

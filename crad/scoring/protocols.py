@@ -14,8 +14,10 @@ from torch import Tensor
 
 from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.masks import MaskResize
+from crad.data.samples import Sample
+from crad.data.sources import BATCH_SIZE
 from crad.errors import UsageError
-from crad.scoring.maps import Maps, stack
+from crad.scoring.maps import Maps, choose, stack
 
 _IMAGE_SIZE = 224  # the side in pixels of the images for which sizes are given
 _TOGETHER = 2**22  # pixels of the maps of tiled images that are scored at once
@@ -239,6 +241,33 @@ def choose_protocols(choices: Sequence[ProtocolChoice]) -> list[Protocol]:
             f"{', '.join(map(repr, unknown)) or 'none'}"
         )
     return [PROTOCOLS[name] for name in dict.fromkeys(names)]
+
+
+def decision_scores(
+    anomaly_maps: Maps, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+) -> list[float]:
+    """Score images by the protocol that decides; arguments as for `scores_and_peaks`."""
+    return [score for score, _ in scores_and_peaks(anomaly_maps, samples, frame, protocol)]
+
+
+def scores_and_peaks(
+    anomaly_maps: Maps, samples: Sequence[Sample], frame: Frame, protocol: Protocol
+) -> list[tuple[float, float]]:
+    """Score images by the protocol that decides, and take the highest values of their maps.
+
+    Args:
+        anomaly_maps: of N images.
+        samples: the images.
+        frame: what they were brought to.
+        protocol: that of the thresholds.
+    """
+    found: list[tuple[float, float]] = []
+    for start in range(0, len(anomaly_maps), BATCH_SIZE):
+        chosen = slice(start, start + BATCH_SIZE)
+        sizes = [sample.size for sample in samples[chosen]]
+        scored = protocol.score_each(choose(anomaly_maps, chosen), frame, sizes)
+        found += [(score, float(scored_map.max())) for scored_map, score in scored]
+    return found
 
 
 def _odd(size: float) -> int:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label, regionprops
+
+from crad.errors import MissingPackageError
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,19 @@ def find_regions(
 
     Returns:
         The regions, that with the highest peak first.
+
+    Raises:
+        MissingPackageError: scikit-image is not installed, which an exported model does without.
     """
     if not mask.any():
         return ()
+    try:
+        from skimage.measure import label, regionprops
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "regions: they need scikit-image, which is not installed; install it with "
+            "pip install scikit-image"
+        ) from error
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y, x = int(rows[0]), int(columns[0])
     part = slice(y, int(rows[-1]) + 1), slice(x, int(columns[-1]) + 1)

@@ -20,7 +20,8 @@ from crad.config import Config
 from crad.data.demo import DEMO_NAMES
 from crad.errors import CheckpointError, CradError
 from crad.files import irregular, write_atomically
-from crad.scoring.calibration import Calibration, Draws, Threshold, Thresholds
+from crad.scoring.calibration import Calibration, Threshold, Thresholds
+from crad.scoring.held_back import Draws
 from crad.scoring.metrics import EpochMetrics
 from crad.scoring.protocols import PROTOCOLS
 from crad.training.run_record import RunRecord, read_record
@@ -110,7 +111,7 @@ class Checkpoint:
         random: state of the random generators by device; empty if not read.
         images: ``digests`` of the normal images, trained on or held back, by which a resumed run
             knows them; empty if not read, or written before there were any.
-        draws: how the images held back were chosen, as for `crad.scoring.calibration.hold_back`.
+        draws: how the images held back were chosen, as for `crad.scoring.held_back.hold_back`.
         kept: the epoch that all but what training goes on from is of; None if it is the last.
         best_on_test: the epoch so far that is best on the test images, if that is tracked.
         thresholds: of the classes for which normal images were held back, for the false alarm rate

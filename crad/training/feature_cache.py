@@ -34,10 +34,10 @@ import crad.data.images
 import crad.data.tile_batches
 import crad.data.tiles
 from crad.backbones import Backbone
-from crad.data.batches import BATCH_SIZE
 from crad.data.decoding import Decoding
 from crad.data.frames import Frame
 from crad.data.samples import Sample
+from crad.data.sources import BATCH_SIZE
 from crad.errors import StorageError
 from crad.files import irregular, replacing
 from crad.training import processes

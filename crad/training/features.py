@@ -14,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from crad.backbones import Backbone
-from crad.data.batches import BATCH_SIZE, OnBad, call_ahead, digest_of, load_batches
+from crad.data.batches import load_batches
 from crad.data.decoding import DEFAULT_DECODING, Decoding, displayed_size
 from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.samples import Sample
+from crad.data.sources import BATCH_SIZE, OnBad, call_ahead, digest_of
 from crad.data.tile_batches import TileBatch, load_tiles
 from crad.errors import BackboneError, DataError, ImageError, TrainingError
 from crad.files import irregular
@@ -182,7 +183,7 @@ def extract(
     Args:
         backbone: fitted, on ``device``.
         samples: the images, whose files are all different.
-        image_size: what images are brought to, as for `crad.data.images.to_tensor`.
+        image_size: what images are brought to, as for `crad.data.tensors.to_tensor`.
         device: where to compute.
         skip: what to do with an image that cannot be read; None raises its error.
         memory: where the features are kept; None has a budget of its own.

@@ -17,17 +17,17 @@ from crad.backbones import Backbone, create_backbone
 from crad.config import SMALLEST_SIDE, Config
 from crad.data import check_apart
 from crad.data.bad_images import BadImages
-from crad.data.batches import BATCH_SIZE
 from crad.data.bit_depth import recognise_bit_depth
 from crad.data.decoding import Decoding, displayed_size
 from crad.data.frames import Frame, fit_frame, frame_of, show_size
 from crad.data.samples import Dataset, Sample, has_more_note
 from crad.data.several import find_datasets
+from crad.data.sources import BATCH_SIZE
 from crad.errors import BackboneError, CradError, DataError, ImageError, UsageError
 from crad.model.nearest_neighbour import nearest_neighbour_maps
 from crad.model.products import Products
-from crad.scoring.calibration import Draws, check_share, hold_back, no_threshold
 from crad.scoring.evaluation import Truths
+from crad.scoring.held_back import Draws, check_share, hold_back, no_threshold
 from crad.scoring.interest import Interest, read_interest
 from crad.scoring.maps import Maps
 from crad.scoring.protocols import choose_protocols

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crad.data.batches import load_batches, split_images
+from crad.data.batches import load_batches
+from crad.data.sources import split_images
 from crad.errors import ImageError
 
 GOOD = np.zeros((5, 5), np.uint8)

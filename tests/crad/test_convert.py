@@ -14,7 +14,8 @@ import crad
 import crad.evaluate
 from benchmarks.released_model import ReleasedCRAD
 from crad.convert import main
-from crad.data.images import open_image, to_tensor
+from crad.data.images import open_image
+from crad.data.tensors import to_tensor
 from crad.scoring.protocols import PROTOCOLS
 from crad.training.checkpoint import read_checkpoint
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from crad.data import find_dataset, full_source
-from crad.data.images import open_image, to_tensor
+from crad.data.images import open_image
+from crad.data.tensors import to_tensor
 from crad.errors import DataError, MaskError
 
 PIXELS = Image.new("L", (8, 8), 100)

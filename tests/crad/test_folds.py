@@ -10,7 +10,8 @@ import torch
 
 import crad
 from crad.data.samples import Sample
-from crad.scoring.calibration import Calibration, Thresholds, draw_folds
+from crad.scoring.calibration import Calibration, Thresholds
+from crad.scoring.held_back import draw_folds
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 
 SMALL = ("--epochs", "1", "--calibration-folds", "3")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image, features
 
-from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.images import open_image, to_rgb
 from crad.data.masks import open_mask
+from crad.data.tensors import to_tensor
 from crad.errors import ImageError
 
 RAMP = np.linspace(0, 255, 12 * 20).round().astype(np.uint8).reshape(12, 20)

@@ -19,6 +19,7 @@ FLOORS = (
     ("model",),
     ("backbones",),
     ("scoring",),
+    ("predictor",),
     ("shared_options",),
     ("config",),
     ("idle_options",),

@@ -10,7 +10,8 @@ from PIL import Image
 
 import crad
 from crad.backbones.base import Backbone
-from crad.data.batches import call_ahead, load_batches
+from crad.data.batches import load_batches
+from crad.data.sources import call_ahead
 from crad.detector import Detector
 from crad.errors import ImageError, UsageError
 from tests.fixtures import before_call

@@ -25,16 +25,16 @@ from crad.config import ModelConfig
 from crad.data.bad_images import BadImages
 from crad.data.batches import load_batches
 from crad.data.frames import Frame, fit_frame, frame_of, show_size
-from crad.data.images import open_image, to_rgb, to_tensor
+from crad.data.images import open_image, to_rgb
 from crad.data.masks import MaskResize, resize_mask
 from crad.data.samples import Sample
+from crad.data.tensors import to_tensor
 from crad.errors import CheckpointError
 from crad.report.heat_maps import heat_map
-from crad.scoring.calibration import decision_scores
 from crad.scoring.evaluation import Evaluation, Truths
 from crad.scoring.metrics import measure_class, measure_ranking
 from crad.scoring.prediction import Prediction
-from crad.scoring.protocols import PROTOCOLS, Protocol
+from crad.scoring.protocols import PROTOCOLS, Protocol, decision_scores
 from crad.train_options import parse_options
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from tests.fixtures import run
@@ -303,8 +303,9 @@ def test_a_map_that_shrinks_is_antialiased() -> None:
         assert prediction.anomaly_map.shape == size
         assert prediction.anomaly_map.mean() == pytest.approx(1 / 8, abs=0.02)
     enlarged = Prediction(score=0.0, scored_map=scored, size=(90, 70)).anomaly_map
-    expected = F.interpolate(torch.tensor(scored)[None, None], (90, 70), mode="bilinear")[0, 0]
-    np.testing.assert_array_equal(enlarged, expected)
+    exact = torch.tensor(scored, dtype=torch.float64)[None, None]
+    expected = F.interpolate(exact, (90, 70), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(enlarged, expected, rtol=0, atol=1e-7)
 
 
 # Checkpoints and options

@@ -14,15 +14,8 @@ import crad.evaluate
 import crad.predict
 from crad.data import Dataset, Sample, find_dataset
 from crad.errors import DataError
-from crad.scoring.calibration import (
-    Threshold,
-    Thresholds,
-    calibrate,
-    check_share,
-    class_of,
-    hold_back,
-    measure_decisions,
-)
+from crad.scoring.calibration import Threshold, Thresholds, calibrate, class_of, measure_decisions
+from crad.scoring.held_back import check_share, hold_back
 from crad.scoring.protocols import PROTOCOLS
 from crad.training.checkpoint import ALL_PARTS, read_checkpoint
 

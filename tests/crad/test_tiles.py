@@ -21,8 +21,9 @@ import crad.predict
 from crad.config import Config, ModelConfig
 from crad.data.decoding import Decoding
 from crad.data.frames import Frame
-from crad.data.images import decode_file, to_tensor, to_tile
+from crad.data.images import decode_file
 from crad.data.samples import Sample
+from crad.data.tensors import to_tensor, to_tile
 from crad.data.tile_batches import load_tiles
 from crad.data.tiles import Tiling
 from crad.detector import Detector
@@ -72,7 +73,7 @@ def test_pieces_of_a_map_are_put_together_again(size: tuple[int, int]) -> None:
 
 def test_a_tile_counts_less_towards_its_inner_edges() -> None:
     grid = Tiling(128, 48).grid((128, 512), 8)
-    vertical, horizontal = grid.weights
+    vertical, horizontal = map(torch.from_numpy, grid.weights)
     torch.testing.assert_close(vertical, torch.ones(1, 8))
     total = torch.zeros(grid.columns)
     for start, weights in zip(grid.lefts, horizontal, strict=True):

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import crad.data.batches
+import crad.data.sources
 import crad.evaluate
 from crad.backbones.scattering import ScatteringBackbone
 from crad.data import find_dataset
 from crad.errors import DataError
 from crad.model.crad import CRAD
-from crad.scoring.calibration import hold_back
+from crad.scoring.held_back import hold_back
 from crad.scoring.metrics import METRIC_NAMES
 from crad.train import main
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
@@ -259,7 +259,7 @@ def test_no_epoch_opens_a_file(
     trained, tmp_path: Path, train_command: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, before, steps = 0, 0, 0
-    decode_file = crad.data.batches.decode_file
+    decode_file = crad.data.sources.decode_file
 
     def counting(*arguments: object) -> object:
         nonlocal opened
@@ -272,7 +272,7 @@ def test_no_epoch_opens_a_file(
         before = before or opened
         assert opened == before > 0
 
-    monkeypatch.setattr(crad.data.batches, "decode_file", counting)
+    monkeypatch.setattr(crad.data.sources, "decode_file", counting)
     with before_call(CRAD, step):
         assert train_command(trained.data, tmp_path) == 0
     assert steps == 3 * STEPS

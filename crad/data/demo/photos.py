@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +16,8 @@ _BORDER = 192  # columns left of it are for testing, the others for training
 
 @functools.cache
 def _photograph(name: str) -> NDArray[np.uint8]:
+    import skimage.data  # not needed to know of the set
+
     photograph: NDArray[np.uint8] = getattr(skimage.data, name)()
     return photograph
 
