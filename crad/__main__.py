@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "evaluate": ("crad.evaluate", "measure a trained detector on a data set"),
         "predict": ("crad.predict", "score images, and decide which have a defect"),
         "calibrate": ("crad.calibrate", "set thresholds anew from new good images"),
+        "export": ("crad.export", "write a file that other programs run"),
         "data": ("crad.data.__main__", "download a data set"),
         "checkpoint": ("crad.checkpoint", "remove from a checkpoint what only training needs"),
         "convert": ("crad.convert", "convert a checkpoint of the authors' implementation"),

@@ -25,6 +25,10 @@ class DeviceError(CradError, ValueError):
     """A device, or a compiler for it, that this machine does not have."""
 
 
+class ExportError(CradError, RuntimeError):
+    """A detector that cannot be exported, or whose file says something else."""
+
+
 class ImageError(CradError, ValueError):
     """An image that cannot be read."""
 

@@ -1,4 +1,4 @@
-"""Loading a trained detector: of one model, or of a separate run."""
+"""Loading a detector: of one model, of a separate run, or exported."""
 
 import os
 
@@ -7,7 +7,10 @@ import torch
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.detector import Detector, from_checkpoint
 from crad.devices import PrecisionName, select_device
-from crad.errors import CheckpointError
+from crad.edge.detector import load_exported
+from crad.edge.runtimes import is_exported
+from crad.errors import CheckpointError, UsageError
+from crad.predictor import Predictor
 from crad.separate_detector import from_separate
 from crad.training.checkpoint import read_checkpoint
 from crad.training.separate_run import find_separate, read_separate
@@ -63,6 +66,48 @@ def load(
         read_checkpoint(path),
         selected,
         precision,
+        bit_depth=bit_depth,
+        max_megapixels=max_megapixels,
+        false_alarm_rate=false_alarm_rate,
+        uncertain_rate=uncertain_rate,
+    )
+
+
+def load_any(
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    precision: PrecisionName = "auto",
+    *,
+    bit_depth: int | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    false_alarm_rate: float | None = None,
+    uncertain_rate: float | None = None,
+) -> Predictor:
+    """Load a detector from a checkpoint, as `load` does, or from an exported file.
+
+    Raises:
+        UsageError: as for `load`, or an exported file is to be computed on another device than the
+            CPU, or in another precision than its own.
+
+    The other errors are those of `load` and of `crad.load_exported`.
+    """
+    if not is_exported(path):
+        return load(
+            path,
+            device,
+            precision,
+            bit_depth=bit_depth,
+            max_megapixels=max_megapixels,
+            false_alarm_rate=false_alarm_rate,
+            uncertain_rate=uncertain_rate,
+        )
+    if str(device) not in ("None", "auto", "cpu") or precision != "auto":
+        raise UsageError(
+            f"exported: '{path}' has a device and a precision of its own; leave --device and "
+            "--precision out"
+        )
+    return load_exported(
+        path,
         bit_depth=bit_depth,
         max_megapixels=max_megapixels,
         false_alarm_rate=false_alarm_rate,

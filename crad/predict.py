@@ -24,9 +24,10 @@ from crad.data.samples import has_more_note
 from crad.detector import Detector
 from crad.errors import DataError, OutputError, UsageError
 from crad.files import LONGEST_NAME, cut_name, full_path, remove_leftovers
-from crad.loading import load
+from crad.loading import load_any
 from crad.outputs import Output, check_outputs, locked
 from crad.png import is_own_png, write_png
+from crad.predictor import Predictor
 from crad.report.heat_maps import heat_map
 from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
@@ -43,7 +44,7 @@ class PredictOptions:
     """What the prediction command takes."""
 
     checkpoint: Path
-    """A checkpoint, or the output folder of a training run."""
+    """A checkpoint, the output folder of a training run, or a file of crad export."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders, which are searched with their sub-folders."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -93,7 +94,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         pictures = _picture_files(found, options)
         tables = _tables(options)
         _check_outputs(options, found, pictures, tables)
-        detector = load(
+        detector = load_any(
             options.checkpoint,
             options.compute.device,
             options.compute.precision,
@@ -113,6 +114,8 @@ def predict(options: PredictOptions) -> list[Prediction]:
         if counts := detector.interest.note():
             print(counts)
         if options.compute.compile:
+            if not isinstance(detector, Detector):
+                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         with ExitStack() as stack:
             for table in tables:
@@ -125,7 +128,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
 
 
 def _predict(
-    detector: Detector,
+    detector: Predictor,
     found: Mapping[Path, Path],
     options: PredictOptions,
     pictures: Mapping[Path, Path],
@@ -172,7 +175,7 @@ def _predict(
 
 
 def _how_decided(
-    done: Sequence[Prediction], detector: Detector, class_name: str | None
+    done: Sequence[Prediction], detector: Predictor, class_name: str | None
 ) -> Iterator[str | None]:
     """Say what a reader of the decisions must know; None says nothing."""
     if not detector.thresholds:
@@ -220,7 +223,7 @@ def _how_decided(
         yield _contradictions(done, detector.classes)
 
 
-def _empty_band(detector: Detector) -> str | None:
+def _empty_band(detector: Predictor) -> str | None:
     """Say of which classes no image can be uncertain, as the two rates have one threshold."""
     empty, least = [], 0.0
     for name, scores in detector.calibration.items() if detector.uncertain else ():

@@ -29,12 +29,12 @@ _CENTRE = 3 * math.pi / 4  # frequency of the finest wavelet, in radians per pix
 _SIGMA = 0.8  # spatial standard deviation of the finest wavelet's envelope, in pixels
 _SLANT = 4 / ANGLES  # the envelope is this much narrower along the wave than along its crests
 _LOW_PASS_SIGMA = _SIGMA * 2 ** (SCALES - 1)
-_PADDING = 2 * STRIDE  # five standard deviations of the low-pass filter
-_LOG_FLOOR = 1e-3  # pixels are in [0, 1]
+PADDING = 2 * STRIDE  # five standard deviations of the low-pass filter
+LOG_FLOOR = 1e-3  # pixels are in [0, 1]
 _NO_VARIANCE = 1e-9  # above the rounding errors of flat images, below one grey level
 
 # Lightness, red-green, yellow-blue: orthonormal, so that distances do not grow.
-_OPPONENT = (
+OPPONENT = (
     (3**-0.5, 3**-0.5, 3**-0.5),
     (2**-0.5, -(2**-0.5), 0.0),
     (6**-0.5, 6**-0.5, -2 * 6**-0.5),
@@ -136,13 +136,13 @@ def wavelet_energy(wavelets: Iterable[Wavelets], height: int, width: int) -> Ten
 def _average(signal: Tensor, scale: int) -> Tensor:
     """Low-pass filter `signal` (..., H / 2**scale, W / 2**scale) to the stride of the output."""
     height, width = (size << scale for size in signal.shape[-2:])
-    rows = _average_matrix(height, scale, signal.device)
-    columns = _average_matrix(width, scale, signal.device)
+    rows = average_matrix(height, scale, signal.device)
+    columns = average_matrix(width, scale, signal.device)
     return rows @ signal @ columns.mT
 
 
 @functools.lru_cache(maxsize=32)
-def _average_matrix(size: int, scale: int, device: torch.device) -> Tensor:
+def average_matrix(size: int, scale: int, device: torch.device) -> Tensor:
     """The low-pass matrix for an axis of `size` padded pixels that is subsampled by `2**scale`.
 
     It samples the result at every 8th pixel of the image without padding.
@@ -151,7 +151,7 @@ def _average_matrix(size: int, scale: int, device: torch.device) -> Tensor:
     omega = _frequencies(length) / 2**scale
     # A feature describes a cell of 8 pixels, so it is sampled at the middle of the cell.
     kernel = torch.fft.ifft(_low_pass(omega) * torch.exp(-0.5j * (STRIDE - 1) * omega)).real
-    first, last = _PADDING >> scale, (size - _PADDING) >> scale
+    first, last = PADDING >> scale, (size - PADDING) >> scale
     return torch.stack([kernel.roll(i) for i in range(first, last, step)]).float().to(device)
 
 
@@ -180,20 +180,20 @@ class Scattering(nn.Module):
                 f"Scattering: expected images of shape (B, 3, H, W), but got {tuple(images.shape)}"
             )
         height, width = images.shape[-2:]
-        if height % STRIDE or width % STRIDE or min(height, width) <= _PADDING:
+        if height % STRIDE or width % STRIDE or min(height, width) <= PADDING:
             raise ValueError(
                 f"Scattering: expected a height and width that are multiples of {STRIDE} and at "
-                f"least {_PADDING + STRIDE}, but got {height} x {width}; choose another image size"
+                f"least {PADDING + STRIDE}, but got {height} x {width}; choose another image size"
             )
-        wavelets = filter_bank(height + 2 * _PADDING, width + 2 * _PADDING, images.device)
+        wavelets = filter_bank(height + 2 * PADDING, width + 2 * PADDING, images.device)
         if not len(images):
             return images.new_zeros(0, CHANNELS, height // STRIDE, width // STRIDE)
         # One by one: the maps of an image fit in the cache, and no result depends on the batch.
         return torch.stack([self._transform(image, wavelets) for image in images])
 
     def _transform(self, image: Tensor, wavelets: Sequence[Wavelets]) -> Tensor:
-        padded = F.pad(image, (_PADDING,) * 4, mode="reflect")
-        signal = torch.einsum("oc,chw->ohw", image.new_tensor(_OPPONENT), padded)
+        padded = F.pad(image, (PADDING,) * 4, mode="reflect")
+        signal = torch.einsum("oc,chw->ohw", image.new_tensor(OPPONENT), padded)
         outputs = [_average(signal, 0)[:, None]]
         second: list[Tensor] = []
         for i in range(SCALES):
@@ -293,7 +293,7 @@ class ScatteringBackbone(Backbone):
 
     def _logarithms(self, images: Tensor) -> Tensor:
         coefficients: Tensor = self.scattering(images)
-        return torch.log(coefficients.abs() + _LOG_FLOOR)
+        return torch.log(coefficients.abs() + LOG_FLOOR)
 
 
 def create(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from crad.data.samples import Sample
+from crad.errors import UsageError
 from crad.words import count
 
 FALSE_ALARM_RATE = 0.01
@@ -111,6 +112,42 @@ class Calibration(dict[str, tuple[float, ...]]):
         chosen = self.values() if class_name is None else filter(None, [self.get(class_name)])
         values = ((1 + _at_least(each, score)) / (len(each) + 1) for each in chosen)
         return max(values, default=None)
+
+
+def thresholds_at(
+    stored: Thresholds,
+    calibration: Calibration,
+    stored_rate: float,
+    rate: float | None,
+    uncertain_rate: float | None,
+) -> tuple[Thresholds, Thresholds | None]:
+    """Give the thresholds for a rate, and for the one from which on decisions are uncertain.
+
+    A class without calibration scores keeps its threshold.
+
+    Args:
+        stored: the thresholds of a model.
+        calibration: its scores.
+        stored_rate: of false alarms, that its thresholds are for.
+        rate: that is asked for; None takes the stored one.
+        uncertain_rate: up to which images are uncertain; None gives no thresholds for it.
+
+    Raises:
+        UsageError: a rate is out of range.
+    """
+    lower = stored_rate if rate is None else rate
+    if not 0 < lower < 1:
+        raise UsageError(f"false-alarm-rate: expected more than 0 and less than 1, but got {rate}")
+    if uncertain_rate is not None and not lower < uncertain_rate < 1:
+        raise UsageError(
+            f"uncertain: expected more than the false alarm rate, {lower:.3g}, and less than 1, "
+            f"but got {uncertain_rate}"
+        )
+    kept = {name: each for name, each in stored.items() if name not in calibration}
+    thresholds = stored if rate is None else Thresholds(kept | calibration.thresholds(rate))
+    if uncertain_rate is None:
+        return thresholds, None
+    return thresholds, Thresholds(kept | calibration.thresholds(uncertain_rate))
 
 
 def _at_least(scores: Sequence[float], score: float) -> int:

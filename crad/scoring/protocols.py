@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from crad.data.frames import Frame, ImageSize, frame_of
 from crad.data.masks import MaskResize
@@ -75,6 +75,17 @@ class Protocol(ABC):
     ) -> tuple[Tensor, Tensor]:
         """The maps at a height and width, and the scores, with lengths multiplied by a scale."""
 
+    def prepared(self, map_size: Sequence[int], image_size: ImageSize) -> "Prepared":
+        """The same for float32 maps of one height and width, of images of one size."""
+        measured = frame_of(self.map_size(image_size))
+        size = measured.height, measured.width
+        return self._prepared((map_size[0], map_size[1]), size, self.scale(image_size)).float()
+
+    def _prepared(
+        self, map_size: tuple[int, int], size: tuple[int, int], scale: float
+    ) -> "Prepared":
+        return Prepared(self, size, scale)
+
     def score_each(
         self, anomaly_maps: Maps, frame: Frame, sizes: Sequence[tuple[int, int] | None]
     ) -> list[tuple[npt.NDArray[np.float32], float]]:
@@ -108,6 +119,24 @@ class Protocol(ABC):
                 scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
                 found |= zip(members, scored, strict=True)
         return [found[index] for index in range(len(kinds))]
+
+
+class Prepared(nn.Module):
+    """A protocol for maps of one size, which maps ``(B, h, w)`` to what `Protocol.score` gives.
+
+    Args:
+        protocol: the protocol.
+        size: height and width of the maps that are measured.
+        scale: what lengths are multiplied by.
+    """
+
+    def __init__(self, protocol: Protocol, size: tuple[int, int], scale: float) -> None:
+        super().__init__()
+        self.protocol, self.size, self.scale = protocol, size, scale
+
+    def forward(self, anomaly_maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Score maps."""
+        return self.protocol._score(anomaly_maps, self.size, self.scale)
 
 
 @dataclass(frozen=True)
@@ -169,15 +198,18 @@ class InsideProtocol(Protocol):
     def _score(
         self, anomaly_maps: Tensor, size: tuple[int, int], scale: float
     ) -> tuple[Tensor, Tensor]:
-        level = anomaly_maps.flatten(1).median(dim=1).values[:, None, None]
-        above = anomaly_maps - level  # zeros outside now stand for the median
-        (rows, row_windows), (columns, column_windows) = (
-            [weights.to(above) for weights in self._weights(n_cells, side, scale)]
-            for n_cells, side in zip(anomaly_maps.shape[1:], size, strict=True)
+        map_size = anomaly_maps.shape[1], anomaly_maps.shape[2]
+        prepared: PreparedInside = self._prepared(map_size, size, scale).to(anomaly_maps)
+        return prepared(anomaly_maps)  # type: ignore[no-any-return]
+
+    def _prepared(
+        self, map_size: tuple[int, int], size: tuple[int, int], scale: float
+    ) -> "PreparedInside":
+        rows, columns = (
+            self._weights(n_cells, side, scale)
+            for n_cells, side in zip(map_size, size, strict=True)
         )
-        maps = rows @ above @ columns.T + level
-        means = row_windows @ above @ column_windows.T + level
-        return maps, means.amax(dim=(1, 2))
+        return PreparedInside(self, size, scale, rows, columns)
 
     def _weights(self, n_cells: int, size: int, scale: float) -> tuple[Tensor, Tensor]:
         """What the cells along an axis add to each pixel of the smoothed map, and to each window.
@@ -194,6 +226,42 @@ class InsideProtocol(Protocol):
         smooth = resized.unfold(0, mean_window, 1).mean(dim=-1)
         windows = smooth.unfold(0, score_window, 1).mean(dim=-1)
         return smooth[beyond : beyond + size], windows
+
+
+class PreparedInside(Prepared):
+    """`InsideProtocol` for maps of one size.
+
+    Args:
+        protocol: the protocol.
+        size: height and width of the maps that are measured.
+        scale: what lengths are multiplied by.
+        rows: what the cells along a column of a map add to each pixel, and to each window.
+        columns: the same along a row.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        size: tuple[int, int],
+        scale: float,
+        rows: tuple[Tensor, Tensor],
+        columns: tuple[Tensor, Tensor],
+    ) -> None:
+        super().__init__(protocol, size, scale)
+        for name, (pixels, windows) in (("rows", rows), ("columns", columns)):
+            self.register_buffer(name, pixels)
+            self.register_buffer(f"window_{name}", windows)
+
+    def forward(self, anomaly_maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Score maps."""
+        cells = anomaly_maps.flatten(1)  # their lower median; ONNX has no operator for one
+        level = cells.sort(dim=1).values[:, (cells.shape[1] - 1) // 2, None, None]
+        above = anomaly_maps - level  # zeros outside now stand for the median
+        rows, columns = self.get_buffer("rows"), self.get_buffer("columns")
+        maps = rows @ above @ columns.T + level
+        rows, columns = self.get_buffer("window_rows"), self.get_buffer("window_columns")
+        means = rows @ above @ columns.T + level
+        return maps, means.amax(dim=(1, 2))
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

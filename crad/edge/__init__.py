@@ -1,0 +1,1 @@
+"""Using an exported detector, without PyTorch: NumPy, Pillow and a runtime are all it needs."""

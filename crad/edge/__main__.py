@@ -1,0 +1,108 @@
+"""``crad-edge``: score images with an exported file, where PyTorch is not installed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from importlib.util import find_spec
+from pathlib import Path
+
+from crad import __version__
+from crad.data.bad_images import BadImages
+from crad.data.folders import IMAGE_SUFFIXES, Folder
+from crad.edge.detector import load_exported
+from crad.errors import CradError, DataError, UsageError
+from crad.report.scores import Csv, Json, ScoreFile, row_of
+from crad.scoring.calibration import Thresholds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error is one line, and the exit code is 1, or 2 for a wrong option."""
+    try:
+        _predict(_parser().parse_args(arguments))
+    except CradError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads the table has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crad-edge", description="Score images with a file that crad export wrote."
+    )
+    parser.add_argument("model", type=Path, help="the exported file")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help="image files, and folders with their sub-folders"
+    )
+    parser.add_argument("--class", dest="class_name", help="the class of all images")
+    parser.add_argument("--csv", type=Path, help="write the scores to this CSV file")
+    parser.add_argument("--json", type=Path, help="write the scores to this JSON file")
+    parser.add_argument("--threads", type=int, help="of the runtime; default: all cores")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that cannot be read",
+    )
+    parser.add_argument("--version", action="version", version=f"crad-edge {__version__}")
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> None:
+    tables = [
+        ScoreFile(option, path, kind)
+        for option, path, kind in (
+            ("--csv", options.csv, Csv()),
+            ("--json", options.json, Json()),
+        )
+        if path
+    ]
+    for table in tables:
+        table.check()
+    images = _images(options.images)
+    detector = load_exported(options.model, threads=options.threads)
+    bad = BadImages(skip=options.skip_bad)
+    if find_spec("skimage") is None:
+        detector.pixel_thresholds = Thresholds()
+        if tables:
+            print("no regions: they need scikit-image; pip install scikit-image")
+    print("     score  p-value   decision  image")
+    with ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(closing(table))
+        for each in detector.iterate(images, skip=bad, class_name=options.class_name):
+            for table in tables:
+                table.add(row_of(each))
+            p_value = "-" if each.p_value is None else f"{each.p_value:.3f}"
+            print(f"{each.score:10.4g}  {p_value:>7}  {each.decision or '-':>9}  {each.path}")
+    if note := bad.note():
+        print(note)
+
+
+def _images(given: Sequence[Path]) -> list[Path]:
+    """The images that are named, and those in folders.
+
+    Raises:
+        DataError: there is nothing by a name, or a folder holds no images.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise DataError(f"crad-edge: there is no file or folder '{path}'")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = [image for folder in Folder(path).walk() for image in folder.images]
+        if not below:
+            raise DataError(f"crad-edge: no images in '{path}' ({', '.join(IMAGE_SUFFIXES)})")
+        found += below
+    return [*dict.fromkeys(found)]
+
+
+if __name__ == "__main__":
+    main()
