@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from crad.errors import CradError, MissingPackageError
+from crad.version import VERSION
 
 if TYPE_CHECKING:
     from crad.detector import Detector
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from crad.model.crad import CRAD
     from crad.scoring.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["CRAD", "CradError", "Detector", "Prediction", "__version__", "load", "load_exported"]
 
 # PyTorch, which takes seconds, is imported with the first of these.

@@ -12,7 +12,6 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-import crad
 from crad.command_line import make_command
 from crad.data import find_dataset
 from crad.data.folders import IMAGE_SUFFIXES, Folder
@@ -41,6 +40,7 @@ from crad.files import replacing
 from crad.outputs import Output, check_outputs
 from crad.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 from crad.training.separate_run import find_separate
+from crad.version import VERSION
 from crad.words import count
 
 _N_CHECKED = 64
@@ -208,7 +208,7 @@ def _is_own(path: Path) -> bool:
 
 def _describe(detector: Detector, checkpoint: Checkpoint, options: ExportOptions) -> Description:
     return Description(
-        crad=crad.__version__,
+        crad=VERSION,
         classes=detector.classes,
         recognises=detector.recognises,
         frame=detector.frame,

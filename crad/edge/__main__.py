@@ -5,16 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from importlib.util import find_spec
 from pathlib import Path
 
-from crad import __version__
 from crad.data.bad_images import BadImages
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.edge.detector import load_exported
 from crad.errors import CradError, DataError, UsageError
 from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.scoring.calibration import Thresholds
+from crad.scoring.regions import can_find_regions
+from crad.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out images that cannot be read",
     )
-    parser.add_argument("--version", action="version", version=f"crad-edge {__version__}")
+    parser.add_argument("--version", action="version", version=f"crad-edge {VERSION}")
     return parser
 
 
@@ -67,7 +67,7 @@ def _predict(options: argparse.Namespace) -> None:
     images = _images(options.images)
     detector = load_exported(options.model, threads=options.threads)
     bad = BadImages(skip=options.skip_bad)
-    if find_spec("skimage") is None:
+    if not can_find_regions():
         detector.pixel_thresholds = Thresholds()
         if tables:
             print("no regions: they need scikit-image; pip install scikit-image")

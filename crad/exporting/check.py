@@ -52,7 +52,7 @@ def compare(
             changed += 1
         elif one.decision != other.decision:
             near = [
-                abs(one.score - limit) <= tolerance * abs(limit)
+                max(abs(one.score - limit), abs(other.score - limit)) <= tolerance * abs(limit)
                 for limit in (one.threshold, one.uncertain_above)
                 if limit is not None
             ]

@@ -27,6 +27,15 @@ class Region:
     centroid: tuple[float, float]
 
 
+def can_find_regions() -> bool:
+    """Whether scikit-image is installed, which `find_regions` needs."""
+    try:
+        import skimage.measure  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def find_regions(
     anomaly_map: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
 ) -> tuple[Region, ...]:

@@ -12,7 +12,7 @@ from crad.__main__ import COMMANDS
 
 # From the ground up. Modules of one floor may import each other, without a circle.
 FLOORS = (
-    ("errors", "words"),
+    ("errors", "version", "words"),
     ("files", "devices", "launch", "memory", "tensor_files"),
     ("outputs", "png"),
     ("data",),
@@ -33,7 +33,7 @@ FLOORS = (
     ("train_options",),
     ("train_start",),
     ("train_thresholds", "train_resume", "train_separate", "train_products", "train_add"),
-    tuple(module.removeprefix("crad.") for module, _ in COMMANDS.values()),
+    (*(module.removeprefix("crad.") for module, _ in COMMANDS.values()), "edge.__main__"),
     ("__init__",),
     ("__main__",),
 )
