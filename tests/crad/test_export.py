@@ -1,14 +1,18 @@
 """Exported files: they say what their detector says, and nothing is written that does not."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
@@ -130,7 +134,7 @@ def test_the_command_takes_a_file_for_a_checkpoint(
 ALLOWED = ("numpy", "PIL", "onnxruntime", "tifffile", "tqdm", "crad", "google", "flatbuffers")
 
 
-def without_torch(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def without_torch(code: str, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """Run Python that has no packages but those of crad-edge."""
     guard = f"""
 import sys
@@ -142,7 +146,7 @@ class Guard:
 sys.meta_path.insert(0, Guard())
 """
     return subprocess.run(
-        [sys.executable, "-c", guard + code, *arguments],
+        [sys.executable, "-c", f"{before}\n{guard}\n{code}", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -187,6 +191,20 @@ def test_the_edge_command(trained, file: Path, tmp_path: Path, exported: Exporte
     ended = without_torch(run, str(file), str(folder), "--class", "nut")
     assert ended.returncode == 2
     assert "no class 'nut'; it has brick, gauge" in ended.stderr
+
+
+def test_the_example_of_the_docs(
+    trained, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    _, _, rest = page.partition("```python\n")
+    example, _, _ = rest.partition("```")
+    (tmp_path / "demo.onnx").symlink_to(file)
+    (tmp_path / "a.png").symlink_to(images(trained.data)[0])
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert found["heat"].shape == (64, 64)
 
 
 # What is refused
@@ -377,3 +395,44 @@ def test_other_formats(
         assert one.score == pytest.approx(other.score, rel=tolerance)
         assert one.class_name == other.class_name
     export(ExportOptions(trained.output, path, overwrite=True, **arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--local.resolution", "3", "3", "3", "3"),  # of which ONNX has no GridSample
+        ("--local.memory", "attention", "--global.memory", "none"),
+        ("--backbone", "test_resnet", "--weights", "WEIGHTS", "--image-size", "64"),
+        ("--image-size", "32", "48"),
+    ],
+)
+def test_other_models(
+    demo_root: Path, tmp_path: Path, train_command: Command, arguments: tuple[str, ...]
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    model = timm.create_model("test_resnet", pretrained=False)
+    safetensors.torch.save_file(model.state_dict(), weights)
+    given = [str(weights) if each == "WEIGHTS" else each for each in arguments]
+    assert train_command(demo_root, tmp_path / "run", *given) == 0
+    agreement = export(ExportOptions(tmp_path / "run", tmp_path / "model.onnx"))
+    assert agreement.score_error < 1e-4
+    assert agreement.n_changed == 0
+
+
+@pytest.mark.slow
+def test_the_distribution_of_the_edge(trained, file: Path, tmp_path: Path) -> None:
+    """It is built from a copy of the tree, and has all that its command imports."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "crad", tmp_path / "tree" / "crad")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    site = tmp_path / "site"
+    subprocess.run([*pip, "--target", site, tmp_path / "tree" / "crad" / "edge"], check=True)
+    for name in ("crad_kernels", "crad/model", "crad/training"):
+        assert not (site / name).exists()
+    run = "from crad.edge.__main__ import main; main(sys.argv[1:])"
+    path = str(images(trained.data)[0])
+    before = f"import sys; sys.path.insert(0, {str(site)!r})"
+    ended = without_torch(run, str(file), path, before=before)
+    assert ended.returncode == 0, ended.stderr
+    assert path in ended.stdout

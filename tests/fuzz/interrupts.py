@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from crad.errors import CradError
-from crad.training.checkpoint import read_checkpoint
+from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from tests.fuzz.harness import (
     TINY,
     Ended,
@@ -211,10 +213,14 @@ def _short(file: Path, case: Case) -> Iterator[Problem]:
 
 
 def _unreadable(file: Path) -> Iterator[Problem]:
+    """Say whether a file of tensors is not whole."""
     try:
-        read_checkpoint(file)
-    except CradError as error:
-        yield Problem("a broken checkpoint", str(error))
+        if file.name == CHECKPOINT_NAME:
+            read_checkpoint(file)
+        else:  # what lies beside a checkpoint
+            load_file(file)
+    except (CradError, SafetensorError) as error:
+        yield Problem("a broken checkpoint", f"{file}: {error}")
 
 
 def _mixed(run: Path, before: Any, now: Any) -> Iterator[Problem]:
