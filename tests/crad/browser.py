@@ -27,7 +27,7 @@ def dump(page: Path, script: str) -> str:
         *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"),
         *(f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", copy.as_uri()),
     ]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     copy.unlink()
     shutil.rmtree(page.parent / "browser", ignore_errors=True)
     assert ended.returncode == 0, ended.stderr

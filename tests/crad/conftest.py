@@ -1,9 +1,6 @@
 """A small data set and a run on it, made once."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,21 +39,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_root: Path) -> Run:
     output = tmp_path_factory.mktemp("runs") / "trained"
     assert train(demo_root, output) == 0
     return Run(output, demo_root)
-
-
-@pytest.fixture(scope="session")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first command of a user leaves: the demo set in cache/, a run on it in run/."""
-    folder = tmp_path_factory.mktemp("first")
-    ended = subprocess.run(
-        [sys.executable, "-m", "crad", "train", "--output", folder / "run"],
-        env=os.environ | {"CRAD_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return folder
 
 
 @pytest.fixture(scope="package")

@@ -218,6 +218,7 @@ def test_the_main_process_chooses_for_all(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_take_the_same(demo_root: Path, tmp_path: Path) -> None:
     arguments = ["--data", demo_root, "--output", tmp_path / "run", "--preset", "tiny", *SMALL]
     ended = subprocess.run(
@@ -226,7 +227,7 @@ def test_two_processes_take_the_same(demo_root: Path, tmp_path: Path) -> None:
         | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [(), ("--norm-batch", "2")])
 def test_training_and_evaluation(
     demo_root: Path,

@@ -27,10 +27,11 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def full(first_run: Path) -> Path:
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default set as `crad train` gets it; not to be changed."""
-    (folder,) = (first_run / "cache").iterdir()
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return demo_dataset("demo")
 
 
 @pytest.mark.slow

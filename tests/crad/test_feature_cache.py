@@ -479,6 +479,7 @@ def test_an_image_that_is_edited_while_it_is_computed_is_not_stored(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_several_processes_and_runs_at_once(trained, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     common = [*trained.arguments, "--data", str(trained.data), "--feature-cache", str(cache)]

@@ -164,6 +164,7 @@ def test_a_damaged_choice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_accuracy_does_not_fall_while_training_goes_on(
     train_command: Train, tmp_path: Path
 ) -> None:

@@ -150,7 +150,7 @@ def launched(
         for each, values in zip(commands, environments, strict=True)
     ]
     try:
-        said = [each.communicate(timeout=100) for each in running]
+        said = [each.communicate(timeout=600) for each in running]
     finally:
         for each in running:
             each.kill()
@@ -201,6 +201,7 @@ def test_a_machine_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_ranks_of_a_machine_need_not_follow_each_other(tmp_path: Path) -> None:
     (tmp_path / "cyclic.py").write_text(CYCLIC)
     codes, lines = launched("srun", 4, str(tmp_path / "cyclic.py"), folder=tmp_path, machines=2)
@@ -323,6 +324,7 @@ def test_a_command_that_is_not_shared_runs_once(trained, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_processes_of_mpirun_share_a_run(trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("--data", str(trained.data), "--output", str(run), *trained.arguments)
@@ -334,6 +336,7 @@ def test_processes_of_mpirun_share_a_run(trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("launcher", "count", "end", "wait"),
     [

@@ -314,6 +314,7 @@ def train_in_parallel(memory: MemoryName, rank: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_keep_one_memory(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(in_one_of_two_processes, (str(tmp_path / "store"),), nprocs=2)
 

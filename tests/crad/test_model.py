@@ -1,4 +1,4 @@
-"""The model: its sizes, its gradients, its memory format; `test_accuracy` has what it computes."""
+"""The model: its sizes, its gradients, its memory format; `test_method` has what it computes."""
 
 import pytest
 import torch

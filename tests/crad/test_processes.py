@@ -47,7 +47,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, *TORCHRUN, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

@@ -96,19 +96,6 @@ def test_paths_and_arrays_are_decided_alike(trained) -> None:
     assert all(one.class_name for one in by_path if one.path and "good" in one.path.parts)
 
 
-@pytest.mark.slow
-def test_the_demo_set(first_run: Path) -> None:
-    """99 in 100 images of its six classes, defects included."""
-    detector = crad.load(first_run / "run", device="cpu")
-    paths = sorted((first_run / "cache").glob("demo-v*/*/test/*/*.png"))
-    by_path = detector.predict(paths)
-    right = [each.class_name == path.parts[-4] for path, each in zip(paths, by_path, strict=True)]
-    assert len(paths) == 120
-    assert np.mean(right) >= 0.99
-    by_array = detector.predict([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    assert [each.decision for each in by_array] == [each.decision for each in by_path]
-
-
 def test_the_name_of_a_folder_is_checked_and_a_contradiction_is_said(
     trained, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

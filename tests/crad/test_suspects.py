@@ -63,6 +63,7 @@ def test_training_names_a_defect_among_the_normal_images(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_defects_among_the_normal_images_cost_little(
     train_command: Callable[..., int], tmp_path: Path
 ) -> None:

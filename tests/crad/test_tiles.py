@@ -422,6 +422,8 @@ def test_calibration_and_region_of_interest(
     assert detector.predict_one(to_bytes(inside)).score > 1.5 * clean
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_model_for_each_class(data: Path, tmp_path: Path, train_command: Command) -> None:
     settings = (*SMALL, "--epochs", "2")
     assert train_command(data, tmp_path / "run", *settings, "--separate") == 0

@@ -397,6 +397,7 @@ def test_exports_with_a_transform(compiled_backend: str, transform: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_survives_ahead_of_time_compilation(compiled_backend: str, tmp_path: Path) -> None:
     """Into a package of compiled code: two samples, one of them jittered and batched."""
     values, coords, _ = CASES[3].tensors()

@@ -308,7 +308,7 @@ torch.save([out.detach(), *gradients, *tangents], "results.pt")
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
         check=True,
-        timeout=120,
+        timeout=600,
     )
     tangents = [tangent(values, coords)] if exports_tangents else []
     leaves = values.requires_grad_(), coords.requires_grad_()
@@ -319,6 +319,7 @@ torch.save([out.detach(), *gradients, *tangents], "results.pt")
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_survives_ahead_of_time_compilation(tmp_path: Path) -> None:
     """Into a package that picks its backend where it is loaded, too."""
     case = replace(CASES[2], size=SIZES[2])

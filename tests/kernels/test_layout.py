@@ -110,6 +110,7 @@ def test_no_points_and_no_channels(backend: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_compiler_knows(compiled_backend: str) -> None:
     """Which likes the layout of a convolution, of those around it, to be another."""
     convolution = torch.nn.Conv2d(3, 8, 3, padding=1)

@@ -246,6 +246,7 @@ def measure() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of peaks")
 def test_a_call_takes_little_beside_its_results() -> None:
     printed = subprocess.run(

@@ -73,7 +73,7 @@ def test_workers_of_a_data_loader_sample(method: str, strategy: str) -> None:
         batch_size=None,
         num_workers=1,
         multiprocessing_context=method,
-        timeout=100,
+        timeout=600,
     )
     for got, wanted in zip(loader, expected, strict=True):
         assert all(map(torch.equal, got, wanted))
@@ -135,6 +135,8 @@ print(waiting)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells of an end")
 def test_no_child_waits_for_what_its_parent_does() -> None:
     done = subprocess.run(

@@ -41,7 +41,7 @@ print(threads())
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells of threads")
 def test_small_calls_take_no_second_thread() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CALLS], check=True, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", CALLS], check=True, capture_output=True, text=True, timeout=600
     )
     before, small, large = map(int, done.stdout.split())
     assert small == before

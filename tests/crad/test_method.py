@@ -1,4 +1,4 @@
-"""What the method reaches, and that none of its parts can be broken unseen.
+"""That no part of the method can be broken unseen.
 
 The parts are compared with the equations of the paper, written out in plain PyTorch and double
 precision; and each of them is broken on purpose, in a copy of the model's source, to see that the
@@ -8,7 +8,6 @@ comparison names it.
 import copy
 import importlib
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,26 +22,7 @@ from torch import Tensor, nn
 import crad.model
 from crad.model.crad import CRAD
 
-FLOOR = 0.93
-"""Of the mean AUROC of images and of pixels on the demo set: 0.957 and 0.957 with seed 0."""
-
 CHANNELS, HEIGHT, WIDTH = 6, 4, 5
-
-
-@pytest.mark.slow
-def test_the_first_command_of_a_user_reaches_the_floor(first_run: Path) -> None:
-    results = json.loads((first_run / "run" / "results.json").read_text())
-    assert len(results["classes"]) == 6
-    assert results["mean"]["image_auroc"] >= FLOOR
-    assert results["mean"]["pixel_auroc"] >= FLOOR
-
-
-@pytest.mark.slow
-def test_the_time_of_features_is_without_that_of_the_demo_set(first_run: Path) -> None:
-    (written,) = (first_run / "cache").iterdir()
-    results = first_run / "run" / "results.json"
-    passed = results.stat().st_mtime - written.stat().st_mtime
-    assert sum(json.loads(results.read_text())["timing"].values()) < passed
 
 
 def small(model_class: type[CRAD] = CRAD) -> CRAD:
