@@ -371,6 +371,7 @@ def test_a_description_survives_its_file(trained, exported: ExportedDetector) ->
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "arguments", "tolerance"),
     [
@@ -398,6 +399,7 @@ def test_other_formats(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments",
     [
