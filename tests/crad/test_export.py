@@ -21,9 +21,11 @@ import crad.export
 import crad.predict
 from crad.backbones.scattering import ScatteringBackbone
 from crad.data import find_dataset
+from crad.data.frames import Frame
 from crad.edge.description import DECISIONS, Description
 from crad.edge.detector import ExportedDetector
-from crad.errors import CheckpointError, DataError, ExportError, UsageError
+from crad.edge.runtimes import open_runtime
+from crad.errors import CheckpointError, DataError, ExportError, ImageError, UsageError
 from crad.export import ExportOptions, export
 from crad.exporting.check import compare
 from crad.exporting.pipeline import Pipeline
@@ -205,6 +207,19 @@ def test_the_example_of_the_docs(
     found: dict[str, Any] = {}
     exec(example, found)
     assert found["heat"].shape == (64, 64)
+
+
+def test_a_file_of_training_with_fit_takes_images_of_its_aspect_ratio(
+    trained, file: Path, exported: ExportedDetector
+) -> None:
+    description = replace(exported.description, frame=Frame(32, 32, 8))
+    detector = ExportedDetector(
+        open_runtime(file), description, exported.thresholds, 0.01, Thresholds()
+    )
+    square = np.asarray(Image.open(images(trained.data)[0]).convert("RGB"))
+    assert_alike(detector.predict(square), exported.predict(square))
+    with pytest.raises(ImageError, match=r"64 x 40 pixels.*aspect ratio of 32 x 32 only"):
+        detector.predict(square[:, :40])
 
 
 # What is refused
