@@ -20,7 +20,7 @@ from crad.errors import CheckpointError, ImageError, UsageError
 from crad.memory import is_out_of_memory
 from crad.model.crad import CRAD
 from crad.model.products import UNKNOWN, Products
-from crad.predictor import Predictor, check_reading
+from crad.predictor import Predictor, Reading
 from crad.scoring.calibration import FALSE_ALARM_RATE, Calibration, Thresholds, class_of
 from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
@@ -98,16 +98,8 @@ class Detector(Predictor):
         return self.products is not None
 
     @torch.inference_mode()
-    def _score(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        class_name: str | None,
-        channel_order: ChannelOrder,
-    ) -> Iterator[Prediction]:
-        found = self._map(images, batch_size, skip, channel_order, growing=True)
-        for batch, features, maps in found:
+    def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
+        for batch, features, maps in self._map(reading):
             names = self._name(batch, features, class_name)
             yield from self._decide(batch.samples, names, maps)
 
@@ -148,36 +140,25 @@ class Detector(Predictor):
             Batches, and their anomaly maps ``(B, H, W)`` on the detector's device. A tiled image is
             a batch of its own, without its pixels: `Batch.images` is empty.
         """
-        check_reading(batch_size, skip, channel_order)
-        found = self._map(images, batch_size, skip, channel_order)
-        return ((batch, maps) for batch, _, maps in found)
+        reading = Reading(images, batch_size, skip, channel_order)
+        return ((batch, maps) for batch, _, maps in self._map(reading))
 
     @torch.inference_mode()
-    def _map(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        channel_order: ChannelOrder,
-        *,
-        growing: bool = False,
-    ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def _map(self, reading: Reading) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """The images, with their features and maps; a tiled one has the mean of its features."""
         if self.frame.tiling:
             tiles = load_tiles(
-                split_images(images),
+                split_images(reading.images),
                 frame=self.frame,
-                batch_size=max(batch_size, BATCH_SIZE),
+                batch_size=max(reading.batch_size, BATCH_SIZE),
                 mixed=False,
-                skip=skip,
+                skip=reading.skip,
                 decoding=self.decoding,
-                channel_order=channel_order,
+                channel_order=reading.channel_order,
             )
             yield from self._map_tiles(tiles)
             return
-        for batch, features in self._extract(
-            images, batch_size, skip, channel_order, growing=growing
-        ):
+        for batch, features in self._extract(reading):
             yield batch, features, self.map_features(features)
 
     def _map_tiles(self, batches: Iterable[TileBatch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
@@ -200,25 +181,16 @@ class Detector(Predictor):
                 yield Batch(batch.images[:0], [sample]), mean, whole
 
     @torch.inference_mode()
-    def _extract(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        channel_order: ChannelOrder,
-        *,
-        growing: bool = False,
-    ) -> Iterator[tuple[Batch, Tensor]]:
+    def _extract(self, reading: Reading) -> Iterator[tuple[Batch, Tensor]]:
         """The images, batch by batch, with the features of the backbone."""
-        sources = split_images(images)
         batches = load_batches(
-            sources,
+            split_images(reading.images),
             size=self.frame,
-            batch_size=batch_size,
-            growing=growing,
-            skip=skip,
+            batch_size=reading.batch_size,
+            growing=reading.growing,
+            skip=reading.skip,
             decoding=self.decoding,
-            channel_order=channel_order,
+            channel_order=reading.channel_order,
         )
         for batch in batches:
             with self.explaining():

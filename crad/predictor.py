@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
 
@@ -17,6 +18,41 @@ from crad.errors import UsageError
 from crad.scoring.calibration import FALSE_ALARM_RATE, Calibration, Thresholds
 from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which images are to be read, and how.
+
+    Attributes:
+        images: as for `Predictor.predict`.
+        batch_size: images, or tiles of one, that are computed at once.
+        skip: as for `Predictor.iterate`.
+        channel_order: as for `Predictor.predict`.
+        growing: whether to begin with a batch of one image, and to double it up to the batch size.
+
+    Raises:
+        TypeError: an attribute is of another type.
+        UsageError: an attribute is out of range.
+    """
+
+    images: Source | Iterable[Source]
+    batch_size: int = BATCH_SIZE
+    skip: OnBad | None = None
+    channel_order: ChannelOrder = "rgb"
+    growing: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        if not isinstance(size, Integral):
+            raise TypeError(f"predict(): expected batch_size as a whole number, but got {size!r}")
+        if int(size) < 1:
+            raise UsageError(f"predict(): expected batch_size of at least 1, but got {size!r}")
+        if self.skip is not None and not callable(self.skip):
+            raise TypeError(
+                f"predict(): expected skip as a function or None, but got {self.skip!r}"
+            )
+        check_channel_order(self.channel_order)
 
 
 class Predictor(ABC):
@@ -171,19 +207,12 @@ class Predictor(ABC):
                 f"class: the model has no class '{class_name}'; it has "
                 f"{', '.join(self.classes) or 'none with a threshold'}"
             )
-        check_reading(batch_size, skip, channel_order)
-        return self._score(images, batch_size, skip, class_name, channel_order)
+        reading = Reading(images, batch_size, skip, channel_order, growing=True)
+        return self._score(reading, class_name)
 
     @abstractmethod
-    def _score(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        class_name: str | None,
-        channel_order: ChannelOrder,
-    ) -> Iterator[Prediction]:
-        """As `iterate`, of arguments that have been checked."""
+    def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
+        """As `iterate`."""
 
     def decide(
         self,
@@ -215,14 +244,3 @@ class Predictor(ABC):
             pixel_threshold=None if is_unknown else self.pixel_thresholds.score_of(class_name),
             interest=self.interest.of(class_name),
         )
-
-
-def check_reading(batch_size: object, skip: object, channel_order: str) -> None:
-    """Refuse what says wrongly how images are to be read."""
-    if not isinstance(batch_size, Integral):
-        raise TypeError(f"predict(): expected batch_size as a whole number, but got {batch_size!r}")
-    if int(batch_size) < 1:
-        raise UsageError(f"predict(): expected batch_size of at least 1, but got {batch_size!r}")
-    if skip is not None and not callable(skip):
-        raise TypeError(f"predict(): expected skip as a function or None, but got {skip!r}")
-    check_channel_order(channel_order)

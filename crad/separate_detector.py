@@ -17,7 +17,7 @@ from crad.detector import Detector, from_checkpoint, restore
 from crad.devices import PrecisionName
 from crad.errors import ImageError
 from crad.model.products import Products
-from crad.predictor import check_reading
+from crad.predictor import Reading
 from crad.scoring.calibration import Calibration, Thresholds
 from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
@@ -72,25 +72,17 @@ class SeparateDetector(Detector):
             self._folded = first._folded
 
     @torch.inference_mode()
-    def _score(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        class_name: str | None,
-        channel_order: ChannelOrder,
-    ) -> Iterator[Prediction]:
+    def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
         if class_name is not None:  # so nothing is computed to name it
             part = self.parts[class_name]
-            found = part._map(images, batch_size, skip, channel_order, growing=True)
-            for batch, _, maps in found:
+            for batch, _, maps in part._map(reading):
                 yield from self._decide(batch.samples, [class_name] * len(batch.samples), maps)
             return
         if self.frame.tiling:
-            for batch, names, maps in self._map_tiled(images, batch_size, skip, channel_order):
+            for batch, names, maps in self._map_tiled(reading):
                 yield from self._decide(batch.samples, names, maps)
             return
-        for batch, features in self._extract(images, batch_size, skip, channel_order, growing=True):
+        for batch, features in self._extract(reading):
             names = self._name(batch, features, None)
             maps = self._map_by_class(batch, features, names)
             yield from self._decide(batch.samples, names, maps)
@@ -104,24 +96,16 @@ class SeparateDetector(Detector):
         channel_order: ChannelOrder = "rgb",
     ) -> Iterator[tuple[Batch, Tensor]]:
         """As `Detector.map_images`, by the model of the class that is recognised."""
-        check_reading(batch_size, skip, channel_order)
+        reading = Reading(images, batch_size, skip, channel_order)
         if self.frame.tiling:
-            tiled = self._map_tiled(images, batch_size, skip, channel_order)
-            return ((batch, maps) for batch, _, maps in tiled)
-        found = self._extract(images, batch_size, skip, channel_order)
+            return ((batch, maps) for batch, _, maps in self._map_tiled(reading))
         return (
             (batch, self._map_by_class(batch, features, self._name(batch, features, None)))
-            for batch, features in found
+            for batch, features in self._extract(reading)
         )
 
     @torch.inference_mode()
-    def _map_tiled(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        channel_order: ChannelOrder,
-    ) -> Iterator[tuple[Batch, list[str | None], Tensor]]:
+    def _map_tiled(self, reading: Reading) -> Iterator[tuple[Batch, list[str | None], Tensor]]:
         """Map tiled images one by one, with their classes.
 
         All tiles of an image name its class, so they are decoded again for the model of the class,
@@ -130,18 +114,18 @@ class SeparateDetector(Detector):
         waiting: deque[Source] = deque()  # images that are being read
 
         def remember() -> Iterator[Source]:
-            for image in split_images(images):
+            for image in split_images(reading.images):
                 waiting.append(image)
                 yield image
 
         def leave_out(error: ImageError) -> None:
             waiting.popleft()
-            if skip is None:
+            if reading.skip is None:
                 raise error
-            skip(error)
+            reading.skip(error)
 
-        found = self._map(remember(), batch_size, leave_out, channel_order)
-        for batch, mean, maps in found:
+        own_reading = replace(reading, images=remember(), skip=leave_out)
+        for batch, mean, maps in self._map(own_reading):
             image = waiting.popleft()
             names = self._name(batch, mean, None)
             name = names[0]
@@ -151,9 +135,8 @@ class SeparateDetector(Detector):
             if part.model is self.model and part._folded is self._folded:
                 yield batch, names, maps
                 continue
-            for _, own in part.map_images(
-                image, batch_size=batch_size, channel_order=channel_order
-            ):
+            again = replace(reading, images=image, skip=None)
+            for _, _, own in part._map(again):
                 yield batch, names, own
 
     def compile(self) -> None:

@@ -1,7 +1,7 @@
 """An exported detector: images in, predictions out, as of the detector it was made of."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from PIL import Image
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder, to_frame
 from crad.data.samples import Sample
-from crad.data.sources import OnBad, Source, call_ahead, decode_source, split_images
+from crad.data.sources import Source, call_ahead, decode_source, split_images
 from crad.edge.description import Description
 from crad.edge.runtimes import Runtime, open_runtime
 from crad.errors import CheckpointError, ImageError, UsageError
-from crad.predictor import Predictor
+from crad.predictor import Predictor, Reading
 from crad.scoring.calibration import Thresholds, class_of, thresholds_at
 from crad.scoring.prediction import Prediction
 
@@ -61,29 +61,23 @@ class ExportedDetector(Predictor):
         """Whether it names the class of an image by what the image shows."""
         return self.description.recognises
 
-    def _score(
-        self,
-        images: Source | Iterable[Source],
-        batch_size: int,
-        skip: OnBad | None,
-        class_name: str | None,
-        channel_order: ChannelOrder,
-    ) -> Iterator[Prediction]:
+    def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
         if class_name is not None and self.interest.masks and len(self.classes) > 1:
             raise UsageError(
                 "class: an exported model with regions of interest takes those of the class that "
                 "it recognises; name no class, or use the checkpoint"
             )
-        read = partial(_read, description=self.description, channel_order=channel_order)
+        read = partial(_read, description=self.description, channel_order=reading.channel_order)
         ready: list[tuple[npt.NDArray[np.uint8], Sample]] = []
         full = 1  # grows, so that the first result comes at once
-        for future in call_ahead(read, enumerate(split_images(images)), ahead=2 * batch_size):
+        numbered = enumerate(split_images(reading.images))
+        for future in call_ahead(read, numbered, ahead=2 * reading.batch_size):
             error = future.exception()
             if isinstance(error, ImageError):
                 yield from self._predict(ready, class_name)
-                if skip is None:
+                if reading.skip is None:
                     raise error
-                skip(error)
+                reading.skip(error)
                 continue
             pixels, sample = future.result()
             if ready and ready[0][0].shape != pixels.shape:  # where the file resizes
@@ -91,7 +85,7 @@ class ExportedDetector(Predictor):
             ready.append((pixels, sample))
             if len(ready) == full:
                 yield from self._predict(ready, class_name)
-                full = min(2 * full, batch_size)
+                full = min(2 * full, reading.batch_size)
         yield from self._predict(ready, class_name)
 
     def _predict(
