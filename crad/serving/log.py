@@ -9,8 +9,11 @@ from typing import Any
 LOGGER = logging.getLogger("crad.serving")
 
 
-class _JsonLine(logging.Formatter):
+class JsonLine(logging.Formatter):
+    """A record as an object on a line."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """Make the line."""
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -25,7 +28,7 @@ class _JsonLine(logging.Formatter):
 def log_lines() -> None:
     """Print warnings and errors of this package and of uvicorn as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLine())
+    handler.setFormatter(JsonLine())
     for name in (LOGGER.name, "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -145,8 +145,8 @@ class Worker:
                 self._answer(left.pop(prediction.path), prediction)
             if len(bad) != len(left):
                 raise RuntimeError(f"{len(left)} images have no prediction, {len(bad)} are bad")
-            for job, error in zip(left.values(), bad, strict=True):
-                self._end(job, error=ImageError(job.upload.reason(error)))
+            for job, cause in zip(left.values(), bad, strict=True):
+                self._end(job, error=ImageError(job.upload.reason(cause)))
             self._failures = 0
         except Exception as error:
             if len(jobs) > 1:

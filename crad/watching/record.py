@@ -54,6 +54,8 @@ class Record:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise StorageError(error.errno, error.strerror, str(path)) from error
+        self._end = 0  # of the last whole row
+        self._last = 0  # where that begins
         self._file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
         try:
             self.n_removed = self._mend()
@@ -152,7 +154,6 @@ class Record:
                 f"output: '{self._path}' is not the table of an earlier crad watch; move it away, "
                 "or choose another --output"
             )
-        self._end = self._last = 0
         if first != head:
             self._append(head)
             self._last = self._end

@@ -25,7 +25,7 @@ _DECISIONS = ("good", "defect", "uncertain", "unknown")
 _UNREADABLE = "unreadable"
 _HEAT_MAPS = "heat_maps"
 _BATCH = 64  # images after which new ones are looked for
-_LEFTOVER = re.compile(r"\..*\.\d+\.tmp")
+_LEFTOVER = re.compile(r"\..*\.\d+\.tmp", re.DOTALL)
 
 
 class Watcher:
