@@ -77,8 +77,8 @@
     const bytes = Uint8Array.from(atob(png), (each) => each.charCodeAt(0));
     await draw(map, new Blob([bytes], { type: "image/png" }));
     image.alt = name;
-    stage.style.aspectRatio = "";
-    stage.style.width = "";
+    stage.style.aspectRatio = `${width} / ${height}`;
+    stage.style.width = `min(100%, ${(75 * width) / height}vh)`;
     image.hidden = false;
     let isShown = true;
     try {
@@ -86,8 +86,6 @@
     } catch {
       isShown = false; // a TIFF, for instance
       image.hidden = true;
-      stage.style.aspectRatio = `${width} / ${height}`;
-      stage.style.width = `min(100%, ${(75 * width) / height}vh)`;
     }
 
     part("decision").textContent = row.decision ?? "no decision";

@@ -141,13 +141,13 @@ class Worker:
                 class_name=jobs[0].class_name,
             )
             for prediction in found:
+                self._failures = 0
                 assert prediction.path
                 self._answer(left.pop(prediction.path), prediction)
             if len(bad) != len(left):
                 raise RuntimeError(f"{len(left)} images have no prediction, {len(bad)} are bad")
             for job, cause in zip(left.values(), bad, strict=True):
                 self._end(job, error=ImageError(job.upload.reason(cause)))
-            self._failures = 0
         except Exception as error:
             if len(jobs) > 1:
                 for job in left.values():

@@ -21,7 +21,7 @@ def dump(page: Path, script: str) -> str:
     driver = f"<script>window.addEventListener('load', () => {{ {script} }});</script></body>"
     copy.write_text(text.replace("</body>", driver), encoding="utf-8")
     try:
-        return dump_address(copy.as_uri(), page.parent / "browser")
+        return dump_address(copy.as_uri(), page.parent / "browser", "--virtual-time-budget=20000")
     finally:
         copy.unlink()
 
@@ -38,7 +38,7 @@ def dump_address(address: str, profile: Path, *options: str) -> str:
     if browser is None:
         pytest.skip(f"needs a browser: {' or '.join(_NAMES)} (Debian: apt install chromium)")
     command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"),
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu"),
         *(f"--user-data-dir={profile}", *options, "--dump-dom", address),
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
