@@ -70,13 +70,13 @@ def serve(options: ServeOptions) -> None:
         from crad.serving.access import read_token
         from crad.serving.app import Service
         from crad.serving.log import log_lines
-        from crad.serving.server import Server, address_of, is_loopback, listen
+        from crad.serving.server import Server, address_of, bind, is_loopback
     except ImportError as error:
         raise MissingPackageError(
             f"serve: {error.name} is not installed; install it with pip install 'crad[serve]'"
         ) from error
     token = read_token(options.token_file)
-    with listen(options.host, options.port) as listening:
+    with bind(options.host, options.port) as bound:
         detector = load(
             options.checkpoint,
             options.compute.device,
@@ -94,7 +94,7 @@ def serve(options: ServeOptions) -> None:
         numbers = [each.n_images for each in detector.thresholds.values()]
         if note := promise(numbers, detector.false_alarm_rate):
             print(note)
-        if token is None and not is_loopback(listening):
+        if token is None and not is_loopback(bound):
             print(
                 "warning: whoever reaches this address can use the server; --token-file asks "
                 "clients for a token",
@@ -107,9 +107,8 @@ def serve(options: ServeOptions) -> None:
             max_bytes=int(options.max_megabytes * 1e6),
             token=token,
         )
-        server = Server(service.app)
-        print(f"serving {options.checkpoint} at {address_of(listening)}", flush=True)
-        server.run([listening])
+        told = f"serving {options.checkpoint} at {address_of(bound)}"
+        Server(service.app, lambda: print(told, flush=True)).run([bound])
     service.worker.close()
     print("stopped; all that was accepted is answered")
 

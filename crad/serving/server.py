@@ -5,7 +5,7 @@ import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import FrameType
 
 import uvicorn
@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from crad.errors import UsageError
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the socket of a server.
+def bind(host: str, port: int) -> socket.socket:
+    """Open the socket of a server, which refuses connections until the server starts.
 
     Args:
         host: an address or a name of this machine.
@@ -26,23 +26,30 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=512)
+        family, kind, protocol, _, address = found[0]
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(address)
+        except BaseException:
+            opened.close()
+            raise
     except (OSError, UnicodeError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"cannot listen on {host}, port {port}: {reason}; choose another --host or --port"
         ) from None
+    return opened
 
 
-def is_loopback(listening: socket.socket) -> bool:
+def is_loopback(bound: socket.socket) -> bool:
     """Whether only this machine reaches a socket."""
-    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
-def address_of(listening: socket.socket) -> str:
+def address_of(bound: socket.socket) -> str:
     """The address of a socket, as a browser takes it."""
-    host, port, *_ = listening.getsockname()
+    host, port, *_ = bound.getsockname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -51,9 +58,10 @@ class Server(uvicorn.Server):
 
     Args:
         app: what to serve.
+        on_start: called once it answers.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, on_start: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -66,6 +74,22 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
             )
         )
+
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As that of uvicorn.
+
+        Raises:
+            UsageError: another program has begun to listen on the port meanwhile.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen: {error.strerror}; choose another --host or --port"
+            ) from None
+        self._on_start()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

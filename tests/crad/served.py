@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crad.serving.app import Service
-from crad.serving.server import Server, address_of, listen
+from crad.serving.server import Server, address_of, bind
 
 BOUNDARY = "a-boundary"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -73,11 +73,13 @@ def serving(detector: Any, **settings: Any) -> Iterator[Served]:
     """Serve a detector in threads until the block ends."""
     settings = {"batch_size": 16, "queue": 64, "max_bytes": 10**6, **settings}
     service = Service(detector, **settings)
-    server = Server(service.app)
-    listening = listen("127.0.0.1", 0)
-    served = Served(address_of(listening), service)
-    thread = threading.Thread(target=server.run, args=([listening],))
+    started = threading.Event()
+    server = Server(service.app, started.set)
+    bound = bind("127.0.0.1", 0)
+    served = Served(address_of(bound), service)
+    thread = threading.Thread(target=server.run, args=([bound],))
     thread.start()
+    assert started.wait(60)
     try:
         yield served
     finally:

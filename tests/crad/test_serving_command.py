@@ -65,7 +65,7 @@ def test_without_a_token_it_warns_unless_only_this_machine_reaches_it(
     token: str,
     warns: bool,
 ) -> None:
-    monkeypatch.setattr(Server, "run", lambda *_: None)
+    monkeypatch.setattr(Server, "run", lambda self, _: self._on_start())
     monkeypatch.delenv(VARIABLE, raising=False)
     if token:
         monkeypatch.setenv(VARIABLE, token)

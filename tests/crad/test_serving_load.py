@@ -73,9 +73,9 @@ def test_clients_that_try_again_lose_nothing_when_it_is_killed(trained) -> None:
     with ThreadPoolExecutor(_CLIENTS) as pool:
         with process(trained.output) as (running, address):
             futures = [
-                pool.submit(insist, address, images[number % len(images)]) for number in range(600)
+                pool.submit(insist, address, images[number % len(images)]) for number in range(300)
             ]
-            wait_until(lambda: sum(each.done() for each in futures) > 100)
+            wait_until(lambda: sum(each.done() for each in futures) > 50)
             running.kill()
         port = address.rpartition(":")[2]
         with process(trained.output, "--port", port) as (_, again):
