@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -108,5 +109,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; a second signal ends at once."""
         if self.should_exit:
+            logging.disable()  # of what this cuts short
             raise KeyboardInterrupt
         self.should_exit = True
