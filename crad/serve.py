@@ -7,8 +7,9 @@ from pathlib import Path
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
+from crad.detector import Detector
 from crad.errors import MissingPackageError, UsageError
-from crad.loading import load
+from crad.loading import load_any
 from crad.scoring.calibration import promise
 from crad.shared_options import BitDepth, MaxMegapixels
 
@@ -18,7 +19,7 @@ class ServeOptions:
     """What the server takes."""
 
     checkpoint: Path
-    """A checkpoint, or the output folder of a training run."""
+    """A checkpoint, the output folder of a training run, or a file of crad export."""
     host: str = "127.0.0.1"
     """Address to listen on. By default, only this machine reaches it."""
     port: int = 8000
@@ -77,7 +78,7 @@ def serve(options: ServeOptions) -> None:
         ) from error
     token = read_token(options.token_file)
     with bind(options.host, options.port) as bound:
-        detector = load(
+        detector = load_any(
             options.checkpoint,
             options.compute.device,
             options.compute.precision,
@@ -87,6 +88,8 @@ def serve(options: ServeOptions) -> None:
             uncertain_rate=options.uncertain,
         )
         if options.compute.compile:
+            if not isinstance(detector, Detector):
+                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         log_lines()
         if not detector.thresholds:

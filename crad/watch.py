@@ -15,9 +15,10 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
+from crad.detector import Detector
 from crad.errors import CheckpointError, DataError, OutputError, UsageError
 from crad.files import full_path
-from crad.loading import load
+from crad.loading import load_any
 from crad.outputs import locked
 from crad.report.tables import printable
 from crad.scoring.calibration import promise
@@ -32,7 +33,7 @@ class WatchOptions:
     """What the command takes."""
 
     checkpoint: Path
-    """A checkpoint, or the output folder of a training run."""
+    """A checkpoint, the output folder of a training run, or a file of crad export."""
     folder: Positional[Annotated[Path, arg(metavar="IN")]]
     """The folder that images arrive in; its sub-folders are left alone."""
     output: Path
@@ -99,7 +100,7 @@ def watch(options: WatchOptions) -> None:
         if not options.keep:
             stack.enter_context(locked(folder))
         record = stack.enter_context(Record(output / RECORD))
-        detector = load(
+        detector = load_any(
             options.checkpoint,
             options.compute.device,
             options.compute.precision,
@@ -114,6 +115,8 @@ def watch(options: WatchOptions) -> None:
                 "FOLDER sets some"
             )
         if options.compute.compile:
+            if not isinstance(detector, Detector):
+                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         numbers = [each.n_images for each in detector.thresholds.values()]
         if note := promise(numbers, detector.false_alarm_rate):

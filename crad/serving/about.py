@@ -3,18 +3,22 @@
 from typing import Any
 
 from crad.detector import Detector
+from crad.predictor import Predictor
 from crad.report.environment import environment
 
 _VERSIONS = ("crad", "python", "torch", "numpy", "pillow")
 
 
-def describe(detector: Detector) -> dict[str, Any]:
+def describe(detector: Predictor) -> dict[str, Any]:
     """Classes, thresholds, rates, sizes and versions, as values for JSON."""
     frame, decoding = detector.frame, detector.decoding
-    found = environment(detector.device)
+    device, precision = "cpu", "of the exported file"
+    if isinstance(detector, Detector):
+        device, precision = str(detector.device), detector.precision
+    found = environment(device)
     return {
         "classes": [*detector.classes],
-        "recognises_class": detector.products is not None or len(detector.classes) == 1,
+        "recognises_class": detector.recognises,
         "thresholds": {name: each.score for name, each in detector.thresholds.items()},
         "threshold_images": {name: each.n_images for name, each in detector.thresholds.items()},
         "uncertain_above": {name: each.score for name, each in detector.uncertain.items()},
@@ -25,6 +29,6 @@ def describe(detector: Detector) -> dict[str, Any]:
         "max_megapixels": decoding.max_megapixels,
         "bit_depth": decoding.bit_depth,
         "device": found["device"],
-        "precision": detector.precision,
+        "precision": precision,
         "versions": {name: found[name] for name in _VERSIONS},
     }

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteError
 
-from crad.detector import Detector
-from crad.errors import ImageError
+from crad.errors import ImageError, UsageError
+from crad.predictor import Predictor
 from crad.serving.about import describe
 from crad.serving.access import make_check
 from crad.serving.answers import Answers
@@ -69,7 +69,7 @@ class Service:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Predictor,
         *,
         batch_size: int,
         queue: int,
@@ -160,6 +160,8 @@ class Service:
         for job, answer in zip(jobs, answers, strict=True):
             if isinstance(answer, ImageError):
                 warn("bad image", image=job.upload.name, reason=str(answer))
+            elif isinstance(answer, UsageError):
+                raise HTTPException(422, str(answer))
             elif isinstance(answer, BaseException):
                 raise answer
         names = [upload.name for upload in uploads]

@@ -11,7 +11,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from crad.detector import Detector
+from crad.predictor import Predictor
 from crad.scoring.prediction import Prediction
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -28,7 +28,7 @@ class Metrics:
         waiting: the number of images that are being received, wait, or are computed.
     """
 
-    def __init__(self, detector: Detector, waiting: Callable[[], int]) -> None:
+    def __init__(self, detector: Predictor, waiting: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         self._decisions = Counter(
             "crad_images",

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from crad.data.images import open_image
-from crad.detector import Detector
 from crad.errors import ImageError
+from crad.predictor import Predictor
 from crad.report.heat_maps import heat_map, overlay
 from crad.report.scores import row_of
 from crad.scoring.prediction import Prediction
@@ -57,7 +57,7 @@ class Worker:
         seconds: that an image has taken lately.
     """
 
-    def __init__(self, detector: Detector, *, batch_size: int, metrics: Metrics) -> None:
+    def __init__(self, detector: Predictor, *, batch_size: int, metrics: Metrics) -> None:
         self.detector = detector
         self.seconds = 0.1
         self._batch_size = batch_size

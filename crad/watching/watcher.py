@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from crad.data.images import open_image
-from crad.detector import Detector
 from crad.errors import ImageError
 from crad.files import write_atomically
 from crad.png import write_png
+from crad.predictor import Predictor
 from crad.report.heat_maps import heat_map
 from crad.report.scores import COLUMNS, row_of
 from crad.report.tables import printable
@@ -47,7 +47,7 @@ class Watcher:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Predictor,
         record: Record,
         inbox: Inbox,
         output: Path,

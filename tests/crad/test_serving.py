@@ -19,9 +19,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 import crad
+import crad.export
 import crad.predict
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.detector import Detector
+from crad.loading import load_any
 from crad.report.heat_maps import overlay
 from tests.crad.served import Served, Watched, serving
 
@@ -235,6 +237,25 @@ def test_it_says_what_its_detector_is(detector: Detector, served: Served) -> Non
     assert served.ask("/health").json == {"status": "ok"}
     schema = served.ask("/openapi.json").json
     assert {"/predict", "/heat-map", "/model", "/metrics", "/health"} == {*schema["paths"]}
+
+
+@pytest.mark.slow
+def test_an_exported_file_is_served_too(
+    trained, files: list[Path], command: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    model = tmp_path / "model.onnx"
+    assert command(crad.export.main, "--checkpoint", str(trained.output), str(model)) == 0
+    exported = load_any(model)
+    sent = [("a", files[0].read_bytes()), ("bad", b"BM"), ("b", files[1].read_bytes())]
+    with serving(exported) as served:
+        first, bad, last = served.ask_for_several("/predict", sent).json
+        told = served.ask("/model").json
+    (one, other) = exported.predict(files[:2])
+    assert (first["score"], last["score"]) == pytest.approx((one.score, other.score), rel=2e-6)
+    assert (first["decision"], last["decision"]) == (one.decision, other.decision)
+    assert {*bad} == {"image", "error"}
+    assert (told["device"], told["classes"]) == ("cpu", ["brick", "gauge"])
 
 
 def test_the_page_needs_nothing_from_elsewhere(served: Served) -> None:

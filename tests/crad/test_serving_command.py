@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -132,10 +133,10 @@ def test_a_signal_lets_it_answer_what_it_has_accepted(trained) -> None:
         for client in begun:
             client.sendall(head.encode() + image[:10])
         while metric(address, "crad_images_in_progress") < 8:
-            pass
+            time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
         while is_open(host, port):
-            pass
+            time.sleep(0.05)
 
         def finish(client: socket.socket) -> bytes:
             with client:
