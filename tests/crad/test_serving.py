@@ -239,7 +239,7 @@ def test_it_says_what_its_detector_is(detector: Detector, served: Served) -> Non
     assert {"/predict", "/heat-map", "/model", "/metrics", "/health"} == {*schema["paths"]}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_exported_file_is_served_too(
     trained, files: list[Path], command: Command, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def insist(address: str, image: bytes) -> tuple[Answer, float]:
     raise AssertionError("no answer")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_thousand_images_of_sixteen_clients(
     trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +65,7 @@ def test_two_thousand_images_of_sixteen_clients(
     assert resident[1999] < 1.05 * resident[500]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_clients_that_try_again_lose_nothing_when_it_is_killed(trained) -> None:
     files = sorted(trained.data.glob("*/*/*/*.png"))
     images = [file.read_bytes() for file in files]

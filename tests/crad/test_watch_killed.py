@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_image_is_recorded_and_moved_once_however_often_it_is_killed(
     trained, tmp_path: Path
 ) -> None:
