@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from crad.serve import main
 from crad.serving.access import VARIABLE
@@ -120,6 +121,16 @@ def process(checkpoint: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
         running.communicate()
 
 
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logging.disable", lambda: None)
+    server = Server(FastAPI(), lambda: None)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
+    with pytest.raises(KeyboardInterrupt):
+        server.handle_exit(signal.SIGINT, None)
+
+
+@pytest.mark.slow
 def test_a_signal_lets_it_answer_what_it_has_accepted(trained) -> None:
     """And it says what went wrong in lines of JSON."""
     image = next((trained.data / "brick" / "test" / "good").iterdir()).read_bytes()
