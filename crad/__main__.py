@@ -16,6 +16,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "train": ("crad.train", "train a detector on normal images and measure it"),
         "evaluate": ("crad.evaluate", "measure a trained detector on a data set"),
         "predict": ("crad.predict", "score images, and decide which have a defect"),
+        "serve": ("crad.serve", "score images that come over HTTP, and show them in a page"),
+        "watch": ("crad.watch", "score the images that arrive in a folder, and sort them"),
         "calibrate": ("crad.calibrate", "set thresholds anew from new good images"),
         "export": ("crad.export", "write a file that other programs run"),
         "data": ("crad.data.__main__", "download a data set"),

@@ -52,6 +52,14 @@ def heat_map(
     return Image.composite(colour(levels), image, levels.point(_OPACITY))
 
 
+def overlay(anomaly_map: npt.NDArray[np.float32], low: float, high: float) -> Image.Image:
+    """Colour an anomaly map (H, W) as `heat_map` does, as an RGBA picture to lay over its image."""
+    levels = levels_of(anomaly_map, low, high)
+    picture = colour(levels)
+    picture.putalpha(levels.point(_OPACITY))
+    return picture
+
+
 def outline(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
     """Draw the pixels around the regions of a mask, resized to a width and height: mode L."""
     white = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size)

@@ -15,20 +15,33 @@ def dump(page: Path, script: str) -> str:
     The page is copied beside itself, with the script at its end. Without a browser the test is
     skipped.
     """
-    browser = next(filter(None, map(shutil.which, _NAMES)), None)
-    if browser is None:
-        pytest.skip(f"needs a browser: {' or '.join(_NAMES)} (Debian: apt install chromium)")
     copy = page.with_name(f"driven-{page.name}")
     text = page.read_text(encoding="utf-8")
     assert "</body>" in text
     driver = f"<script>window.addEventListener('load', () => {{ {script} }});</script></body>"
     copy.write_text(text.replace("</body>", driver), encoding="utf-8")
+    try:
+        return dump_address(copy.as_uri(), page.parent / "browser", "--virtual-time-budget=20000")
+    finally:
+        copy.unlink()
+
+
+def dump_address(address: str, profile: Path, *options: str) -> str:
+    """Open an address, and give the HTML it has become; skips the test without a browser.
+
+    Args:
+        address: of a page.
+        profile: a folder for what the browser keeps, which is removed.
+        options: of the browser.
+    """
+    browser = next(filter(None, map(shutil.which, _NAMES)), None)
+    if browser is None:
+        pytest.skip(f"needs a browser: {' or '.join(_NAMES)} (Debian: apt install chromium)")
     command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"),
-        *(f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", copy.as_uri()),
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu"),
+        *(f"--user-data-dir={profile}", *options, "--dump-dom", address),
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    copy.unlink()
-    shutil.rmtree(page.parent / "browser", ignore_errors=True)
+    shutil.rmtree(profile, ignore_errors=True)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -29,6 +29,7 @@ FLOORS = (
     ("detector",),
     ("separate_detector",),
     ("loading", "mapping", "exporting"),
+    ("serving", "watching"),
     ("command_line",),
     ("train_options",),
     ("train_start",),

@@ -1,0 +1,1 @@
+"""Images that arrive in a folder: found once complete, recorded, and moved."""
