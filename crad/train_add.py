@@ -78,7 +78,13 @@ def add_class(options: TrainOptions, train_one: TrainOne) -> Results:
     if not data.source or folder.parent != processes.on_main(lambda: _root(data.source)):
         added += (str(folder),)
     names = tuple(sorted([*base.n_train, name], key=natural_key))
-    config = replace(options.config, data=replace(data, classes=names, added=added))
+    # The thresholds that are kept belong to the protocol of the model.
+    decides = base.config.decisions.decision_protocol
+    config = replace(
+        options.config,
+        data=replace(data, classes=names, added=added),
+        decisions=replace(options.config.decisions, decision_protocol=decides),
+    )
     print(f"adding: class '{name}' to the {len(base.n_train)} of '{base.file}'", flush=True)
 
     def prepare_all(config: Config, stored: Checkpoint | None, device: torch.device) -> Inputs:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_a_class_is_learned_and_the_others_are_kept(
     for root, name in ((trained.data, "gauge"), (elsewhere, "grass")):
         images = sorted((root / name / "test" / "good").iterdir())
         assert {each.class_name for each in detector.predict(images)} == {name}
+
+
+def test_decisions_stay_those_of_the_protocol_of_the_model(
+    trained: Run, elsewhere: Path, tmp_path: Path
+) -> None:
+    base = read_checkpoint(trained.output, ALL_PARTS)
+    former = replace(base.config.decisions, decision_protocol="inside")
+    replace(base, config=replace(base.config, decisions=former)).save(tmp_path / "base")
+    assert add(elsewhere / "grass", tmp_path / "base", tmp_path / "out") == 0
+    assert read_checkpoint(tmp_path / "out").config.decisions.decision_protocol == "inside"
 
 
 def test_it_is_evaluated_on_all_classes_where_they_are(

@@ -16,7 +16,7 @@ from benchmarks.released_model import ReleasedCRAD
 from crad.convert import main
 from crad.data.images import open_image
 from crad.data.tensors import to_tensor
-from crad.scoring.protocols import PROTOCOLS
+from crad.scoring.protocols import DECISION_PROTOCOL, PROTOCOLS
 from crad.training.checkpoint import read_checkpoint
 
 Command = Callable[..., int]
@@ -66,7 +66,7 @@ def test_the_detector_computes_what_the_released_model_does(
     (prediction,) = detector.predict(path)
     with torch.inference_mode():
         feature = detector.backbone(to_tensor(open_image(path), SIZE)[None])
-        maps, scores = PROTOCOLS["inside"].score(released.anomaly_map(feature), SIZE)
+        maps, scores = PROTOCOLS[DECISION_PROTOCOL].score(released.anomaly_map(feature), SIZE)
     assert prediction.score == pytest.approx(scores.item(), rel=1e-4)
     np.testing.assert_allclose(prediction.scored_map, maps[0].numpy(), rtol=1e-3)
     low, high = detector.colour_scale

@@ -38,7 +38,14 @@ def test_every_protocol_from_the_same_maps(
     lines = capsys.readouterr().out.splitlines()
     every = json.loads((tmp_path / "results.json").read_text())
     assert every["protocol"] == "crad"
-    assert list(every["other_protocols"]) == ["paper", "uniad", "ader", "dinomaly", "inside"]
+    assert list(every["other_protocols"]) == [
+        "paper",
+        "uniad",
+        "ader",
+        "dinomaly",
+        "inside",
+        "peak",
+    ]
     for name in PROTOCOLS:
         assert sum(line.startswith(f"protocol {name} ") for line in lines) == 1
     for name, metrics in every["other_protocols"].items():

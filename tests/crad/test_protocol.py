@@ -5,9 +5,15 @@ import pytest
 import torch
 from scipy.ndimage import correlate, uniform_filter
 
-from crad.scoring.protocols import PROTOCOLS, Protocol, PublishedProtocol, choose_protocols
+from crad.scoring.protocols import (
+    PROTOCOLS,
+    InsideProtocol,
+    Protocol,
+    PublishedProtocol,
+    choose_protocols,
+)
 
-CRAD, INSIDE = PROTOCOLS["crad"], PROTOCOLS["inside"]
+CRAD, INSIDE, PEAK = (PROTOCOLS[name] for name in ("crad", "inside", "peak"))
 
 
 def random_maps(size: int) -> torch.Tensor:
@@ -21,7 +27,7 @@ def window_means(anomaly_map: np.ndarray, window: int) -> np.ndarray:
 
 
 def test_every_protocol_goes_by_its_name():
-    assert list(PROTOCOLS) == ["crad", "paper", "uniad", "ader", "dinomaly", "inside"]
+    assert list(PROTOCOLS) == ["crad", "paper", "uniad", "ader", "dinomaly", "inside", "peak"]
     assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
 
 
@@ -88,7 +94,7 @@ def test_windows_scale_with_the_size(size, mean_window, score_window):
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        *((name, (224, 128, 448)) for name in ("crad", "paper", "uniad", "inside")),
+        *((name, (224, 128, 448)) for name in ("crad", "paper", "uniad", "inside", "peak")),
         *((name, (256, 256, 256)) for name in ("ader", "dinomaly")),
     ],
 )
@@ -122,12 +128,13 @@ def marks(size: int, side: int, background: float = 0.0) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.45])  # of the side; 0.45 is a fifth of the image
 @pytest.mark.parametrize("image_size", [32, 128, 224, 256])
 @pytest.mark.parametrize("size", [4, 8, 14, 16, 28])
+@pytest.mark.parametrize("protocol", [INSIDE, PEAK], ids=["inside", "peak"])
 def test_a_mark_scores_the_same_inside_at_an_edge_and_in_a_corner(
-    size: int, image_size: int, share: float
+    protocol: InsideProtocol, size: int, image_size: int, share: float
 ) -> None:
     for background in (0.0, 3.0):
         maps, where = marks(size, max(1, round(share * size)), background)
-        scored, scores = INSIDE.score(maps, image_size)
+        scored, scores = protocol.score(maps, image_size)
         peaks = scored.amax(dim=(1, 2))
         for found in (scores - background, peaks - background):
             np.testing.assert_allclose(found / found[4], 1, atol=0.15)  # 4 is in the middle
@@ -136,8 +143,14 @@ def test_a_mark_scores_the_same_inside_at_an_edge_and_in_a_corner(
         assert torch.equal(torch.where(near, scored, 0).amax(dim=(1, 2)), peaks)
 
 
+def test_the_peak_of_a_map_is_its_score() -> None:
+    maps = random_maps(28)
+    scored, scores = PEAK.score(maps, 224)
+    torch.testing.assert_close(scores, scored.amax(dim=(1, 2)))
+
+
 def test_the_published_protocol_scores_a_mark_in_a_corner_far_less() -> None:
-    """What `inside` is for."""
+    """What `inside` and `peak` are for."""
     scores = CRAD.score(marks(28, 1)[0], 224)[1]
     assert scores[0] < 0.25 * scores[4]
 

@@ -72,7 +72,7 @@ def test_the_run_of_a_class_is_an_ordinary_one(
 def test_the_results_of_all_name_the_protocols_of_their_decisions(separate: Path) -> None:
     """A class that an older crad finished has no name of it in its results."""
     brick, gauge = (results_of(separate / name) for name in ("brick", "gauge"))
-    assert combine_results([brick, gauge])["decisions"]["protocol"] == "inside"
+    assert combine_results([brick, gauge])["decisions"]["protocol"] == "peak"
     del brick["decisions"]["protocol"]
     assert combine_results([brick, gauge])["decisions"]["protocol"] == "crad, inside"
 

@@ -168,7 +168,7 @@ def test_training_decides_by_images_it_did_not_see(trained, tmp_path: Path) -> N
         assert prediction.score == pytest.approx(threshold.score, rel=1e-4)
         assert prediction.threshold == threshold.score
     decisions = trained.results["decisions"]
-    assert (decisions["protocol"], detector.protocol.name) == ("inside", "inside")
+    assert (decisions["protocol"], detector.protocol.name) == ("peak", "peak")
     assert decisions["false_alarm_rate"] == 0.01
     for name, counted in decisions["classes"].items():
         test = [sample for sample in dataset.test if sample.class_name == name]
