@@ -11,6 +11,7 @@ from crad.data.bad_images import BadImages
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.edge.detector import load_exported
 from crad.errors import CradError, DataError, UsageError
+from crad.outputs import check_outputs
 from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.scoring.calibration import Thresholds
 from crad.scoring.regions import can_find_regions
@@ -62,9 +63,10 @@ def _predict(options: argparse.Namespace) -> None:
         )
         if path
     ]
+    images = _images(options.images)
+    check_outputs([table.output for table in tables], [*images, options.model])
     for table in tables:
         table.check()
-    images = _images(options.images)
     detector = load_exported(options.model, threads=options.threads)
     bad = BadImages(skip=options.skip_bad)
     if not can_find_regions():

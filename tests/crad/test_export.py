@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import crad
+import crad.edge.__main__
 import crad.export
 import crad.predict
 from crad.backbones.scattering import ScatteringBackbone
@@ -191,6 +192,31 @@ def test_the_edge_command(trained, file: Path, tmp_path: Path, exported: Exporte
     ended = without_torch(run, str(file), str(folder), "--class", "nut")
     assert ended.returncode == 2
     assert "no class 'nut'; it has brick, gauge" in ended.stderr
+
+
+def test_the_edge_command_replaces_nothing_of_the_user(
+    trained, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, image = tmp_path / "model.onnx", tmp_path / "image.png"
+    shutil.copy(file, model)
+    shutil.copy(images(trained.data)[0], image)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    same = tmp_path / "same"
+    for arguments, problem in (
+        (("--csv", image), "is an input of this command"),
+        (("--json", model), "is an input of this command"),
+        (("--csv", notes), "was not written by crad"),
+        (("--csv", tmp_path), "is a folder"),
+        (("--csv", same, "--json", same), "is written by --csv too"),
+    ):
+        before = {path: path.read_bytes() for path in (model, image, notes)}
+        with pytest.raises(SystemExit) as ended:
+            crad.edge.__main__.main([str(each) for each in (model, image, *arguments)])
+        assert ended.value.code == 1
+        assert problem in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in before} == before
+        assert not same.exists()
 
 
 def test_the_example_of_the_docs(
