@@ -126,7 +126,10 @@ def test_the_command_takes_a_file_for_a_checkpoint(
         assert len([*output.rglob("*_heatmap.png")]) == len(rows[-1])
     assert [row["decision"] for row in rows[0]] == [row["decision"] for row in rows[1]]
     assert [row["score"] for row in rows[0]] == pytest.approx([row["score"] for row in rows[1]])
-    for wrong in (("--compile",), ("--precision", "bf16"), ("--device", "cuda")):
+    mask = str(tmp_path / "mask.png")
+    Image.new("L", (64, 64), 255).save(mask)
+    wrongs = (("--compile",), ("--precision", "bf16"), ("--device", "cuda"))
+    for wrong in (*wrongs, ("--roi", mask), ("--ignore", mask)):
         arguments = ("--checkpoint", str(file), folder, *wrong)
         assert command(crad.predict.main, *arguments) == 2
         assert f"{wrong[0]}" in capsys.readouterr().err
