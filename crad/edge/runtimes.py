@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crad.edge.description import KEY
-from crad.errors import CheckpointError, MissingPackageError
+from crad.errors import CheckpointError, MissingPackageError, UsageError
+
+_THREADS = range(1, 1025)  # a runtime would start more than that, and hang
 
 
 class Outputs(NamedTuple):
@@ -126,7 +129,10 @@ def open_runtime(path: Path, threads: int | None = None) -> Runtime:
     Raises:
         CheckpointError: there is no such file, or it cannot be loaded.
         MissingPackageError: its runtime is not installed.
+        UsageError: ``threads`` is no number from 1 to 1024.
     """
+    if threads is not None and (not isinstance(threads, Integral) or threads not in _THREADS):
+        raise UsageError(f"threads: expected a whole number from 1 to 1024, but got {threads!r}")
     if not is_exported(path):
         raise CheckpointError(
             f"exported: '{path}' is none of {', '.join(RUNTIMES)}; crad export writes them"

@@ -99,6 +99,9 @@ def test_another_rate_needs_no_other_file(trained, file: Path) -> None:
         crad.load_exported(file, false_alarm_rate=3)
     with pytest.raises(UsageError, match="bit_depth"):
         crad.load_exported(file, bit_depth=99)
+    for threads in (0, -1, 99999, 1.5, "2"):
+        with pytest.raises(UsageError, match="threads: expected a whole number from 1 to 1024"):
+            crad.load_exported(file, threads=threads)  # type: ignore[arg-type]
 
 
 def test_a_bad_image_leaves_its_neighbours_alone(
