@@ -1,6 +1,7 @@
 """The programs that run an exported file."""
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from numbers import Integral
@@ -51,7 +52,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """Compute a batch of images, of the type and the layout that the file takes."""
+        """Compute a batch of images, of the type and the layout that the file takes.
+
+        Several threads may call it.
+        """
 
 
 class OnnxRuntime(Runtime):
@@ -86,11 +90,13 @@ class OpenVino(Runtime):
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
         self._compiled = core.compile_model(model, "CPU", properties)
+        self._free = threading.Lock()  # it computes one batch at a time
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """As `Runtime.run`."""
-        found = self._compiled(images)
-        return Outputs(*(np.array(found[name]) for name in OUTPUTS))
+        with self._free:
+            found = self._compiled(images)
+            return Outputs(*(np.array(found[name]) for name in OUTPUTS))
 
 
 class TorchProgram(Runtime):

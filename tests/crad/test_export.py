@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -424,6 +425,9 @@ def test_other_formats(
     export(ExportOptions(trained.output, path, **arguments))  # type: ignore[arg-type]
     exported, detector = crad.load_exported(path), crad.load(trained.output, "cpu", "fp32")
     paths = images(trained.data)
+    with ThreadPoolExecutor(2) as pool:  # which share the file
+        alone = [each.score for each in pool.map(exported.predict_one, paths)]
+    assert alone == pytest.approx([each.score for each in exported.predict(paths)], rel=1e-4)
     for one, other in zip(exported.predict(paths), detector.predict(paths), strict=True):
         assert one.score == pytest.approx(other.score, rel=tolerance)
         assert one.class_name == other.class_name
