@@ -302,6 +302,18 @@ def test_nothing_of_the_user_is_replaced(
     assert "no folder" in fails(tmp_path / "a.onnx", "--images", str(tmp_path / "none"))
 
 
+def test_a_suffix_in_capitals_names_another_file(
+    trained, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = file.read_bytes()
+    monkeypatch.setattr(crad.export, "to_onnx", lambda _: None)
+    monkeypatch.setattr(crad.export, "write_onnx", lambda *given: given[-1].write_bytes(model))
+    earlier, other = tmp_path / "model.onnx", tmp_path / "model.ONNX"
+    earlier.write_text("mine")
+    export(ExportOptions(trained.output, other))
+    assert (earlier.read_text(), other.read_bytes()) == ("mine", model)
+
+
 def test_images_that_are_gone_must_be_named(trained, tmp_path: Path) -> None:
     moved = tmp_path / "checkpoint.safetensors"
     moved.write_bytes((trained.output / "checkpoint.safetensors").read_bytes())
