@@ -226,6 +226,20 @@ def test_the_edge_command_replaces_nothing_of_the_user(
         assert not same.exists()
 
 
+def test_the_edge_command_says_what_it_could_not_do(
+    trained, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "a\nb.png"
+    shutil.copy(images(trained.data)[0], odd)
+    crad.edge.__main__.main([str(file), str(odd)])
+    assert capsys.readouterr().out.splitlines()[1].endswith(r"a\nb.png")
+    odd.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as ended:
+        crad.edge.__main__.main([str(file), str(odd), "--skip-bad"])
+    assert ended.value.code == 1
+    assert "none of 1 image can be read" in capsys.readouterr().err
+
+
 def test_the_example_of_the_docs(
     trained, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
