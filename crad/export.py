@@ -290,10 +290,10 @@ def _check(
 
 def _move(file: Path, output: Path) -> None:
     """Put the file, and what belongs to it, where it was asked for."""
-    for suffix in (".bin", file.suffix):  # the file that names the other one last
-        source = file.with_suffix(suffix)
+    weights = file.with_suffix(".bin"), output.with_suffix(".bin")
+    for source, target in (weights, (file, output)):  # the file that names the other one last
         if source.exists():
-            with replacing(output.with_suffix(suffix)) as temporary:
+            with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
 
 

@@ -104,6 +104,11 @@ def predict(options: PredictOptions) -> list[Prediction]:
             uncertain_rate=options.uncertain,
         )
         if options.roi or options.ignored:  # instead of those of training
+            if not isinstance(detector, Detector):
+                raise UsageError(
+                    "--roi, --ignore: an exported file has the regions of interest of training; "
+                    "leave them out, or use the checkpoint"
+                )
             detector.interest = read_interest(
                 options.roi,
                 options.ignored,

@@ -11,25 +11,36 @@ from crad.data.bad_images import BadImages
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.edge.detector import load_exported
 from crad.errors import CradError, DataError, UsageError
+from crad.outputs import check_outputs
 from crad.report.scores import Csv, Json, ScoreFile, row_of
+from crad.report.tables import printable
 from crad.scoring.calibration import Thresholds
 from crad.scoring.regions import can_find_regions
 from crad.version import VERSION
+from crad.words import count, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error is one line, and the exit code is 1, or 2 for a wrong option."""
     try:
         _predict(_parser().parse_args(arguments))
-    except CradError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever reads the table has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         sys.exit(1)
+    except (CradError, OSError) as error:
+        if not isinstance(error, CradError):  # files have names, the standard output has none
+            _close_output()
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _close_output() -> None:
+    """Let what is still to be printed go nowhere; on exit it would be a second error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,9 +73,10 @@ def _predict(options: argparse.Namespace) -> None:
         )
         if path
     ]
+    images = _images(options.images)
+    check_outputs([table.output for table in tables], [*images, options.model])
     for table in tables:
         table.check()
-    images = _images(options.images)
     detector = load_exported(options.model, threads=options.threads)
     bad = BadImages(skip=options.skip_bad)
     if not can_find_regions():
@@ -72,14 +84,21 @@ def _predict(options: argparse.Namespace) -> None:
         if tables:
             print("no regions: they need scikit-image; pip install scikit-image")
     print("     score  p-value   decision  image")
+    n_read = 0
     with ExitStack() as stack:
         for table in tables:
             stack.enter_context(closing(table))
         for each in detector.iterate(images, skip=bad, class_name=options.class_name):
             for table in tables:
                 table.add(row_of(each))
+            n_read += 1
             p_value = "-" if each.p_value is None else f"{each.p_value:.3f}"
-            print(f"{each.score:10.4g}  {p_value:>7}  {each.decision or '-':>9}  {each.path}")
+            name = printable(str(each.path))
+            print(f"{each.score:10.4g}  {p_value:>7}  {each.decision or '-':>9}  {name}")
+    if not n_read:
+        raise DataError(
+            f"crad-edge: none of {count(len(images), 'image')} can be read; replace them"
+        )
     if note := bad.note():
         print(note)
 

@@ -1,8 +1,10 @@
 """The programs that run an exported file."""
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crad.edge.description import KEY
-from crad.errors import CheckpointError, MissingPackageError
+from crad.errors import CheckpointError, MissingPackageError, UsageError
+
+_THREADS = range(1, 1025)  # a runtime would start more than that, and hang
 
 
 class Outputs(NamedTuple):
@@ -48,7 +52,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def run(self, images: npt.NDArray[Any]) -> Outputs:
-        """Compute a batch of images, of the type and the layout that the file takes."""
+        """Compute a batch of images, of the type and the layout that the file takes.
+
+        Several threads may call it.
+        """
 
 
 class OnnxRuntime(Runtime):
@@ -83,11 +90,13 @@ class OpenVino(Runtime):
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = str(threads)
         self._compiled = core.compile_model(model, "CPU", properties)
+        self._free = threading.Lock()  # it computes one batch at a time
 
     def run(self, images: npt.NDArray[Any]) -> Outputs:
         """As `Runtime.run`."""
-        found = self._compiled(images)
-        return Outputs(*(np.array(found[name]) for name in OUTPUTS))
+        with self._free:
+            found = self._compiled(images)
+            return Outputs(*(np.array(found[name]) for name in OUTPUTS))
 
 
 class TorchProgram(Runtime):
@@ -126,7 +135,10 @@ def open_runtime(path: Path, threads: int | None = None) -> Runtime:
     Raises:
         CheckpointError: there is no such file, or it cannot be loaded.
         MissingPackageError: its runtime is not installed.
+        UsageError: ``threads`` is no number from 1 to 1024.
     """
+    if threads is not None and (not isinstance(threads, Integral) or threads not in _THREADS):
+        raise UsageError(f"threads: expected a whole number from 1 to 1024, but got {threads!r}")
     if not is_exported(path):
         raise CheckpointError(
             f"exported: '{path}' is none of {', '.join(RUNTIMES)}; crad export writes them"

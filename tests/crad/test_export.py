@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 import crad
+import crad.edge.__main__
 import crad.export
 import crad.predict
 from crad.backbones.scattering import ScatteringBackbone
@@ -100,6 +102,9 @@ def test_another_rate_needs_no_other_file(trained, file: Path) -> None:
         crad.load_exported(file, false_alarm_rate=3)
     with pytest.raises(UsageError, match="bit_depth"):
         crad.load_exported(file, bit_depth=99)
+    for threads in (0, -1, 99999, 1.5, "2"):
+        with pytest.raises(UsageError, match="threads: expected a whole number from 1 to 1024"):
+            crad.load_exported(file, threads=threads)  # type: ignore[arg-type]
 
 
 def test_a_bad_image_leaves_its_neighbours_alone(
@@ -127,7 +132,10 @@ def test_the_command_takes_a_file_for_a_checkpoint(
         assert len([*output.rglob("*_heatmap.png")]) == len(rows[-1])
     assert [row["decision"] for row in rows[0]] == [row["decision"] for row in rows[1]]
     assert [row["score"] for row in rows[0]] == pytest.approx([row["score"] for row in rows[1]])
-    for wrong in (("--compile",), ("--precision", "bf16"), ("--device", "cuda")):
+    mask = str(tmp_path / "mask.png")
+    Image.new("L", (64, 64), 255).save(mask)
+    wrongs = (("--compile",), ("--precision", "bf16"), ("--device", "cuda"))
+    for wrong in (*wrongs, ("--roi", mask), ("--ignore", mask)):
         arguments = ("--checkpoint", str(file), folder, *wrong)
         assert command(crad.predict.main, *arguments) == 2
         assert f"{wrong[0]}" in capsys.readouterr().err
@@ -193,6 +201,45 @@ def test_the_edge_command(trained, file: Path, tmp_path: Path, exported: Exporte
     ended = without_torch(run, str(file), str(folder), "--class", "nut")
     assert ended.returncode == 2
     assert "no class 'nut'; it has brick, gauge" in ended.stderr
+
+
+def test_the_edge_command_replaces_nothing_of_the_user(
+    trained, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, image = tmp_path / "model.onnx", tmp_path / "image.png"
+    shutil.copy(file, model)
+    shutil.copy(images(trained.data)[0], image)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    same = tmp_path / "same"
+    for arguments, problem in (
+        (("--csv", image), "is an input of this command"),
+        (("--json", model), "is an input of this command"),
+        (("--csv", notes), "was not written by crad"),
+        (("--csv", tmp_path), "is a folder"),
+        (("--csv", same, "--json", same), "is written by --csv too"),
+    ):
+        before = {path: path.read_bytes() for path in (model, image, notes)}
+        with pytest.raises(SystemExit) as ended:
+            crad.edge.__main__.main([str(each) for each in (model, image, *arguments)])
+        assert ended.value.code == 1
+        assert problem in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in before} == before
+        assert not same.exists()
+
+
+def test_the_edge_command_says_what_it_could_not_do(
+    trained, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "a\nb.png"
+    shutil.copy(images(trained.data)[0], odd)
+    crad.edge.__main__.main([str(file), str(odd)])
+    assert capsys.readouterr().out.splitlines()[1].endswith(r"a\nb.png")
+    odd.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as ended:
+        crad.edge.__main__.main([str(file), str(odd), "--skip-bad"])
+    assert ended.value.code == 1
+    assert "none of 1 image can be read" in capsys.readouterr().err
 
 
 def test_the_example_of_the_docs(
@@ -282,6 +329,18 @@ def test_nothing_of_the_user_is_replaced(
     )
     assert "is of float32" in fails(tmp_path / "a.pt2", "--precision", "int8")
     assert "no folder" in fails(tmp_path / "a.onnx", "--images", str(tmp_path / "none"))
+
+
+def test_a_suffix_in_capitals_names_another_file(
+    trained, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = file.read_bytes()
+    monkeypatch.setattr(crad.export, "to_onnx", lambda _: None)
+    monkeypatch.setattr(crad.export, "write_onnx", lambda *given: given[-1].write_bytes(model))
+    earlier, other = tmp_path / "model.onnx", tmp_path / "model.ONNX"
+    earlier.write_text("mine")
+    export(ExportOptions(trained.output, other))
+    assert (earlier.read_text(), other.read_bytes()) == ("mine", model)
 
 
 def test_images_that_are_gone_must_be_named(trained, tmp_path: Path) -> None:
@@ -407,6 +466,9 @@ def test_other_formats(
     export(ExportOptions(trained.output, path, **arguments))  # type: ignore[arg-type]
     exported, detector = crad.load_exported(path), crad.load(trained.output, "cpu", "fp32")
     paths = images(trained.data)
+    with ThreadPoolExecutor(2) as pool:  # which share the file
+        alone = [each.score for each in pool.map(exported.predict_one, paths)]
+    assert alone == pytest.approx([each.score for each in exported.predict(paths)], rel=1e-4)
     for one, other in zip(exported.predict(paths), detector.predict(paths), strict=True):
         assert one.score == pytest.approx(other.score, rel=tolerance)
         assert one.class_name == other.class_name
