@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crad.config import Config
 from crad.data.demo import DEMO_NAMES
+from crad.edge.runtimes import is_exported
 from crad.errors import CheckpointError, CradError
 from crad.files import irregular, write_atomically
 from crad.scoring.calibration import Calibration, Threshold, Thresholds
@@ -238,6 +239,11 @@ def read_checkpoint(
         CheckpointError: it is missing or damaged, or a newer version wrote it.
     """
     file = checkpoint_path(path)
+    if is_exported(file):
+        raise CheckpointError(
+            f"checkpoint: '{file}' is a file of crad export, not a checkpoint; crad predict and "
+            "crad.load_exported take it, else name the checkpoint that it was made of"
+        )
     kind = irregular(file)
     if kind or not file.exists():
         folder = file.parent if file.name == CHECKPOINT_NAME else file

@@ -353,6 +353,8 @@ def test_images_that_are_gone_must_be_named(trained, tmp_path: Path) -> None:
 def test_a_file_of_others_is_no_detector(tmp_path: Path, file: Path) -> None:
     import onnx
 
+    with pytest.raises(CheckpointError, match=r"file of crad export.*crad\.load_exported take"):
+        crad.load(file)
     for name, message in (("none.onnx", "no file"), ("model.txt", "none of .onnx")):
         with pytest.raises(CheckpointError, match=message):
             crad.load_exported(tmp_path / name)
