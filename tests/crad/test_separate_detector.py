@@ -18,6 +18,7 @@ import crad.evaluate
 import crad.predict
 from crad.data.demo import write_demo
 from crad.errors import CheckpointError, UsageError
+from crad.outputs import locked
 from crad.separate_detector import SeparateDetector
 from crad.train import main
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
@@ -168,6 +169,23 @@ def test_thresholds_replace_no_other_run(
     for overwrite, code in (((), 0), ((), 1), (("--overwrite",), 0)):  # again, into the same folder
         assert run(crad.calibrate.main, *command, "--output", str(new), *overwrite) == code
     assert "--overwrite replaces its thresholds" in capsys.readouterr().err
+
+
+def test_thresholds_are_written_apart_from_images_and_other_commands(
+    separate: Path, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(demo_root, tmp_path / "data")
+    good = data / "brick" / "test" / "good"
+    command = ("--checkpoint", str(separate), "--good", str(good))
+    before = files_of(tmp_path)
+    for folder in (good, good / "new", data / "brick", data / "brick" / "new"):
+        assert run(crad.calibrate.main, *command, "--output", str(folder), "--overwrite") == 1
+        assert "lies among the images of" in capsys.readouterr().err
+    for held in (tmp_path / "new", tmp_path / "new" / "gauge"):
+        with locked(held):
+            assert run(crad.calibrate.main, *command, "--output", str(tmp_path / "new")) == 1
+            assert f"is writing into '{held}'" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
 
 
 def test_what_cannot_be_loaded(separate: Path, tmp_path: Path) -> None:
