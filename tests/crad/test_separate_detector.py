@@ -188,6 +188,21 @@ def test_thresholds_are_written_apart_from_images_and_other_commands(
     assert files_of(tmp_path) == before
 
 
+def test_a_damaged_class_is_named_and_can_be_trained_again(separate: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(separate, tmp_path / "copy")
+    file = copy / "gauge" / CHECKPOINT_NAME
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError) as raised:
+        crad.load(copy, "cpu")
+    message = str(raised.value)
+    assert f"'{file}' is not a checkpoint, or is damaged" in message
+    assert f"use another copy, or remove '{copy / 'gauge'}' so that class 'gauge'" in message
+    assert "--overwrite" not in message
+    shutil.rmtree(copy / "gauge")
+    assert run(main, *message.partition("crad train ")[2].split()) == 0
+    assert crad.load(copy, "cpu").thresholds == crad.load(separate, "cpu").thresholds
+
+
 def test_what_cannot_be_loaded(separate: Path, tmp_path: Path) -> None:
     def error(folder: Path) -> str:
         with pytest.raises(CheckpointError) as raised:
