@@ -35,7 +35,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it imports itself
     pytest.importorskip("anomalib.models", reason="needs pip install '.[test]'")
     import anomalib.data
-    from anomalib.deploy import TorchInferencer
+    from anomalib.deploy import OpenVINOInferencer, TorchInferencer
     from anomalib.engine import Engine
 
     from crad.integrations.anomalib import Crad
@@ -264,32 +264,51 @@ def test_the_torch_inferencer_runs_what_is_exported(
             torch.testing.assert_close(found.anomaly_map[0], item.anomaly_map)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "input_size"),
-    [("test_efficientnet", None), pytest.param("scattering", (64, 64), marks=pytest.mark.slow)],
-)
-def test_onnx_gives_the_same(
-    tmp_path: Path, backbone: str, input_size: tuple[int, int] | None
-) -> None:
+def untrained(backbone: str) -> Crad:
+    """A model with random weights, for images of 64 pixels, that can be exported."""
+    torch.manual_seed(0)
+    model = Crad("tiny", backbone, 64, {"depth": 1}, post_processor=False)
+    model.model.backbone.fit([torch.rand(8, 3, 64, 64)])  # nothing, but for scattering
+    model.model.trained.fill_(True)
+    return model
+
+
+def noise(n_images: int, size: tuple[int, int]) -> torch.Tensor:
+    """Images of whole grey levels, uneven at some pixels."""
+    batch = torch.nn.functional.avg_pool2d(torch.rand(n_images, 3, *size), 5, 1, 2)
+    return (batch * 255).round() / 255
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same(tmp_path: Path) -> None:
     """For images of the size of the model; others are resized with less rounding."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install '.[test]'")
     pytest.importorskip("onnxscript", reason="needs pip install '.[test]'")
-    torch.manual_seed(0)
-    model = Crad("tiny", backbone, 64, {"depth": 1}, post_processor=False)
-    model.model.backbone.fit([torch.rand(8, 3, 64, 64)])  # which the other one does not need
-    model.model.trained.fill_(True)
-    path = model.to_onnx(tmp_path, input_size=input_size)
-    session = onnxruntime.InferenceSession(path)
+    model = untrained("test_efficientnet")
+    session = onnxruntime.InferenceSession(model.to_onnx(tmp_path))
     names = [each.name for each in session.get_outputs()]
-    sizes = {(64, 64): 1e-3} if input_size else {(64, 64): 1e-3, (150, 97): 2e-2, (40, 50): 2e-2}
-    for size, rtol in sizes.items():
-        batch = torch.nn.functional.avg_pool2d(torch.rand(3, 3, *size), 5, 1, 2)
-        batch = (batch * 255).round() / 255
+    for size, rtol in (((64, 64), 1e-3), ((150, 97), 2e-2), ((40, 50), 2e-2)):
+        batch = noise(3, size)
         with torch.no_grad():
             expected = model(batch)
         found = dict(zip(names, session.run(None, {"input": batch.numpy()}), strict=True))
         for name in ("pred_score", "anomaly_map"):
             np.testing.assert_allclose(found[name], getattr(expected, name), rtol=rtol)
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("openvino", "onnxscript"):
+        pytest.importorskip(package, reason="needs pip install '.[openvino]'")
+    monkeypatch.chdir(tmp_path)  # where the inferencer keeps what it compiles
+    model = untrained("scattering")
+    inferencer = OpenVINOInferencer(model.to_openvino(tmp_path, input_size=(64, 64)), device="CPU")
+    batch = noise(1, (64, 64))
+    with torch.no_grad():
+        expected = model(batch)
+    found = inferencer.predict(batch[0].permute(1, 2, 0).numpy())
+    for name in ("pred_score", "anomaly_map"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3)
 
 
 @pytest.mark.slow
