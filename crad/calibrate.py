@@ -17,7 +17,7 @@ from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.layouts import LAYOUTS
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
 from crad.files import full_path
@@ -105,9 +105,7 @@ def _calibrate(options: CalibrateOptions, images: Sequence[Path]) -> Checkpoint:
     replace(stored.config, decisions=stated).check_ranges()
     device, precision = select_device(options.compute.device), options.compute.precision
     make = partial(from_separate, run) if run else partial(from_checkpoint, stored)
-    detector: Detector = make(
-        device, precision, bit_depth=options.bit_depth, max_megapixels=options.max_megapixels
-    )
+    detector: Detector = make(device, precision, Choices(options.bit_depth, options.max_megapixels))
     bad = BadImages(skip=options.skip_bad)
     scored, peaks = zip(*_score(detector, images, options, bad), strict=True)
     new = calibrate(scored, [each.score for each in scored], options.contamination)
