@@ -149,9 +149,13 @@ class Crad(AnomalibModule):
         Raises:
             UsageError: the trainer has no limit.
         """
+        self.trainer.fit_loop.setup_data()  # which counts the batches, unless it is done
         n_steps = self.trainer.estimated_stepping_batches
         if not 0 < n_steps < math.inf:
-            raise UsageError("max_epochs: the learning rate depends on it; give Engine a number")
+            raise UsageError(
+                "max_epochs: the learning rate falls for the last fifth of the epochs; give Engine "
+                "their number"
+            )
         batches = self.trainer.num_training_batches
         steps_of_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         epochs = math.ceil(n_steps / steps_of_epoch)
@@ -172,7 +176,7 @@ class Crad(AnomalibModule):
 
     def _training_images(self) -> Iterator[Tensor]:
         """The training images, batch by batch, as the model gets them."""
-        self.trainer.fit_loop.setup_data()  # unless it is done
+        self.trainer.fit_loop.setup_data()  # where the optimizer is another
         for batch in self.trainer.train_dataloader:
             images = batch.image
             if self.pre_processor:

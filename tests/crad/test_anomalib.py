@@ -297,6 +297,7 @@ def test_onnx_gives_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_openvino_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("openvino", "onnxscript"):
         pytest.importorskip(package, reason="needs pip install '.[openvino]'")
@@ -357,6 +358,16 @@ def test_what_is_not_trained_is_refused(images: Path, tmp_path: Path) -> None:
         [*predict(model, images, tmp_path)]
     with pytest.raises(UsageError, match="not trained; fit it"):
         model.to_onnx(tmp_path)
+
+
+def test_the_number_of_steps_may_end_the_training(data_root: Path, tmp_path: Path) -> None:
+    """14 steps are five epochs of 3; the last has a tenth of the learning rate."""
+    model = Crad(**SMALL, visualizer=False)
+    engine = make_engine(tmp_path, max_epochs=-1, max_steps=14)
+    engine.fit(model, datamodule=read_folders(data_root))
+    rates = [group["lr"] for group in engine.trainer.optimizers[0].param_groups]
+    assert rates == pytest.approx([1e-4, 1e-2])
+    assert engine.trainer.global_step == 14
 
 
 def test_training_without_an_end_is_refused(data_root: Path, tmp_path: Path) -> None:
