@@ -196,10 +196,12 @@ def test_maps_and_scores_are_those_of_crad(
     assert n_found == len([*images.iterdir()])
 
 
-def test_a_checkpoint_of_crad_can_be_trained_on(
+def test_a_checkpoint_of_crad_can_be_measured_and_trained_on(
     trained: Run, data_root: Path, tmp_path: Path
 ) -> None:
     model = Crad.from_checkpoint(trained.output, visualizer=False)
+    (metrics,) = make_engine(tmp_path).test(model, datamodule=read_folders(data_root))
+    assert all(0 <= value <= 1 for value in metrics.values())
     projection = model.model.backbone.projection.clone()
     weights = model.model.crad.fusion[0].expand.weight.clone()
     make_engine(tmp_path, max_epochs=1).fit(model, datamodule=read_folders(data_root))
