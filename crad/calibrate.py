@@ -1,7 +1,8 @@
 """``crad calibrate``: set the thresholds of a trained detector anew, from new good images."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,15 @@ from tqdm import tqdm
 from tyro.conf import arg
 
 from crad.command_line import InferenceOptions, make_command
+from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.layouts import LAYOUTS
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
+from crad.files import full_path
 from crad.outputs import Output, check_outputs
 from crad.report.tables import lay_out, printable
 from crad.scoring.calibration import Calibration, Thresholds, calibrate, promise
@@ -85,7 +88,13 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     """
     options.compute.check()
     images = _good_images(options.good)
-    _check_output(options, images)
+    with _locked_output(options):
+        _check_output(options, images)
+        return _calibrate(options, images)
+
+
+def _calibrate(options: CalibrateOptions, images: Sequence[Path]) -> Checkpoint:
+    """As `calibrate_again`, once the output may be written."""
     run = _read_separate(options)
     stored = run.merged() if run else read_checkpoint(options.checkpoint, ALL_PARTS)
     rate = options.false_alarm_rate
@@ -96,9 +105,7 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
     replace(stored.config, decisions=stated).check_ranges()
     device, precision = select_device(options.compute.device), options.compute.precision
     make = partial(from_separate, run) if run else partial(from_checkpoint, stored)
-    detector: Detector = make(
-        device, precision, bit_depth=options.bit_depth, max_megapixels=options.max_megapixels
-    )
+    detector: Detector = make(device, precision, Choices(options.bit_depth, options.max_megapixels))
     bad = BadImages(skip=options.skip_bad)
     scored, peaks = zip(*_score(detector, images, options, bad), strict=True)
     new = calibrate(scored, [each.score for each in scored], options.contamination)
@@ -168,6 +175,23 @@ def _good_images(good: Path) -> list[Path]:
     return images
 
 
+@contextmanager
+def _locked_output(options: CalibrateOptions) -> Iterator[None]:
+    """Keep other commands out of the folders that a separate run is written into.
+
+    Raises:
+        OutputError: another command is writing there, or a folder cannot be used.
+        StorageError: a folder cannot be made.
+    """
+    record = find_separate(options.checkpoint)
+    with ExitStack() as locks:
+        if options.output and record:
+            whole = RunFolder(options.output)
+            for folder in (whole.path, *map(whole.of_class, record.classes)):
+                locks.enter_context(RunFolder(folder).locked())
+        yield
+
+
 def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
     """Refuse, before any work is done, to write over what must not be lost."""
     if not options.output:
@@ -187,7 +211,13 @@ def _check_output(options: CalibrateOptions, images: Sequence[Path]) -> None:
 
 def _check_folder(options: CalibrateOptions, folder: Path, record: RunRecord) -> None:
     """Refuse a folder for a separate run, unless it is to replace that run or a copy of it."""
+    if full_path(folder).is_relative_to(full_path(options.good)):
+        raise OutputError(
+            f"output: '{folder}' lies among the images of '{options.good}'; choose another folder "
+            "with --output"
+        )
     former = find_separate(folder)
+    check_outside_classes(folder, is_earlier=former is not None)
     if former and (former.id, former.classes) == (record.id, record.classes):
         if options.overwrite:
             return

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -30,6 +31,19 @@ from crad.training.network import create_model, multiply_adds, restore, restore_
 from crad.training.thresholds import thresholds_for
 
 __all__ = ["Detector", "create_model", "from_checkpoint", "multiply_adds", "restore"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen of a trained detector; see the arguments of `crad.load`."""
+
+    bit_depth: int | None = None
+    max_megapixels: float = MAX_MEGAPIXELS
+    false_alarm_rate: float | None = None
+    uncertain_rate: float | None = None
+
+
+DEFAULT_CHOICES = Choices()
 
 
 class Detector(Predictor):
@@ -245,11 +259,7 @@ def from_checkpoint(
     checkpoint: Checkpoint,
     device: torch.device,
     precision: PrecisionName = "auto",
-    *,
-    bit_depth: int | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    false_alarm_rate: float | None = None,
-    uncertain_rate: float | None = None,
+    choices: Choices = DEFAULT_CHOICES,
 ) -> Detector:
     """Put a detector together from what `read_checkpoint` read; arguments as for `load`.
 
@@ -258,11 +268,12 @@ def from_checkpoint(
         MissingPackageError: as for `load`.
         UsageError: as for `load`.
     """
-    thresholds, uncertain = thresholds_for(checkpoint, false_alarm_rate, uncertain_rate)
+    rate = choices.false_alarm_rate
+    thresholds, uncertain = thresholds_for(checkpoint, rate, choices.uncertain_rate)
     products = restore_products(checkpoint)
     stored, trained = checkpoint.config.decoding, checkpoint.config.decisions
-    bit_depth = stored.bit_depth if bit_depth is None else bit_depth
-    decoding = Decoding(bit_depth, max_megapixels, stored.reduced)
+    bit_depth = stored.bit_depth if choices.bit_depth is None else choices.bit_depth
+    decoding = Decoding(bit_depth, choices.max_megapixels, stored.reduced)
     backbone, model = restore(checkpoint)
     settings = checkpoint.config.model
     with checkpoint.fitting():
@@ -277,7 +288,7 @@ def from_checkpoint(
         protocol=PROTOCOLS[trained.decision_protocol],
         precision=select_precision(precision, device, work),
         thresholds=thresholds,
-        false_alarm_rate=trained.false_alarm_rate if false_alarm_rate is None else false_alarm_rate,
+        false_alarm_rate=trained.false_alarm_rate if rate is None else rate,
         uncertain=uncertain,
         pixel_thresholds=checkpoint.pixel_thresholds,
         interest=interest,

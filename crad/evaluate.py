@@ -13,7 +13,7 @@ from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.samples import has_more_note
 from crad.data.several import find_datasets
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
 from crad.mapping import map_test_images
@@ -87,24 +87,14 @@ def _check_output(run: RunFolder, *, overwrite: bool) -> None:
 
 def _load(options: EvaluateOptions, device: torch.device) -> tuple[Checkpoint, Detector]:
     """The detector, and what is to be known of it beside its models."""
+    precision = options.compute.precision
+    choices = Choices(options.bit_depth, options.max_megapixels)
     if record := find_separate(options.checkpoint):
-        separate = from_separate(
-            read_separate(options.checkpoint, record),
-            device,
-            options.compute.precision,
-            bit_depth=options.bit_depth,
-            max_megapixels=options.max_megapixels,
-        )
+        run = read_separate(options.checkpoint, record)
+        separate = from_separate(run, device, precision, choices)
         return separate.checkpoint, separate
     checkpoint = read_checkpoint(options.checkpoint)
-    detector = from_checkpoint(
-        checkpoint,
-        device,
-        options.compute.precision,
-        bit_depth=options.bit_depth,
-        max_megapixels=options.max_megapixels,
-    )
-    return checkpoint, detector
+    return checkpoint, from_checkpoint(checkpoint, device, precision, choices)
 
 
 def _evaluate(options: EvaluateOptions, run: RunFolder | None, device: torch.device) -> Results:

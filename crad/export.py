@@ -16,7 +16,7 @@ from crad.command_line import make_command
 from crad.data import find_dataset
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.images import open_image, to_frame
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
 from crad.edge.description import Description
 from crad.edge.detector import load_exported
@@ -103,13 +103,8 @@ def export(options: ExportOptions) -> Agreement:
     checkpoint = read_checkpoint(options.checkpoint)
     images = _images(options, checkpoint)
     _check_output(options, images)
-    detector = from_checkpoint(
-        checkpoint,
-        select_device("cpu"),
-        "fp32",
-        false_alarm_rate=options.false_alarm_rate,
-        uncertain_rate=options.uncertain,
-    )
+    choices = Choices(false_alarm_rate=options.false_alarm_rate, uncertain_rate=options.uncertain)
+    detector = from_checkpoint(checkpoint, select_device("cpu"), "fp32", choices)
     pipeline = Pipeline(
         detector,
         float_input=options.input == "float",

@@ -5,7 +5,7 @@ import os
 import torch
 
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.detector import Detector, from_checkpoint
+from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import PrecisionName, select_device
 from crad.edge.detector import load_exported
 from crad.edge.runtimes import is_exported
@@ -52,25 +52,10 @@ def load(
     if "\0" in os.fsdecode(path):
         raise CheckpointError(f"checkpoint: no file has a name with a null byte, as {path!r} has")
     selected = select_device(device)
+    choices = Choices(bit_depth, max_megapixels, false_alarm_rate, uncertain_rate)
     if record := find_separate(path):
-        return from_separate(
-            read_separate(path, record),
-            selected,
-            precision,
-            bit_depth=bit_depth,
-            max_megapixels=max_megapixels,
-            false_alarm_rate=false_alarm_rate,
-            uncertain_rate=uncertain_rate,
-        )
-    return from_checkpoint(
-        read_checkpoint(path),
-        selected,
-        precision,
-        bit_depth=bit_depth,
-        max_megapixels=max_megapixels,
-        false_alarm_rate=false_alarm_rate,
-        uncertain_rate=uncertain_rate,
-    )
+        return from_separate(read_separate(path, record), selected, precision, choices)
+    return from_checkpoint(read_checkpoint(path), selected, precision, choices)
 
 
 def load_any(
@@ -91,25 +76,12 @@ def load_any(
 
     The other errors are those of `load` and of `crad.load_exported`.
     """
+    choices = Choices(bit_depth, max_megapixels, false_alarm_rate, uncertain_rate)
     if not is_exported(path):
-        return load(
-            path,
-            device,
-            precision,
-            bit_depth=bit_depth,
-            max_megapixels=max_megapixels,
-            false_alarm_rate=false_alarm_rate,
-            uncertain_rate=uncertain_rate,
-        )
+        return load(path, device, precision, **vars(choices))
     if str(device) not in ("None", "auto", "cpu") or precision != "auto":
         raise UsageError(
             f"exported: '{path}' has a device and a precision of its own; leave --device and "
             "--precision out"
         )
-    return load_exported(
-        path,
-        bit_depth=bit_depth,
-        max_megapixels=max_megapixels,
-        false_alarm_rate=false_alarm_rate,
-        uncertain_rate=uncertain_rate,
-    )
+    return load_exported(path, **vars(choices))

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from crad.backbones import Backbone
 from crad.data.batches import Batch
-from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import ChannelOrder
 from crad.data.sources import BATCH_SIZE, OnBad, Source, split_images
-from crad.detector import Detector, from_checkpoint, restore
+from crad.detector import DEFAULT_CHOICES, Choices, Detector, from_checkpoint, restore
 from crad.devices import PrecisionName
 from crad.errors import ImageError
 from crad.model.products import Products
@@ -169,22 +168,15 @@ def from_separate(
     run: SeparateRun,
     device: torch.device,
     precision: PrecisionName = "auto",
-    *,
-    bit_depth: int | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    false_alarm_rate: float | None = None,
-    uncertain_rate: float | None = None,
+    choices: Choices = DEFAULT_CHOICES,
 ) -> SeparateDetector:
     """Put a detector together from the models of a separate run.
 
     Args:
         run: as read.
         device: where to compute.
-        precision: as for `crad.load`, as are the others.
-        bit_depth: of 16-bit images.
-        max_megapixels: of an image.
-        false_alarm_rate: of normal images.
-        uncertain_rate: up to which images are uncertain.
+        precision: as for `crad.load`.
+        choices: the other arguments of `crad.load`.
 
     Raises:
         CheckpointError: as for `crad.detector.from_checkpoint`, the classes differ in what all
@@ -200,15 +192,7 @@ def from_separate(
         backbone = restore(replace(first, backbone=state))[0].to(device)
     parts: dict[str, Detector] = {}
     for name, checkpoint in run.parts.items():
-        part = from_checkpoint(
-            checkpoint,
-            device,
-            precision,
-            bit_depth=bit_depth,
-            max_megapixels=max_megapixels,
-            false_alarm_rate=false_alarm_rate,
-            uncertain_rate=uncertain_rate,
-        )
+        part = from_checkpoint(checkpoint, device, precision, choices)
         if parts and run.share_backbone(name):
             shared = next(iter(parts.values()))
             part.backbone, part._folded = shared.backbone, shared._folded

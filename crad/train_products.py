@@ -9,7 +9,7 @@ from crad.backbones import Backbone
 from crad.data.bad_images import BadImages
 from crad.data.samples import Dataset
 from crad.data.sources import BATCH_SIZE
-from crad.detector import restore
+from crad.detector import Choices, restore
 from crad.mapping import map_test_images
 from crad.report.report import report
 from crad.report.results import Results
@@ -56,7 +56,9 @@ def join_classes(
         if processes.is_main():
             run.write_products(pooled, backbone)
         processes.gather(None)  # the others read it
-    detector = from_separate(run, device, max_megapixels=config.data.max_megapixels)
+    detector = from_separate(
+        run, device, choices=Choices(max_megapixels=config.data.max_megapixels)
+    )
     merged = detector.checkpoint
     bad = BadImages(skip=config.data.skip_bad, quiet=True)
     cache = open_cache(config.data.feature_cache, config.data.source)

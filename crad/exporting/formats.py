@@ -27,7 +27,9 @@ SUFFIXES: Mapping[FormatName, str] = {"onnx": ".onnx", "openvino": ".xml", "torc
 INPUT = "images"
 """The name of the input."""
 
-_OPSET = 20  # the first with GridSample of any number of dimensions
+OPSET = 20
+"""The first with GridSample of any number of dimensions."""
+
 _LEAST_SIDE = 2  # of images that the file resizes
 
 
@@ -64,7 +66,7 @@ def to_onnx(pipeline: Pipeline) -> Any:
             (example(pipeline),),
             dynamo=True,
             dynamic_shapes=(_dynamic(pipeline),),
-            opset_version=_OPSET,
+            opset_version=OPSET,
             input_names=[INPUT],
             output_names=[*OUTPUTS],
         )

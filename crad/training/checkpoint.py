@@ -79,7 +79,10 @@ _TYPES: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-_WAYS = "install a newer crad, or train again with --overwrite"
+AGAIN = ", or train again with --overwrite"
+"""The last way out of an error of `read_checkpoint`; of a run of several models, another one is."""
+
+_WAYS = f"install a newer crad{AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -315,7 +318,7 @@ def read_checkpoint(
     ) as error:
         raise CheckpointError(
             f"checkpoint: '{file}' is not a checkpoint, or is damaged or cut short ({error}); use "
-            "another copy, or train again with --overwrite"
+            f"another copy{AGAIN}"
         ) from error
 
 

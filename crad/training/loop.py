@@ -34,12 +34,8 @@ class Training:
         self.config = config
         self.accelerator = accelerator
         self.epoch = 0
-        groups = [
-            {"params": list(model.network_parameters()), "lr": config.learning_rate},
-            {"params": list(model.memory_parameters()), "lr": config.memory_learning_rate},
-        ]
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        optimizer = create_optimizer(model, config, fused=True)
         self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._names = [names[p] for group in optimizer.param_groups for p in group["params"]]
@@ -132,6 +128,23 @@ class Training:
         torch.set_rng_state(random["cpu"])
         if self.accelerator.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], self.accelerator.device)
+
+
+def create_optimizer(
+    model: CRAD, config: TrainingConfig, *, fused: bool = False
+) -> torch.optim.AdamW:
+    """Make the optimizer: a learning rate for the networks, and one for the memories.
+
+    Args:
+        model: on the device that it is trained on.
+        config: learning rates and weight decay.
+        fused: whether a step is one kernel.
+    """
+    groups = [
+        {"params": list(model.network_parameters()), "lr": config.learning_rate},
+        {"params": list(model.memory_parameters()), "lr": config.memory_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
 
 
 def split_epoch(order: Tensor, batch_size: int, n_processes: int = 1) -> list[Tensor]:

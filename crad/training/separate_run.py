@@ -22,6 +22,7 @@ from crad.scoring.calibration import Calibration, Thresholds
 from crad.scoring.interest import Interest
 from crad.tensor_files import metadata_of
 from crad.training.checkpoint import (
+    AGAIN,
     CHECKPOINT_NAME,
     INFERENCE_PARTS,
     Checkpoint,
@@ -241,7 +242,13 @@ def read_separate(
                 f"checkpoint: class '{name}' of the run in '{folder}' is not trained yet; "
                 f"{_finish(folder)}"
             )
-        found[name] = read_checkpoint(checkpoint_path(folder / name), parts)
+        try:
+            found[name] = read_checkpoint(checkpoint_path(folder / name), parts)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{str(error).removesuffix(AGAIN)}, or remove '{folder / name}' so that class "
+                f"'{name}' is trained again, and {_finish(folder)}"
+            ) from error
         if found[name].part_of not in (None, record.id) or name not in found[name].n_train:
             raise CheckpointError(
                 f"checkpoint: '{folder / name}' holds a run that is not a part of the one in "

@@ -29,7 +29,7 @@ FLOORS = (
     ("detector",),
     ("separate_detector",),
     ("loading", "mapping", "exporting"),
-    ("serving", "watching"),
+    ("serving", "watching", "integrations"),
     ("command_line",),
     ("train_options",),
     ("train_start",),

@@ -18,6 +18,7 @@ import crad.evaluate
 import crad.predict
 from crad.data.demo import write_demo
 from crad.errors import CheckpointError, UsageError
+from crad.outputs import locked
 from crad.separate_detector import SeparateDetector
 from crad.train import main
 from crad.training.checkpoint import ALL_PARTS, CHECKPOINT_NAME, read_checkpoint
@@ -168,6 +169,38 @@ def test_thresholds_replace_no_other_run(
     for overwrite, code in (((), 0), ((), 1), (("--overwrite",), 0)):  # again, into the same folder
         assert run(crad.calibrate.main, *command, "--output", str(new), *overwrite) == code
     assert "--overwrite replaces its thresholds" in capsys.readouterr().err
+
+
+def test_thresholds_are_written_apart_from_images_and_other_commands(
+    separate: Path, demo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(demo_root, tmp_path / "data")
+    good = data / "brick" / "test" / "good"
+    command = ("--checkpoint", str(separate), "--good", str(good))
+    before = files_of(tmp_path)
+    for folder in (good, good / "new", data / "brick", data / "brick" / "new"):
+        assert run(crad.calibrate.main, *command, "--output", str(folder), "--overwrite") == 1
+        assert "lies among the images of" in capsys.readouterr().err
+    for held in (tmp_path / "new", tmp_path / "new" / "gauge"):
+        with locked(held):
+            assert run(crad.calibrate.main, *command, "--output", str(tmp_path / "new")) == 1
+            assert f"is writing into '{held}'" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+def test_a_damaged_class_is_named_and_can_be_trained_again(separate: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(separate, tmp_path / "copy")
+    file = copy / "gauge" / CHECKPOINT_NAME
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError) as raised:
+        crad.load(copy, "cpu")
+    message = str(raised.value)
+    assert f"'{file}' is not a checkpoint, or is damaged" in message
+    assert f"use another copy, or remove '{copy / 'gauge'}' so that class 'gauge'" in message
+    assert "--overwrite" not in message
+    shutil.rmtree(copy / "gauge")
+    assert run(main, *message.partition("crad train ")[2].split()) == 0
+    assert crad.load(copy, "cpu").thresholds == crad.load(separate, "cpu").thresholds
 
 
 def test_what_cannot_be_loaded(separate: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The detector as a part of other libraries."""
