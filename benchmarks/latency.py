@@ -15,9 +15,9 @@ from PIL import Image
 import crad
 from benchmarks.machine import machine
 from crad.data.images import open_image
+from crad.data.inputs import find_inputs
 from crad.data.tensors import to_tensor
 from crad.detector import Detector
-from crad.predict import find_inputs
 
 _WARM_UP, _ROUNDS = 10, 200
 

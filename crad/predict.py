@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,8 @@ from crad.command_line import InferenceOptions, make_command
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.images import open_image
-from crad.data.layouts import LAYOUTS
+from crad.data.inputs import find_inputs
 from crad.data.samples import has_more_note
 from crad.detector import Detector
 from crad.errors import DataError, OutputError, UsageError
@@ -262,50 +261,6 @@ def _contradictions(done: Sequence[Prediction], classes: Collection[str]) -> str
         f"{pairs.total()} of {len(done)} images are recognised as another class than the name of "
         f"their folder says ({enumerate_some(told)}); --class NAME overrides"
     )
-
-
-def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
-    """List images: those named, and those in folders named and their sub-folders.
-
-    The masks of a data set below a folder are left out.
-
-    Returns:
-        Each image once, with its path relative to the folder that was named; and the number of
-        masks left out.
-
-    Raises:
-        DataError: there is nothing by a name, or a folder holds no images or cannot be read.
-    """
-    found: dict[Path, Path] = {}
-    n_masks = 0
-    for given in inputs:
-        if not given.is_dir():
-            if not given.exists():
-                raise DataError(f"predict: there is no file or folder '{given}'")
-            found[given] = Path(given.name)
-            continue
-        below, masks = _images_below(Folder(given))
-        if not below:
-            raise DataError(
-                f"predict: no images in '{given}' (expected {', '.join(IMAGE_SUFFIXES)})"
-            )
-        found |= {path: path.relative_to(given) for path in below}
-        n_masks += masks
-    return found, n_masks
-
-
-def _images_below(folder: Folder) -> tuple[list[Path], int]:
-    """List the images in a folder and its sub-folders, and count the masks left out."""
-    masks: list[Folder] = []
-
-    def holds_masks(inner: Folder) -> bool:
-        held = any(layout.holds_masks(inner.path) for layout in LAYOUTS.values())
-        if held:
-            masks.append(inner)
-        return held
-
-    images = [path for inner in folder.walk(skip=holds_masks) for path in inner.images]
-    return images, sum(len(inner.images) for mask in masks for inner in mask.walk())
 
 
 def _picture_files(found: Mapping[Path, Path], options: PredictOptions) -> dict[Path, Path]:

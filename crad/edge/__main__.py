@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from crad.data.bad_images import BadImages
-from crad.data.folders import IMAGE_SUFFIXES, Folder
+from crad.data.inputs import find_inputs
 from crad.edge.detector import load_exported
 from crad.errors import CradError, DataError, UsageError
 from crad.outputs import check_outputs
@@ -73,7 +73,8 @@ def _predict(options: argparse.Namespace) -> None:
         )
         if path
     ]
-    images = _images(options.images)
+    found, n_masks = find_inputs(options.images)
+    images = [*found]
     check_outputs([table.output for table in tables], [*images, options.model])
     for table in tables:
         table.check()
@@ -99,28 +100,10 @@ def _predict(options: argparse.Namespace) -> None:
         raise DataError(
             f"crad-edge: none of {count(len(images), 'image')} can be read; replace them"
         )
+    if n_masks:
+        print(f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them")
     if note := bad.note():
         print(note)
-
-
-def _images(given: Sequence[Path]) -> list[Path]:
-    """The images that are named, and those in folders.
-
-    Raises:
-        DataError: there is nothing by a name, or a folder holds no images.
-    """
-    found: list[Path] = []
-    for path in given:
-        if not path.exists():
-            raise DataError(f"crad-edge: there is no file or folder '{path}'")
-        if not path.is_dir():
-            found.append(path)
-            continue
-        below = [image for folder in Folder(path).walk() for image in folder.images]
-        if not below:
-            raise DataError(f"crad-edge: no images in '{path}' ({', '.join(IMAGE_SUFFIXES)})")
-        found += below
-    return [*dict.fromkeys(found)]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from crad.data.decoding import Decoding
 from crad.data.frames import Frame
-from crad.errors import CheckpointError
+from crad.errors import CheckpointError, UsageError
 from crad.scoring.calibration import Calibration, Threshold, Thresholds
 from crad.scoring.interest import Interest
 
@@ -147,7 +147,9 @@ class Description:
                 ),
                 check=stored["check"],
             )
-        except (KeyError, TypeError, json.JSONDecodeError, zlib.error) as error:
+        except (CheckpointError, UsageError):
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
             raise CheckpointError(
                 "its description is damaged; export the checkpoint again"
             ) from error

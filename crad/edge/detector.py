@@ -99,10 +99,17 @@ class ExportedDetector(Predictor):
         batch: npt.NDArray[Any] = np.stack(pixels)
         if self.description.float_input:
             batch = batch.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        found = self._runtime.run(np.ascontiguousarray(batch))
-        if not np.isfinite(found.score).all():
+        try:
+            found = self._runtime.run(np.ascontiguousarray(batch))
+        except Exception as error:  # runtimes raise nearly anything
+            problem = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                "exported: the scores are not finite; export the checkpoint again, in float32"
+                f"exported: the file cannot compute images of {batch.shape} ({problem}); export "
+                "the checkpoint again, or use the checkpoint"
+            ) from error
+        if not (np.isfinite(found.score).all() and np.isfinite(found.map).all()):
+            raise CheckpointError(
+                "exported: scores or maps are not finite; export the checkpoint again, in float32"
             )
         for sample, score, scored_map, at in zip(
             samples, found.score.tolist(), found.map, found.class_.tolist(), strict=True
@@ -156,7 +163,8 @@ def load_exported(
     Args:
         path: an ``.onnx`` file, which needs onnxruntime; an ``.xml`` file, with its ``.bin`` file
             beside it, which needs openvino; or a ``.pt2`` file, which needs torch.
-        threads: of the runtime, at most; None leaves it to the runtime.
+        threads: of ONNX Runtime or OpenVINO, 1 to 1024; None leaves it to them. PyTorch has
+            `torch.set_num_threads`.
         bit_depth: of 16-bit images; None takes that of training.
         max_megapixels: images of more million pixels are refused.
         false_alarm_rate: share of normal images that may be taken for defective, in (0, 1); None

@@ -59,7 +59,7 @@ class Runtime(ABC):
 
 
 class OnnxRuntime(Runtime):
-    """An ``.onnx`` file in ONNX Runtime."""
+    """An ``.onnx`` file in ONNX Runtime, on the CPU."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         onnxruntime = _import("onnxruntime", "onnx")
@@ -68,7 +68,7 @@ class OnnxRuntime(Runtime):
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=onnxruntime.get_available_providers()
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
         self.description = self._session.get_modelmeta().custom_metadata_map.get(KEY, "")
         self._input = self._session.get_inputs()[0].name
@@ -100,7 +100,7 @@ class OpenVino(Runtime):
 
 
 class TorchProgram(Runtime):
-    """A ``.pt2`` file in PyTorch."""
+    """A ``.pt2`` file in PyTorch, whose number of threads is `torch.set_num_threads`'s."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self._torch = _import("torch", "")

@@ -41,7 +41,7 @@ def compare(
     """
     scores = np.array([[each.score for each in both] for both in (expected, got)])
     errors = np.abs(scores[1] - scores[0]) / np.maximum(np.abs(scores[0]), np.finfo(float).tiny)
-    top = max(float(np.abs(each.scored_map).max()) for each in expected)
+    top = max(float(np.abs(each.scored_map).max()) for each in expected) or 1.0
     map_errors = [
         float(np.abs(one.scored_map - other.scored_map).max())
         for one, other in zip(expected, got, strict=True)

@@ -14,8 +14,9 @@ import crad
 import crad.predict
 from crad.command_line import run_command
 from crad.data.images import open_image
+from crad.data.inputs import find_inputs
 from crad.model.crad import CRAD
-from crad.predict import find_inputs, main
+from crad.predict import main
 from crad.report.scores import Csv
 from tests.fixtures import before_call, ctrl_c
 
