@@ -46,6 +46,10 @@ CLASSES = ("brick", "gauge")
 SMALL: dict[str, Any] = {"preset": "tiny", "backbone": "scattering", "image_size": 32}
 
 pytestmark = [
+    # Lightning's hints, some of which depend on the time that a batch takes.
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+]
+pytestmark += [
     pytest.mark.filterwarnings(f"ignore:{message}")
     for message in (
         # Lightning: so few images need no workers, and no log of each step.
