@@ -307,7 +307,6 @@ def test_onnx_gives_the_same(tmp_path: Path) -> None:
 def test_openvino_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("openvino", "onnxscript"):
         pytest.importorskip(package, reason="needs pip install '.[openvino]'")
-    monkeypatch.chdir(tmp_path)  # the inferencer leaves a cache in the current folder
     monkeypatch.chdir(tmp_path)  # where the inferencer keeps what it compiles
     model = untrained("scattering")
     inferencer = OpenVINOInferencer(model.to_openvino(tmp_path, input_size=(64, 64)), device="CPU")
