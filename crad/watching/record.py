@@ -16,7 +16,20 @@ from crad.watching.inbox import Arrival, Identity
 HEAD = ("time", *COLUMNS, "moved_to", "heat_map", "bytes", "modified")
 _LINE_END = b"\r\n"
 
-csv.field_size_limit(max(csv.field_size_limit(), 2**24))  # a noisy map has many regions
+_LONGEST_CELL = 2**24  # a noisy map has many regions
+
+
+def _rows(reader: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows with long cells; the limit is one of the whole process, so it is set for each row."""
+    while True:
+        former = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            row = next(reader, None)
+        finally:
+            csv.field_size_limit(former)
+        if row is None:
+            return
+        yield row
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Record:
         with self._path.open("rb") as file:
             file.seek(start)
             lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-            for row in csv.DictReader(lines, HEAD):
+            for row in _rows(csv.DictReader(lines, HEAD)):
                 try:
                     identity = Identity(int(row["bytes"]), _nanoseconds(row["modified"]))
                 except (TypeError, ValueError, AttributeError):

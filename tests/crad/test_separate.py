@@ -74,7 +74,7 @@ def test_the_results_of_all_name_the_protocols_of_their_decisions(separate: Path
     brick, gauge = (results_of(separate / name) for name in ("brick", "gauge"))
     assert combine_results([brick, gauge])["decisions"]["protocol"] == "peak"
     del brick["decisions"]["protocol"]
-    assert combine_results([brick, gauge])["decisions"]["protocol"] == "crad, inside"
+    assert combine_results([brick, gauge])["decisions"]["protocol"] == "crad, peak"
 
 
 def test_the_results_of_all_have_the_keys_of_one(separate: Path, trained) -> None:
