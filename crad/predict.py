@@ -118,8 +118,6 @@ def predict(options: PredictOptions) -> list[Prediction]:
         if counts := detector.interest.note():
             print(counts)
         if options.compute.compile:
-            if not isinstance(detector, Detector):
-                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         with ExitStack() as stack:
             for table in tables:

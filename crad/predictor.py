@@ -211,6 +211,14 @@ class Predictor(ABC):
         return self._score(reading, class_name)
 
     @abstractmethod
+    def compile(self) -> None:
+        """Compile what can be compiled.
+
+        Raises:
+            UsageError: nothing can.
+        """
+
+    @abstractmethod
     def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
         """As `iterate`."""
 

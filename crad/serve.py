@@ -7,7 +7,6 @@ from pathlib import Path
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.detector import Detector
 from crad.errors import MissingPackageError, UsageError
 from crad.loading import load_any
 from crad.scoring.calibration import promise
@@ -88,8 +87,6 @@ def serve(options: ServeOptions) -> None:
             uncertain_rate=options.uncertain,
         )
         if options.compute.compile:
-            if not isinstance(detector, Detector):
-                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         log_lines()
         if not detector.thresholds:

@@ -15,7 +15,6 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.detector import Detector
 from crad.errors import CheckpointError, DataError, OutputError, UsageError
 from crad.files import full_path
 from crad.loading import load_any
@@ -115,8 +114,6 @@ def watch(options: WatchOptions) -> None:
                 "FOLDER sets some"
             )
         if options.compute.compile:
-            if not isinstance(detector, Detector):
-                raise UsageError("--compile: an exported file is compiled already; leave it out")
             detector.compile()
         numbers = [each.n_images for each in detector.thresholds.values()]
         if note := promise(numbers, detector.false_alarm_rate):

@@ -61,6 +61,10 @@ class ExportedDetector(Predictor):
         """Whether it names the class of an image by what the image shows."""
         return self.description.recognises
 
+    def compile(self) -> None:
+        """Refuse, as an exported file is compiled already."""
+        raise UsageError("--compile: an exported file is compiled already; leave it out")
+
     def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
         if class_name is not None and self.interest.masks and len(self.classes) > 1:
             raise UsageError(
