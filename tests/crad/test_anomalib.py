@@ -286,6 +286,7 @@ def noise(n_images: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_onnx_gives_the_same(tmp_path: Path) -> None:
     """For images of the size of the model; others are resized with less rounding."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install '.[test]'")
@@ -319,6 +320,7 @@ def test_openvino_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_line_takes_it_by_its_path(data_root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "model": "crad.integrations.anomalib.Crad",

@@ -154,6 +154,8 @@ def test_a_time_is_no_way_to_train_on(
     assert resume(output, "--minutes", "5") == 2
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_classes_train_on(
     trained, train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_run_of_two_processes_measures_what_its_checkpoint_does(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_an_evaluation_by_two_processes_is_that_of_one(
     trained, command: Callable[..., int], tmp_path: Path
 ) -> None:

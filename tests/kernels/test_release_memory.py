@@ -186,6 +186,7 @@ def build(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("flags", "forks"), [((), 1000), (("-fsanitize=thread",), 200)], ids=["", "ThreadSanitizer"]
 )
+@pytest.mark.thorough
 def test_threads_share_it_while_the_process_forks(
     build: Callable[..., Path], flags: tuple[str, ...], forks: int
 ) -> None:

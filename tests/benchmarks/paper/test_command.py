@@ -230,6 +230,7 @@ def test_table_4_on_the_layout_of_visa(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_table_1_and_the_dimensions(
     demo_root: Path, runs_made: Path, small: Small, command: Command, trained_epochs: list[int]
 ) -> None:

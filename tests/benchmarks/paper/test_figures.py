@@ -326,6 +326,8 @@ def test_the_page_has_every_figure_and_its_caption(made: Path) -> None:
     ],
     ids=["one class, no masks", "no test images"],
 )
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_less_data_will_do(
     missing: str,
     classes: tuple[str, ...],
