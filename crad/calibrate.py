@@ -15,8 +15,7 @@ from crad.command_line import InferenceOptions, make_command
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
 from crad.data.decoding import MAX_MEGAPIXELS
-from crad.data.folders import IMAGE_SUFFIXES, Folder
-from crad.data.layouts import LAYOUTS
+from crad.data.inputs import find_good
 from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
 from crad.errors import DataError, OutputError
@@ -87,7 +86,7 @@ def calibrate_again(options: CalibrateOptions) -> Checkpoint:
         UsageError: an option is out of range, or the model has no such class.
     """
     options.compute.check()
-    images = _good_images(options.good)
+    images = find_good(options.good)
     with _locked_output(options):
         _check_output(options, images)
         return _calibrate(options, images)
@@ -151,28 +150,6 @@ def _read_separate(options: CalibrateOptions) -> SeparateRun | None:
     """The models of a separate run with all their parts; None if it is another checkpoint."""
     record = find_separate(options.checkpoint)
     return read_separate(options.checkpoint, record, ALL_PARTS) if record else None
-
-
-def _good_images(good: Path) -> list[Path]:
-    """The images to calibrate with.
-
-    Raises:
-        DataError: there are none, or some of them are masks.
-    """
-    if not good.is_dir():
-        problem = "is a file" if good.exists() else "is not there"
-        raise DataError(f"good: '{good}' {problem}; give a folder of good images")
-    images = []
-    for folder in Folder(good).walk():
-        if any(layout.holds_masks(folder.path) for layout in LAYOUTS.values()):
-            raise DataError(
-                f"good: '{folder.path}' holds masks, so there are defective images in '{good}'; "
-                "give a folder of good images alone"
-            )
-        images += folder.images
-    if not images:
-        raise DataError(f"good: no images in '{good}' (expected {', '.join(IMAGE_SUFFIXES)})")
-    return images
 
 
 @contextmanager

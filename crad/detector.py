@@ -99,7 +99,7 @@ class Detector(Predictor):
             decoding=decoding,
         )
         self.backbone = backbone
-        self._folded = backbone.folded(self.frame.height, self.frame.width)
+        self.folded_backbone = backbone.folded(self.frame.height, self.frame.width)
         self.model = model.fold_batch_norm()
         self.device = device
         self.protocol = protocol
@@ -184,7 +184,7 @@ class Detector(Predictor):
             assert sample.size
             grid = self.frame.grid(sample.size)
             with self.explaining():
-                features = self._folded(batch.images.to(self.device))
+                features = self.folded_backbone(batch.images.to(self.device))
             maps.append(self.map_features(features))
             means.append(features.float().mean(dim=(2, 3)))
             if batch.numbers[-1] == len(grid) - 1:
@@ -208,7 +208,7 @@ class Detector(Predictor):
         )
         for batch in batches:
             with self.explaining():
-                features = self._folded(batch.images.to(self.device))
+                features = self.folded_backbone(batch.images.to(self.device))
             yield batch, features
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from crad.command_line import make_command
-from crad.data import find_dataset
 from crad.data.folders import IMAGE_SUFFIXES, Folder
 from crad.data.images import open_image, to_frame
+from crad.data.several import find_datasets
 from crad.data.sources import Source
 from crad.detector import Choices, Detector, from_checkpoint
 from crad.devices import select_device
@@ -34,13 +34,16 @@ from crad.exporting.formats import (
     to_float16,
     to_int8,
     to_onnx,
+    to_torch,
     write_onnx,
     write_openvino,
     write_torch,
 )
 from crad.exporting.pipeline import Pipeline
+from crad.exporting.thresholds import find_images, own_thresholds
 from crad.files import replacing
 from crad.outputs import Output, check_outputs
+from crad.scoring.calibration import promise
 from crad.training.checkpoint import Checkpoint, checkpoint_path, read_checkpoint
 from crad.training.separate_run import find_separate
 from crad.version import VERSION
@@ -70,6 +73,9 @@ class ExportOptions:
     images: Path | None = None
     """A folder of images, searched with its sub-folders, to check the file with, and to find the
     ranges of int8. Default: those of training, if they are still where they were."""
+    good: Path | None = None
+    """A folder of good images that the model was not trained on. A float16 or int8 file has scores
+    of its own, and takes its thresholds from them. Default: the images held back from training."""
     false_alarm_rate: float | None = None
     """Share of normal images that may be taken for defective. Default: that of training."""
     uncertain: float | None = None
@@ -103,10 +109,21 @@ def export(options: ExportOptions) -> Agreement:
             f"export: '{options.checkpoint}' is a separate run, with a model for each class; "
             "export each of them, such as --checkpoint RUN/CLASS"
         )
+    rounded = options.precision != "float32"
+    if options.good and not rounded:
+        raise UsageError(
+            "--good: a float32 file decides by the thresholds of the checkpoint; leave --good out, "
+            "or set new ones with crad calibrate"
+        )
     options = replace(options, output=Path(os.path.realpath(options.output)))
     checkpoint = read_checkpoint(options.checkpoint)
     images = _images(options, checkpoint)
-    _check_output(options, images)
+    decides = bool(checkpoint.thresholds)
+    good = find_images(checkpoint, options.good) if rounded and decides else None
+    _check_output(
+        options,
+        [*images, *(sample.path for sample in good.samples if sample.path)] if good else images,
+    )
     choices = Choices(false_alarm_rate=options.false_alarm_rate, uncertain_rate=options.uncertain)
     detector = from_checkpoint(checkpoint, select_device("cpu"), "fp32", choices)
     pipeline = Pipeline(
@@ -120,10 +137,29 @@ def export(options: ExportOptions) -> Agreement:
         file = folder / f"model{SUFFIXES[name]}"
         write = _writer(name, pipeline, description, images, folder)
         write(description, file)
+        if good:
+            own = own_thresholds(
+                load_exported(file),
+                good,
+                detector.false_alarm_rate,
+                options.uncertain,
+                checkpoint.config.decisions.pixel_false_alarm_rate,
+            )
+            description = replace(description, **vars(own))
+            pipeline.set_thresholds(own.thresholds, own.uncertain)
+            write = _writer(name, pipeline, description, images, folder)
+            write(description, file)
         agreement = _check(file, detector, images, options)
         write(replace(description, check=asdict(agreement)), file)
         _move(file, options.output)
-    print(_summary(agreement, options))
+    print(_summary(agreement))
+    if good:
+        print(
+            f"the scores of a file in {options.precision} are its own, and so are its thresholds: "
+            f"from {count(len(good.samples), 'good image')}"
+        )
+        numbers = [each.n_images for each in description.thresholds.values()]
+        print(promise(numbers, description.false_alarm_rate, "name with --good"))
     print(f"written to {options.output} ({options.output.stat().st_size / 1e6:.1f} MB)")
     return agreement
 
@@ -169,7 +205,8 @@ def _images(options: ExportOptions, checkpoint: Checkpoint) -> list[Path]:
         try:
             if not source:
                 raise DataError("the checkpoint does not say where its images are")
-            dataset = find_dataset(source, classes=[*checkpoint.n_train], need_train=False)
+            added, classes = checkpoint.config.data.added, [*checkpoint.n_train]
+            dataset = find_datasets(source, added, classes=classes, need_train=False)
         except CradError as error:
             raise DataError(
                 f"export: the images of training cannot be used to check the file with ({error}); "
@@ -234,10 +271,10 @@ def _writer(
     description: Description,
     images: Sequence[Path],
     folder: Path,
-) -> Any:
-    """What writes the file with a description, and is called twice."""
+) -> Callable[[Description, Path], None]:
+    """What writes the file with a description; the model is translated once."""
     if name == "torch":
-        return partial(write_torch, pipeline)
+        return partial(write_torch, to_torch(pipeline))
     model = to_onnx(pipeline)
     if name == "openvino":
         return partial(write_openvino, model)
@@ -305,17 +342,14 @@ def _move(file: Path, output: Path) -> None:
                 shutil.copyfile(source, temporary)
 
 
-def _summary(agreement: Agreement, options: ExportOptions) -> str:
+def _summary(agreement: Agreement) -> str:
     n_changed = agreement.n_changed
     changed = f"{n_changed} decided otherwise" if n_changed else "all decisions are equal"
-    line = (
+    return (
         f"checked with {count(agreement.n_images, 'image')}: scores differ by up to "
         f"{agreement.score_error:.2g} of their value, maps by {agreement.map_error:.2g} of the "
         f"largest; {changed}"
     )
-    if options.precision != "float32":
-        line += f" ({options.precision}; thresholds are those of float32)"
-    return line
 
 
 main = make_command(

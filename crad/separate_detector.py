@@ -68,7 +68,7 @@ class SeparateDetector(Detector):
         self.parts = dict(parts)
         self.checkpoint = checkpoint
         if backbone is None:
-            self._folded = first._folded
+            self.folded_backbone = first.folded_backbone
 
     @torch.inference_mode()
     def _score(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
@@ -131,7 +131,7 @@ class SeparateDetector(Detector):
             if name is None and self.products is not None:
                 name = self.classes[int(self.products.nearest(mean))]
             part = self.parts[name or self.classes[0]]
-            if part.model is self.model and part._folded is self._folded:
+            if part.model is self.model and part.folded_backbone is self.folded_backbone:
                 yield batch, names, maps
                 continue
             again = replace(reading, images=image, skip=None)
@@ -154,9 +154,9 @@ class SeparateDetector(Detector):
             part = self.parts[name or self.classes[0]]
             rows = [row for row, each in enumerate(names) if each == name]
             own = features[rows]
-            if part._folded is not self._folded:
+            if part.folded_backbone is not self.folded_backbone:
                 with self.explaining():
-                    own = part._folded(batch.images[rows].to(self.device))
+                    own = part.folded_backbone(batch.images[rows].to(self.device))
             found = part.map_features(own)
             if not len(maps):
                 maps = found.new_empty(len(names), *found.shape[1:])
@@ -195,7 +195,7 @@ def from_separate(
         part = from_checkpoint(checkpoint, device, precision, choices)
         if parts and run.share_backbone(name):
             shared = next(iter(parts.values()))
-            part.backbone, part._folded = shared.backbone, shared._folded
+            part.backbone, part.folded_backbone = shared.backbone, shared.folded_backbone
         parts[name] = part
     named = products.to(device) if products else None
     return SeparateDetector(parts, named, run.merged(), backbone)

@@ -36,6 +36,28 @@ def find_inputs(inputs: Iterable[Path]) -> tuple[dict[Path, Path], int]:
     return found, n_masks
 
 
+def find_good(folder: Path) -> list[Path]:
+    """List the good images in a folder and its sub-folders, to set thresholds with.
+
+    Raises:
+        DataError: there are none, or some of them are masks.
+    """
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "is not there"
+        raise DataError(f"good: '{folder}' {problem}; give a folder of good images")
+    images = []
+    for inner in Folder(folder).walk():
+        if any(layout.holds_masks(inner.path) for layout in LAYOUTS.values()):
+            raise DataError(
+                f"good: '{inner.path}' holds masks, so there are defective images in '{folder}'; "
+                "give a folder of good images alone"
+            )
+        images += inner.images
+    if not images:
+        raise DataError(f"good: no images in '{folder}' (expected {', '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
 def _images_below(folder: Folder) -> tuple[list[Path], int]:
     """List the images in a folder and its sub-folders, and count the masks left out."""
     masks: list[Folder] = []

@@ -10,6 +10,7 @@ from crad.edge.description import DECISIONS
 from crad.errors import UsageError
 from crad.exporting.scattering import MatrixScattering
 from crad.model.products import UNKNOWN
+from crad.scoring.calibration import Thresholds
 from crad.scoring.interest import Interest
 from crad.separate_detector import SeparateDetector
 
@@ -45,20 +46,25 @@ class Pipeline(nn.Module):
         if isinstance(detector.backbone, ScatteringBackbone):
             self.features = MatrixScattering(detector.backbone, *self.size)
         else:
-            self.features = detector._folded
+            self.features = detector.folded_backbone
         self.model = detector.model
         self.products = detector.products
         self.n_classes = len(detector.classes)
         _, height, width = self.model.feature_size
         self.protocol = detector.protocol.prepared((height, width), frame)
         names = [*detector.classes, None]  # the last are the thresholds of no known class
-        for which in ("thresholds", "uncertain"):
-            found = [getattr(detector, which).score_of(name) for name in names]
-            values = [float("nan") if each is None else each for each in found]
-            self.register_buffer(which, torch.tensor(values))
+        self._names = names
+        self.set_thresholds(detector.thresholds, detector.uncertain)
         self.interest = None
         if detector.interest.masks:
             self.interest = _Interest(detector.interest, names, (height, width))
+
+    def set_thresholds(self, thresholds: Thresholds, uncertain: Thresholds) -> None:
+        """Decide by these; arguments are as for `crad.predictor.Predictor`."""
+        for which, each in (("thresholds", thresholds), ("uncertain", uncertain)):
+            found = [each.score_of(name) for name in self._names]
+            values = [float("nan") if score is None else score for score in found]
+            self.register_buffer(which, torch.tensor(values))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute a batch of images.

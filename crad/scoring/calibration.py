@@ -60,12 +60,15 @@ class Thresholds(dict[str, Threshold]):
         return max((threshold.score for threshold in self.values()), default=None)
 
 
-def promise(numbers: Iterable[int], false_alarm_rate: float) -> str | None:
+def promise(
+    numbers: Iterable[int], false_alarm_rate: float, way: str = "give crad calibrate"
+) -> str | None:
     """Say what rate of false alarms so many images a class promise; None if there are none.
 
     Args:
         numbers: of the images of each class that set its threshold; a class without any has none.
         false_alarm_rate: that is asked for.
+        way: what takes more images.
     """
     held = sorted(number for number in numbers if number)
     if not held:
@@ -81,8 +84,8 @@ def promise(numbers: Iterable[int], false_alarm_rate: float) -> str | None:
     needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
     return (
         f"thresholds from {images} a class promise a false alarm rate of {least:.3g} (1 in "
-        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: give crad calibrate as "
-        "many good images"
+        f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: {way} as many "
+        "good images"
     )
 
 
