@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -20,9 +21,12 @@ import tyro
 
 from crad import launch
 from crad.data.sources import BATCH_SIZE
+from crad.detector import Choices
 from crad.devices import PrecisionName
 from crad.errors import CradError, PeerError, UsageError
+from crad.loading import load_any
 from crad.memory import freed_memory_kept, is_out_of_memory
+from crad.predictor import Predictor
 from crad.training import processes
 from crad.words import one_line
 
@@ -72,6 +76,17 @@ class InferenceOptions(ComputeOptions):
         """
         if self.batch_size < 1:
             raise UsageError(f"--batch-size: expected at least 1, but got {self.batch_size}")
+
+    def load(self, checkpoint: Path, choices: Choices) -> Predictor:
+        """Load a detector from a checkpoint or an exported file; compile it if that is asked for.
+
+        Raises:
+            CradError: as for `crad.loading.load_any`, or an exported file is to be compiled.
+        """
+        detector = load_any(checkpoint, self.device, self.precision, **vars(choices))
+        if self.compile:
+            detector.compile()
+        return detector
 
 
 def parse(

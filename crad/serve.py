@@ -7,8 +7,8 @@ from pathlib import Path
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
+from crad.detector import Choices
 from crad.errors import MissingPackageError, UsageError
-from crad.loading import load_any
 from crad.scoring.calibration import promise
 from crad.shared_options import BitDepth, MaxMegapixels
 
@@ -77,17 +77,13 @@ def serve(options: ServeOptions) -> None:
         ) from error
     token = read_token(options.token_file)
     with bind(options.host, options.port) as bound:
-        detector = load_any(
-            options.checkpoint,
-            options.compute.device,
-            options.compute.precision,
-            bit_depth=options.bit_depth,
-            max_megapixels=options.max_megapixels,
-            false_alarm_rate=options.false_alarm_rate,
-            uncertain_rate=options.uncertain,
+        choices = Choices(
+            options.bit_depth,
+            options.max_megapixels,
+            options.false_alarm_rate,
+            options.uncertain,
         )
-        if options.compute.compile:
-            detector.compile()
+        detector = options.compute.load(options.checkpoint, choices)
         log_lines()
         if not detector.thresholds:
             print("no decisions: the checkpoint has no thresholds; crad calibrate sets some")

@@ -15,9 +15,9 @@ from tyro.conf import Positional, arg
 
 from crad.command_line import InferenceOptions, make_command
 from crad.data.decoding import MAX_MEGAPIXELS
+from crad.detector import Choices
 from crad.errors import CheckpointError, DataError, OutputError, UsageError
 from crad.files import full_path
-from crad.loading import load_any
 from crad.outputs import locked
 from crad.report.tables import printable
 from crad.scoring.calibration import promise
@@ -99,22 +99,18 @@ def watch(options: WatchOptions) -> None:
         if not options.keep:
             stack.enter_context(locked(folder))
         record = stack.enter_context(Record(output / RECORD))
-        detector = load_any(
-            options.checkpoint,
-            options.compute.device,
-            options.compute.precision,
-            bit_depth=options.bit_depth,
-            max_megapixels=options.max_megapixels,
-            false_alarm_rate=options.false_alarm_rate,
-            uncertain_rate=options.uncertain,
+        choices = Choices(
+            options.bit_depth,
+            options.max_megapixels,
+            options.false_alarm_rate,
+            options.uncertain,
         )
+        detector = options.compute.load(options.checkpoint, choices)
         if not detector.thresholds:
             raise CheckpointError(
                 "watch: the checkpoint has no thresholds to decide by; crad calibrate --good "
                 "FOLDER sets some"
             )
-        if options.compute.compile:
-            detector.compile()
         numbers = [each.n_images for each in detector.thresholds.values()]
         if note := promise(numbers, detector.false_alarm_rate):
             say(note)

@@ -5,16 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from crad.data.bad_images import BadImages
 from crad.data.inputs import find_inputs
+from crad.data.samples import has_more_note
 from crad.edge.detector import load_exported
 from crad.errors import CradError, DataError, UsageError
 from crad.outputs import check_outputs
+from crad.report.decided import how_decided
 from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
-from crad.scoring.calibration import Thresholds
+from crad.scoring.prediction import Prediction
 from crad.scoring.regions import can_find_regions
 from crad.version import VERSION
 from crad.words import count, one_line
@@ -80,29 +83,29 @@ def _predict(options: argparse.Namespace) -> None:
         table.check()
     detector = load_exported(options.model, threads=options.threads)
     bad = BadImages(skip=options.skip_bad)
-    if not can_find_regions():
-        detector.pixel_thresholds = Thresholds()
-        if tables:
-            print("no regions: they need scikit-image; pip install scikit-image")
+    finds_regions = can_find_regions()
+    if tables and not finds_regions:
+        print("no regions: they need scikit-image; pip install scikit-image")
     print("     score  p-value   decision  image")
-    n_read = 0
+    done: list[Prediction] = []
     with ExitStack() as stack:
         for table in tables:
             stack.enter_context(closing(table))
         for each in detector.iterate(images, skip=bad, class_name=options.class_name):
             for table in tables:
-                table.add(row_of(each))
-            n_read += 1
+                table.add(row_of(each if finds_regions else replace(each, pixel_threshold=None)))
+            done.append(each.without_maps())
             p_value = "-" if each.p_value is None else f"{each.p_value:.3f}"
             name = printable(str(each.path))
             print(f"{each.score:10.4g}  {p_value:>7}  {each.decision or '-':>9}  {name}")
-    if not n_read:
+    if not done:
         raise DataError(
             f"crad-edge: none of {count(len(images), 'image')} can be read; replace them"
         )
-    if n_masks:
-        print(f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them")
-    if note := bad.note():
+    masks = f"{count(n_masks, 'mask')} of a data set left out; name their folder to score them"
+    more = has_more_note(done, lambda path: found[path])
+    decided = how_decided(done, detector, options.class_name)
+    for note in filter(None, (masks if n_masks else None, bad.note(), more, *decided)):
         print(note)
 
 
