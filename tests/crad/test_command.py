@@ -3,9 +3,11 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -51,6 +53,12 @@ def test_help_fits_a_screen_and_names_every_command(
     assert len(shown.splitlines()) <= 40
     for name, (_, does) in COMMANDS.items():
         assert any(line.split() == [name, *does.split()] for line in shown.splitlines())
+
+
+def test_the_table_of_the_docs_names_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "detector.md").read_text()
+    told = re.findall(r"^\| `crad ([a-z]+)[^`]*` \|", page, flags=re.MULTILINE)
+    assert sorted(told) == sorted(COMMANDS)
 
 
 def test_an_unknown_command(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
