@@ -71,6 +71,9 @@ class ExportedDetector(Predictor):
                 "class: an exported model with regions of interest takes those of the class that "
                 "it recognises; name no class, or use the checkpoint"
             )
+        return self._score_each(reading, class_name)
+
+    def _score_each(self, reading: Reading, class_name: str | None) -> Iterator[Prediction]:
         read = partial(_read, description=self.description, channel_order=reading.channel_order)
         ready: list[tuple[npt.NDArray[np.uint8], Sample]] = []
         full = 1  # grows, so that the first result comes at once

@@ -272,6 +272,18 @@ def test_a_file_of_training_with_fit_takes_images_of_its_aspect_ratio(
 # What is refused
 
 
+def test_a_class_beside_regions_of_interest_is_refused_at_once(
+    file: Path, exported: ExportedDetector
+) -> None:
+    mask = np.ones(exported.frame.mask_size, np.bool_)
+    description = replace(exported.description, interest=Interest({"gauge": mask}, exported.frame))
+    detector = ExportedDetector(
+        open_runtime(file), description, exported.thresholds, 0.01, Thresholds()
+    )
+    with pytest.raises(UsageError, match="takes those of the class that it recognises"):
+        detector.iterate([], class_name="gauge")  # before an image is asked for
+
+
 def test_nothing_is_written_that_says_something_else(
     trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
