@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,13 @@ class Crad:
     """
 
     refinement: bool = True
+
+    takes_images: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """CRAD, or what it lacks."""
+        return "CRAD" if self.refinement else "CRAD without refinement"
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings of the training run."""

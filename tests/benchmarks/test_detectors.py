@@ -196,7 +196,11 @@ def test_json_and_page(
         ]
     )
     for name, record in found.items():
-        assert [*record["protocols"]] == ["crad"] + ["paper"] * (not name.startswith("crad"))
+        by_crad = name.startswith("crad")
+        assert [*record["protocols"]] == (["peak", "crad"] if by_crad else ["crad", "paper"])
+        assert {*record["images_per_second"]} == {"1", "32"}
+        assert min(record["images_per_second"].values()) > 0
+        assert record["peak_bytes"] is None or record["peak_bytes"] >= 0
         for metrics in record["protocols"].values():
             assert [*metrics["classes"]] == ["brick", "gauge"]
             assert all(0 <= metrics["mean"][metric] <= 1 for metric in METRICS)
