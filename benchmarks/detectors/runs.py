@@ -66,7 +66,9 @@ class Run:
         model, seed = self.config.model, self.config.training.seed
         size = show_size(frame_of(model.image_size)).replace(" ", "")
         folder = f"{self.data}-{model.backbone}-{size}".replace("/", "-")
-        return self.output / folder / f"{self.name}-{self.setting}-seed{seed}.json"
+        minutes = minutes_of(self.method.settings(self.config))
+        limit = "" if minutes is None else f"-{minutes:g}min"
+        return self.output / folder / f"{self.name}{limit}-{self.setting}-seed{seed}.json"
 
     def __str__(self) -> str:
         """Its name for a reader."""
@@ -172,6 +174,12 @@ class Run:
             "notes": [*inputs.repeated, *evaluation.notes(protocols)],
             "environment": environment(device),
         }
+
+
+def minutes_of(method_settings: Mapping[str, Any]) -> float | None:
+    """The time that a model was trained for; None without a limit, or if it is not trained."""
+    minutes: float | None = method_settings.get("minutes", method_settings.get("--minutes"))
+    return minutes
 
 
 def _map_all(
