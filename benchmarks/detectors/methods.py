@@ -83,12 +83,14 @@ def methods() -> Mapping[str, Method]:
     from benchmarks.detectors.padim import Padim
     from benchmarks.detectors.reverse_distillation import ReverseDistillation
     from benchmarks.detectors.through_anomalib import RECIPES, ThroughAnomalib
+    from benchmarks.detectors.uniad import UniAD
 
     return {
         "crad": Crad(),
         "crad_without_refinement": Crad(refinement=False),
         "nearest_neighbour": NearestNeighbour(),
         "padim": Padim(),
+        "uniad": UniAD(),
         "reverse_distillation": ReverseDistillation(),
         **{f"anomalib_{name}": ThroughAnomalib(name) for name in RECIPES},
     }

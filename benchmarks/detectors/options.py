@@ -33,9 +33,9 @@ class DetectorOptions:
     data: tuple[str, ...] = ()
     """Folders of data sets, or generated sets. None: only --report is written."""
     methods: tuple[str, ...] = _METHODS
-    """crad, crad_without_refinement; on the same features nearest_neighbour (PatchCore), padim; on
-    the same images reverse_distillation and, with pip install 'crad[anomalib]', anomalib_patchcore,
-    anomalib_padim, anomalib_dfm, anomalib_stfpm, anomalib_supersimplenet."""
+    """crad, crad_without_refinement; on the same features nearest_neighbour (PatchCore), padim,
+    uniad; on the same images reverse_distillation and, with pip install 'crad[anomalib]',
+    anomalib_patchcore, anomalib_padim, anomalib_dfm, anomalib_stfpm, anomalib_supersimplenet."""
     settings: tuple[str, ...] = SETTINGS
     """unified: one model for all classes of a set; separate: one for each class."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.detectors import budget
 from benchmarks.detectors.budget import Epochs
 from benchmarks.detectors.inputs import SetInputs
+from benchmarks.detectors.order import batches
 from benchmarks.detectors.pyramid import Pyramid
 from crad.config import Config
 from crad.data.sources import BATCH_SIZE
@@ -85,19 +86,15 @@ class _Training:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.student = Student(teacher.channels, method.embedding).to(maps[0].device)
-        self._maps, self._batch_size = maps, method.batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-        self._queue: list[Tensor] = []
+        self._maps = maps
+        self._rows = batches(len(maps[0]), method.batch_size, seed)
         self._optimizer = torch.optim.Adam(
             self.student.parameters(), lr=method.learning_rate, betas=(0.5, 0.999)
         )
 
     def step(self) -> None:
         """Train on the next batch."""
-        if not self._queue:
-            order = torch.randperm(len(self._maps[0]), generator=self._generator)
-            self._queue = [*order.split(self._batch_size)]
-        rows = self._queue.pop(0).to(self._maps[0].device)
+        rows = next(self._rows).to(self._maps[0].device)
         taught = [stage[rows] for stage in self._maps]
         loss = torch.stack([each.mean() for each in distances(taught, self.student(taught))]).sum()
         self._optimizer.zero_grad()

@@ -17,11 +17,14 @@ those of papers, do not compare with these.
   same rest. A seed sets which images that are and all that is random in a method. Numbers are means
   over seeds, ± the standard deviation (n - 1), in percent; those of a set with several classes are
   means over classes. Without ±, there is one seed.
-* *By protocol NAME* (see [the protocols](detector.md)): the maps of a method are taken raw, and
-  smoothed and scored by that protocol. *Own*: by the method's own smoothing and image score.
-* "(5 min)": each model was trained for that time, on the machine that the section names, and for
-  no more epochs than were published. Methods without it are fitted in one pass, or were trained for
-  as long as `crad train` does.
+* *By protocol NAME* (see [the protocols](detector.md)): the maps of a method are smoothed and
+  scored by that protocol. Those of rivals through anomalib and of reverse distillation come
+  smoothed, as their papers do it, and so are smoothed twice; *own* is by the method's own smoothing
+  and image score alone.
+* "(5 min)": each model was trained for as many epochs as take that time, by its pace in the first
+  steps, and for no more than were published. Where other work began on the machine meanwhile, the
+  fit took longer. Methods without it are fitted in one pass, or were trained for as long as
+  `crad train` does.
 * Times are means over seeds. *Fit* is without the backbone for methods on features, and with it for
   those on images. *Images/s* are from decoded pixels to maps, with the backbone, one or 32 images
   at once. *Size* is what must be stored beside the backbone. *Memory* is what fitting and mapping
@@ -43,6 +46,11 @@ METHODS: Mapping[str, str] = {
         "ours, from Defard et al., ICPR 2021 workshops, on the features of CRAD: a Gaussian for "
         "each position, of 100 random channels (all, if there are fewer), with 0.01 added to the "
         "variances, and the Mahalanobis distance"
+    ),
+    "uniad": (
+        "ours, from You et al., NeurIPS 2022, on the features of CRAD, brought to stride 16: 4 + 4 "
+        "layers with neighbour-masked attention (7 x 7) and a query for each layer of the decoder, "
+        "feature jitter of 20, 1,000 epochs, batch 64. The paper has features of strides 2 to 16"
     ),
     "reverse_distillation": (
         "ours, from Deng and Li, CVPR 2022: 200 epochs, batch 16, Adam with 0.005, the stages of "
@@ -77,10 +85,7 @@ LEFT_OUT: Mapping[str, str] = {
     "EfficientAD": "needs its own pretrained teacher and ImageNet images, both downloads",
     "MKD": "distils VGG-16, whose weights have to be downloaded",
     "FastFlow, UniNet": "their code in anomalib takes no other backbone than ResNets",
-    "UniAD, HVQ-Trans": (
-        "train transformers for about 1,000 epochs; there is nothing to install, and no "
-        "implementation of ours yet"
-    ),
+    "HVQ-Trans": "there is nothing to install, and no implementation of ours yet",
     "OmniAL": "there is nothing to install, and the paper alone leaves much of it open",
 }
 """Why rivals are not measured."""

@@ -30,12 +30,15 @@ from benchmarks.detectors.reverse_distillation import (
 )
 from benchmarks.detectors.runs import Record
 from benchmarks.detectors.through_anomalib import RECIPES, ThroughAnomalib
+from benchmarks.detectors.uniad import Transformer, UniAD, jittered, neighbour_mask
 from benchmarks.detectors.words import METHODS
 from crad.backbones import LITE
 from crad.backbones.weights import local_weights
 from crad.config import Config
 from crad.data.batches import load_batches
+from crad.data.samples import Sample
 from crad.errors import UsageError
+from crad.training.features import Features
 from tests.fixtures import command, demo_root, one_thread
 
 __all__ = ["command", "demo_root", "one_thread"]
@@ -220,6 +223,61 @@ def test_training_brings_the_student_to_the_teacher(inputs: SetInputs, demo_root
     assert torch.equal(longer.predict(normal)[0], again.predict(normal)[0])
 
 
+# ---- UniAD ----
+
+
+def test_attention_leaves_out_the_neighbourhood() -> None:
+    mask = neighbour_mask((14, 12), 7).view(14, 12, 14, 12)
+    assert not mask[5, 5, 2:9, 2:9].any()
+    assert mask[5, 5].sum() == 14 * 12 - 49
+    for size in ((1, 1), (2, 2), (3, 3), (4, 4), (5, 9)):
+        assert neighbour_mask(size, 7).any(dim=1).all()  # attention to nothing has no value
+
+
+def test_no_output_of_a_layer_depends_on_the_neighbourhood_of_its_place() -> None:
+    torch.manual_seed(0)
+    network = Transformer(UniAD(channels=16, hidden=16, heads=2, layers=1), 6, (9, 9)).eval()
+    tokens = torch.randn(1, 81, 6, requires_grad=True)
+    decoded = network.decoder[0].to_encoded(
+        torch.zeros(1, 81, 16), network.into(tokens), network.places, network.mask
+    )
+    (slope,) = torch.autograd.grad(decoded[0, 40].sum() + decoded[0, 40, 0], tokens)
+    seen = slope[0].abs().sum(dim=1).view(9, 9) > 0
+    assert not seen[1:8, 1:8].any()
+    assert seen.sum() == 81 - 49
+
+
+def test_the_noise_has_the_deviation_of_the_paper() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 400, 32)
+    noise = jittered(tokens, 20.0) - tokens
+    deviation = tokens.norm(dim=2) * 20 / 32
+    assert float((noise / deviation[..., None]).std()) == pytest.approx(1, rel=0.02)
+
+
+def test_uniad_learns_normal_features_and_a_seed_sets_all() -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(1, 8, 8, 6, generator=generator)
+    values = base + 0.1 * torch.randn(8, 8, 8, 6, generator=generator)
+    features = Features(values, [Sample(Path(str(row))) for row in range(8)])
+    inputs = object.__new__(SetInputs)
+    object.__setattr__(inputs, "train", features)
+    small = UniAD(channels=32, hidden=32, heads=2, layers=1, batch_size=4, learning_rate=1e-3)
+    short, longer, again = (
+        replace(small, epochs=epochs).fit(inputs, Config(), CPU) for epochs in (1, 60, 60)
+    )
+    assert longer.epochs == Epochs(60, 60)
+    maps = longer.maps(features)
+    assert maps.shape == (8, 4, 4)
+    assert maps.mean() < 0.6 * short.maps(features).mean()
+    assert torch.equal(maps, again.maps(features))
+    other = Features(values.flip(1), features.samples)
+    assert longer.maps(other).mean() > 1.5 * maps.mean()
+
+
+# ---- backbones ----
+
+
 def test_a_backbone_without_stages_is_refused() -> None:
     assert stages(LITE)[8] == "blocks.2"
     for name in ("scattering", "vit_tiny_patch16_224"):
@@ -296,5 +354,9 @@ def test_the_page_says_where_crad_loses() -> None:
 
     text = page([record("crad", 0.9, 0.8, {}), record("padim", 0.95, 0.7, {})])
     assert "* bolts, scattering, unified: image AUROC (CRAD 90.00): PaDiM (95.00).\n" in text
-    text = page([record("crad", 0.9, 0.8, {}), record("padim", 0.9, 0.7, {})])
-    assert "* bolts, scattering, unified: nowhere.\n" in text
+    rival = record("padim", 0.9, 0.7, {})
+    assert "* bolts, scattering, unified: nowhere.\n" in page([record("crad", 0.9, 0.8, {}), rival])
+    own = record("padim", 0.7, 0.85, {})["protocols"]["peak"]
+    rival["protocols"]["own"] = own
+    text = page([record("crad", 0.9, 0.8, {}), rival])
+    assert "unified: pixel AUROC (CRAD 80.00): PaDiM (85.00, own).\n" in text
