@@ -1,8 +1,9 @@
 """How many epochs a rival is trained for: those that were published, or what a time allows."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.detectors import clock
 
 _WARM_UP = 1  # steps that are not timed
 STEPS = 3
@@ -40,7 +41,7 @@ def pace(step: Callable[[], None]) -> float:
     """Seconds that a training step takes."""
     for _ in range(_WARM_UP):
         step()
-    started = time.perf_counter()
+    started = clock.now()
     for _ in range(STEPS - _WARM_UP):
         step()
-    return (time.perf_counter() - started) / (STEPS - _WARM_UP)
+    return (clock.now() - started) / (STEPS - _WARM_UP)

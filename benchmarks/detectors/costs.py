@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.detectors import clock
 from benchmarks.detectors.inputs import SetInputs, select
 from benchmarks.detectors.methods import Detector, ImageDetector
 
@@ -59,9 +59,9 @@ def _seconds(call: Callable[[], object]) -> float:
     call()
     times: list[float] = []
     while len(times) < _LEAST_REPEATS or sum(times) < _LEAST_SECONDS:
-        started = time.perf_counter()
+        started = clock.now()
         call()
-        times.append(time.perf_counter() - started)
+        times.append(clock.now() - started)
     return median(times)
 
 

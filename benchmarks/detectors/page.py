@@ -290,7 +290,9 @@ def _costs(members: Sequence[Record]) -> Iterator[str]:
         if epochs
         else "-"
     )
-    yield _mean(each["seconds"]["fit"] for each in members)
+    clocks = dict.fromkeys(each.get("clock", "wall") for each in members)
+    fit = _mean(each["seconds"]["fit"] for each in members)
+    yield f"{fit} CPU" if [*clocks] == ["cpu"] else fit
     for size in ("1", "32"):
         yield _mean(
             each["images_per_second"][size] for each in members if "images_per_second" in each

@@ -1,7 +1,6 @@
 """The runs of a comparison: what each one measures, and the JSON file that it leaves."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.detectors import clock
 from benchmarks.detectors.costs import PeakMemory, images_per_second
 from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all, select
 from benchmarks.detectors.methods import Detector, ImageDetector, Method, methods
@@ -139,14 +139,14 @@ class Run:
             of_model = inputs_of(inputs, config)
             rows = [row for row, each in enumerate(test.samples) if each.class_name in classes]
             features = select(test, rows)
-            started = time.perf_counter()
+            started = clock.now()
             detector = self.method.fit(of_model, config, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            fitted = time.perf_counter()
+            fitted = clock.now()
             maps, scores = _map_all(detector, features, inputs)
             fitting += fitted - started
-            mapping += time.perf_counter() - fitted
+            mapping += clock.now() - fitted
             n_bytes += detector.n_bytes
             for number, row in enumerate(rows):
                 found[row] = maps[number], None if scores is None else scores[number]
@@ -169,6 +169,7 @@ class Run:
             "n_bytes": n_bytes,
             "peak_bytes": peak,
             "epochs": epochs or None,
+            "clock": clock.kind(),
             "seconds": {"features": inputs.seconds, "fit": fitting, "maps": mapping},
             "images_per_second": images_per_second(detector, inputs, device),
             "notes": [*inputs.repeated, *evaluation.notes(protocols)],

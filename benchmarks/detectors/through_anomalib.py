@@ -7,7 +7,6 @@ scores are taken raw: without its normalisation, which leaves all ranks as they 
 import importlib.util
 import logging
 import math
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,7 +22,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.detectors import budget
+from benchmarks.detectors import budget, clock
 from benchmarks.detectors.budget import Epochs
 from benchmarks.detectors.inputs import SetInputs
 from benchmarks.detectors.pyramid import stages
@@ -206,11 +205,11 @@ def _train(
             self.times: list[float] = []  # of the ends of steps
 
         def on_train_batch_end(self, *_: object, **__: object) -> None:
-            self.times.append(time.perf_counter())
+            self.times.append(clock.now())
 
     seed_everything(config.training.seed % 2**32, verbose=False)
     model = create(recipe, config.model.backbone)
-    clock = Clock()
+    timed = Clock()
     rows: Any = range(len(inputs.train))
     loader: Any = DataLoader(
         rows,
@@ -228,12 +227,12 @@ def _train(
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[clock],
+            callbacks=[timed],
         )
         engine.fit(model, train_dataloaders=loader)
     steps_of_epoch = math.ceil(len(inputs.train) / recipe.batch_size)
-    seconds = clock.times[-1] - clock.times[0]  # the first step warms up
-    return model, steps_of_epoch * seconds / max(1, len(clock.times) - 1)
+    seconds = timed.times[-1] - timed.times[0]  # the first step warms up
+    return model, steps_of_epoch * seconds / max(1, len(timed.times) - 1)
 
 
 def create(recipe: Recipe, backbone: str) -> Any:

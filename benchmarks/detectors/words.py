@@ -22,14 +22,14 @@ those of papers, do not compare with these.
   smoothed, as their papers do it, and so are smoothed twice; *own* is by the method's own smoothing
   and image score alone.
 * "(5 min)": each model was trained for as many epochs as take that time, by its pace in the first
-  steps, and for no more than were published. Where other work began on the machine meanwhile, the
-  fit took longer. Methods without it are fitted in one pass, or were trained for as long as
-  `crad train` does.
-* Times are means over seeds. *Fit* is without the backbone for methods on features, and with it for
-  those on images. *Images/s* are from decoded pixels to maps, with the backbone, one or 32 images
-  at once. *Size* is what must be stored beside the backbone. *Memory* is what fitting and mapping
-  take at most on top of the images and features. In the separate setting, fit, size and memory are
-  those of all models.
+  steps, and for no more than were published. Methods without it are fitted in one pass, or were
+  trained for as long as `crad train` does.
+* Times are means over seeds: of the processor, where one thread computed and *fit* says CPU, else
+  of the wall, where other work counts too. *Fit* is without the backbone for methods on features,
+  and with it for those on images. *Images/s* are from decoded pixels to maps, with the backbone,
+  one or 32 images at once. *Size* is what must be stored beside the backbone. *Memory* is what
+  fitting and mapping take at most on top of the images and features. In the separate setting, fit,
+  size and memory are those of all models.
 * The statistics of the scattering backbone are of all normal images of a set, also in the separate
   setting.
 * `python -m benchmarks.detectors.altered` writes harder copies of a set, with few training images,

@@ -207,6 +207,7 @@ def test_json_and_page(
             assert counts == [(5, 6), (5, 6)]  # one of six is held back
         assert record["n_bytes"] > 0
         assert min(record["seconds"].values()) > 0
+        assert record["clock"] in ("cpu", "wall")
         assert record["environment"]["cpu"]
         assert record["environment"]["torch"]
     text = report.read_text()
