@@ -78,8 +78,8 @@ METHODS: Mapping[str, str] = {
 
 LEFT_OUT: Mapping[str, str] = {
     "UniAD (ours) and SuperSimpleNet (anomalib), where no table has them": (
-        "`--methods uniad anomalib_supersimplenet` trains them, but minutes on a CPU are too little "
-        "of their 1,000 and 300 epochs for a comparison"
+        "`--methods uniad anomalib_supersimplenet` trains them, but minutes on a CPU are too few "
+        "for 1,000 and 300 epochs, and a comparison"
     ),
     "DRAEM": (
         "trains two networks from scratch at the resolution of the images for 700 epochs, which no "
