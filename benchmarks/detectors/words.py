@@ -82,17 +82,18 @@ LEFT_OUT: Mapping[str, str] = {
         "for 1,000 and 300 epochs, and a comparison"
     ),
     "DRAEM": (
-        "trains two networks from scratch at the resolution of the images for 700 epochs, which no "
-        "CPU does in hours, with the texture images of DTD, which have to be downloaded"
+        "trains two networks from scratch at the resolution of the images for 700 epochs, with the "
+        "texture images of DTD, which have to be downloaded"
     ),
     "Dinomaly, INP-Former, AnomalyDINO": (
         "need a pretrained DINO transformer, whose weights have to be downloaded"
     ),
     "EfficientAD": "needs its own pretrained teacher and ImageNet images, both downloads",
     "MKD": "distils VGG-16, whose weights have to be downloaded",
-    "FastFlow, UniNet": "their code in anomalib takes no other backbone than ResNets",
-    "HVQ-Trans": "there is nothing to install, and no implementation of ours yet",
-    "OmniAL": "there is nothing to install, and the paper alone leaves much of it open",
+    "FastFlow, UniNet, CFA": (
+        "their code in anomalib only takes networks whose weights have to be downloaded"
+    ),
+    "HVQ-Trans, OmniAL": "there is nothing to install, and no implementation of ours yet",
 }
 """Why rivals are not measured."""
 
