@@ -16,11 +16,11 @@ class Epochs:
 
     Attributes:
         run: epochs.
-        published: epochs that its authors train for.
+        published: epochs that its authors train for; None where that depends on the images.
     """
 
     run: int
-    published: int
+    published: int | None = None
 
 
 def choose(published: int, minutes: float | None, seconds_per_epoch: Callable[[], float]) -> Epochs:

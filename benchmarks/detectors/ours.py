@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from benchmarks.detectors.budget import Epochs
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.detector import restore
@@ -65,8 +66,9 @@ class Crad:
             )
             with redirect_stdout(StringIO()):  # which would say that there are no test images
                 train_model(options, show=False, prepare=lambda *_: inputs)
-            _, model = restore(read_checkpoint(folder))
-        return Model(model.to(device), device)
+            checkpoint = read_checkpoint(folder)
+            _, model = restore(checkpoint)
+        return Model(model.to(device), device, Epochs(checkpoint.epoch))
 
     def _config(self, config: Config) -> Config:
         if self.refinement:
@@ -80,6 +82,7 @@ class Model:
 
     network: CRAD
     device: torch.device
+    epochs: Epochs
 
     @property
     def n_bytes(self) -> int:

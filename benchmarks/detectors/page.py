@@ -285,11 +285,9 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
 def _costs(members: Sequence[Record]) -> Iterator[str]:
     """The cells of what a method costs; a dash where it was not measured."""
     epochs = [each["epochs"] for each in members if each.get("epochs")]
-    yield (
-        f"{fmean(each['run'] for each in epochs):.0f} of {epochs[0]['published']}"
-        if epochs
-        else "-"
-    )
+    run = f"{fmean(each['run'] for each in epochs):.0f}" if epochs else "-"
+    published = epochs[0]["published"] if epochs else None
+    yield run if published is None else f"{run} of {published}"
     clocks = dict.fromkeys(each.get("clock", "wall") for each in members)
     fit = _mean(each["seconds"]["fit"] for each in members)
     yield f"{fit} CPU" if [*clocks] == ["cpu"] else fit

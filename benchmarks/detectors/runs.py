@@ -130,7 +130,7 @@ class Run:
         test = inputs.test
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         fitting, mapping, n_bytes = 0.0, 0.0, 0
-        epochs: dict[str, int] = {}
+        epochs: dict[str, int | None] = {}
         if self.method.takes_images:
             inputs.pixels.load([*inputs.train.samples, *test.samples])
         memory = PeakMemory()

@@ -205,6 +205,7 @@ def test_json_and_page(
             assert all(0 <= metrics["mean"][metric] <= 1 for metric in METRICS)
             counts = [(each["n_train"], each["n_test"]) for each in metrics["classes"].values()]
             assert counts == [(5, 6), (5, 6)]  # one of six is held back
+        assert (record["epochs"] is not None) == name.startswith("crad")
         assert record["n_bytes"] > 0
         assert min(record["seconds"].values()) > 0
         assert record["clock"] in ("cpu", "wall")
