@@ -22,7 +22,8 @@ those of papers, do not compare with these.
   smoothed, as their papers do it, and so are smoothed twice; *own* is by the method's own smoothing
   and image score alone.
 * "(5 min)": each model was trained for as many epochs as take that time, by its pace in the first
-  steps, and for no more than were published. Methods without it are fitted in one pass, or were
+  steps, and for no more than were published. A method that ran few of its epochs shows what it does
+  in that time on a CPU, not what it can do. Methods without it are fitted in one pass, or were
   trained for as long as `crad train` does.
 * Times are means over seeds: of the processor, where one thread computed and *fit* says CPU, else
   of the wall, where other work counts too. *Fit* is without the backbone for methods on features,
