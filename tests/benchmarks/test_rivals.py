@@ -152,7 +152,7 @@ def test_the_engine_of_anomalib_gives_the_scores_of_the_harness(
 
 @needs_weights
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["padim", "stfpm"])
+@pytest.mark.parametrize("name", ["padim", pytest.param("stfpm", marks=pytest.mark.slow)])
 def test_a_rival_is_what_its_seed_makes_it(name: str, inputs: SetInputs, demo_root: Path) -> None:
     pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
     first, again, other = (
@@ -289,6 +289,7 @@ def test_a_backbone_without_stages_is_refused() -> None:
 
 
 @needs_weights
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_records_of_rivals_and_their_page(
     command: Callable[..., int], demo_root: Path, tmp_path: Path
