@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.comparison import compare
-from benchmarks.detectors.options import COMMAND, parse_options
+from benchmarks.detectors.options import COMMAND, DetectorOptions, parse_options
 from benchmarks.detectors.page import page_of
-from benchmarks.detectors.runs import measure_all
+from benchmarks.detectors.picture import draw, has_costs
+from benchmarks.detectors.runs import measure_all, read_records
 from crad.command_line import run_command
 
 
@@ -32,8 +33,20 @@ def run(arguments: Sequence[str] | None) -> None:
         options.output,
         options.report,
         partial(measure_all, options) if options.data else None,
-        partial(page_of, options.output),
+        partial(_report, options),
     )
+
+
+def _report(options: DetectorOptions) -> str:
+    """Draw the picture beside the page, if there is one to draw; give the text of the page."""
+    assert options.report
+    records = read_records(options.output)
+    if not has_costs(records):
+        return page_of(options.output)
+    picture = options.report.with_suffix(".svg")
+    text = page_of(options.output, picture.name)
+    draw(records, picture)
+    return text
 
 
 if __name__ == "__main__":

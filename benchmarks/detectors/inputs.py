@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.detectors.pixels import Pixels
 from crad.config import Config
 from crad.data import Dataset
 from crad.scoring.held_back import hold_back
@@ -14,17 +15,29 @@ from crad.training.features import Features
 from crad.training.inputs import Inputs, prepare
 
 
-def prepare_all(config: Config, device: torch.device) -> Inputs:
+@dataclass(frozen=True, kw_only=True)
+class SetInputs(Inputs):
+    """The inputs of a set, for methods that have another backbone than its features.
+
+    Attributes:
+        pixels: of the images.
+    """
+
+    pixels: Pixels
+
+
+def prepare_all(config: Config, device: torch.device) -> SetInputs:
     """Compute the features of a set; ``train`` has all normal images, and none are held back.
 
     Raises:
         CradError: what `crad.training.inputs.prepare` raises.
     """
     decisions = replace(config.decisions, calibration_share=0.0)
-    return prepare(replace(config, decisions=decisions), None, device)
+    found = prepare(replace(config, decisions=decisions), None, device)
+    return SetInputs(**vars(found), pixels=Pixels(found.frame, found.decoding))
 
 
-def inputs_of(inputs: Inputs, config: Config) -> Inputs:
+def inputs_of(inputs: SetInputs, config: Config) -> SetInputs:
     """What one model is fitted to: the images that ``crad train`` would take, and no test images.
 
     Args:

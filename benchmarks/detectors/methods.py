@@ -4,18 +4,22 @@ A new one is a `Method` in a file of its own and a line in `METHODS`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from benchmarks.detectors.inputs import SetInputs
 from crad.config import Config
 from crad.training.features import Features
-from crad.training.inputs import Inputs
 
 
 class Detector(Protocol):
-    """A method that has been fitted."""
+    """A method that has been fitted to features.
+
+    One that was trained for epochs also has ``epochs``, a
+    `benchmarks.detectors.budget.Epochs`.
+    """
 
     @property
     def n_bytes(self) -> int:
@@ -29,13 +33,39 @@ class Detector(Protocol):
         """
 
 
+@runtime_checkable
+class ImageDetector(Protocol):
+    """A method that has been fitted to images; it has a backbone of its own, or none."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all that it must keep for new images, without what `Detector` leaves out."""
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps ``(B, h, w)`` and scores ``(B,)`` as the method itself makes them.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [0, 1], on the CPU.
+        """
+
+
 class Method(Protocol):
     """A way to make a detector from normal images."""
+
+    @property
+    def title(self) -> str:
+        """What the page calls it."""
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it needs the images, and not the features."""
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What determines it beside the features, the seed and the images; for JSON."""
 
-    def fit(self, inputs: Inputs, config: Config, device: torch.device) -> Detector:
+    def fit(
+        self, inputs: SetInputs, config: Config, device: torch.device
+    ) -> Detector | ImageDetector:
         """Fit one model to normal images.
 
         Args:
@@ -51,10 +81,37 @@ def methods() -> Mapping[str, Method]:
     from benchmarks.detectors.nearest_neighbour import NearestNeighbour
     from benchmarks.detectors.ours import Crad
     from benchmarks.detectors.padim import Padim
+    from benchmarks.detectors.reverse_distillation import ReverseDistillation
+    from benchmarks.detectors.through_anomalib import RECIPES, ThroughAnomalib
+    from benchmarks.detectors.uniad import UniAD
 
     return {
         "crad": Crad(),
         "crad_without_refinement": Crad(refinement=False),
         "nearest_neighbour": NearestNeighbour(),
         "padim": Padim(),
+        "uniad": UniAD(),
+        "reverse_distillation": ReverseDistillation(),
+        **{f"anomalib_{name}": ThroughAnomalib(name) for name in RECIPES},
     }
+
+
+def check_possible(name: str, backbone: str) -> None:
+    """Refuse a method that cannot be had here.
+
+    Args:
+        name: a key of `methods`.
+        backbone: of the comparison.
+
+    Raises:
+        MissingPackageError: it needs a package that is not installed.
+        UsageError: it needs another backbone.
+    """
+    from benchmarks.detectors.pyramid import stages
+    from benchmarks.detectors.through_anomalib import ThroughAnomalib, check_installed
+
+    method = methods()[name]
+    if isinstance(method, ThroughAnomalib):
+        check_installed()
+    if method.takes_images:
+        stages(backbone)

@@ -5,7 +5,7 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ class NearestNeighbour:
     share: float = 0.01
     neighbourhood: int = 3
     projected: int = 128
+
+    title: ClassVar[str] = "PatchCore"
+    takes_images: ClassVar[bool] = False
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The attributes."""

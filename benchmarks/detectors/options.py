@@ -7,12 +7,12 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.detectors.methods import methods
+from benchmarks.detectors.methods import check_possible, methods
 from crad.backbones import AUTO, LITE
 from crad.config import Config
 from crad.data import full_source
 from crad.errors import UsageError
-from crad.scoring.protocols import ProtocolChoice, choose_protocols
+from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 from crad.train_options import default_config
 
 COMMAND = "python -m benchmarks.detectors"
@@ -33,7 +33,9 @@ class DetectorOptions:
     data: tuple[str, ...] = ()
     """Folders of data sets, or generated sets. None: only --report is written."""
     methods: tuple[str, ...] = _METHODS
-    """crad, crad_without_refinement, nearest_neighbour (PatchCore), padim."""
+    """crad, crad_without_refinement; on the same features nearest_neighbour (PatchCore), padim,
+    uniad; on the same images reverse_distillation and, with pip install 'crad[anomalib]',
+    anomalib_patchcore, anomalib_padim, anomalib_dfm, anomalib_stfpm, anomalib_supersimplenet."""
     settings: tuple[str, ...] = SETTINGS
     """unified: one model for all classes of a set; separate: one for each class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -42,8 +44,12 @@ class DetectorOptions:
     """Gives the features, as for crad train."""
     image_size: int | None = None
     """Side of the images in pixels. Default: that of crad train for this backbone."""
-    protocol: tuple[ProtocolChoice, ...] = ("crad",)
-    """How test images are scored; the page shows the first."""
+    protocol: tuple[ProtocolChoice, ...] = (DECISION_PROTOCOL, "crad")
+    """How test images are scored, all from the same maps. Methods through anomalib, and reverse
+    distillation, are measured by their own maps and scores too."""
+    minutes: float | None = None
+    """Time that each model may train: as many epochs as this allows, of rivals at most those that
+    were published. Default: those that were published, and of crad those of crad train."""
     device: str = "auto"
     """What to compute on, as for crad train."""
     output: Path = OUTPUT
@@ -60,7 +66,8 @@ class DetectorOptions:
         if self.image_size is not None:
             model = replace(model, image_size=self.image_size)
         decisions = replace(config.decisions, protocol=self.protocol)
-        return replace(config, model=model, decisions=decisions)
+        training = replace(config.training, minutes=self.minutes)
+        return replace(config, model=model, training=training, decisions=decisions)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> DetectorOptions:
@@ -88,6 +95,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> DetectorOptions:
     ):
         if not values or len({*values}) < len(values):
             raise UsageError(f"{name}: expected one or more, each once")
+    for name in options.methods:
+        check_possible(name, options.backbone)
     if options.backbone == AUTO:
         raise UsageError(f"--backbone: the page names one; give {LITE} or another, not {AUTO}")
     choose_protocols(options.protocol)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.detectors.budget import Epochs
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
 from crad.detector import restore
@@ -38,6 +39,13 @@ class Crad:
 
     refinement: bool = True
 
+    takes_images: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """CRAD, or what it lacks."""
+        return "CRAD" if self.refinement else "CRAD without refinement"
+
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings of the training run."""
         held = settings(self._config(config))
@@ -58,8 +66,9 @@ class Crad:
             )
             with redirect_stdout(StringIO()):  # which would say that there are no test images
                 train_model(options, show=False, prepare=lambda *_: inputs)
-            _, model = restore(read_checkpoint(folder))
-        return Model(model.to(device), device)
+            checkpoint = read_checkpoint(folder)
+            _, model = restore(checkpoint)
+        return Model(model.to(device), device, Epochs(checkpoint.epoch))
 
     def _config(self, config: Config) -> Config:
         if self.refinement:
@@ -73,6 +82,7 @@ class Model:
 
     network: CRAD
     device: torch.device
+    epochs: Epochs
 
     @property
     def n_bytes(self) -> int:

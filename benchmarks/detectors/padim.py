@@ -5,7 +5,7 @@ Localization", ICPR 2021 workshops.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Padim:
 
     channels: int = 100
     regularisation: float = 0.01
+
+    title: ClassVar[str] = "PaDiM"
+    takes_images: ClassVar[bool] = False
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The attributes."""

@@ -1,21 +1,25 @@
 """The runs of a comparison: what each one measures, and the JSON file that it leaves."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.detectors.inputs import inputs_of, prepare_all, select
-from benchmarks.detectors.methods import Method, methods
+from benchmarks.detectors import clock
+from benchmarks.detectors.costs import PeakMemory, images_per_second
+from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all, select
+from benchmarks.detectors.methods import Detector, ImageDetector, Method, methods
 from benchmarks.detectors.options import COMMAND, DetectorOptions
+from benchmarks.detectors.own_scores import OWN, measure_own
 from crad.config import Config
 from crad.data import Dataset, check_apart, find_dataset
 from crad.data.frames import frame_of, show_size
+from crad.data.sources import BATCH_SIZE
 from crad.devices import select_device
 from crad.errors import OutputError
 from crad.files import read_json, write_json
@@ -23,7 +27,7 @@ from crad.report.environment import commit, environment
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.held_back import check_share, hold_back
 from crad.scoring.protocols import choose_protocols
-from crad.training.inputs import Inputs
+from crad.training.features import Features
 
 Record = dict[str, Any]
 """What a run measured, as its JSON file holds it."""
@@ -62,7 +66,9 @@ class Run:
         model, seed = self.config.model, self.config.training.seed
         size = show_size(frame_of(model.image_size)).replace(" ", "")
         folder = f"{self.data}-{model.backbone}-{size}".replace("/", "-")
-        return self.output / folder / f"{self.name}-{self.setting}-seed{seed}.json"
+        minutes = minutes_of(self.method.settings(self.config))
+        limit = "" if minutes is None else f"-{minutes:g}min"
+        return self.output / folder / f"{self.name}{limit}-{self.setting}-seed{seed}.json"
 
     def __str__(self) -> str:
         """Its name for a reader."""
@@ -111,7 +117,7 @@ class Run:
             "choose another folder with --output"
         )
 
-    def measure(self, inputs: Inputs, device: torch.device) -> Record:
+    def measure(self, inputs: SetInputs, device: torch.device) -> Record:
         """Fit the models and measure their maps of all test images.
 
         Args:
@@ -122,33 +128,73 @@ class Run:
             CradError: a model cannot be fitted, or an image or mask cannot be read.
         """
         test = inputs.test
-        maps = torch.empty(test.values.shape[:3])
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
         fitting, mapping, n_bytes = 0.0, 0.0, 0
+        epochs: dict[str, int | None] = {}
+        if self.method.takes_images:
+            inputs.pixels.load([*inputs.train.samples, *test.samples])
+        memory = PeakMemory()
         for classes in [self.classes] if self.setting == "unified" else zip(self.classes):
             config = replace(self.config, data=replace(self.config.data, classes=classes))
             of_model = inputs_of(inputs, config)
             rows = [row for row, each in enumerate(test.samples) if each.class_name in classes]
             features = select(test, rows)
-            started = time.perf_counter()
+            started = clock.now()
             detector = self.method.fit(of_model, config, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            fitted = time.perf_counter()
-            maps[rows] = detector.maps(features).cpu()
+            fitted = clock.now()
+            maps, scores = _map_all(detector, features, inputs)
             fitting += fitted - started
-            mapping += time.perf_counter() - fitted
+            mapping += clock.now() - fitted
             n_bytes += detector.n_bytes
+            for number, row in enumerate(rows):
+                found[row] = maps[number], None if scores is None else scores[number]
+            if trained := getattr(detector, "epochs", None):
+                epochs = asdict(trained)
+        peak = memory.n_bytes()
         protocols = choose_protocols(self.config.decisions.protocol)
         evaluation = Evaluation(test.samples, self.n_train, inputs.truths)
+        maps = torch.stack([found[row][0] for row in range(len(test))])
+        measured = {each.name: evaluation.measure(maps, each) for each in protocols}
+        own = [score for row in range(len(test)) if (score := found[row][1]) is not None]
+        if own:
+            measured[OWN] = measure_own(
+                maps, torch.stack(own), test.samples, self.n_train, inputs.truths
+            )
         return {
             **self.identity,
-            "protocols": {each.name: evaluation.measure(maps, each) for each in protocols},
+            "protocols": measured,
             "n_test": len(test),
             "n_bytes": n_bytes,
+            "peak_bytes": peak,
+            "epochs": epochs or None,
+            "clock": clock.kind(),
             "seconds": {"features": inputs.seconds, "fit": fitting, "maps": mapping},
+            "images_per_second": images_per_second(detector, inputs, device),
             "notes": [*inputs.repeated, *evaluation.notes(protocols)],
             "environment": environment(device),
         }
+
+
+def minutes_of(method_settings: Mapping[str, Any]) -> float | None:
+    """The time that a model was trained for; None without a limit, or if it is not trained."""
+    minutes: float | None = method_settings.get("minutes", method_settings.get("--minutes"))
+    return minutes
+
+
+def _map_all(
+    detector: Detector | ImageDetector, features: Features, inputs: SetInputs
+) -> tuple[Tensor, Tensor | None]:
+    """The maps of test images, and the method's own scores if it has some, on the CPU."""
+    if not isinstance(detector, ImageDetector):
+        return detector.maps(features).cpu(), None
+    found = [
+        detector.predict(inputs.pixels.images(features.samples[start : start + BATCH_SIZE]))
+        for start in range(0, len(features), BATCH_SIZE)
+    ]
+    maps, scores = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return maps, scores
 
 
 def measure_all(options: DetectorOptions) -> None:

