@@ -80,6 +80,8 @@ def _is_grid_sample(
     if coords.dtype != (torch.float64 if values.dtype == torch.float64 else torch.float32):
         return False
     ndim = coords.shape[-1]
+    if padding_mode == "circular":
+        return False
     if mode != "cubic":
         return ndim in (2, 3)
     same = padding_mode == "zeros" or (padding_mode == "reflection" and not align_corners)

@@ -16,6 +16,7 @@ from crad_kernels.functional import grid_sample
 
 _torch_grid_sample: Callable[..., Tensor] = torch.nn.functional.grid_sample
 
+_PADDING_MODES = ("zeros", "border", "reflection")
 _MODES = {4: ("bilinear", "nearest", "bicubic"), 5: ("bilinear", "nearest")}
 
 
@@ -26,7 +27,7 @@ def _takes(input: Tensor, grid: Tensor, mode: str, padding_mode: str, corners: b
     ndim = input.ndim
     return (
         mode in _MODES.get(ndim, ())
-        and padding_mode in _schema.PADDING_MODES
+        and padding_mode in _PADDING_MODES
         and corners in (None, False, True)
         and grid.ndim == ndim
         and grid.shape[-1] == ndim - 2

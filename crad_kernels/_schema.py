@@ -10,7 +10,7 @@ from torch import Tensor
 
 # In the order of the enumerations in csrc/core/axis.h.
 MODES = ("nearest", "linear", "cubic")
-PADDING_MODES = ("zeros", "border", "reflection")
+PADDING_MODES = ("zeros", "border", "reflection", "circular")
 _MODE_BITS = {mode: bits for bits, mode in enumerate(MODES)}
 _PADDING_BITS = {mode: bits << 2 for bits, mode in enumerate(PADDING_MODES)}
 
@@ -163,7 +163,7 @@ def check_call(
         _check_like("sample()", "seed", seed, (), torch.int64, coords.device)
         stds = (coords.shape[-1],)
         _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
-    if options not in range(1 << 40) or options & 3 == 3 or options >> 2 & 3 == 3:
+    if options not in range(1 << 40) or options & 3 == 3:
         raise ValueError(f"sample(): expected options as of pack(), but got {options}")
 
 

@@ -48,7 +48,10 @@ def sample(
             float32; values keep their dtype there.
         mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
             ``"bicubic"`` in any D).
-        padding_mode: what lies outside: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        padding_mode: what lies outside: ``"zeros"``, ``"border"``, ``"reflection"`` or
+            ``"circular"``. By the last, the grid repeats itself: after ``size`` entries, which are
+            2 as a coordinate unless corners are aligned. This is `torch.nn.functional.pad` with
+            that mode before the sample, and SciPy's ``"grid-wrap"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
             (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
@@ -136,7 +139,8 @@ def grid_sample(
         grid: ``(N, *out, D)``, D the number of axes in ``size``; float32 or float64; half-precision
             coordinates are converted to float32.
         mode: ``"bilinear"`` (linear in any D), ``"nearest"`` or ``"bicubic"`` (cubic in any D).
-        padding_mode: as `sample`, and so are the arguments that follow.
+        padding_mode: as `sample`, with ``"circular"``, which torch does not have, and so are the
+            arguments that follow.
         align_corners: see ``padding_mode``; None means False.
         jitter_std: see ``padding_mode``.
         seed: see ``padding_mode``.

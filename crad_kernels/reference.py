@@ -15,7 +15,8 @@ For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *l
    ``align_corners``, in the dtype of ``coords``.
 3. **Padding.** ``border`` clamps ``u`` to ``[0, size - 1]``; ``reflection`` mirrors it at the
    borders of the outer entries (at their centres with ``align_corners``), then clamps; ``zeros``
-   leaves it. Where ``u`` is clamped its derivative is 0.
+   leaves it. Where ``u`` is clamped its derivative is 0. ``circular`` repeats the entries with
+   period ``size``, with or without ``align_corners``: it pads the taps of 4 and not ``u``.
 4. **Taps.** ``nearest``: the entry ``u`` rounds to (half to even), weight 1; ``linear``: entries
    ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and ``t``, ``t = u - floor(u)``;
    ``cubic``: entries ``floor(u) - 1`` to ``floor(u) + 2`` with the weights of Keys' cubic
@@ -25,10 +26,10 @@ For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *l
 
 Coordinates may be any float. Under ``zeros``, a non-finite ``u`` on any axis makes the sample NaN
 and its coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``,
-NaN gives the first entry; under ``reflection``, a non-finite ``u`` or one of magnitude 2^31 or more
-gives the first entry. This is what `torch.nn.functional.grid_sample` does for 2-D float32 on the
-CPU, save that its ``nearest`` gives 0 for a non-finite ``u`` under ``zeros``, and its ``bicubic``
-NaN for a non-finite ``u`` under any padding.
+NaN gives the first entry; under ``reflection`` and ``circular``, a non-finite ``u`` or one of
+magnitude 2^31 or more gives the first entry. This is what `torch.nn.functional.grid_sample` does
+for 2-D float32 on the CPU, as far as it has the padding, save that its ``nearest`` gives 0 for a
+non-finite ``u`` under ``zeros``, and its ``bicubic`` NaN for a non-finite ``u`` under any padding.
 
 The sum is taken in float32 (float64 for float64 values), whatever the storage dtype.
 """
@@ -133,7 +134,7 @@ def sample(
         seed: int64, 0-d; None without jitter.
         jitter_std: ``(D,)`` of the dtype of ``coords``; None without jitter.
         mode: ``"nearest"``, ``"linear"`` or ``"cubic"``.
-        padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        padding_mode: ``"zeros"``, ``"border"``, ``"reflection"`` or ``"circular"``.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
         deterministic: sum gradients in the same order in every run, on any device.
 
@@ -223,40 +224,50 @@ def _taps(
     index: Tensor, size: int, mode: str, padding_mode: str, align_corners: bool
 ) -> list[_Tap]:
     """The taps of an axis."""
-    if mode == "cubic":
+    pads_taps = mode == "cubic" or padding_mode == "circular"
+    if pads_taps:
         index = _keep_near(index, size, padding_mode)
-        low = torch.floor(index)
-        t = index - low
-        positions = [
-            (_pad(low + step, size, padding_mode, align_corners), weight)
-            for step, weight in (
-                (-1, _outer(t + 1)),
-                (0, _inner(t)),
-                (1, _inner(1 - t)),
-                (2, _outer(2 - t)),
-            )
-        ]
     else:
         index = _pad(index, size, padding_mode, align_corners)
-        low = torch.floor(index)
-        positions = {
-            "nearest": [(torch.round(index), torch.ones_like(index))],
-            "linear": [(low, 1 - (index - low)), (low + 1, index - low)],
-        }[mode]
+    base = torch.round(index) if mode == "nearest" else torch.floor(index)
+    t = index - base
+    if mode == "nearest":
+        weights = [(0, torch.ones_like(t))]
+    elif mode == "linear":
+        weights = [(0, 1 - t), (1, t)]
+    elif mode == "cubic":
+        weights = [(-1, _outer(t + 1)), (0, _inner(t)), (1, _inner(1 - t)), (2, _outer(2 - t))]
+    else:
+        raise NotImplementedError(f"mode {mode!r}")
+    if padding_mode == "circular":
+        base = _wrap(base, size)  # where it is far, a step may round to none
     taps = []
-    for position, weight in positions:
+    for step, weight in weights:
+        position = base + step
+        if padding_mode == "circular":
+            position = _wrap(position, size)
+        elif pads_taps:
+            position = _pad(position, size, padding_mode, align_corners)
         inside = (position >= 0) & (position <= size - 1)
         entry = torch.where(inside, position, 0).to(torch.int64).clamp(max=max(size - 1, 0))
         taps.append((entry, weight, inside))
     return taps
 
 
+def _wrap(position: Tensor, size: int) -> Tensor:
+    """The position in the grid that a whole number of periods leads to."""
+    inside = (position >= 0) & (position <= size - 1)
+    return torch.where(inside, position, torch.remainder(position, size))
+
+
 def _keep_near(index: Tensor, size: int, padding_mode: str) -> Tensor:
     """An index that reads the same after its taps are padded; no tap of it is far away."""
     if padding_mode == "zeros":
         return index
-    if padding_mode == "reflection":
+    if padding_mode in ("reflection", "circular"):
         return torch.where(index.abs() < 2.0**31, index, 0)
+    if padding_mode != "border":
+        raise NotImplementedError(f"padding_mode {padding_mode!r}")
     index = torch.where(index.isnan(), 0, index)
     index = torch.where(index < -2, -2, index)
     return torch.where(index > size, size, index)

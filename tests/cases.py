@@ -202,9 +202,10 @@ SHAPE = ("size", "channels", "points", "mode")
 SHAPES = [
     Case((1,), channels=1, points=()),
     Case((1, 1, 1), channels=2, points=(5,), padding_mode="reflection", align_corners=True),
+    Case((2, 1), channels=3, points=(40,), mode="cubic", padding_mode="circular"),
     Case((7, 1), channels=1, points=(16,), padding_mode="border"),
     Case((3, 4), channels=5, points=(4, 1, 5), batch=1),
-    Case((3, 4), channels=8, points=(17,), batch=3, padding_mode="reflection"),
+    Case((3, 4), channels=8, points=(17,), batch=3, padding_mode="circular"),
     Case((3, 4), channels=16, points=(33,), batch=2, mode="nearest"),
     Case((8, 8), channels=31, points=(7, 7), batch=4, align_corners=True),
     Case((8, 8), channels=216, points=(300,)),
@@ -224,6 +225,7 @@ SHAPES = [
     Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
     Case((40, 41, 42), channels=2, points=(700,), batch=2, mode="cubic", padding_mode="reflection"),
     Case((70_000,), channels=1, points=(900,), padding_mode="border"),
+    Case((190, 30), channels=20, points=(9000,), padding_mode="circular"),
     Case((5, 6, 7, 400), channels=3, points=(600,), align_corners=True),
     # A hundred points an entry: a float32 sum of more, in another order, would differ by more.
     Case((9,), channels=3, points=(900,), padding_mode="reflection", align_corners=True),

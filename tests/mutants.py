@@ -67,10 +67,12 @@ FAULTS = {
         "third derivative": ("derivatives", ": 6 * a);", ": 7 * a);"),
         "end of a long axis": ("edge_cases", "rounded_up ? size - 1", "rounded_up ? size - 0"),
         "far away": ("edge_cases", "0x1p31) || span", "0x1p30) || span"),
+        "behind a period": ("sample", "above > last ? above -", "above > last ? above +"),
     },
     "csrc/cpu/locate.h": {
         "words of the jitter": ("jitter", "d / 4, 2, a, b", "d / 4, 1, a, b"),
         "point that is no place": ("edge_cases", "batch.finite[i] &=", "batch.finite[i] |="),
+        "across the seam": ("determinism", "highest - entry >=", "highest - entry <"),
     },
     "csrc/cpu/few_channels.h": {
         "corners outside": ("edge_cases", "lanes != kAllLanes", "lanes == kAllLanes"),
@@ -104,7 +106,7 @@ FAULTS = {
         "first part of a sum": ("sample", "part = 1; part <", "part = 2; part <"),
     },
     "csrc/cpu/sample.cpp": {
-        "last band": ("sample", "bands + 1 - odd", "bands + 0 - odd"),
+        "last band": ("sample", "runs + 1 - odd", "runs + 0 - odd"),
     },
 }  # fmt: skip
 

@@ -12,15 +12,14 @@ namespace crad {
 
 // Both in the order of crad_kernels/_schema.py.
 enum class Mode : int64_t { nearest = 0, linear = 1, cubic = 2 };
-enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2 };
+enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2, circular = 3 };
 
 namespace {
 
-constexpr int64_t kModes = 3, kPaddings = 3;
+constexpr int64_t kModes = 3;
 constexpr int kMaxTaps = 4;  // per axis
 
 constexpr bool is_mode(int64_t value) { return value >= 0 && value < kModes; }
-constexpr bool is_padding(int64_t value) { return value >= 0 && value < kPaddings; }
 
 // Calls f with the mode, or the padding, as a compile-time constant.
 template <class F>
@@ -44,6 +43,8 @@ CRAD_INLINE void with_padding(Padding padding, F f) {
       return f(std::integral_constant<Padding, Padding::border>{});
     case Padding::reflection:
       return f(std::integral_constant<Padding, Padding::reflection>{});
+    case Padding::circular:
+      return f(std::integral_constant<Padding, Padding::circular>{});
   }
 }
 
@@ -147,6 +148,7 @@ CRAD_INLINE Index<X> padded_directly(Index<X> index, int64_t size, Padding paddi
                                      bool align_corners) {
   switch (padding) {
     case Padding::zeros:
+    case Padding::circular:  // of taps alone
       break;
     case Padding::border:
       return clamped(index, size);
@@ -173,24 +175,32 @@ CRAD_INLINE Index<X> kept_near(Index<X> index, int64_t size, Padding padding) {
       kept = kept == kept ? kept : zero;
       break;
     case Padding::reflection:
+    case Padding::circular:
       kept = near ? kept : zero;
       break;
   }
   return {kept, kept == index.at ? index.slope : zero};
 }
 
-// The index that the taps are taken around. As in torch, cubic pads its taps, the others the index.
+// Whether padding moves every tap by itself, and not the index. As in torch, cubic pads its taps.
+CRAD_INLINE constexpr bool pads_taps(Mode mode, Padding padding) {
+  switch (padding) {
+    case Padding::zeros:
+    case Padding::border:
+    case Padding::reflection:
+      break;
+    case Padding::circular:
+      return true;
+  }
+  return mode == Mode::cubic;
+}
+
+// The index that the taps are taken around.
 template <class X>
 CRAD_INLINE Index<X> padded(Index<X> index, int64_t size, Mode mode, Padding padding,
                             bool align_corners) {
-  switch (mode) {
-    case Mode::nearest:
-    case Mode::linear:
-      break;
-    case Mode::cubic:
-      return kept_near(index, size, padding);
-  }
-  return padded_directly(index, size, padding, align_corners);
+  return pads_taps(mode, padding) ? kept_near(index, size, padding)
+                                  : padded_directly(index, size, padding, align_corners);
 }
 
 CRAD_INLINE constexpr int tap_count(Mode mode) {
@@ -219,20 +229,64 @@ CRAD_INLINE X base_of(X index, Mode mode) {
   return Numbers<X>::round_down(index);
 }
 
-// The position of the entry that a tap reads: it may lie outside the grid.
+// A whole number below 2^23, moved to [0, size) by a whole number of periods.
+template <class X>
+CRAD_INLINE X wrapped_near(X whole, int64_t size) {
+  const X period = constant<X>(size);
+  // The quotient may be rounded up to a whole number, by which there is one period too many.
+  const X rest = whole - Numbers<X>::round_down(whole / period) * period;
+  return rest < constant<X>(0) ? rest + period : rest;
+}
+
+// The base of the same taps, in the grid where these repeat with it.
+template <class X>
+CRAD_INLINE X wrapped_base(X base, int64_t size, Padding padding) {
+  switch (padding) {
+    case Padding::zeros:
+    case Padding::border:
+    case Padding::reflection:
+      return base;
+    case Padding::circular:
+      break;
+  }
+  const auto inside = (base >= constant<X>(0)) & (base <= constant<X>(size - 1));
+  if constexpr (std::is_arithmetic_v<X>) {
+    if (inside) return base;
+    if (Numbers<X>::within(base, 0x1p23)) return wrapped_near(base, size);
+    const int64_t rest = static_cast<int64_t>(base) % size;
+    return static_cast<X>(rest < 0 ? rest + size : rest);
+  } else if (Numbers<X>::within(base, 0x1p23)) {
+    const X wrapped = wrapped_near(base, size);
+    return inside ? base : wrapped;
+  } else {
+    return Numbers<X>::for_each_lane(Index<X>{base, base},
+                                     [=](auto lane) {
+                                       return decltype(lane){wrapped_base(lane.at, size, padding),
+                                                             lane.slope};
+                                     })
+        .at;
+  }
+}
+
+// The position of the entry that a tap reads, counted from a wrapped base: it may lie outside the
+// grid.
 template <class X>
 CRAD_INLINE X tap_position(X base, int tap, int64_t size, Mode mode, Padding padding,
                            bool align_corners) {
-  switch (mode) {
-    case Mode::nearest:
-    case Mode::linear:
+  const X position = base + constant<X>(mode == Mode::cubic ? tap - 1 : tap);
+  if (!pads_taps(mode, padding)) return position;
+  const X first = constant<X>(0), last = constant<X>(size - 1), period = constant<X>(size);
+  switch (padding) {
+    case Padding::zeros:
+    case Padding::border:
+    case Padding::reflection:
       break;
-    case Mode::cubic:
-      return padded_directly(Index<X>{base + constant<X>(tap - 1), constant<X>(0)}, size, padding,
-                             align_corners)
-          .at;
+    case Padding::circular: {
+      const X above = position < first ? position + period : position;
+      return clamped(Index<X>{above > last ? above - period : above, first}, size).at;
+    }
   }
-  return base + constant<X>(tap);
+  return padded_directly(Index<X>{position, first}, size, padding, align_corners).at;
 }
 
 // The entry at a position. Outside of [0, size), it is some number outside of [0, size), by no more
@@ -268,16 +322,9 @@ CRAD_INLINE bool is_place(Index<X> unpadded, Padding padding) {
 }
 
 // Whether the taps of a point read entries that follow each other, or lie outside the grid: padding
-// moves the index then, and never a tap by itself.
+// never moves a tap by itself then.
 CRAD_INLINE constexpr bool taps_follow_each_other(Mode mode, Padding padding) {
-  switch (padding) {
-    case Padding::zeros:
-      return true;
-    case Padding::border:
-    case Padding::reflection:
-      break;
-  }
-  return mode != Mode::cubic;
+  return padding == Padding::zeros || !pads_taps(mode, padding);
 }
 
 // Keys' cubic convolution with a = -3/4 at a distance of 0 to 1 (inner) or 1 to 2 entries, or its

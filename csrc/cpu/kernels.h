@@ -33,11 +33,13 @@ struct Output {
 };
 
 // A band is a run of 2^shift entries along an axis, and of 2^second_shift along a second one. A
-// point belongs to the band of the lowest entry that it reads.
+// point belongs to the band of the lowest entry that it reads; those that read across the end of a
+// grid that repeats itself, to a last band of their own along the first axis, the seam.
 struct Bands {
   int axis, second;  // -1: there is no second
   int shift, second_shift;
   int64_t number, second_number;
+  bool seam;  // whether the last of `number` is one
 };
 
 // A part of the backward pass; null: not wanted.

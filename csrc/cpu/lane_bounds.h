@@ -26,6 +26,9 @@ inline void entries_between(const Problem& problem, int axis, double low, double
     case Padding::reflection:
       if (below < 0) high = std::max(high, -below);
       if (above > end) low = std::min(low, 2 * end - above);
+      break;
+    case Padding::circular:
+      if (below < 0 || above > end) low = 0, high = end;
   }
   // (False for NaN, by which all entries are read.)
   first = low > 0 ? static_cast<int64_t>(std::min(low, end)) : 0;

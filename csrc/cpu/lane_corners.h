@@ -181,7 +181,7 @@ struct LaneCorners {
       const int32_t size = axes.along[axis].size;
       const Index<FloatLanes> index = unpadded_index(coord[axis], size, axes.align_corners);
       const Index<FloatLanes> near = padded(index, size, mode, axes.padding, axes.align_corners);
-      base[axis] = base_of(near.at, mode);
+      base[axis] = wrapped_base(base_of(near.at, mode), size, axes.padding);
       first[axis] = set(axis, near);
     }
     at_edge.set(axes, base, first);

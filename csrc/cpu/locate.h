@@ -185,8 +185,9 @@ inline void locate_along(const Problem& problem, int axis, Batch<X>& batch) {
   for (int i = 0; i < kBatch; ++i) {
     const Index<X> raw = unpadded_index(batch.coord[axis][i], size, align_corners);
     const Index<X> index = padded(raw, size, mode, padding, align_corners);
-    base[i] = base_of(index.at, mode);
-    batch.t[axis][i] = index.at - base[i];
+    const X whole = base_of(index.at, mode);
+    base[i] = wrapped_base(whole, size, padding);
+    batch.t[axis][i] = index.at - whole;
     batch.slope[axis][i] = index.slope;
     batch.finite[i] &= is_place(raw, padding) ? 1u : 0u;
   }
@@ -256,18 +257,22 @@ CRAD_INLINE int fetch(const Problem& problem, const Range& range, int64_t first,
   return points;
 }
 
-// The lowest entry along an axis that each point of a batch reads, in bounds. The stride of the
-// axis must be 1.
+// The lowest entry along an axis that each point of a batch reads, in bounds; -1 where `seam` and
+// the taps do not lie within a run of as many entries. The stride of the axis must be 1.
 template <class X>
-inline void lowest_entries(const Problem& problem, int axis, Batch<X>& batch,
+inline void lowest_entries(const Problem& problem, int axis, bool seam, Batch<X>& batch,
                            int64_t (&lowest)[kBatch]) {
   locate_along(problem, axis, batch);
   const bool follow = taps_follow_each_other(problem.mode, problem.padding);
   const int taps = follow ? 1 : tap_count(problem.mode);
   for (int i = 0; i < kBatch; ++i) {
-    int64_t entry = batch.offset[axis][0][i];
-    for (int tap = 1; tap < taps; ++tap) entry = std::min(entry, batch.offset[axis][tap][i]);
+    int64_t entry = batch.offset[axis][0][i], highest = entry;
+    for (int tap = 1; tap < taps; ++tap) {
+      entry = std::min(entry, batch.offset[axis][tap][i]);
+      highest = std::max(highest, batch.offset[axis][tap][i]);
+    }
     lowest[i] = std::max<int64_t>(0, std::min(entry, problem.size[axis] - 1));
+    if (seam && highest - entry >= taps) lowest[i] = -1;
   }
 }
 
@@ -281,11 +286,13 @@ void locate_parts(const Problem& problem, const Bands& bands, const Range& range
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = fetch(entries, range, p, batch);
     int64_t first[kBatch], second[kBatch] = {};
-    lowest_entries(entries, bands.axis, batch, first);
-    if (bands.second >= 0) lowest_entries(entries, bands.second, batch, second);
-    for (int i = 0; i < points; ++i)
-      part[p + i] = static_cast<int32_t>((first[i] >> bands.shift) * bands.second_number +
-                                         (second[i] >> bands.second_shift));
+    lowest_entries(entries, bands.axis, bands.seam, batch, first);
+    if (bands.second >= 0) lowest_entries(entries, bands.second, false, batch, second);
+    for (int i = 0; i < points; ++i) {
+      const int64_t band = first[i] < 0 ? bands.number - 1 : first[i] >> bands.shift;
+      part[p + i] =
+          static_cast<int32_t>(band * bands.second_number + (second[i] >> bands.second_shift));
+    }
   }
 }
 

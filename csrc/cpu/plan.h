@@ -10,7 +10,7 @@
 
 namespace crad {
 
-constexpr Bands kNoBands{-1, -1, 0, 0, 0, 1};
+constexpr Bands kNoBands{-1, -1, 0, 0, 0, 1, false};
 
 struct Plan {
   int64_t tile;    // channels of a range
@@ -121,13 +121,14 @@ inline int64_t entries_of_a_part(const Problem& problem, const Bands& bands) {
 
 // The bands of a grid that is larger than a core's cache; none for others. Points are taken band by
 // band, so that what they read and add to stays in the cache; and points of every other band have
-// no entry in common, so they can be taken in parallel, with no grid of their own.
+// no entry in common, so they can be taken in parallel, with no grid of their own. The seam is
+// taken by itself.
 inline Bands bands_of(const Problem& problem) {
   constexpr int64_t kFewBands = 4, kMostBands = 256, kMostParts = 4096, kPoints = 64;
   // A band is no narrower than the taps of a point.
   const int shift = tap_count(problem.mode) > 2 ? 2 : 1;
   static_assert(kMaxTaps <= 4, "or a shift of 2 is too little");
-  Bands bands{-1, -1, shift, shift, 0, 1};
+  Bands bands{-1, -1, shift, shift, 0, 1, false};
   const int64_t tile = std::min(problem.channels, kNarrow);
   if (is_serial(problem) || problem.entries * tile * kBackwardBytes <= kCache) return bands;
   const auto longest_but = [&](int other) {
@@ -146,7 +147,8 @@ inline Bands bands_of(const Problem& problem) {
   bands.axis = longest_but(-1);
   const int64_t number = cut(bands.axis, bands.shift, most);
   if (number < kFewBands) return bands;
-  bands.number = number;
+  bands.seam = problem.padding == Padding::circular && tap_count(problem.mode) > 1;
+  bands.number = number + bands.seam;
   const int64_t fitting = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
   if (problem.ndim == 1 || fitting == problem.channels) return bands;
   bands.second = longest_but(bands.axis);

@@ -36,7 +36,7 @@ namespace {
 // Calls f(grid, tile, chunk, range) for all ranges of a plan, in parallel if they move enough
 // bytes. The chunks of a tile follow each other, so that a thread stays with one tile of the grid.
 // With bands, points are sorted by the part of the grid that they read, a range is a band (of chunk
-// 0), and neighbouring bands are never taken at once.
+// 0), and neighbouring bands are never taken at once, nor any with the seam.
 template <class F>
 void for_each_range(const Call& call, const Plan& plan, int64_t bytes, F f) {
   const Problem& problem = call.problem;
@@ -55,10 +55,14 @@ void for_each_range(const Call& call, const Plan& plan, int64_t bytes, F f) {
       f(grid, tile, chunk, plan.range(grid, tile, chunk, problem));
     });
   const SortedPoints sorted(call, plan.bands, bytes);
-  for (int64_t odd = 0; odd < 2; ++odd)
-    in_parallel((bands + 1 - odd) / 2, bytes / 2, [&](int64_t grid, int64_t tile, int64_t pair) {
-      f(grid, tile, 0, sorted.band(grid, 2 * pair + odd, plan.range(grid, tile, 0, problem)));
+  const auto take = [&](int64_t number, int64_t first, int64_t apart, int64_t moved) {
+    in_parallel(number, moved, [&](int64_t grid, int64_t tile, int64_t i) {
+      f(grid, tile, 0, sorted.band(grid, first + i * apart, plan.range(grid, tile, 0, problem)));
     });
+  };
+  const int64_t runs = bands - plan.bands.seam;
+  for (int64_t odd = 0; odd < 2; ++odd) take((runs + 1 - odd) / 2, odd, 2, bytes / 2);
+  if (plan.bands.seam) take(1, runs, 1, bytes / runs);
 }
 
 // ---- forward ----

@@ -55,7 +55,8 @@ CRAD_DEVICE void list_corners(const Problem& problem, int cells, int pitch, int3
     CRAD_UNROLL
     for (int d = 0; d < kNdim; ++d) {
       const int size = static_cast<int>(problem.size[kNdim - 1 - d]);
-      const int along = rest % (size + 1) - 1 + (i >> d & 1);
+      int along = rest % (size + 1) - 1 + (i >> d & 1);
+      if (problem.padding == Padding::circular && along == size) along = 0;
       inside &= is_entry(along, size);
       entry += along * entries_apart;
       entries_apart *= size;

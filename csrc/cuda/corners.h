@@ -42,8 +42,9 @@ CRAD_DEVICE void set_unit(Corner<I, A, kSlopes>& corner) {
   for (int column = 0; column < kSlopes; ++column) corner.slope[column] = 1;
 }
 
-// A component of a point, on its way to taps: the base of its padded index, its distance from
-// there, how that moves with the coordinate, and whether it can be of a place, see is_place.
+// A component of a point, on its way to taps: the wrapped base of its padded index, its distance
+// from the base, how that moves with the coordinate, and whether it can be of a place, see
+// is_place.
 template <class X>
 struct Component {
   X base, t, slope;
@@ -64,7 +65,8 @@ CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int
   const Index<X> raw = unpadded_index(coord, size, problem.align_corners);
   const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
   const X base = base_of(index.at, problem.mode);
-  return {base, index.at - base, index.slope, is_place(raw, problem.padding)};
+  return {wrapped_base(base, size, problem.padding), index.at - base, index.slope,
+          is_place(raw, problem.padding)};
 }
 
 // Fills the tables of a point. Returns whether it is a place, see is_place. Strided: `entry` is not

@@ -173,8 +173,12 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
   // With more groups in a warp, one of them changes its cell at nearly every point.
   constexpr int kMostGroups = 4;
   const int64_t row = problem.channels * value_bytes(problem);
+  // The corners of a cell must be of different entries.
+  bool distinct = true;
+  for (int axis = 0; axis < problem.ndim; ++axis)
+    distinct &= problem.padding != Padding::circular || problem.size[axis] > 1;
   if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
-      problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX)
+      problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX || !distinct)
     return Plan{};
   const int64_t bytes = kSumsOfAThread / bytes_of_sum(problem.value_type) * value_bytes(problem);
   const int wide = vector_of(problem, grad_output, bytes, forced);

@@ -122,11 +122,10 @@ struct Call {
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
-    const int64_t mode = options & 3, padding = options >> 2 & 3;
-    STD_TORCH_CHECK(is_mode(mode) && is_padding(padding) && options >> 40 == 0,
-                    "sample(): unexpected options");
+    const int64_t mode = options & 3;
+    STD_TORCH_CHECK(is_mode(mode) && options >> 40 == 0, "sample(): unexpected options");
     problem.mode = static_cast<Mode>(mode);
-    problem.padding = static_cast<Padding>(padding);
+    problem.padding = static_cast<Padding>(options >> 2 & 3);
     problem.align_corners = options >> 4 & 1;
     problem.derivative = options >> 8;
     deterministic = options >> 5 & 1;

@@ -80,8 +80,8 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels, boo
 int main() {
   for (int ndim = 1; ndim <= 3; ++ndim)
     for (crad::Mode mode : {crad::Mode::nearest, crad::Mode::linear, crad::Mode::cubic})
-      for (crad::Padding padding :
-           {crad::Padding::zeros, crad::Padding::border, crad::Padding::reflection})
+      for (crad::Padding padding : {crad::Padding::zeros, crad::Padding::border,
+                                    crad::Padding::reflection, crad::Padding::circular})
         for (int64_t channels : {3, 21})
           for (bool point_lanes : {false, true})
             if (!point_lanes || mode != crad::Mode::cubic || ndim <= 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from crad_kernels import sample
 from tests.cases import (
     JUDGE,
+    PADDING_MODES,
     SAME_INDEX,
     Case,
     assert_near,
@@ -172,7 +173,7 @@ def test_channels_and_grids_do_not_change_the_bits_of_others(cuda_library: str) 
     assert torch.equal(gradients(case, cuda_library, (*flipped,))[0], expected.flip(0))
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
 def test_coordinates_may_be_anything(cuda_library: str, padding_mode: str) -> None:
     """NaN, infinities and huge ones, amid others: with zeros padding the first two are no place."""
     case = Case((4, 3), 9, (64,), None, "linear", padding_mode, dtype=torch.float32)
@@ -197,6 +198,7 @@ def test_coordinates_may_be_anything(cuda_library: str, padding_mode: str) -> No
         Case((4, 3), mode="cubic", coords_dtype=torch.float32),
         Case((2, 2, 2, 2), coords_dtype=torch.float32),
         Case((4, 3), coords_dtype=torch.float64),
+        Case((4, 1), padding_mode="circular", coords_dtype=torch.float32),
     ],
     ids=str,
 )

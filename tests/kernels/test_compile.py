@@ -31,6 +31,7 @@ CASES = [
     Case((4, 3), points=(5,)),
     Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
     Case((5,), points=(0,), mode="nearest", padding_mode="border"),
+    Case((4, 3), points=(5,), padding_mode="circular"),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
 ]
 

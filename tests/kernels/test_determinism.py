@@ -61,6 +61,7 @@ def results(
         Case((5, 6, 7), channels=40, points=(700,), batch=3, padding_mode="border"),
         Case((4, 4), channels=9000, points=(20,), padding_mode="reflection"),
         Case((200, 300), channels=8, points=(5000,), align_corners=True),
+        Case((201, 180), channels=8, points=(5000,), padding_mode="circular"),
         Case((20, 30), channels=8, points=(2000,), mode="cubic", padding_mode="border"),
         Case((300, 260), channels=3, points=(12_000,)),
         Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
@@ -139,7 +140,7 @@ def test_determinism_can_be_asked_for_a_call(backend: str, deterministic: bool) 
 @pytest.mark.parametrize(
     "case",
     [
-        Case((12, 13), channels=5, points=(60,)),
+        Case((12, 13), channels=5, points=(60,), padding_mode="circular"),
         Case((6, 5, 5), channels=20, points=(20,), batch=2, padding_mode="border"),
         Case((3, 50), channels=2, points=(30,), mode="cubic", padding_mode="reflection"),
     ],

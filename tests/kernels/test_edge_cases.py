@@ -14,6 +14,8 @@ from torch import Tensor
 from crad_kernels import sample
 from tests.cases import (
     MODES,
+    OTHER_INDEX,
+    PADDING_MODES,
     SIZES,
     Case,
     assert_near,
@@ -82,7 +84,7 @@ ONE_ENTRY = covering(
 
 @pytest.mark.parametrize("case", ONE_ENTRY, ids=str)
 def test_axes_of_one_entry(backend: str, case: Case) -> None:
-    """Inside, and everywhere with border or reflection, the one entry is all there is."""
+    """Inside, and everywhere but with zeros, the one entry is all there is."""
     values, _, _ = case.tensors()
     inside = 0.9 if case.mode == "nearest" or case.align_corners else 0.0
     reach = inside if case.padding_mode == "zeros" else 5.0
@@ -93,8 +95,9 @@ def test_axes_of_one_entry(backend: str, case: Case) -> None:
     assert_near(out, values.reshape(1, -1).expand_as(out), tolerance)
     assert_near(grad_values, torch.full_like(values, 5.0), tolerance)
     if case.padding_mode != "zeros":
-        # The weights of cubic sum to 1, and their slopes to 0, but for rounding.
-        assert_near(grad_coords, torch.zeros_like(grad_coords), 4 * tolerance * cubic(case))
+        # Where every tap reads the entry, their slopes sum to 0, but for rounding.
+        rounds = cubic(case) or case.padding_mode == "circular"
+        assert_near(grad_coords, torch.zeros_like(grad_coords), 4 * tolerance * rounds)
 
 
 NOWHERE = covering(
@@ -132,9 +135,7 @@ def assert_all(tensor: Tensor, number: float) -> None:
 
 
 LONG = covering(
-    list(
-        product([2**24 + 3, 2**24 + 4, 2**25 + 7], [False, True], ["border", "reflection"], MODES)
-    ),
+    list(product([2**24 + 3, 2**24 + 4, 2**25 + 7], [False, True], PADDING_MODES[1:], MODES)),
     itemgetter(1, 2, 3),
     *(itemgetter(0, other) for other in (1, 2, 3)),
 )
@@ -147,7 +148,7 @@ def test_an_axis_longer_than_float32_can_count(
     """Every coordinate reads an entry of it."""
     values = torch.ones(1, 1).expand(entries, 1)
     coords = torch.linspace(0.9999999, 1, 50)[:, None]
-    if padding_mode == "border":
+    if padding_mode in ("border", "circular"):
         coords = torch.cat((coords, torch.tensor([[1.5], [1e30]])))
     out = sample(
         values,
@@ -286,6 +287,11 @@ OUTER = [
     ("reflection", 1e30, FIRST),
     ("reflection", -1e30, FIRST),
     ("reflection", 2.0**31, FIRST),  # times at least 3 / 2: the index is beyond 2^31
+    ("circular", NAN, FIRST),
+    ("circular", INF, FIRST),
+    ("circular", -INF, FIRST),
+    ("circular", 1e30, FIRST),
+    ("circular", -(2.0**31), FIRST),
 ]
 # Every coordinate in every mode; of the rest every two, and every option in both dtypes.
 OUTSIDE = covering(
@@ -298,7 +304,7 @@ OUTSIDE = covering(
 @pytest.mark.parametrize(
     ("mode", "place", "align_corners", "coords_dtype", "component"), OUTSIDE, ids=str
 )
-def test_border_and_reflection_padding_give_an_entry(
+def test_all_padding_but_zeros_gives_an_entry(
     backend: str,
     mode: str,
     place: tuple[str, float, int],
@@ -330,10 +336,13 @@ def test_border_and_reflection_padding_give_an_entry(
     assert_same(actual, expected)
 
 
+@pytest.mark.parametrize("padding_mode", ["reflection", "circular"])
 @pytest.mark.parametrize("mode", MODES)
-def test_reflection_repeats_itself_as_far_as_indices_go(backend: str, mode: str) -> None:
+def test_padding_repeats_itself_as_far_as_indices_go(
+    backend: str, mode: str, padding_mode: str
+) -> None:
     """To 2^31, from where on there is the first entry alone."""
-    case = Case((4,), mode=mode, padding_mode="reflection")
+    case = Case((4,), mode=mode, padding_mode=padding_mode)
     values, coords, grad_output = case.tensors()
     expected = gradients(values, coords, grad_output, case, backend)
     for periods in (1e9, -1e9):  # an index of almost 2^31, whose rounding is 2e-7
@@ -342,8 +351,97 @@ def test_reflection_repeats_itself_as_far_as_indices_go(backend: str, mode: str)
             assert_near(got, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "case", [case for case in every_option(SQUARE) if case.mode == "linear"], ids=str
+    ("size", "periods"),
+    [
+        (3, 5),
+        (7, -1001),
+        (3, 1 << 22),
+        (5, -(1 << 22)),
+        (1, 1 << 24),
+        (2, -(1 << 29)),
+        (3, 1 << 29),
+    ],
+)
+def test_circular_padding_repeats_the_grid(
+    backend: str, size: int, periods: int, mode: str
+) -> None:
+    """By any number of periods: the last four are past an index of 2^23."""
+    case = Case((size,), points=(2 * size,), mode=mode, padding_mode="circular")
+    values, _, grad_output = case.tensors()
+    index = np.arange(2 * size)[:, None] % size + 0.25
+    near, far = (
+        gradients(
+            values, torch.tensor(coords_of(at, np.array(size), False)), grad_output, case, backend
+        )
+        for at in (index, index + periods * size)
+    )
+    for got, wanted in zip(far, near, strict=True):
+        assert_near(got, wanted, 1e-5, case.slope)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_circular_padding_is_exact_where_float32_has_no_fractions(backend: str, mode: str) -> None:
+    """The taps of an index follow each other there, too: the slope is between neighbours."""
+    values = torch.tensor([[1.0], [4.0], [16.0]])
+    where = torch.tensor([2.0**23, 2.0**24 + 2, -(2.0**24) - 6, 2.0**26 + 8, -(2.0**30)])
+    coords = where[:, None].requires_grad_()
+    options = {"mode": mode, "padding_mode": "circular", "align_corners": True}
+    out = sample(values, coords, **options, backend=backend)
+    (slope,) = torch.autograd.grad(out.sum(), coords)
+    index = (where + 1).to(torch.int64)  # aligned: an entry is 1 long
+    before, at, behind = (values[(index + step) % 3] for step in (-1, 0, 1))
+    assert torch.equal(out, at)
+    expected = {"nearest": 0 * at, "linear": behind - at, "cubic": 0.75 * (behind - before)}[mode]
+    assert torch.equal(slope, expected)
+
+
+def test_circular_padding_is_that_of_the_index_rounded(backend: str) -> None:
+    """Halfway between entries the even index is read, and not the even entry."""
+    values = torch.arange(3.0)[:, None]
+    index = torch.tensor([-1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 4.5])
+    coords = (index - 1)[:, None]  # aligned: an entry apart
+    out = sample(
+        values,
+        coords,
+        mode="nearest",
+        padding_mode="circular",
+        align_corners=True,
+        backend=backend,
+    )
+    assert out[:, 0].tolist() == [1, 0, 0, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(1,), (2,), (3,), (1, 2), (2, 1), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_taps_of_one_entry_add_up(backend: str, size: tuple[int, ...], mode: str) -> None:
+    """Where an axis is shorter than the taps of a point: with either layout of values."""
+    case = Case(size, channels=5, points=(41,), mode=mode, padding_mode="circular")
+    values, coords, grad_output = case.tensors()
+    tiled = Case(tuple(4 * n for n in size), 5, (41,), mode=mode, padding_mode="circular")
+    larger = values.repeat(*(4,) * case.ndim, 1)
+    # From -1 on, the first border, four times as finely.
+    expected = gradients(larger, (coords + 1) / 4 - 1, grad_output, tiled, backend)
+    summed = expected[1]
+    for axis, length in enumerate(size):
+        summed = summed.unflatten(axis, (4, length)).sum(axis)
+    laid_out = values.movedim(-1, 0).contiguous().movedim(0, -1)
+    for given in (values, laid_out):
+        out, of_values, of_coords = gradients(given, coords, grad_output, case, backend)
+        assert_near(out, expected[0], OTHER_INDEX * case.condition)
+        assert_near(of_values, summed, 4 * OTHER_INDEX * case.condition)
+        assert_near(of_coords, expected[2] / 4, OTHER_INDEX * case.condition, case.slope)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in every_option(SQUARE)
+        if case.mode == "linear" and case.padding_mode != "circular"
+    ],
+    ids=str,
 )
 def test_torch_follows_the_same_rule(backend: str, case: Case) -> None:
     """In its 2-D kernel on the CPU, forward."""

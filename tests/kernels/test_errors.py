@@ -99,9 +99,9 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
             ),
             (
                 "padding_mode",
-                lambda: sample(VALUES, COORDS, padding_mode="circular"),
+                lambda: sample(VALUES, COORDS, padding_mode="wrap"),
                 ValueError,
-                ["padding_mode", "'zeros'", "'border'", "'reflection'", "'circular'"],
+                ["padding_mode", "'zeros'", "'border'", "'reflection'", "'circular'", "'wrap'"],
             ),
             (
                 "backend",

@@ -33,6 +33,7 @@ BY_WINDOW = [
 BY_CORNER = [
     Case((61, 40), channels=8, points=(700,)),
     Case((50, 45), channels=3, points=(500,), mode="cubic", padding_mode="border"),
+    Case((30, 1, 40), channels=3, points=(900,), padding_mode="circular"),
     Case((50, 45), channels=3, points=(500,), mode="cubic", padding_mode="reflection"),
     Case((50, 45), channels=3, points=(2000,), mode="nearest"),
 ]

@@ -16,7 +16,7 @@ from crad_kernels import backends, grid_sample
 pytestmark = pytest.mark.skipif(not backends()["cpu"].usable, reason="needs the CPU backend")
 
 MODES = ("nearest", "bilinear", "bicubic")
-PADDINGS = ("zeros", "border", "reflection")
+PADDINGS = ("zeros", "border", "reflection", "circular")
 FLOWS = ("identity", "smooth", "rotated", "flipped", "random", "outside")
 
 
@@ -71,8 +71,10 @@ def assert_right(input: Tensor, grid: Tensor, **options: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_image_is_that_of_the_reference(mode: str, kind: str) -> None:
     shapes = ((1, 1, 24, 40), (2, 3, 17, 33), (1, 8, 31, 9), (3, 2, 1, 7), (1, 4, 6, 1))
-    choices = itertools.product(shapes, PADDINGS, (False, True), (False, True))
+    choices = itertools.product(shapes, PADDINGS[:3], (False, True), (False, True))
     for (batch, channels, *size), padding, align, last in choices:
+        if padding == "reflection" and align == last:
+            padding = "circular"
         input = image(batch, channels, *size, last=last)
         grid = flow(kind, batch, 23, 37)
         assert_right(input, grid, mode=mode, padding_mode=padding, align_corners=align)
@@ -81,7 +83,9 @@ def test_image_is_that_of_the_reference(mode: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["identity", "smooth", "random", "outside"])
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_volume_is_that_of_the_reference(mode: str, kind: str) -> None:
-    for padding, channels, last in itertools.product(PADDINGS, (1, 3), (False, True)):
+    for padding, channels, last in itertools.product(PADDINGS[:3], (1, 3), (False, True)):
+        if padding == "reflection" and (channels == 1) == last:
+            padding = "circular"
         input = image(2, channels, 5, 9, 12, last=last)
         assert_right(input, flow(kind, 2, 7, 8, 11), mode=mode, padding_mode=padding)
 
@@ -212,19 +216,42 @@ def test_views_are_read_where_they_lie(size: tuple[int, ...]) -> None:
         assert_same(results("cpu", view, grid), plain, 1e-5)
 
 
-def test_reflection_far_away_is_that_of_the_reference() -> None:
+@pytest.mark.parametrize("padding", ["reflection", "circular"])
+def test_places_far_away_are_those_of_the_reference(padding: str) -> None:
     input = image(1, 1, 12, 18)
     for far in (3.0, 1e3, 1e5, 3e7, 1e12):
         grid = flow("random", 1, 20, 30).double() * far
         for mode in MODES[:2]:
             # In float64, for the places of float32 are far apart out there.
-            got = grid_sample(input.double(), grid, mode, "reflection", backend="cpu")
-            wanted = grid_sample(input.double(), grid, mode, "reflection", backend="reference")
+            got = grid_sample(input.double(), grid, mode, padding, backend="cpu")
+            wanted = grid_sample(input.double(), grid, mode, padding, backend="reference")
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("padding", PADDINGS)
+def test_floats_far_away_repeat_themselves(mode: str) -> None:
+    """At whole indices, which float32 holds there, too: of one point of a vector, and of all."""
+    input = image(1, 2, 6, 9)
+    # Aligned, a coordinate of 1 is at the last entry.
+    index = torch.stack(torch.meshgrid(torch.arange(9.0), torch.arange(6.0), indexing="xy"), -1)[
+        None
+    ]
+    half = torch.tensor([8.0, 5.0]) / 2
+    options = {"mode": mode, "padding_mode": "circular", "align_corners": True}
+    near = index.double() / half - 1
+    for periods in (1 << 20, 1 << 24, 1 << 26, -(1 << 24)):
+        for one in (False, True):
+            far = near + periods * torch.tensor([9.0, 6.0]) / half
+            if one:
+                far = torch.where(torch.arange(9)[:, None] % 7 == 3, far, near)
+            grid = far.float()
+            got = grid_sample(input, grid, **options, backend="cpu")
+            wanted = grid_sample(input, grid, **options, backend="reference")
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDINGS[:3])
 def test_image_is_that_of_torch(mode: str, padding: str) -> None:
     input, grid = image(2, 3, 50, 60), flow("smooth", 2, 64, 72)
     got = grid_sample(input, grid, mode, padding, backend="cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 from crad_kernels import grid_sample, sample
 from crad_kernels._op import OPERATORS
 from crad_kernels._schema import pack
-from tests.cases import Case, covering
+from tests.cases import PADDING_MODES, Case, covering
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 # Around the widths of vectors, and of what is transposed with the channels as a constant.
@@ -54,7 +54,7 @@ def test_the_order_of_values_changes_no_bit(
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("size", [(40,), (9, 11), (5, 6, 7)], ids=str)
 def test_the_order_of_values_changes_nothing_of_what_is_no_number(
     compiled_backend: str, size: tuple[int, ...], padding_mode: str

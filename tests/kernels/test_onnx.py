@@ -118,6 +118,8 @@ NO_PLACE = (0.0, NAN, 0.1, INFINITY, 0.2, -INFINITY, 0.3, 5e9, 0.4, -1e30, 0.5, 
 
 
 def is_grid_sample(case: Case) -> bool:
+    if case.padding_mode == "circular":
+        return False
     if case.mode != "cubic":
         return case.ndim in (2, 3)
     plain = case.padding_mode == "reflection" and not case.align_corners

@@ -58,8 +58,29 @@ TORCH_CASES = [
 ]
 
 
+def repeated(values: Tensor, coords: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Some periods of a grid, of which the fifth is the middle one, and the coordinates in them.
+
+    The coordinates are divided by a power of 2, so that what is halfway between entries stays so.
+    """
+    scale, shift = [], []
+    for axis, size in enumerate(case.size, start=0 if case.batch is None else 1):
+        along = size - case.align_corners  # in entries, what 2 is as a coordinate
+        times = 2
+        while times * along < 8 * size + 8:
+            times *= 2
+        entry = torch.arange(times * along + case.align_corners) - 4 * size
+        values = values.index_select(axis, entry % size)
+        scale.append(1 / times)
+        shift.append(1 / times + 8 * size / (times * along) - 1)
+    return values, coords * coords.new_tensor(scale[::-1]) + coords.new_tensor(shift[::-1])
+
+
 def by_torch(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     """`F.grid_sample`, which wants a batch, channels first, and D axes of points."""
+    if case.padding_mode == "circular":
+        values, coords = repeated(values, coords, case)
+        case = replace(case, padding_mode="zeros")
     ndim = case.ndim
     batched = values if case.batch is not None else values[None]
     points = coords if case.batch is not None else coords[None]
@@ -123,8 +144,10 @@ def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
 def comparable_to_onnx(case: Case) -> bool:
     """Its cubic pads the coordinate under border, and not the taps, as torch does.
 
-    And between the centres of one entry, it divides by their distance.
+    And between the centres of one entry, it divides by their distance. It has no circular padding.
     """
+    if case.padding_mode == "circular":
+        return False
     if case.padding_mode == "reflection" and case.align_corners and 1 in case.size:
         return False
     return (case.mode, case.padding_mode) != ("cubic", "border")
@@ -189,6 +212,8 @@ SCIPY_MODES = {
     ("border", True): "nearest",
     ("reflection", False): "reflect",
     ("reflection", True): "mirror",
+    ("circular", False): "grid-wrap",
+    ("circular", True): "grid-wrap",
 }
 
 

@@ -71,7 +71,7 @@ def kept_near(at, slope, size, padding: tl.constexpr):
         high = tl.cast(size, at.dtype)
         slope = tl.where((at >= -2) & (at <= high), slope, 0.0)
         at = tl.where(at == at, tl.where(at < -2, -2.0, tl.where(at > high, high, at)), 0.0)
-    if padding == "reflection":
+    if padding == "reflection" or padding == "circular":
         near = tl.abs(at) < 2147483648.0
         slope = tl.where(near, slope, 0.0)
         at = tl.where(near, at, 0.0)
@@ -80,8 +80,11 @@ def kept_near(at, slope, size, padding: tl.constexpr):
 
 @triton.jit
 def padded(at, slope, size, mode: tl.constexpr, padding: tl.constexpr, align_corners: tl.constexpr):
-    """The index that the taps are taken around; cubic pads its taps, the others the index."""
-    if mode == "cubic":
+    """The index that the taps are taken around.
+
+    Circular padding pads the taps, as cubic does for any; the others pad the index.
+    """
+    if mode == "cubic" or padding == "circular":
         at, slope = kept_near(at, slope, size, padding)
     else:
         at, slope = padded_directly(at, slope, size, padding, align_corners)
@@ -100,15 +103,32 @@ def base_of(at, mode: tl.constexpr):
 
 
 @triton.jit
+def wrapped_base(base, size, padding: tl.constexpr):
+    """The base of the same taps, in the grid where these repeat with it."""
+    if padding == "circular":
+        # In integers, where the remainder is exact: a float's is not on every GPU.
+        whole = base.to(tl.int64)
+        rest = whole - whole // size * size  # // may round down, or to 0
+        rest = tl.where(rest < 0, rest + size, rest)
+        inside = (base >= 0) & (base <= tl.cast(size - 1, base.dtype))
+        base = tl.where(inside, base, rest.to(base.dtype))
+    return base
+
+
+@triton.jit
 def tap_position(
     base, tap, size, mode: tl.constexpr, padding: tl.constexpr, align_corners: tl.constexpr
 ):
     """The position of the entry that a tap reads: it may lie outside the grid."""
-    if mode == "cubic":
-        position = base + (tap - 1)
+    position = base + (tap - 1 if mode == "cubic" else tap)
+    if padding == "circular":
+        period = tl.cast(size, base.dtype)
+        position = tl.where(position < 0, position + period, position)
+        last = tl.cast(size - 1, base.dtype)
+        position = tl.where(position > last, position - period, position)
+        position, _ = clamped(position, 0.0, size)
+    elif mode == "cubic":
         position, _ = padded_directly(position, 0.0, size, padding, align_corners)
-    else:
-        position = base + tap
     return position
 
 

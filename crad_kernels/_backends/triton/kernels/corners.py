@@ -10,6 +10,7 @@ from crad_kernels._backends.triton.axis import (
     tap_position,
     tap_weight,
     unpadded_index,
+    wrapped_base,
 )
 from crad_kernels._backends.triton.jitter import jitter_normal
 from crad_kernels._backends.triton.plan import UNROLLED as _UNROLLED
@@ -37,7 +38,7 @@ def locate(coords, point, exists, seed, jitter_std, size, OPTIONS: tl.constexpr)
             at, along, size[axis], OPTIONS.mode, OPTIONS.padding, OPTIONS.align_corners
         )
         start = base_of(at, OPTIONS.mode)
-        base = base + (start,)
+        base = base + (wrapped_base(start, size[axis], OPTIONS.padding),)
         distance = distance + (at - start,)
         slope = slope + (along,)
     return (base, distance, slope), finite

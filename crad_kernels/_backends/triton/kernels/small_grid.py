@@ -45,7 +45,8 @@ def weight_tile(places, taps, size, OPTIONS: tl.constexpr):
                 OPTIONS.mode,
                 OPTIONS.derivative >> 4 * axis & 15,
             ).to(OPTIONS.accumulator)
-            if OPTIONS.mode == "cubic":  # where taps are padded one by one, two may read one entry
+            # Where taps are padded one by one, two may read one entry.
+            if OPTIONS.mode == "cubic" or OPTIONS.padding == "circular":
                 along += tl.where(read, weight[None, :], 0.0)
             else:
                 along = tl.where(read, weight[None, :], along)
