@@ -259,6 +259,7 @@ def _describe(detector: Detector, checkpoint: Checkpoint, options: ExportOptions
         false_alarm_rate=detector.false_alarm_rate,
         thresholds=detector.thresholds,
         uncertain=detector.uncertain,
+        uncertain_rate=options.uncertain,
         pixel_thresholds=detector.pixel_thresholds,
         calibration=detector.calibration,
         interest=detector.interest,

@@ -46,6 +46,7 @@ class Description:
         false_alarm_rate: that the thresholds are for.
         thresholds: of the scores, by class.
         uncertain: scores above which an image that is no defect is uncertain; empty without them.
+        uncertain_rate: p-value that they are for; None without them.
         pixel_thresholds: of the pixels of maps, by class.
         calibration: sorted scores of normal images, by class.
         interest: what part of the images of each class counts.
@@ -66,6 +67,7 @@ class Description:
     false_alarm_rate: float
     thresholds: Thresholds
     uncertain: Thresholds
+    uncertain_rate: float | None
     pixel_thresholds: Thresholds
     calibration: Calibration
     interest: Interest
@@ -92,6 +94,7 @@ class Description:
                 "false_alarm_rate": self.false_alarm_rate,
                 "thresholds": _plain(self.thresholds),
                 "uncertain": _plain(self.uncertain),
+                "uncertain_rate": self.uncertain_rate,
                 "pixel_thresholds": _plain(self.pixel_thresholds),
                 "calibration": self.calibration,
                 "interest": {name: _pack(each) for name, each in self.interest.masks.items()},
@@ -137,6 +140,7 @@ class Description:
                 false_alarm_rate=stored["false_alarm_rate"],
                 thresholds=_thresholds(stored["thresholds"]),
                 uncertain=_thresholds(stored["uncertain"]),
+                uncertain_rate=stored.get("uncertain_rate"),
                 pixel_thresholds=_thresholds(stored["pixel_thresholds"]),
                 calibration=Calibration(
                     {name: tuple(each) for name, each in stored["calibration"].items()}

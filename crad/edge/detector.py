@@ -200,6 +200,8 @@ def load_exported(
             "give the checkpoint some with crad calibrate --good FOLDER, and export it again"
         )
     rate = description.false_alarm_rate
+    if uncertain_rate is None and false_alarm_rate is not None:
+        uncertain_rate = description.uncertain_rate  # which then has to be above the other one
     thresholds, uncertain = thresholds_at(
         description.thresholds, description.calibration, rate, false_alarm_rate, uncertain_rate
     )

@@ -48,7 +48,12 @@ class Runtime(ABC):
     description: str
 
     @abstractmethod
-    def __init__(self, path: Path, threads: int | None = None) -> None: ...
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self._opened = path.absolute(), threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the name of the file, which another process opens anew."""
+        return open_runtime, self._opened
 
     @abstractmethod
     def run(self, images: npt.NDArray[Any]) -> Outputs:
@@ -62,6 +67,7 @@ class OnnxRuntime(Runtime):
     """An ``.onnx`` file in ONNX Runtime, on the CPU."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
+        super().__init__(path, threads)
         onnxruntime = _import("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
@@ -82,6 +88,7 @@ class OpenVino(Runtime):
     """An ``.xml`` file, and the ``.bin`` file beside it, in OpenVINO."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
+        super().__init__(path, threads)
         openvino = _import("openvino", "openvino")
         core = openvino.Core()
         model = core.read_model(os.fspath(path))
@@ -103,6 +110,7 @@ class TorchProgram(Runtime):
     """A ``.pt2`` file in PyTorch, whose number of threads is `torch.set_num_threads`'s."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
+        super().__init__(path, threads)
         self._torch = _import("torch", "")
         files = {KEY: ""}
         program = self._torch.export.load(os.fspath(path), extra_files=files)

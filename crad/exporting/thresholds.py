@@ -59,6 +59,8 @@ def find_images(checkpoint: Checkpoint, good: Path | None) -> GoodImages:
         "folder of good images that the model was not trained on with --good"
     )
     try:
+        if not config.data.source:
+            raise DataError("the checkpoint does not say where its images are")
         dataset = find_datasets(
             config.data.source, config.data.added, classes=[*checkpoint.n_train]
         )

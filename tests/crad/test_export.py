@@ -1,19 +1,17 @@
 """Exported files: they say what their detector says, and nothing is written that does not."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import timm
 import torch
 from PIL import Image
 
@@ -30,6 +28,7 @@ from crad.edge.runtimes import open_runtime
 from crad.errors import CheckpointError, DataError, ExportError, ImageError, UsageError
 from crad.export import ExportOptions, export
 from crad.exporting.check import compare
+from crad.exporting.formats import write_onnx
 from crad.exporting.pipeline import Pipeline
 from crad.exporting.scattering import MatrixScattering
 from crad.scoring.calibration import Threshold, Thresholds
@@ -37,6 +36,7 @@ from crad.scoring.interest import Interest
 from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import PROTOCOLS
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
@@ -105,6 +105,29 @@ def test_another_rate_needs_no_other_file(trained, file: Path) -> None:
     for threads in (0, -1, 99999, 1.5, "2"):
         with pytest.raises(UsageError, match="threads: expected a whole number from 1 to 1024"):
             crad.load_exported(file, threads=threads)  # type: ignore[arg-type]
+
+
+def test_a_band_is_kept_at_another_rate_or_refused(trained, tmp_path: Path, file: Path) -> None:
+    """That of a file is for its own p-value."""
+    path = tmp_path / "band.onnx"
+    shutil.copy(file, path)
+    described = crad.load_exported(file).description
+    model = onnx.load(path)
+    band = described.calibration.thresholds(0.6)
+    write_onnx(model, replace(described, uncertain=band, uncertain_rate=0.6), path)
+    assert crad.load_exported(path).uncertain == band
+    assert crad.load_exported(path, false_alarm_rate=0.4).uncertain == band
+    other = described.calibration.thresholds(0.7)
+    assert crad.load_exported(path, uncertain_rate=0.7).uncertain == other
+    with pytest.raises(UsageError, match=r"more than the false alarm rate, 0[.]8"):
+        crad.load_exported(path, false_alarm_rate=0.8)
+
+
+def test_a_process_is_given_a_detector(trained, exported: ExportedDetector) -> None:
+    path = images(trained.data)[0]
+    other = pickle.loads(pickle.dumps(exported))
+    assert other.predict_one(path).score == exported.predict_one(path).score
+    assert other.description.to_json() == exported.description.to_json()
 
 
 def test_a_bad_image_leaves_its_neighbours_alone(
@@ -195,6 +218,8 @@ def test_the_edge_command(trained, file: Path, tmp_path: Path, exported: Exporte
     expected = exported.predict([row["image"] for row in rows])
     assert [row["score"] for row in rows] == pytest.approx([each.score for each in expected])
     assert [row["decision"] for row in rows] == [each.decision for each in expected]
+    assert "images per class, as recognised: gauge 6" in ended.stdout
+    assert "thresholds from 1 normal image a class promise" in ended.stdout
     ended = without_torch(run, str(file), str(tmp_path / "none"))
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert "there is no file or folder" in ended.stderr
@@ -453,64 +478,6 @@ def test_a_description_survives_its_file(trained, exported: ExportedDetector) ->
     assert again.thresholds == detector.thresholds
     assert again.decoding.max_megapixels == 50
     assert found.check["n_images"] == 24
-
-
-# Other formats, each of which takes a while
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("name", "arguments", "tolerance"),
-    [
-        ("model.pt2", {}, 1e-5),
-        ("model.xml", {}, 1e-4),
-        ("half.onnx", {"precision": "float16"}, 0.02),
-        ("eight.onnx", {"precision": "int8"}, 0.2),
-        ("float.onnx", {"input": "float"}, 1e-5),
-        ("resizes.onnx", {"with_preprocessing": True}, 0.02),
-    ],
-)
-def test_other_formats(
-    trained, tmp_path: Path, name: str, arguments: dict[str, object], tolerance: float
-) -> None:
-    if name.endswith(".xml"):
-        pytest.importorskip("openvino")
-    path = tmp_path / name
-    export(ExportOptions(trained.output, path, **arguments))  # type: ignore[arg-type]
-    exported, detector = crad.load_exported(path), crad.load(trained.output, "cpu", "fp32")
-    paths = images(trained.data)
-    with ThreadPoolExecutor(2) as pool:  # which share the file
-        alone = [each.score for each in pool.map(exported.predict_one, paths)]
-    assert alone == pytest.approx([each.score for each in exported.predict(paths)], rel=1e-4)
-    for one, other in zip(exported.predict(paths), detector.predict(paths), strict=True):
-        assert one.score == pytest.approx(other.score, rel=tolerance)
-        assert one.class_name == other.class_name
-    export(ExportOptions(trained.output, path, overwrite=True, **arguments))  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--local.resolution", "3", "3", "3", "3"),  # of which ONNX has no GridSample
-        ("--local.memory", "attention", "--global.memory", "none"),
-        ("--backbone", "test_resnet", "--weights", "WEIGHTS", "--image-size", "64"),
-        ("--image-size", "32", "48"),
-    ],
-)
-def test_other_models(
-    demo_root: Path, tmp_path: Path, train_command: Command, arguments: tuple[str, ...]
-) -> None:
-    weights = tmp_path / "weights.safetensors"
-    model = timm.create_model("test_resnet", pretrained=False)
-    safetensors.torch.save_file(model.state_dict(), weights)
-    given = [str(weights) if each == "WEIGHTS" else each for each in arguments]
-    assert train_command(demo_root, tmp_path / "run", *given) == 0
-    agreement = export(ExportOptions(tmp_path / "run", tmp_path / "model.onnx"))
-    assert agreement.score_error < 1e-4
-    assert agreement.n_changed == 0
 
 
 @pytest.mark.slow
