@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from crad.exporting.formats import (
     write_torch,
 )
 from crad.exporting.pipeline import Pipeline
-from crad.exporting.thresholds import find_images, own_thresholds
+from crad.exporting.thresholds import GoodImages, find_images, own_thresholds
 from crad.files import replacing
 from crad.outputs import Output, check_outputs
 from crad.scoring.calibration import promise
@@ -101,29 +101,14 @@ def export(options: ExportOptions) -> Agreement:
         UsageError: options contradict each other.
     """
     name = _format(options)
-    check_choice(name, options.precision)
-    if options.with_preprocessing and options.input == "float":
-        raise UsageError("--with-preprocessing takes uint8 images; leave --input float out")
-    if find_separate(options.checkpoint):
-        raise UsageError(
-            f"export: '{options.checkpoint}' is a separate run, with a model for each class; "
-            "export each of them, such as --checkpoint RUN/CLASS"
-        )
-    rounded = options.precision != "float32"
-    if options.good and not rounded:
-        raise UsageError(
-            "--good: a float32 file decides by the thresholds of the checkpoint; leave --good out, "
-            "or set new ones with crad calibrate"
-        )
+    _check_options(options, name)
     options = replace(options, output=Path(os.path.realpath(options.output)))
     checkpoint = read_checkpoint(options.checkpoint)
     images = _images(options, checkpoint)
-    decides = bool(checkpoint.thresholds)
-    good = find_images(checkpoint, options.good) if rounded and decides else None
-    _check_output(
-        options,
-        [*images, *(sample.path for sample in good.samples if sample.path)] if good else images,
-    )
+    good = None
+    if options.precision != "float32" and (options.good or checkpoint.thresholds):
+        good = find_images(checkpoint, options.good)
+    _check_output(options, [*images, *(good.paths if good else [])])
     choices = Choices(false_alarm_rate=options.false_alarm_rate, uncertain_rate=options.uncertain)
     detector = from_checkpoint(checkpoint, select_device("cpu"), "fp32", choices)
     pipeline = Pipeline(
@@ -152,14 +137,8 @@ def export(options: ExportOptions) -> Agreement:
         agreement = _check(file, detector, images, options)
         write(replace(description, check=asdict(agreement)), file)
         _move(file, options.output)
-    print(_summary(agreement))
-    if good:
-        print(
-            f"the scores of a file in {options.precision} are its own, and so are its thresholds: "
-            f"from {count(len(good.samples), 'good image')}"
-        )
-        numbers = [each.n_images for each in description.thresholds.values()]
-        print(promise(numbers, description.false_alarm_rate, "name with --good"))
+    for line in _summary(agreement, description, good):
+        print(line)
     print(f"written to {options.output} ({options.output.stat().st_size / 1e6:.1f} MB)")
     return agreement
 
@@ -184,6 +163,27 @@ def _format(options: ExportOptions) -> FormatName:
             "leave --format out, or give another name"
         )
     return name
+
+
+def _check_options(options: ExportOptions, name: FormatName) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        UsageError: they do.
+    """
+    check_choice(name, options.precision)
+    if options.with_preprocessing and options.input == "float":
+        raise UsageError("--with-preprocessing takes uint8 images; leave --input float out")
+    if find_separate(options.checkpoint):
+        raise UsageError(
+            f"export: '{options.checkpoint}' is a separate run, with a model for each class; "
+            "export each of them, such as --checkpoint RUN/CLASS"
+        )
+    if options.good and options.precision == "float32":
+        raise UsageError(
+            "--good: a float32 file decides by the thresholds of the checkpoint; leave --good out, "
+            "or set new ones with crad calibrate"
+        )
 
 
 def _images(options: ExportOptions, checkpoint: Checkpoint) -> list[Path]:
@@ -343,14 +343,25 @@ def _move(file: Path, output: Path) -> None:
                 shutil.copyfile(source, temporary)
 
 
-def _summary(agreement: Agreement) -> str:
+def _summary(
+    agreement: Agreement, description: Description, good: GoodImages | None
+) -> Iterator[str]:
+    """What a user of the file must know, line by line."""
     n_changed = agreement.n_changed
     changed = f"{n_changed} decided otherwise" if n_changed else "all decisions are equal"
-    return (
+    yield (
         f"checked with {count(agreement.n_images, 'image')}: scores differ by up to "
         f"{agreement.score_error:.2g} of their value, maps by {agreement.map_error:.2g} of the "
         f"largest; {changed}"
     )
+    if not good:
+        return
+    yield (
+        f"the scores of a file in {description.precision} are its own, and so are its thresholds: "
+        f"from {count(len(good.samples), 'good image')}"
+    )
+    numbers = [each.n_images for each in description.thresholds.values()]
+    yield str(promise(numbers, description.false_alarm_rate, "name with --good"))
 
 
 main = make_command(

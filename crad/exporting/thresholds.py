@@ -29,6 +29,11 @@ class GoodImages:
     samples: list[Sample]
     contamination: float
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images."""
+        return [sample.path for sample in self.samples if sample.path]
+
 
 @dataclass(frozen=True)
 class OwnThresholds:
@@ -123,7 +128,7 @@ def own_thresholds(
 
 def _score(file: ExportedDetector, good: GoodImages) -> Iterator[tuple[Sample, float, float]]:
     """Images whose class is known, their scores, and the highest values of their maps."""
-    found = file.iterate([sample.path for sample in good.samples if sample.path])
+    found = file.iterate(good.paths)
     progress = tqdm(found, "good images", len(good.samples), leave=False)
     for sample, each in zip(good.samples, progress, strict=True):
         name = sample.class_name or each.class_name

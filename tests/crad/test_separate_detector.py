@@ -80,7 +80,7 @@ def test_nothing_is_computed_to_recognise_a_class_that_is_named(
     detector = crad.load(separate, "cpu")
     image = images_of(demo_root, "gauge")[0]
     (recognised,) = detector.predict(image)
-    del detector._folded  # of the features that name the class
+    del detector.folded_backbone  # of the features that name the class
     (named,) = detector.predict(image, class_name="gauge")
     assert named.score == pytest.approx(recognised.score, rel=1e-5)
     assert (named.threshold, named.decision) == (recognised.threshold, recognised.decision)
