@@ -249,7 +249,8 @@ CRAD_INLINE X wrapped_base(X base, int64_t size, Padding padding) {
     case Padding::circular:
       break;
   }
-  const auto inside = (base >= constant<X>(0)) & (base <= constant<X>(size - 1));
+  const X first = constant<X>(0), last = constant<X>(size - 1);
+  const auto inside = (base >= first) & (base <= last);
   if constexpr (std::is_arithmetic_v<X>) {
     if (inside) return base;
     if (Numbers<X>::within(base, 0x1p23)) return wrapped_near(base, size);
