@@ -177,7 +177,7 @@ def load_exported(
         false_alarm_rate: share of normal images that may be taken for defective, in (0, 1); None
             takes that of the file. A class without calibration scores keeps its threshold.
         uncertain_rate: images are uncertain whose p-value is above the false alarm rate, but at
-            most this; None takes what the file has.
+            most this; None takes what the file has, which must be above the false alarm rate too.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or another version wrote it.

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from crad.data.inputs import find_good
 from crad.data.samples import Sample
 from crad.data.several import find_datasets
-from crad.edge.detector import ExportedDetector
 from crad.errors import CradError, DataError
+from crad.predictor import Predictor
 from crad.scoring.calibration import Calibration, Thresholds, calibrate, thresholds_at
 from crad.scoring.held_back import hold_back
 from crad.training.checkpoint import Checkpoint
@@ -86,7 +86,7 @@ def find_images(checkpoint: Checkpoint, good: Path | None) -> GoodImages:
 
 
 def own_thresholds(
-    file: ExportedDetector,
+    file: Predictor,
     good: GoodImages,
     false_alarm_rate: float,
     uncertain_rate: float | None,
@@ -126,7 +126,7 @@ def own_thresholds(
     )
 
 
-def _score(file: ExportedDetector, good: GoodImages) -> Iterator[tuple[Sample, float, float]]:
+def _score(file: Predictor, good: GoodImages) -> Iterator[tuple[Sample, float, float]]:
     """Images whose class is known, their scores, and the highest values of their maps."""
     found = file.iterate(good.paths)
     progress = tqdm(found, "good images", len(good.samples), leave=False)
