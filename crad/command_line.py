@@ -20,6 +20,7 @@ from typing import NoReturn, TypeVar
 import tyro
 
 from crad import launch
+from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.sources import BATCH_SIZE
 from crad.detector import Choices
 from crad.devices import PrecisionName
@@ -27,6 +28,7 @@ from crad.errors import CradError, PeerError, UsageError
 from crad.loading import load_any
 from crad.memory import freed_memory_kept, is_out_of_memory
 from crad.predictor import Predictor
+from crad.shared_options import BitDepth, MaxMegapixels
 from crad.training import processes
 from crad.words import one_line
 
@@ -87,6 +89,23 @@ class InferenceOptions(ComputeOptions):
         if self.compile:
             detector.compile()
         return detector
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """What may be chosen of a trained detector."""
+
+    false_alarm_rate: float | None = None
+    """Share of normal images that may be taken for defective. Default: that of training."""
+    uncertain: float | None = None
+    """Decide "uncertain" where the p-value is above the false alarm rate, but at most this.
+    Default: decide good or defect."""
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
+    bit_depth: BitDepth = None
+
+    def choices(self) -> Choices:
+        """The same for the library."""
+        return Choices(self.bit_depth, self.max_megapixels, self.false_alarm_rate, self.uncertain)
 
 
 def parse(

@@ -40,7 +40,12 @@ from crad.exporting.formats import (
     write_torch,
 )
 from crad.exporting.pipeline import Pipeline
-from crad.exporting.thresholds import GoodImages, find_images, own_thresholds
+from crad.exporting.thresholds import (
+    GoodImages,
+    check_held_back,
+    find_images,
+    own_thresholds,
+)
 from crad.files import replacing
 from crad.outputs import Output, check_outputs
 from crad.scoring.calibration import promise
@@ -111,6 +116,8 @@ def export(options: ExportOptions) -> Agreement:
     _check_output(options, [*images, *(good.paths if good else [])])
     choices = Choices(false_alarm_rate=options.false_alarm_rate, uncertain_rate=options.uncertain)
     detector = from_checkpoint(checkpoint, select_device("cpu"), "fp32", choices)
+    if good and not options.good:
+        check_held_back(detector, good, checkpoint)
     pipeline = Pipeline(
         detector,
         float_input=options.input == "float",

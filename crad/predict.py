@@ -11,14 +11,13 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from crad.command_line import InferenceOptions, make_command
+from crad.command_line import DetectorOptions, InferenceOptions, make_command
 from crad.data import check_outside_classes
 from crad.data.bad_images import BadImages
-from crad.data.decoding import MAX_MEGAPIXELS
 from crad.data.images import open_image
 from crad.data.inputs import find_inputs
 from crad.data.samples import has_more_note
-from crad.detector import Choices, Detector
+from crad.detector import Detector
 from crad.errors import DataError, OutputError, UsageError
 from crad.files import LONGEST_NAME, cut_name, full_path, remove_leftovers
 from crad.outputs import Output, check_outputs, locked
@@ -30,7 +29,7 @@ from crad.report.scores import Csv, Json, ScoreFile, row_of
 from crad.report.tables import printable
 from crad.scoring.interest import read_interest
 from crad.scoring.prediction import Prediction
-from crad.shared_options import BitDepth, IgnoreOption, MaxMegapixels, RoiOption, SkipBad
+from crad.shared_options import IgnoreOption, RoiOption, SkipBad
 from crad.training.checkpoint import checkpoint_path
 from crad.words import count
 
@@ -46,11 +45,6 @@ class PredictOptions:
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class of all images. Default: a model of several classes recognises that of each
     image."""
-    false_alarm_rate: float | None = None
-    """Share of normal images that may be taken for defective. Default: that of training."""
-    uncertain: float | None = None
-    """Decide "uncertain" where the p-value is above the false alarm rate, but at most this.
-    Default: decide good or defect."""
     output: Path | None = None
     """Folder to write a heat map and a mask of each image, scores.csv and scores.json into."""
     csv: Path | None = None
@@ -60,8 +54,7 @@ class PredictOptions:
     roi: RoiOption = None
     ignored: IgnoreOption = None
     skip_bad: SkipBad = False
-    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
-    bit_depth: BitDepth = None
+    detector: DetectorOptions = field(default_factory=DetectorOptions)
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
 
@@ -90,13 +83,7 @@ def predict(options: PredictOptions) -> list[Prediction]:
         pictures = _picture_files(found, options)
         tables = _tables(options)
         _check_outputs(options, found, pictures, tables)
-        choices = Choices(
-            options.bit_depth,
-            options.max_megapixels,
-            options.false_alarm_rate,
-            options.uncertain,
-        )
-        detector = options.compute.load(options.checkpoint, choices)
+        detector = options.compute.load(options.checkpoint, options.detector.choices())
         if options.roi or options.ignored:  # instead of those of training
             if not isinstance(detector, Detector):
                 raise UsageError(

@@ -5,12 +5,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crad.command_line import InferenceOptions, make_command
-from crad.data.decoding import MAX_MEGAPIXELS
-from crad.detector import Choices
+from crad.command_line import DetectorOptions, InferenceOptions, make_command
 from crad.errors import MissingPackageError, UsageError
 from crad.scoring.calibration import promise
-from crad.shared_options import BitDepth, MaxMegapixels
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,7 @@ class ServeOptions:
     """Images that are received, wait, or are computed at most; more are refused with 503."""
     max_megabytes: float = 32.0
     """Largest size of a file, in MB."""
-    false_alarm_rate: float | None = None
-    """Share of normal images that may be taken for defective. Default: that of training."""
-    uncertain: float | None = None
-    """Decide "uncertain" where the p-value is above the false alarm rate, but at most this.
-    Default: decide good or defect."""
-    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
-    bit_depth: BitDepth = None
+    detector: DetectorOptions = field(default_factory=DetectorOptions)
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
     def check(self) -> None:
@@ -77,13 +68,7 @@ def serve(options: ServeOptions) -> None:
         ) from error
     token = read_token(options.token_file)
     with bind(options.host, options.port) as bound:
-        choices = Choices(
-            options.bit_depth,
-            options.max_megapixels,
-            options.false_alarm_rate,
-            options.uncertain,
-        )
-        detector = options.compute.load(options.checkpoint, choices)
+        detector = options.compute.load(options.checkpoint, options.detector.choices())
         log_lines()
         if not detector.thresholds:
             print("no decisions: the checkpoint has no thresholds; crad calibrate sets some")

@@ -13,15 +13,12 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from crad.command_line import InferenceOptions, make_command
-from crad.data.decoding import MAX_MEGAPIXELS
-from crad.detector import Choices
+from crad.command_line import DetectorOptions, InferenceOptions, make_command
 from crad.errors import CheckpointError, DataError, OutputError, UsageError
 from crad.files import full_path
 from crad.outputs import locked
 from crad.report.tables import printable
 from crad.scoring.calibration import promise
-from crad.shared_options import BitDepth, MaxMegapixels
 from crad.watching.inbox import Inbox
 from crad.watching.record import Record
 from crad.watching.watcher import RECORD, Watcher, say
@@ -47,13 +44,7 @@ class WatchOptions:
     interval: float = 1.0
     """Seconds between two looks into IN. A file whose size and time are the same in both is
     complete."""
-    false_alarm_rate: float | None = None
-    """Share of normal images that may be taken for defective. Default: that of training."""
-    uncertain: float | None = None
-    """Decide "uncertain" where the p-value is above the false alarm rate, but at most this.
-    Default: decide good or defect."""
-    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS
-    bit_depth: BitDepth = None
+    detector: DetectorOptions = field(default_factory=DetectorOptions)
     compute: InferenceOptions = field(default_factory=InferenceOptions)
 
     def check(self) -> None:
@@ -99,13 +90,7 @@ def watch(options: WatchOptions) -> None:
         if not options.keep:
             stack.enter_context(locked(folder))
         record = stack.enter_context(Record(output / RECORD))
-        choices = Choices(
-            options.bit_depth,
-            options.max_megapixels,
-            options.false_alarm_rate,
-            options.uncertain,
-        )
-        detector = options.compute.load(options.checkpoint, choices)
+        detector = options.compute.load(options.checkpoint, options.detector.choices())
         if not detector.thresholds:
             raise CheckpointError(
                 "watch: the checkpoint has no thresholds to decide by; crad calibrate --good "

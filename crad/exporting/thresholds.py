@@ -1,5 +1,7 @@
 """Thresholds of a file in float16 or int8, whose scores are not those of its detector."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,11 @@ from crad.scoring.calibration import Calibration, Thresholds, calibrate, thresho
 from crad.scoring.held_back import hold_back
 from crad.training.checkpoint import Checkpoint
 from crad.words import enumerate_some
+
+_WAY = (
+    "a float16 or int8 file has scores of its own, and needs thresholds of its own; name a folder "
+    "of good images that the model was not trained on with --good"
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,6 @@ def find_images(checkpoint: Checkpoint, good: Path | None) -> GoodImages:
     if good is not None:
         return GoodImages([Sample(path) for path in find_good(good)], contamination=0)
     config = checkpoint.config
-    way = (
-        "a float16 or int8 file has scores of its own, and needs thresholds of its own; name a "
-        "folder of good images that the model was not trained on with --good"
-    )
     try:
         if not config.data.source:
             raise DataError("the checkpoint does not say where its images are")
@@ -71,7 +74,7 @@ def find_images(checkpoint: Checkpoint, good: Path | None) -> GoodImages:
         )
     except CradError as error:
         raise DataError(
-            f"export: the images held back from training are not there ({error}); {way}"
+            f"export: the images held back from training are not there ({error}); {_WAY}"
         ) from error
     share, contamination = config.decisions.held_back, config.decisions.contamination
     held = hold_back(dataset, share, config.training.seed, checkpoint.draws)[1]
@@ -80,9 +83,40 @@ def find_images(checkpoint: Checkpoint, good: Path | None) -> GoodImages:
     if not held or numbers != {name: len(each) for name, each in expected.items()}:
         raise DataError(
             "export: the thresholds of the checkpoint come from other images than those held back "
-            f"from training, such as those of crad calibrate or of folds; {way}"
+            f"from training, such as those of crad calibrate or of folds; {_WAY}"
         )
     return GoodImages(held, contamination)
+
+
+def check_held_back(detector: Predictor, held_back: GoodImages, checkpoint: Checkpoint) -> None:
+    """Refuse images that are no longer those that set the thresholds of a checkpoint.
+
+    Args:
+        detector: of the checkpoint, in fp32.
+        held_back: as `find_images` found them; the first of each class are scored.
+        checkpoint: whose thresholds they set.
+
+    Raises:
+        DataError: the score of one is not among those of the checkpoint.
+        ImageError: an image cannot be read.
+    """
+    by_class: defaultdict[str, list[Path]] = defaultdict(list)
+    for sample in held_back.samples:
+        if sample.path and sample.class_name:
+            by_class[sample.class_name].append(sample.path)
+    # Far more than the rounding of other kernels, or of another batch.
+    tolerance = 1e-3 if checkpoint.precision == "fp32" else 0.03
+    for name, files in by_class.items():
+        known = checkpoint.calibration[name]
+        for each, file in zip(detector.iterate(files[:3], class_name=name), files, strict=False):
+            suspicious = held_back.contamination > 0 and each.score > known[-1]  # set none
+            same = any(math.isclose(each.score, score, rel_tol=tolerance) for score in known)
+            if not suspicious and not same:
+                raise DataError(
+                    f"export: the images held back from training have changed since ('{file}' "
+                    f"scores {each.score:.6g} now, as none did that set the threshold of '{name}');"
+                    f" {_WAY}"
+                )
 
 
 def own_thresholds(

@@ -14,7 +14,7 @@ import crad
 from crad.data import find_dataset
 from crad.errors import DataError, UsageError
 from crad.export import ExportOptions, export
-from crad.exporting.thresholds import find_images, own_thresholds
+from crad.exporting.thresholds import check_held_back, find_images, own_thresholds
 from crad.scoring.calibration import Calibration
 from crad.scoring.held_back import hold_back
 from crad.training.checkpoint import read_checkpoint
@@ -68,6 +68,23 @@ def test_images_that_set_no_threshold_of_the_checkpoint_set_none_of_the_file(
     assert [each.class_name for each in only.samples] == [None] * 6
     with pytest.raises(DataError, match="no image shows gauge"):
         own_thresholds(detector, only, 0.1, None, 0.1)
+
+
+def test_images_that_have_changed_since_training_set_no_threshold(trained, tmp_path: Path) -> None:
+    """As many as before, under the same names, but other pictures."""
+    checkpoint = read_checkpoint(trained.output)
+    good = find_images(checkpoint, None)
+    detector = crad.load(trained.output, "cpu", "fp32")
+    check_held_back(detector, good, checkpoint)
+    tested = find_dataset(trained.data).test
+    scores = [each.score for each in detector.predict([str(each.path) for each in tested])]
+    by_score = sorted(zip(scores, tested, strict=True), key=lambda each: each[0])
+    highest = {sample.class_name: sample for _, sample in by_score}
+    changed = replace(good, samples=[highest[each.class_name] for each in good.samples])
+    with pytest.raises(DataError, match=r"have changed since.*--good"):
+        check_held_back(detector, changed, checkpoint)
+    # Those that were taken for defects set no threshold.
+    check_held_back(detector, replace(changed, contamination=0.1), checkpoint)
 
 
 def test_a_float32_file_has_the_thresholds_of_its_checkpoint(trained, tmp_path: Path) -> None:
