@@ -1,6 +1,5 @@
 """The demo set: its layout, its seeds, and that it is no toy."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,9 @@ import pytest
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 
-from crad.data.demo import _VERSION, DEMO_CLASSES, DEMO_NAMES, demo_dataset, write_demo
+from crad.data.demo import _VERSION, DEMO_NAMES, demo_dataset, write_demo
 from crad.data.demo.photos import PHOTOS, crop_photo
-from crad.data.demo.products import PRODUCTS
 from tests.fixtures import largest_file
 
 Array = NDArray[np.float64]
@@ -24,39 +21,6 @@ def read(path: Path) -> Array:
 
 def files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.png"))}
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default set as `crad train` gets it; not to be changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return demo_dataset("demo")
-
-
-@pytest.mark.slow
-def test_layout_is_that_of_mvtec_ad(full: Path) -> None:
-    assert len(PHOTOS) >= 3
-    assert len(PRODUCTS) >= 3
-    assert sorted(folder.name for folder in full.iterdir()) == sorted(DEMO_CLASSES)
-    for name in DEMO_CLASSES:
-        assert len(list((full / name / "train").glob("good/*.png"))) == 60
-        good = list((full / name / "test" / "good").glob("*.png"))
-        bad = set((full / name / "test").glob("*/*.png")) - set(good)
-        assert (len(good), len(bad)) == (10, 10)
-        for path in bad:
-            mask = full / name / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-            with Image.open(mask) as image:
-                assert image.mode == "L"
-                assert image.size == (128, 128)
-                assert set(np.unique(np.asarray(image))) == {0, 255}
-        assert len(list((full / name / "ground_truth").glob("*/*.png"))) == len(bad)
-
-
-@pytest.mark.slow
-def test_masks_are_neither_specks_nor_most_of_the_picture(full: Path) -> None:
-    for path in full.glob("*/ground_truth/*/*.png"):
-        assert 0.0015 < read(path).mean() < 0.2, path
 
 
 def test_every_defect_changes_its_mask_and_little_else(tmp_path: Path) -> None:
@@ -115,51 +79,6 @@ def test_photographs_need_no_download(monkeypatch: pytest.MonkeyPatch, tmp_path:
         monkeypatch.delenv(name, raising=False)
     assert skimage.data.brick().shape == (512, 512)
     write_demo(tmp_path, n_train=1, n_test=0, size=64, classes=PHOTOS)
-
-
-def mahalanobis(train: Array, test: Array) -> Array:
-    inverse = np.linalg.inv(np.cov(train.T) + 1e-8 * np.eye(train.shape[1]))
-    offset = test - train.mean(0)
-    return np.einsum("ni,ij,nj->n", offset, inverse, offset)
-
-
-def nearest(train: Array, test: Array) -> Array:
-    return np.linalg.norm(test[:, None] - train[None], axis=2).min(1)
-
-
-def brightness(train: Array, test: Array) -> Array:
-    return np.abs(test.mean(1) - train.mean())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("with_deviation", [False, True], ids=["mean", "mean and deviation"])
-@pytest.mark.parametrize("detector", [mahalanobis, nearest, brightness])
-def test_mean_colour_gives_no_defect_away(
-    full: Path, detector: Callable[[Array, Array], Array], with_deviation: bool
-) -> None:
-    def describe(path: Path) -> Array:
-        pixels = read(path).reshape(-1, 3)
-        return np.concatenate([pixels.mean(0), pixels.std(0)]) if with_deviation else pixels.mean(0)
-
-    aurocs = []
-    for name in DEMO_CLASSES:
-        train = np.stack([describe(p) for p in sorted((full / name / "train").glob("good/*"))])
-        paths = sorted((full / name / "test").glob("*/*"))
-        test = np.stack([describe(path) for path in paths])
-        labels = [path.parent.name != "good" for path in paths]
-        aurocs.append(roc_auc_score(labels, detector(train, test)))
-    assert np.mean(aurocs) <= 0.75
-
-
-@pytest.mark.slow
-def test_a_set_that_is_there_is_not_written_again(
-    full: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CRAD_CACHE", str(full.parent))
-    before = full.stat().st_mtime_ns
-    assert demo_dataset("demo") == full
-    assert full.stat().st_mtime_ns == before
-    assert list(full.parent.iterdir()) == [full]
 
 
 def test_every_set_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

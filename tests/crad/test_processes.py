@@ -159,6 +159,7 @@ def test_an_evaluation_by_two_processes_is_that_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_interrupted_and_resumed(
     trained, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

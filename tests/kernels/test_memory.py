@@ -42,8 +42,8 @@ run(size, channels, points)
     ("size", "channels", "points"),
     [
         ((8, 8), 216, 50_176),
-        ((4, 4), 169_344, 64),
-        ((64, 64), 216, 50_176),
+        pytest.param((4, 4), 169_344, 64, marks=pytest.mark.thorough),
+        pytest.param((64, 64), 216, 50_176, marks=pytest.mark.thorough),
         ((32,) * 3, 16, 400_000),
     ],
     ids=str,

@@ -18,6 +18,8 @@ from crad.config import Config
 from crad.training.checkpoint import CHECKPOINT_NAME
 from crad.training.loop import Training
 
+pytestmark = pytest.mark.thorough
+
 Command = Callable[..., int]
 Small = tuple[str, ...]
 
