@@ -51,10 +51,10 @@ def _speed(
         values = backbone(images.to(device)).permute(0, 2, 3, 1).cpu()
         return detector.maps(replace(chosen, values=values)).cpu()
 
-    return size / _seconds(map_images)
+    return size / seconds_of(map_images)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
     """The median time of a call, after one that is not timed."""
     call()
     times: list[float] = []

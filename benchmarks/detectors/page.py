@@ -10,6 +10,8 @@ from typing import Any
 from benchmarks import markdown
 from benchmarks.comparison import mark
 from benchmarks.detectors import words
+from benchmarks.detectors.growth import COMMAND as GROWTH
+from benchmarks.detectors.growth import read_growth
 from benchmarks.detectors.methods import methods
 from benchmarks.detectors.options import COMMAND, SETTINGS
 from benchmarks.detectors.own_scores import OWN
@@ -53,14 +55,21 @@ def page_of(output: Path, picture: str | None = None) -> str:
     records = read_records(output)
     if not records:
         raise OutputError(f"output: '{output}' holds no results; measure some with --data")
-    return page(records, picture)
+    return page(records, picture, read_growth(output))
 
 
-def page(records: Iterable[Record], picture: str | None = None) -> str:
+def page(
+    records: Iterable[Record], picture: str | None = None, growth: Record | None = None
+) -> str:
     """The text of the page.
 
     Each protocol has a short table, of all records that were measured by it. A section is by the
     first protocol of its records, and of those that have it.
+
+    Args:
+        records: of the comparison.
+        picture: as for `page_of`.
+        growth: what `benchmarks.detectors.growth` measured; None leaves that section out.
 
     Raises:
         OutputError: the records do not belong together.
@@ -76,6 +85,8 @@ def page(records: Iterable[Record], picture: str | None = None) -> str:
         if protocol == protocols_of(ordered)[0]:
             parts += [f"![accuracy against cost]({picture})"] * bool(picture)
             parts += ["## Where CRAD loses", _losses(sections, protocol)]
+    if growth:
+        parts += ["## How costs grow", *_growth(growth)]
     for members in sections_by(ordered):
         parts += _section(members)
     return "\n\n".join(parts) + "\n"
@@ -278,8 +289,35 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
             for name in classes
             for labels, members in rows_of(records)
         ]
-        yield "\n".join(markdown.table(["class", "setting", "method", *COLUMNS.values()], rows))
+        table = "\n".join(markdown.table(["class", "setting", "method", *COLUMNS.values()], rows))
+        yield f"<details><summary>By class</summary>\n\n{table}\n\n</details>"
     yield _made(records)
+
+
+def _growth(found: Record) -> Iterator[str]:
+    """The parts on costs against images and classes."""
+    yield words.GROWTH
+    order = [*methods()]
+    records = sorted(found["records"], key=lambda each: order.index(each["method"]))
+    fit = "fit, s CPU" if found["clock"] == "cpu" else "fit, s"
+    columns = ["method", "classes", "images", fit, "look-up, ms", "size, MB", "memory, MB"]
+    rows = [
+        [
+            methods()[each["method"]].title,
+            str(each["n_classes"]),
+            str(each["n_images"]),
+            number(each["fit"]),
+            number(1000 * each["look_up"]),
+            number(each["n_bytes"] / 1e6),
+            "-" if each["peak_bytes"] is None else number(each["peak_bytes"] / 1e6),
+        ]
+        for each in records
+    ]
+    yield "\n".join(markdown.table(columns, rows))
+    yield (
+        f"`{GROWTH} --data {Path(found['data']).name} --backbone {found['backbone']}`\n\n"
+        f"{_machine(found['environment'])}"
+    )
 
 
 def _costs(members: Sequence[Record]) -> Iterator[str]:

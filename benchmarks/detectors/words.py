@@ -36,6 +36,13 @@ those of papers, do not compare with these.
 * `python -m benchmarks.detectors.altered` writes harder copies of a set, with few training images,
   defective ones among them, other light or compression; the same command measures these."""
 
+GROWTH = """\
+One class with more and more images, and 200 images of each of more and more classes, in one
+model. Images are those of the set, whose features are taken again with noise. *Look-up* is the
+time from the features of an image to its map, 32 at once; *memory* is what fitting and mapping
+take at most on top of the features. CRAD was trained for half a minute each time; `crad train`
+chooses how long by the number of images: the same up to 1,000, then in proportion to the root."""
+
 METHODS: Mapping[str, str] = {
     "crad": "trained as `crad train` does, with its defaults for the backbone",
     "crad_without_refinement": "the same without its refinement",
