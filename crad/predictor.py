@@ -100,7 +100,7 @@ class Predictor(ABC):
 
     @property
     def image_size(self) -> Size:
-        """Of the images that are computed: the side of a square, or height and width."""
+        """The side of a square, or height and width, of the images that are computed."""
         return self.frame.size
 
     @property

@@ -82,7 +82,7 @@ class Prediction(Sample):
 
     @cached_property
     def anomaly_mask(self) -> npt.NDArray[np.bool_] | None:
-        """The anomalous pixels: bool, at the size of the image; None without a pixel threshold.
+        """The anomalous pixels, bool, at the size of the image; None without a pixel threshold.
 
         Of a normal image some may be, too: the decision is that of the whole image.
         """
