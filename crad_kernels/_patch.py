@@ -108,8 +108,8 @@ def patch() -> Patch:
     refuses, go to torch. Results are torch's up to rounding.
 
     Returns:
-        the patch; leave it for the rest of the program, call its `Patch.undo`, or use it in a ``with``
-        block. Patches nest: torch's function is back when the last one is undone.
+        the patch; leave it for the rest of the program, call its `Patch.undo`, or use it in a
+        ``with`` block. Patches nest: torch's function is back when the last one is undone.
     """
     with _lock:
         added = Patch()

@@ -41,7 +41,10 @@ napoleon_use_ivar = True
 # What has no page here is shown as code.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|npt|PIL|os|collections)\..*"),
-    (r"py:.*", r"crad\.(model|scoring)\..*|GroupedBatchNorm|Batch\.images|Prediction\.has_more|iterate"),
+    (
+        r"py:.*",
+        r"crad\.(model|scoring)\..*|GroupedBatchNorm|Batch\.images|Prediction\.has_more|iterate",
+    ),
 ]
 
 sphinx_gallery_conf = {

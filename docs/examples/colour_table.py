@@ -23,7 +23,7 @@ photograph = torch.tensor(data.astronaut()) / 255  # (512, 512, 3), red first
 
 
 def apply(table: Tensor, colours: Tensor) -> Tensor:
-    """Look up colours ``(..., D)`` in [0, 1]; component 0 moves along the last axis of the table."""
+    """Look up colours ``(..., D)`` in [0, 1]; the first component is red."""
     return sample(table, 2 * colours - 1, padding_mode="border", align_corners=True)
 
 
@@ -82,8 +82,8 @@ show({"before": photograph, "after, by the table": after, "the goal": grade(phot
 # Four axes: a look with a dial
 # -----------------------------
 #
-# A fourth component of each colour, the exposure, moves along the first axis of the table. It learns
-# from pixels at any exposure between 0 and 1.
+# A fourth component of each colour, the exposure, moves along the first axis of the table. It
+# learns from pixels at any exposure between 0 and 1.
 
 dial = identity(5, 17, 17, 17).requires_grad_()
 optimizer = torch.optim.Adam([dial], lr=0.01)

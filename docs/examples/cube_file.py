@@ -26,12 +26,12 @@ photograph = torch.tensor(data.coffee()) / 255  # (400, 600, 3), red first
 
 
 def apply(table: Tensor, colours: Tensor) -> Tensor:
-    """Look up colours ``(..., D)`` in [0, 1]; component 0 moves along the last axis of the table."""
+    """Look up colours ``(..., D)`` in [0, 1]; the first component is red."""
     return sample(table, 2 * colours - 1, padding_mode="border", align_corners=True)
 
 
 def read_cube(path: Path) -> Tensor:
-    """Read a table of colours in [0, 1], ``(blue, green, red, 3)``: red runs fastest in the file."""
+    """Read a table ``(blue, green, red, 3)`` of colours in [0, 1]; red runs fastest in files."""
     lines = [line.split() for line in path.read_text().splitlines()]
     (size,) = (int(words[1]) for words in lines if words[:1] == ["LUT_3D_SIZE"])
     rows = [words for words in lines if words and words[0][0] in "-.0123456789"]
@@ -72,8 +72,8 @@ print(f"largest difference: {(after - theirs).abs().max():.1e} of 1")
 # Four megapixels
 # ---------------
 #
-# `torch.nn.functional.grid_sample` takes at most three axes. A table of four can be put together from
-# functions of PyTorch that gather and weigh the corners.
+# `torch.nn.functional.grid_sample` takes at most three axes. A table of four can be put together
+# from functions of PyTorch that gather and weigh the corners.
 
 
 def composed(table: Tensor, colours: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 Warp an image, and learn the warp
 =================================
 
-A warp says for every pixel of the result where in the image to look. :func:`crad_kernels.grid_sample`
-takes these places as coordinates: -1 and 1 are the left and right, or upper and lower, borders of
-the image, and x comes before y. The call is that of `torch.nn.functional.grid_sample`.
+A warp says for every pixel of the result where in the image to look.
+:func:`crad_kernels.grid_sample` takes these places as coordinates: -1 and 1 are the left and right,
+or upper and lower, borders of the image, and x comes before y. The call is that of
+`torch.nn.functional.grid_sample`.
 """
 
 import math
@@ -24,7 +25,7 @@ image = photograph.permute(2, 0, 1)[None, :, ::2, ::2]  # (1, 3, 256, 256): batc
 
 
 def places(angle: Tensor, zoom: Tensor) -> Tensor:
-    """Return where each pixel of a picture looks that is turned and enlarged, ``(1, 256, 256, 2)``."""
+    """Return where each pixel of the turned and enlarged picture looks, ``(1, H, W, 2)``."""
     cos, sin, nothing = angle.cos() / zoom, angle.sin() / zoom, torch.zeros(())
     rows = torch.stack([cos, -sin, nothing]), torch.stack([sin, cos, nothing])
     return affine_grid(torch.stack(rows)[None], list(image.shape), align_corners=False)

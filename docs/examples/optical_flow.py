@@ -2,9 +2,9 @@
 Warp by a flow, and find the flow
 =================================
 
-A flow says how far each pixel has moved from one picture to the next. To compare the two, the second
-one is sampled where the pixels of the first have gone. The pictures are the two views of a stereo
-camera, for which scikit-image has the true movement.
+A flow says how far each pixel has moved from one picture to the next. To compare the two, the
+second one is sampled where the pixels of the first have gone. The pictures are the two views of a
+stereo camera, for which scikit-image has the true movement.
 """
 
 import matplotlib.pyplot as plt
@@ -27,8 +27,8 @@ known = truth.isfinite()
 # From pixels to coordinates
 # --------------------------
 #
-# With ``align_corners=False``, pixel i of n is at (2 i + 1) / n - 1, so a pixel is 2 / n wide. A point
-# of the scene is ``disparity`` pixels further to the left in the right picture.
+# With ``align_corners=False``, pixel i of n is at (2 i + 1) / n - 1, so a pixel is 2 / n wide. A
+# point of the scene is ``disparity`` pixels further to the left in the right picture.
 
 y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
 here = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)  # (H, W, 2)
@@ -41,7 +41,7 @@ def warp(picture: Tensor, flow: Tensor) -> Tensor:
 
 
 def error(picture: Tensor) -> float:
-    """Return the mean difference from the first picture, in grey levels, where the truth is known."""
+    """Return the mean difference from the first picture, in grey levels, where flow is known."""
     return float(255 * (picture - first).abs().mean(1)[0][known].mean())
 
 
@@ -65,8 +65,8 @@ plt.show()
 # -----------
 #
 # A flow is a picture of two channels, and a smooth one is a coarse grid that is sampled at every
-# pixel: a :class:`crad_kernels.GridMemory`, cubic. The pictures are the first view, and the same view
-# moved by a wave. Their difference reaches the grid through both samples.
+# pixel: a :class:`crad_kernels.GridMemory`, cubic. The pictures are the first view, and the same
+# view moved by a wave. Their difference reaches the grid through both samples.
 
 wave = torch.stack([6 * torch.sin(3 * here[..., 1]), 4 * torch.cos(4 * here[..., 0])], -1)
 moved = warp(first, wave)

@@ -2,9 +2,9 @@
 Learn a radiance field from views
 =================================
 
-A radiance field (NeRF) says for each point of space how dense it is and what colour it has. A view is
-computed by sampling it along the ray of each pixel. Here the field is a grid of 32 x 32 x 32 entries,
-a :class:`crad_kernels.GridMemory`, which is fitted to views of a scene of a few balls.
+A radiance field (NeRF) says for each point of space how dense it is and what colour it has. A view
+is computed by sampling it along the ray of each pixel. Here the field is a grid of 32 x 32 x 32
+entries, a :class:`crad_kernels.GridMemory`, which is fitted to views of a scene of a few balls.
 """
 
 import math
@@ -37,7 +37,7 @@ def scene(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rays(turn: float, height: float) -> tuple[Tensor, Tensor]:
-    """Give where the rays of a camera begin and lead, ``(PIXELS ** 2, 3)``; it looks at the centre."""
+    """Give the origins and directions ``(PIXELS ** 2, 3)`` of the rays of a camera."""
     origin = 3 * normalize(torch.tensor([math.sin(turn), height, math.cos(turn)]), dim=0)
     forward = -origin / 3
     right = normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward), dim=0)

@@ -2,8 +2,9 @@
 The detector on your folder
 ===========================
 
-The detector learns from images of good products. It needs a folder for each product, with good images
-in ``train/good``; images in ``test`` and masks of their defects are optional, and serve to measure it.
+The detector learns from images of good products. It needs a folder for each product, with good
+images in ``train/good``; images in ``test`` and masks of their defects are optional, and serve to
+measure it.
 """
 
 import subprocess
@@ -14,7 +15,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from skimage import data
 
 import crad
 
@@ -62,8 +62,8 @@ for number in range(12):
 # -----
 #
 # In a shell, this is ``crad train --data parts --backbone scattering --epochs 20``. The scattering
-# transform needs no pretrained weights. Leave both options out for your own images, and the detector
-# takes the best backbone that it can get, and some minutes.
+# transform needs no pretrained weights. Leave both options out for your own images, and the
+# detector takes the best backbone that it can get, and some minutes.
 
 
 def crad_command(*arguments: str) -> None:
@@ -82,8 +82,8 @@ crad_command(
 # Look at images
 # --------------
 #
-# A prediction has a score, a p-value, a decision, and the regions that are anomalous, in pixels of the
-# image.
+# A prediction has a score, a p-value, a decision, and the regions that are anomalous, in pixels of
+# the image.
 
 detector = crad.load(run)
 paths = sorted(folder.glob("washer/test/*/00[0-2].png"))
