@@ -46,7 +46,7 @@ def show(pictures: dict[str, Tensor]) -> None:
     """Show pictures ``(H, W, 3)`` in a row."""
     _, axes = plt.subplots(1, len(pictures), figsize=(10, 10 / len(pictures) + 0.4))
     for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
-        axis.imshow(picture.clip(0, 1))
+        axis.imshow(picture.clip(0, 1).numpy())
         axis.set_title(title)
         axis.axis("off")
     plt.tight_layout()

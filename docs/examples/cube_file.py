@@ -56,7 +56,7 @@ file.write_text("LUT_3D_SIZE 33\n" + "\n".join(rows) + "\n")
 after = apply(read_cube(file), photograph).clip(0, 1)
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.8))
 for axis, picture, title in zip(axes, [photograph, after], ["before", "after"], strict=True):
-    axis.imshow(picture)
+    axis.imshow(picture.numpy())
     axis.set_title(title)
     axis.axis("off")
 plt.tight_layout()

@@ -52,7 +52,7 @@ print(f"mean difference before: {error(second):.1f} grey levels, after: {error(w
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.2))
 titles = ["first", "second", "second, warped by the true flow"]
 for axis, picture, title in zip(axes, [first, second, warped], titles, strict=True):
-    axis.imshow(picture[0].permute(1, 2, 0))
+    axis.imshow(picture[0].permute(1, 2, 0).numpy())
     axis.set_title(title)
     axis.axis("off")
 plt.tight_layout()
@@ -86,7 +86,7 @@ for step in range(STEPS + 1):
 
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
 for axis, picture, title in zip(axes, [wave, found.detach()], ["true", "found"], strict=True):
-    shown = axis.imshow(picture[..., 0], vmin=-7, vmax=7, cmap="RdBu")
+    shown = axis.imshow(picture[..., 0].numpy(), vmin=-7, vmax=7, cmap="RdBu")
     axis.set_title(f"horizontal flow in pixels, {title}")
     axis.axis("off")
 fig.colorbar(shown, ax=axes)

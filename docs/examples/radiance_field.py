@@ -75,8 +75,8 @@ truth = render(scene, *unseen)
 # Fit the grid
 # ------------
 #
-# The four channels of an entry become density and colour after interpolation, which makes sharper
-# surfaces than before it. Outside of the grid everything is zero, so it is nearly empty there.
+# The four channels of an entry become density and colour after interpolation. Outside of the grid
+# they are zero, which is nearly empty space.
 
 torch.manual_seed(0)
 memory = GridMemory(4, 32, ndim=3)
@@ -105,7 +105,7 @@ for step in range(STEPS + 1):
 
 fig, axes = plt.subplots(1, 4, figsize=(10, 2.9))
 for axis, (title, view) in zip(axes, (shown | {"the scene": truth}).items(), strict=True):
-    axis.imshow(view.reshape(PIXELS, PIXELS, 3).clip(0, 1))
+    axis.imshow(view.reshape(PIXELS, PIXELS, 3).clip(0, 1).numpy())
     axis.set_title(title)
     axis.axis("off")
 plt.tight_layout()

@@ -18,6 +18,7 @@ from PIL import Image
 
 import crad
 
+IMAGES = 120
 EPOCHS = 20
 
 # %%
@@ -49,7 +50,7 @@ def save(image: np.ndarray, name: str) -> None:
     Image.fromarray(image).save(path)
 
 
-for number in range(120):
+for number in range(IMAGES):
     save(draw(False)[0], f"train/good/{number:03}.png")
 for number in range(12):
     image, dent = draw(True)

@@ -17,9 +17,9 @@ SMALL: dict[str, dict[str, int]] = {
     "colour_table": {"STEPS": 40},
     "cube_file": {"REPEAT": 1},
     "image_warp": {"STEPS": 60},
-    "optical_flow": {"STEPS": 12},
+    "optical_flow": {"STEPS": 40},
     "radiance_field": {"STEPS": 30, "PIXELS": 24, "SAMPLES": 24},
-    "your_folder": {"EPOCHS": 2},
+    "your_folder": {"IMAGES": 20, "EPOCHS": 2},
 }
 
 
@@ -62,7 +62,7 @@ def test_image_warp(figures: list[int]) -> None:
 def test_optical_flow(figures: list[int]) -> None:
     names = run("optical_flow", SMALL["optical_flow"])
     assert names["error"](names["warped"]) < names["error"](names["second"]) / 3
-    assert names["off"].item() < 5.07  # as of no flow
+    assert names["off"].item() < 1
     assert figures
 
 
@@ -89,6 +89,7 @@ def test_radiance_field(figures: list[int]) -> None:
     assert figures
 
 
+@pytest.mark.slow
 def test_your_folder(figures: list[int]) -> None:
     names = run("your_folder", SMALL["your_folder"])
     assert len(names["predictions"]) == 6

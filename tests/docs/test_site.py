@@ -1,10 +1,14 @@
 """What the site says in code, and the check of its links."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.crad.browser import dump_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,3 +37,24 @@ def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (Path("a.html"), "c.html"),
         (Path("b.html"), "gone.png"),
     ]
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_searched_from_disk(tmp_path: Path) -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("gallery"))
+    options = ("-q", "-W", "--keep-going", "-n", "-D", "plot_gallery=0")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, tmp_path / "docs", tmp_path / "built"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    examples = {path.stem for path in (ROOT / "docs/examples").glob("*.py")}
+    assert {path.stem for path in (tmp_path / "built").rglob("*.ipynb")} == examples
+    address = (tmp_path / "built/search.html").as_uri() + "?q=jitter_std"
+    found = dump_address(address, tmp_path / "browser", "--virtual-time-budget=20000")
+    assert "site/kernels-api.html" in found.split('id="search-results"')[1].split("</article>")[0]
