@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import crad
+import crad_kernels
 from tests.crad.browser import dump_address
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +22,17 @@ def test_the_page_for_users_of_grid_sample_runs() -> None:
     assert blocks
     for block in blocks:
         exec(block, names)
+
+
+@pytest.mark.parametrize(
+    ("page", "package"), [("kernels-api.rst", crad_kernels), ("detector-api.rst", crad)]
+)
+def test_the_api_has_every_public_name(page: str, package: ModuleType) -> None:
+    told = re.findall(
+        r"^\.\. auto\w+:: (\S+)$", (ROOT / "docs/site" / page).read_text(), re.MULTILINE
+    )
+    public = {f"{package.__name__}.{name}" for name in package.__all__ if name != "__version__"}
+    assert public <= set(told)
 
 
 def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
