@@ -62,11 +62,13 @@ sphinx_gallery_conf = {
 _OUTSIDE = {"../README.md": "/site/your-data.md", "../CONTRIBUTING.md": "/site/contributing.md"}
 
 
-def _link_to_the_site(app: Sphinx, page: str, source: list[str]) -> None:
+def _adapt(app: Sphinx, page: str, source: list[str]) -> None:
     for outside, inside in _OUTSIDE.items():
         source[0] = re.sub(rf"\]\({re.escape(outside)}", f"]({inside}", source[0])
+    # A mean and its deviation stay on one line.
+    source[0] = source[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def setup(app: Sphinx) -> None:
-    """Have links that lead out of docs/ lead to the site."""
-    app.connect("source-read", _link_to_the_site)
+    """Have links that lead out of docs/ lead to the site, and numbers stay together."""
+    app.connect("source-read", _adapt)
