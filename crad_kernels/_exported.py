@@ -85,16 +85,14 @@ def _reference(
     ndim: int, seed: Tensor | None, jitter_std: Tensor | None, options: int
 ) -> _Function:
     """From values and coords to the sample, or to the derivative of it that the options ask for."""
-    mode, padding_mode, align_corners, deterministic, derivative = _schema.unpack(options)
+    unpacked = _schema.unpack(options)
 
     def sample(values: Tensor, coords: Tensor) -> Tensor:
-        return reference.sample(
-            values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
-        )
+        return reference.sample(values, coords, seed, jitter_std, unpacked)
 
     function: _Function = sample
     for component in range(ndim):
-        for _ in range(derivative >> 4 * (ndim - 1 - component) & 15):
+        for _ in range(unpacked.derivative >> 4 * (ndim - 1 - component) & 15):
             function = partial(_slope, function, component)
     return function
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd
 
 from crad_kernels import reference
-from crad_kernels._schema import PADDING_MODES, Operators, library, unpack
+from crad_kernels._schema import PADDING_MODES, Operators, Options, library, unpack
 
 # In the order of PyTorch's enumeration.
 _TORCH_MODES = ("linear", "nearest", "cubic")
@@ -55,28 +55,29 @@ def refuse_derivative(*_: Any) -> Any:
 def sample(
     values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
 ) -> Tensor:
-    mode, padding_mode, align_corners, deterministic, derivative = unpack(options)
-    if derivative:
+    unpacked = unpack(options)
+    if unpacked.derivative:
         refuse_derivative()
-    if not _is_grid_sample(values, coords, mode, padding_mode, align_corners):
-        return reference.sample(
-            values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
-        )
+    if not _is_grid_sample(values, coords, unpacked):
+        return reference.sample(values, coords, seed, jitter_std, unpacked)
     if seed is not None and jitter_std is not None:
         points = coords.reshape(-1, coords.shape[-1])
         noise = reference.normals(seed, points.shape[0], points.shape[1]).to(coords.dtype)
         coords = (points + jitter_std * noise).reshape(coords.shape)
-    return _grid_sample(values, coords, mode, padding_mode, align_corners)
+    return _grid_sample(values, coords, unpacked)
 
 
-def _is_grid_sample(
-    values: Tensor, coords: Tensor, mode: str, padding_mode: str, align_corners: bool
-) -> bool:
+def _is_grid_sample(values: Tensor, coords: Tensor, options: Options) -> bool:
     """Whether ONNX's GridSample, and that of its runtimes, has the same meaning.
 
     Its tensors have one dtype, and its cubic clamps the index under border padding, not the taps.
     ONNX Runtime has no cubic in 3-D, and reflects in an axis of one aligned entry to outside of it.
+    Coordinates are normalized, to which indices are rounded: the nearest entry may be another then.
+    Its corners are not aligned then, which matters to the reflection of indices alone.
     """
+    mode, padding_mode, align_corners, *_, unit = options
+    if unit == "index" and (mode == "nearest" or (padding_mode == "reflection" and align_corners)):
+        return False
     if coords.dtype != (torch.float64 if values.dtype == torch.float64 else torch.float32):
         return False
     ndim = coords.shape[-1]
@@ -88,19 +89,21 @@ def _is_grid_sample(
     return ndim == 2 and same
 
 
-def _grid_sample(
-    values: Tensor, coords: Tensor, mode: str, padding_mode: str, align_corners: bool
-) -> Tensor:
+def _grid_sample(values: Tensor, coords: Tensor, options: Options) -> Tensor:
     """The sample by GridSample.
 
     Of a coordinate far away or not finite, runtimes make an index that is undefined, or that they
     read outside of the grid with: it is replaced by one near the grid that is sampled alike.
     """
+    mode, padding_mode, align_corners, *_, unit = options
     ndim = coords.shape[-1]
     size = values.shape[-1 - ndim : -1]
     finite = None
     if padding_mode == "zeros":
-        finite = _index(coords, size, align_corners).isfinite().all(-1, keepdim=True)
+        finite = _index(coords, size, align_corners, unit).isfinite().all(-1, keepdim=True)
+    if unit == "index":
+        coords, align_corners = _normalized(coords, size), False
+    if padding_mode == "zeros":
         near = torch.where(coords.isnan(), 0, coords).clamp(-8, 8)
     elif padding_mode == "border":
         near = torch.where(coords.isnan(), -1, coords).clamp(-1, 1)
@@ -121,10 +124,18 @@ def _grid_sample(
     return (out if finite is None else torch.where(finite, out, torch.nan)).to(values.dtype)
 
 
-def _index(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+def _index(coords: Tensor, size: Sequence[int], align_corners: bool, unit: str) -> Tensor:
     """Fractional positions, one for each component."""
     pairs = zip(coords.unbind(-1), reversed(size), strict=True)
-    return torch.stack([reference._index(x, length, align_corners) for x, length in pairs], -1)
+    return torch.stack(
+        [reference.index_of(x, length, align_corners, unit) for x, length in pairs], -1
+    )
+
+
+def _normalized(index: Tensor, size: Sequence[int]) -> Tensor:
+    """The coordinates of indices, -1 and 1 being the borders of the outer entries."""
+    pairs = zip(index.unbind(-1), reversed(size), strict=True)
+    return torch.stack([(2 * u + 1) / length - 1 for u, length in pairs], -1)
 
 
 def _reflected(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -136,7 +147,7 @@ def _reflected(coords: Tensor, size: Sequence[int], align_corners: bool) -> Tens
     first = torch.stack(
         [-ones if align_corners else ones / length - 1 for length in reversed(size)], -1
     )
-    usable = _index(coords, size, align_corners).abs() < 2.0**31
+    usable = _index(coords, size, align_corners, "normalized").abs() < 2.0**31
     return torch.where(usable, inside, first)
 
 

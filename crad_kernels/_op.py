@@ -28,10 +28,7 @@ class _Reference:
         options: int,
     ) -> Tensor:
         _schema.check_tensors(values, coords)
-        mode, padding_mode, align_corners, deterministic, _ = _schema.unpack(options)
-        return reference.sample(
-            values, coords, seed, jitter_std, mode, padding_mode, align_corners, deterministic
-        )
+        return reference.sample(values, coords, seed, jitter_std, _schema.unpack(options))
 
     @staticmethod
     def grid_sample(input: Tensor, *rest: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch import Tensor
 # In the order of the enumerations in csrc/core/axis.h.
 MODES = ("nearest", "linear", "cubic")
 PADDING_MODES = ("zeros", "border", "reflection", "circular")
+COORDS_UNITS = ("normalized", "index")
 _MODE_BITS = {mode: bits for bits, mode in enumerate(MODES)}
 _PADDING_BITS = {mode: bits << 2 for bits, mode in enumerate(PADDING_MODES)}
+_UNIT_BITS = {unit: bits << 6 for bits, unit in enumerate(COORDS_UNITS)}
 
 VALUE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _COORD_DTYPES = (torch.float32, torch.float64)
@@ -39,12 +41,24 @@ _SCHEMAS = {
 }
 
 
+class Options(NamedTuple):
+    """What `pack` puts into one integer; see there."""
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    deterministic: bool
+    derivative: int = 0
+    coords_unit: str = "normalized"
+
+
 def pack(
     mode: str,
     padding_mode: str,
     align_corners: bool,
     deterministic: bool,
     derivative: int = 0,
+    coords_unit: str = "normalized",
 ) -> int:
     """The options of a call in one integer, for PyTorch takes 0.2 us for each that it is given.
 
@@ -55,24 +69,27 @@ def pack(
         deterministic: as `crad_kernels.sample`.
         derivative: of the weights: a hexadecimal digit holds its order along an axis, that of the
             first axis in the lowest.
+        coords_unit: as `crad_kernels.sample`.
     """
     return (
         _MODE_BITS[mode]
         | _PADDING_BITS[padding_mode]
         | align_corners << 4
         | deterministic << 5
+        | _UNIT_BITS[coords_unit]
         | derivative << DERIVATIVE
     )
 
 
-def unpack(options: int) -> tuple[str, str, bool, bool, int]:
+def unpack(options: int) -> Options:
     """The arguments of `pack`."""
-    return (
+    return Options(
         MODES[options & 3],
         PADDING_MODES[options >> 2 & 3],
         bool(options >> 4 & 1),
         bool(options >> 5 & 1),
         options >> DERIVATIVE,
+        COORDS_UNITS[options >> 6 & 1],
     )
 
 

@@ -24,6 +24,7 @@ def sample(
     mode: str = "linear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
+    coords_unit: str = "normalized",
     jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
@@ -42,8 +43,8 @@ def sample(
         values: ``(*size, C)``, one grid shared by all points, or ``(B, *size, C)``, one per batch
             item; float64, float32, bfloat16 or float16.
         coords: ``(..., D)``, or ``(B, ..., D)`` with one grid per batch item; float32 or float64;
-            in [-1, 1] inside the grid, any float is legal. Component 0 moves along the *last* axis
-            of ``size``, as in `torch.nn.functional.grid_sample`. Half precision tells few places
+            in ``coords_unit``, any float is legal. Component 0 moves along the *last* axis of
+            ``size``, as in `torch.nn.functional.grid_sample`. Half precision tells few places
             apart: it is refused, but under autocast, where it is what layers compute, converted to
             float32; values keep their dtype there.
         mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
@@ -52,9 +53,14 @@ def sample(
             ``"circular"``. By the last, the grid repeats itself: after ``size`` entries, which are
             2 as a coordinate unless corners are aligned. This is `torch.nn.functional.pad` with
             that mode before the sample, and SciPy's ``"grid-wrap"``.
-        align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
-        jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their units
-            (size of the grid: 2); a float, or D floats in the order of the components. At least 0.
+        align_corners: whether -1 and 1 are the centres of the outer entries, or their borders; and
+            so, whether reflection mirrors at these centres or borders.
+        coords_unit: ``"normalized"``, in which the grid is [-1, 1], or ``"index"``: 0 is the first
+            entry of an axis and ``size - 1`` the last, as in SciPy's ``map_coordinates`` (whose
+            coordinates come in the reverse order). Whether corners are aligned then matters to
+            reflection alone: SciPy's ``"mirror"`` if they are, or else ``"reflect"``.
+        jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their unit; a
+            float, or D floats in the order of the components. At least 0.
             Or a real 0-d or (D,) tensor on the device of ``coords``, with derivatives as any other
             argument: to learn it, or to change it without another graph of the compiler, which
             makes one for every float. Its values are not checked, as that would wait for the
@@ -86,6 +92,7 @@ def sample(
             mode=mode,
             padding_mode=padding_mode,
             align_corners=align_corners,
+            coords_unit=coords_unit,
             jitter_std=jitter_std,
             seed=seed,
             deterministic=deterministic,
@@ -101,6 +108,7 @@ def sample(
             mode,
             padding_mode,
             align_corners,
+            coords_unit,
             jitter_std,
             seed,
             deterministic,
@@ -110,7 +118,7 @@ def sample(
         # Operators refuse tensors that do not fit. To look at them before takes 0.8 us of 5.
         try:
             _schema.check_tensors(values, coords)
-            check_options(mode, padding_mode, align_corners)
+            check_options(mode, padding_mode, align_corners, coords_unit)
         except (TypeError, ValueError) as misfit:
             raise misfit from None
         raise
@@ -123,6 +131,7 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = False,
     *,
+    coords_unit: str = "normalized",
     jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
@@ -142,6 +151,7 @@ def grid_sample(
         padding_mode: as `sample`, with ``"circular"``, which torch does not have, and so are the
             arguments that follow.
         align_corners: see ``padding_mode``; None means False.
+        coords_unit: see ``padding_mode``.
         jitter_std: see ``padding_mode``.
         seed: see ``padding_mode``.
         deterministic: see ``padding_mode``.
@@ -163,6 +173,7 @@ def grid_sample(
             mode,
             padding_mode,
             align_corners,
+            coords_unit=coords_unit,
             jitter_std=jitter_std,
             seed=seed,
             deterministic=deterministic,
@@ -182,6 +193,7 @@ def grid_sample(
             _TORCH_MODES[mode],
             padding_mode,
             False if align_corners is None else align_corners,
+            coords_unit,
             jitter_std,
             seed,
             deterministic,
@@ -190,7 +202,7 @@ def grid_sample(
     except Exception:
         try:
             _check_grid(input, grid, mode)
-            check_options(_TORCH_MODES[mode], padding_mode, bool(align_corners))
+            check_options(_TORCH_MODES[mode], padding_mode, bool(align_corners), coords_unit)
         except (TypeError, ValueError) as misfit:
             raise misfit from None
         raise
@@ -210,6 +222,7 @@ def _run(
     mode: str,
     padding_mode: str,
     align_corners: bool,
+    coords_unit: str,
     jitter_std: float | Sequence[float] | Tensor,
     seed: int | Tensor | None,
     deterministic: bool | None,
@@ -226,8 +239,8 @@ def _run(
             f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
         )
     if not isinstance(align_corners, bool):
-        check_options(mode, padding_mode, align_corners)
-    options = _schema.pack(mode, padding_mode, align_corners, deterministic)
+        check_options(mode, padding_mode, align_corners, coords_unit)
+    options = _schema.pack(mode, padding_mode, align_corners, deterministic, 0, coords_unit)
     device = coords.device
     if coords.dtype in _HALVES and (channels_first or is_autocast_enabled(device.type)):
         coords = coords.float()
@@ -289,7 +302,7 @@ def _check_grid(input: Tensor, grid: Tensor, mode: str) -> None:
         )
 
 
-def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
+def check_options(mode: str, padding_mode: str, align_corners: bool, coords_unit: str) -> None:
     """Raise unless these are options of `sample`."""
     if mode not in _schema.MODES:
         raise ValueError(f"sample(): expected mode to be one of {_schema.MODES}, but got {mode!r}")
@@ -300,6 +313,11 @@ def check_options(mode: str, padding_mode: str, align_corners: bool) -> None:
         )
     if not isinstance(align_corners, bool):
         raise TypeError(f"sample(): expected align_corners to be a bool, but got {align_corners!r}")
+    if coords_unit not in _schema.COORDS_UNITS:
+        raise ValueError(
+            f"sample(): expected coords_unit to be one of {_schema.COORDS_UNITS}, "
+            f"but got {coords_unit!r}"
+        )
 
 
 def check_jitter_std(

@@ -38,12 +38,13 @@ class GridMemory(nn.Module):
         resolution: entries per axis, an int for all axes or one per axis in size order (the axis
             that the *last* component of a coordinate moves along comes first).
         ndim: number of axes D, by default as many as ``resolution`` has entries, or 2 for an int.
-        jitter_std: standard deviation of the Gaussian jitter in [-1, 1] units, a float or one per
+        jitter_std: standard deviation of the Gaussian jitter in ``coords_unit``, a float or one per
             component in coords order. A ``torch.nn.Parameter`` is learned, and another tensor
             becomes a buffer: 0-d or ``(D,)``, as in `crad_kernels.sample`.
-        mode: as in `crad_kernels.sample`, and so are the three that follow.
+        mode: as in `crad_kernels.sample`, and so are the four that follow.
         padding_mode: see ``mode``.
         align_corners: see ``mode``.
+        coords_unit: see ``mode``.
         backend: see ``mode``.
 
     Attributes:
@@ -70,6 +71,7 @@ class GridMemory(nn.Module):
         mode: str = "linear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
+        coords_unit: str = "normalized",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class GridMemory(nn.Module):
                 f"GridMemory(): expected ndim to be the length of resolution, {len(size)}, but got "
                 f"{ndim}; leave it out"
             )
-        check_options(mode, padding_mode, align_corners)
+        check_options(mode, padding_mode, align_corners, coords_unit)
         if isinstance(jitter_std, Tensor):
             check_jitter_tensor(jitter_std, len(size))
         else:
@@ -112,6 +114,7 @@ class GridMemory(nn.Module):
         self.mode = mode
         self.padding_mode = padding_mode
         self.align_corners = align_corners
+        self.coords_unit = coords_unit
         self.backend = backend
         self.reset_parameters()
 
@@ -158,6 +161,7 @@ class GridMemory(nn.Module):
         # What was pickled as a whole by a former version:
         if "values" in self._parameters:
             self._parameters["weight"] = self._parameters.pop("values")
+        self.__dict__.setdefault("coords_unit", "normalized")
         if "_std" not in self.__dict__:
             self._std = None
             self._make_std()
@@ -178,7 +182,7 @@ class GridMemory(nn.Module):
         """Sample the entries at ``coords``.
 
         Args:
-            coords: ``(..., D)``, float32 or float64, in [-1, 1].
+            coords: ``(..., D)``, float32 or float64, in ``coords_unit``.
             seed: of the jitter; None draws one from the generator of the device of ``coords``.
             jitter_std: of this call; None takes that of the module in training mode, else 0.
 
@@ -193,6 +197,7 @@ class GridMemory(nn.Module):
             mode=self.mode,
             padding_mode=self.padding_mode,
             align_corners=self.align_corners,
+            coords_unit=self.coords_unit,
             jitter_std=self._ready(jitter_std, coords),
             seed=seed,
             backend=self.backend,
@@ -222,5 +227,6 @@ class GridMemory(nn.Module):
             std = f"<{type(self.jitter_std).__name__} {tuple(self.jitter_std.shape)}>"
         return (
             f"{channels}, {tuple(size)}, jitter_std={std}, mode={self.mode!r}, "
-            f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+            f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}, "
+            f"coords_unit={self.coords_unit!r}"
         )

@@ -1,6 +1,6 @@
 """The specification of the operation, in plain torch, differentiable by torch itself.
 
-For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *last* spatial axis of
+For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatial axis of
 ``values``), the sample is
 
     out[p, :] = sum over taps of  weight(tap) * values[tap, :]
@@ -11,8 +11,10 @@ For a point ``p`` with coordinates ``x`` in [-1, 1] (``x[0]`` moves along the *l
    ``r cos t`` and ``r sin t`` with ``r = sqrt(-2 log u)``, ``u = (a // 256 + 1) / 2^24``,
    ``t = 2 pi (b // 256) / 2^24``; words 0, 1 serve components 0, 1 of the block, words 2, 3 the
    components 2, 3. ``p`` counts the points over batch and points in row-major order.
-2. **Index.** ``u = ((x + 1) * size - 1) / 2``, or ``(x + 1) / 2 * (size - 1)`` with
-   ``align_corners``, in the dtype of ``coords``.
+2. **Index.** Of normalized coordinates, which are in [-1, 1] inside the grid,
+   ``u = ((x + 1) * size - 1) / 2``, or ``(x + 1) / 2 * (size - 1)`` with ``align_corners``, in the
+   dtype of ``coords``. Of coordinates that are indices, ``u = x``: entry 0 is at 0, the last one at
+   ``size - 1``, and ``align_corners`` only says where 3 mirrors.
 3. **Padding.** ``border`` clamps ``u`` to ``[0, size - 1]``; ``reflection`` mirrors it at the
    borders of the outer entries (at their centres with ``align_corners``), then clamps; ``zeros``
    leaves it. Where ``u`` is clamped its derivative is 0. ``circular`` repeats the entries with
@@ -40,6 +42,8 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from crad_kernels._schema import Options
 
 # Per point: an entry that can be read (int64), its weight, and whether it lies inside the grid.
 _Tap: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -121,10 +125,7 @@ def sample(
     coords: Tensor,
     seed: Tensor | None,
     jitter_std: Tensor | None,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    deterministic: bool,
+    options: Options,
 ) -> Tensor:
     """Sample ``values`` at ``coords``; see the module's docstring for the meaning.
 
@@ -133,14 +134,16 @@ def sample(
         coords: ``(..., D)``, or ``(B, ..., D)``; float32 or float64.
         seed: int64, 0-d; None without jitter.
         jitter_std: ``(D,)`` of the dtype of ``coords``; None without jitter.
-        mode: ``"nearest"``, ``"linear"`` or ``"cubic"``.
-        padding_mode: ``"zeros"``, ``"border"``, ``"reflection"`` or ``"circular"``.
-        align_corners: whether -1 and 1 are the centres of the outer entries, or their borders.
-        deterministic: sum gradients in the same order in every run, on any device.
+        options: the mode (``"nearest"``, ``"linear"`` or ``"cubic"``), the padding (``"zeros"``,
+            ``"border"``, ``"reflection"`` or ``"circular"``), the unit of coordinates and of
+            ``jitter_std`` (``"normalized"`` or ``"index"``), whether -1 and 1 are the centres of
+            the outer entries or their borders, and whether to sum gradients in the same order in
+            every run, on any device. Their derivative is left to torch.
 
     Returns:
         ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``.
     """
+    mode, padding_mode, align_corners, deterministic, _, unit = options
     ndim = coords.shape[-1]
     size = values.shape[-1 - ndim : -1]
     channels = values.shape[-1]
@@ -151,7 +154,7 @@ def sample(
     finite = torch.ones_like(points[:, 0], dtype=torch.bool)
     axes = []
     for axis in range(ndim):
-        index = _index(points[:, ndim - 1 - axis], size[axis], align_corners)
+        index = index_of(points[:, ndim - 1 - axis], size[axis], align_corners, unit)
         if padding_mode == "zeros":
             finite = finite & index.isfinite()
             index = torch.where(index.isfinite(), index, 0)
@@ -191,8 +194,10 @@ def _products(start: _Tap, axes: Sequence[tuple[int, Sequence[_Tap]]]) -> Iterat
         yield from _products(longer, others)
 
 
-def _index(coord: Tensor, size: int, align_corners: bool) -> Tensor:
+def index_of(coord: Tensor, size: int, align_corners: bool, unit: str) -> Tensor:
     """Fractional position along an axis of ``size`` entries."""
+    if unit == "index":
+        return coord
     if align_corners:
         return (coord + 1) / 2 * (size - 1)
     return ((coord + 1) * size - 1) / 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from crad_kernels import backends
-from crad_kernels._schema import MODES, PADDING_MODES
+from crad_kernels._schema import COORDS_UNITS, MODES, PADDING_MODES
 from crad_kernels.functional import _TORCH_MODES
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class Case:
         mode: as `crad_kernels.sample` takes it.
         padding_mode: as `crad_kernels.sample` takes it.
         align_corners: as `crad_kernels.sample` takes it.
+        coords_unit: as `crad_kernels.sample` takes it.
         dtype: of the values.
         coords_dtype: of the coordinates.
     """
@@ -68,6 +69,7 @@ class Case:
     mode: str = "linear"
     padding_mode: str = "zeros"
     align_corners: bool = False
+    coords_unit: str = "normalized"
     dtype: torch.dtype = torch.float64
     coords_dtype: torch.dtype = torch.float64
 
@@ -82,6 +84,8 @@ class Case:
         ]
         if self.align_corners:
             parts.append("align_corners")
+        if self.coords_unit != "normalized":
+            parts.append(self.coords_unit)
         if (self.dtype, self.coords_dtype) != (torch.float64, torch.float64):
             parts += [
                 str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.coords_dtype)
@@ -108,7 +112,8 @@ class Case:
         sum to 2 for linear and to as much as 3 for cubic, per entry.
         """
         slopes = {"nearest": 0, "linear": 2, "cubic": 3}[self.mode]
-        return max(1.0, slopes * max(self.size) / 2 * math.sqrt(self.channels))
+        entries = 1 if self.coords_unit == "index" else max(self.size) / 2  # that a unit is
+        return max(1.0, slopes * entries * math.sqrt(self.channels))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,6 +122,7 @@ class Case:
             "mode": self.mode,
             "padding_mode": self.padding_mode,
             "align_corners": self.align_corners,
+            "coords_unit": self.coords_unit,
         }
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +142,7 @@ class Case:
         entry = np.where(near, random.integers(-1, size + 1, shape), 0)
         entry = np.where(near, entry, random.integers(-3 * size, 4 * size, shape))
         index = entry + random.uniform(0.1, 0.4, shape) * random.choice((-1, 1), shape)
-        coords = coords_of(index, size, self.align_corners)
+        coords = coords_of(index, size, self.align_corners, self.coords_unit)
         return (
             torch.tensor(values, dtype=self.dtype),
             torch.tensor(coords, dtype=self.coords_dtype),
@@ -144,8 +150,12 @@ class Case:
         )
 
 
-def coords_of(index: np.ndarray, size: np.ndarray, align_corners: bool) -> np.ndarray:
+def coords_of(
+    index: np.ndarray, size: np.ndarray, align_corners: bool, coords_unit: str = "normalized"
+) -> np.ndarray:
     """The coordinates of fractional positions; any, along an axis of one aligned entry."""
+    if coords_unit == "index":
+        return index
     if align_corners:
         return np.where(size > 1, index / np.maximum(size - 1, 1) * 2 - 1, index)
     return (2 * index + 1) / size - 1
@@ -163,6 +173,11 @@ def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
 def cases(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
     """All options for each number of dimensions; `changes` as the fields of `Case`."""
     return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes), modes)]
+
+
+def in_units(cases: Sequence[Case]) -> list[Case]:
+    """All cases with coordinates in all units."""
+    return [replace(case, coords_unit=unit) for case, unit in product(cases, COORDS_UNITS)]
 
 
 def in_dtypes(
@@ -190,7 +205,10 @@ def covering(candidates: Sequence[T], *features: Callable[[T], Hashable]) -> lis
     return [candidates[i] for i in sorted(chosen)]
 
 
-OPTIONS = ("ndim", "mode", "padding_mode", "align_corners", "dtype", "coords_dtype")
+OPTIONS = (
+    *("ndim", "mode", "padding_mode", "align_corners", "coords_unit"),
+    *("dtype", "coords_dtype"),
+)
 # Features of a case: every two of its options, and those that taps are found by, together.
 EVERY_TWO_OPTIONS = [attrgetter(*two) for two in combinations(OPTIONS, 2)]
 TAPS = attrgetter("mode", "padding_mode", "align_corners")
@@ -208,11 +226,11 @@ SHAPES = [
     Case((3, 4), channels=8, points=(17,), batch=3, padding_mode="circular"),
     Case((3, 4), channels=16, points=(33,), batch=2, mode="nearest"),
     Case((8, 8), channels=31, points=(7, 7), batch=4, align_corners=True),
-    Case((8, 8), channels=216, points=(300,)),
+    Case((8, 8), channels=216, points=(300,), coords_unit="index"),
     Case((5, 6, 7), channels=67, points=(200,), padding_mode="border"),
     Case((64, 65), channels=130, points=(150,), batch=2),
     Case((4, 4), channels=3000, points=(40,), padding_mode="reflection"),
-    Case((300, 200), channels=2, points=(3000,)),
+    Case((300, 200), channels=2, points=(3000,), coords_unit="index"),
     Case((3, 4), channels=16, points=(33,), batch=2, mode="cubic"),
     Case((8, 8), channels=67, points=(100,), mode="cubic", padding_mode="border"),
     Case((3, 1, 9), channels=5, points=(40,), mode="cubic", padding_mode="reflection"),
@@ -222,7 +240,13 @@ SHAPES = [
     # Grids larger than a cache; the first two are cut as finely as points allow.
     # (of the first, the points are sorted in two pieces)
     Case((300, 260), channels=3, points=(17_000,)),
-    Case((300, 260), channels=3, points=(12_000,), mode="cubic", padding_mode="reflection"),
+    Case(
+        *((300, 260), 3, (12_000,)),
+        mode="cubic",
+        padding_mode="reflection",
+        coords_unit="index",
+        align_corners=True,
+    ),
     Case((40, 41, 42), channels=2, points=(700,), batch=2, mode="cubic", padding_mode="reflection"),
     Case((70_000,), channels=1, points=(900,), padding_mode="border"),
     Case((190, 30), channels=20, points=(9000,), padding_mode="circular"),

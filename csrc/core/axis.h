@@ -10,9 +10,10 @@
 
 namespace crad {
 
-// Both in the order of crad_kernels/_schema.py.
+// All in the order of crad_kernels/_schema.py.
 enum class Mode : int64_t { nearest = 0, linear = 1, cubic = 2 };
 enum class Padding : int64_t { zeros = 0, border = 1, reflection = 2, circular = 3 };
+enum class Unit : int64_t { normalized = 0, index = 1 };  // of coordinates
 
 namespace {
 
@@ -76,13 +77,27 @@ struct Index {
   X slope;
 };
 
+// From coordinates along an axis to fractional positions: ((coord + shift) * scale - offset) *
+// factor in any unit, so that no loop has to branch. (A step that a unit does not need changes no
+// bit.)
 template <class X>
-CRAD_INLINE Index<X> unpadded_index(X coord, int64_t size, bool align_corners) {
+struct Placement {
+  X shift, scale, offset, factor;
+};
+
+template <class X>
+CRAD_INLINE Placement<X> placement_of(int64_t size, bool align_corners, Unit unit) {
   // Past 2^24 entries, float(size) - 1 is not float(size - 1).
-  const X length = constant<X>(size), last = constant<X>(size - 1), one = constant<X>(1),
-          half = constant<X>(0.5);
-  if (align_corners) return {(coord + one) * half * last, last * half};
-  return {((coord + one) * length - one) * half, length * half};
+  const X length = static_cast<X>(size), last = static_cast<X>(size - 1);
+  if (unit == Unit::index) return {X(0), X(1), X(0), X(1)};
+  if (align_corners) return {X(1), X(0.5), X(0), last};
+  return {X(1), length, X(1), X(0.5)};
+}
+
+template <class X>
+CRAD_INLINE Index<X> unpadded_index(X coord, const Placement<ElementOf<X>>& placement) {
+  const X at = ((coord + placement.shift) * placement.scale - placement.offset) * placement.factor;
+  return {at, constant<X>(placement.scale * placement.factor)};
 }
 
 // To [0, size - 1], NaN to 0; the slope is 0 where it clamps.

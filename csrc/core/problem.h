@@ -44,6 +44,7 @@ struct Problem {
   Mode mode;
   Padding padding;
   bool align_corners;
+  Unit unit;           // of coords and jitter_std
   int64_t derivative;  // see order_along
 };
 

@@ -15,9 +15,10 @@ inline void entries_between(const Problem& problem, int axis, double low, double
   constexpr double kBesides = 2 * kMaxTaps;  // taps, and what is rounded
   const int64_t size = problem.size[axis];
   const double end = static_cast<double>(size - 1);
-  const bool align_corners = problem.align_corners;
-  low = unpadded_index(low, size, align_corners).at - kBesides;
-  high = unpadded_index(high, size, align_corners).at + kBesides;
+  const Placement<double> placement =
+      placement_of<double>(size, problem.align_corners, problem.unit);
+  low = unpadded_index(low, placement).at - kBesides;
+  high = unpadded_index(high, placement).at + kBesides;
   const double below = low, above = high;
   switch (problem.padding) {
     case Padding::zeros:

@@ -36,6 +36,7 @@ struct LaneAxis {
   int32_t size, stride;
   int32_t begin, end;   // the entries that are taken to lie inside
   int32_t first, last;  // of the first taps with which all lie so
+  Placement<float> placement;
 };
 
 // What it takes to locate points. (Copied to where they are located, so that compilers know it to
@@ -159,7 +160,7 @@ struct LaneCorners {
 #pragma GCC unroll 3
     for (int axis = 0; axis < ndim; ++axis) {
       const LaneAxis along = axes.along[axis];
-      const Index<FloatLanes> index = unpadded_index(coord[axis], along.size, axes.align_corners);
+      const Index<FloatLanes> index = unpadded_index(coord[axis], along.placement);
       const FloatLanes position = set(axis, index);
       const IntLanes first = mode == Mode::nearest ? rounded_to_int(index.at) : to_int(position);
       const LaneMask these = within(first, along.first, along.last);
@@ -179,7 +180,7 @@ struct LaneCorners {
     FloatLanes base[ndim], first[ndim];
     for (int axis = 0; axis < ndim; ++axis) {
       const int32_t size = axes.along[axis].size;
-      const Index<FloatLanes> index = unpadded_index(coord[axis], size, axes.align_corners);
+      const Index<FloatLanes> index = unpadded_index(coord[axis], axes.along[axis].placement);
       const Index<FloatLanes> near = padded(index, size, mode, axes.padding, axes.align_corners);
       base[axis] = wrapped_base(base_of(near.at, mode), size, axes.padding);
       first[axis] = set(axis, near);
@@ -339,7 +340,13 @@ class LanePoints {
       stride[axis] = problem.stride[axis];
       const int32_t size = static_cast<int32_t>(problem.size[axis]);
       const int32_t last = (axis == 0 && behind ? size - 1 : size) - tap_count(mode);
-      axes_.along[axis] = {size, static_cast<int32_t>(stride[axis]), 0, size, 0, last};
+      axes_.along[axis] = {size,
+                           static_cast<int32_t>(stride[axis]),
+                           0,
+                           size,
+                           0,
+                           last,
+                           placement_of<float>(size, problem.align_corners, problem.unit)};
       axes_.can_be_inside &= last >= 0;
     }
   }

@@ -181,9 +181,10 @@ inline void locate_along(const Problem& problem, int axis, Batch<X>& batch) {
   const Integer size = static_cast<Integer>(problem.size[axis]);
   const Integer stride = static_cast<Integer>(problem.stride[axis]);
   const bool align_corners = problem.align_corners;
+  const Placement<X> placement = placement_of<X>(size, align_corners, problem.unit);
   X base[kBatch];
   for (int i = 0; i < kBatch; ++i) {
-    const Index<X> raw = unpadded_index(batch.coord[axis][i], size, align_corners);
+    const Index<X> raw = unpadded_index(batch.coord[axis][i], placement);
     const Index<X> index = padded(raw, size, mode, padding, align_corners);
     const X whole = base_of(index.at, mode);
     base[i] = wrapped_base(whole, size, padding);

@@ -62,7 +62,8 @@ CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int
     const float noise = d & 2 ? (d & 1 ? normal[3] : normal[2]) : (d & 1 ? normal[1] : normal[0]);
     coord += static_cast<const X*>(problem.jitter_std)[d] * static_cast<X>(noise);
   }
-  const Index<X> raw = unpadded_index(coord, size, problem.align_corners);
+  const Index<X> raw =
+      unpadded_index(coord, placement_of<X>(size, problem.align_corners, problem.unit));
   const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
   const X base = base_of(index.at, problem.mode);
   return {wrapped_base(base, size, problem.padding), index.at - base, index.slope,

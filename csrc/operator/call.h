@@ -127,6 +127,7 @@ struct Call {
     problem.mode = static_cast<Mode>(mode);
     problem.padding = static_cast<Padding>(options >> 2 & 3);
     problem.align_corners = options >> 4 & 1;
+    problem.unit = static_cast<Unit>(options >> 6 & 1);
     problem.derivative = options >> 8;
     deterministic = options >> 5 & 1;
     STD_TORCH_CHECK(seed_in.has_value() == jitter_std_in.has_value(),

@@ -31,7 +31,7 @@ CASES = [
     Case((4, 3), points=(5,)),
     Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
     Case((5,), points=(0,), mode="nearest", padding_mode="border"),
-    Case((4, 3), points=(5,), padding_mode="circular"),
+    Case((4, 3), points=(5,), padding_mode="circular", coords_unit="index"),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
 ]
 
@@ -55,7 +55,7 @@ def operator_arguments(case: Case, jitter: bool) -> tuple[Any, ...]:
     options = (
         torch.tensor(3) if jitter else None,
         torch.full((case.ndim,), 0.1, dtype=coords.dtype) if jitter else None,
-        pack(case.mode, case.padding_mode, case.align_corners, False),
+        pack(case.mode, case.padding_mode, case.align_corners, False, 0, case.coords_unit),
     )
     return values.requires_grad_(), coords.requires_grad_(), *options
 

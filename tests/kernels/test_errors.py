@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crad_kernels import GridMemory, grid_sample, sample
-from crad_kernels._schema import MODES, PADDING_MODES, pack, unpack
+from crad_kernels._schema import COORDS_UNITS, MODES, PADDING_MODES, pack, unpack
 from tests.cases import JUDGE
 
 VALUES = torch.zeros(4, 3, 2)
@@ -192,6 +192,12 @@ def zeros(*shape: int, **options: Any) -> torch.Tensor:
                 lambda: sample([1.0], COORDS),  # type: ignore[arg-type]
                 TypeError,
                 ["values", "tensor", "list"],
+            ),
+            (
+                "coords_unit",
+                lambda: sample(VALUES, COORDS, coords_unit="pixel"),
+                ValueError,
+                ["coords_unit", "'normalized'", "'index'", "'pixel'"],
             ),
             (
                 "align_corners",
@@ -488,5 +494,6 @@ def test_an_error_that_is_not_of_the_tensors_is_passed_on(backend: str) -> None:
 
 def test_options_are_packed_without_loss() -> None:
     flags = (False, True)
-    for options in product(MODES, PADDING_MODES, flags, flags, (0, 0x21, 0xF << 28)):
+    derivatives = (0, 0x21, 0xF << 28)
+    for options in product(MODES, PADDING_MODES, flags, flags, derivatives, COORDS_UNITS):
         assert unpack(pack(*options)) == options

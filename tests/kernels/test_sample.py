@@ -37,6 +37,7 @@ from tests.cases import (
     coords_of,
     covering,
     in_dtypes,
+    in_units,
 )
 
 
@@ -220,7 +221,10 @@ SCIPY_MODES = {
 def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
     """`scipy.ndimage.map_coordinates`, which takes fractional positions, channel by channel."""
     x, size = coords.cpu().numpy(), np.array(case.size[::-1])
-    index = (x + 1) / 2 * (size - 1) if case.align_corners else ((x + 1) * size - 1) / 2
+    if case.coords_unit == "index":
+        index = x
+    else:
+        index = (x + 1) / 2 * (size - 1) if case.align_corners else ((x + 1) * size - 1) / 2
     channels = [
         ndimage.map_coordinates(
             channel,
@@ -236,7 +240,11 @@ def by_scipy(values: Tensor, coords: Tensor, case: Case) -> Tensor:
 @pytest.mark.parametrize(
     "case",
     # Its third order is a spline, and no convolution.
-    covering(cases(*SIZES, modes=("nearest", "linear"), points=(40,)), TAPS, *EVERY_TWO_OPTIONS),
+    covering(
+        in_units(cases(*SIZES, modes=("nearest", "linear"), points=(40,))),
+        attrgetter("mode", "padding_mode", "align_corners", "coords_unit"),
+        *EVERY_TWO_OPTIONS,
+    ),
     ids=str,
 )
 def test_matches_scipy(backend: str, case: Case) -> None:
@@ -337,7 +345,7 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
 @pytest.mark.parametrize(
     "case",
     covering(
-        in_dtypes(cases(*SIZES), [DTYPES[0], DTYPES[3]]),
+        in_dtypes(in_units(cases(*SIZES)), [DTYPES[0], DTYPES[3]]),
         # In up to 3 dimensions, kernels may be compiled for each of these.
         lambda case: (min(case.ndim, 4), case.mode, case.padding_mode, case.dtype),
         TAPS,

@@ -10,9 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
-def unpadded_index(coord, size, align_corners: tl.constexpr):
+def unpadded_index(coord, size, align_corners: tl.constexpr, unit: tl.constexpr):
     """The index of a coordinate along an axis of `size` entries."""
-    if align_corners:
+    if unit == "index":
+        at = coord
+        slope = tl.full((), 1.0, coord.dtype)
+    elif align_corners:
         last = tl.cast(size - 1, coord.dtype)
         at = (coord + 1) * 0.5 * last
         slope = last * 0.5

@@ -83,7 +83,7 @@ def _call(
     jitter_std: Tensor | None,
     options: int,
 ) -> _Call:
-    mode, padding_mode, align_corners, _, derivative = unpack(options)
+    mode, padding_mode, align_corners, _, derivative, unit = unpack(options)
     ndim = coords.shape[-1]
     size = tuple(values.shape[-1 - ndim : -1])
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
@@ -98,7 +98,7 @@ def _call(
         coords.device,
         (
             *(values.dtype, coords.dtype, jittered, ndim),
-            *(mode, padding_mode, align_corners, derivative),
+            *(mode, padding_mode, align_corners, unit, derivative),
             *(number.bit_length() for number in numbers),
         ),
         {
@@ -108,7 +108,7 @@ def _call(
             "points_per_item": points_per_item,
             "entries": prod(size),
             "size": size,
-            "OPTIONS": options_of(ndim, mode, padding_mode, align_corners, derivative, wide),
+            "OPTIONS": options_of(ndim, mode, padding_mode, align_corners, unit, derivative, wide),
         },
     )
 
@@ -168,7 +168,7 @@ def sample_backward(
         grad_values = values.new_empty(0)
     elif call.problem.small:
         grad_values = _owned_grad_values(call, grad_output, values)
-    elif unpack(options)[3]:  # deterministic
+    elif unpack(options).deterministic:
         grad_values = _sorted_grad_values(call, grad_output, values)
     else:
         grad_values = _atomic_grad_values(call, grad_output, values)

@@ -31,7 +31,7 @@ def locate(coords, point, exists, seed, jitter_std, size, OPTIONS: tl.constexpr)
         if seed is not None:
             normal = jitter_normal(tl.load(seed), point, NDIM - 1 - axis)
             coord += tl.load(jitter_std + (NDIM - 1 - axis)) * normal.to(coord.dtype)
-        at, along = unpadded_index(coord, size[axis], OPTIONS.align_corners)
+        at, along = unpadded_index(coord, size[axis], OPTIONS.align_corners, OPTIONS.unit)
         if OPTIONS.padding == "zeros":
             finite = finite & (tl.abs(at) < float("inf"))
         at, along = padded(

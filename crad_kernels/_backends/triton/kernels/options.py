@@ -19,9 +19,10 @@ class Options:
 
     Attributes:
         ndim: axes of the grid.
-        mode: as `crad_kernels.sample` takes it, and so are the two that follow.
+        mode: as `crad_kernels.sample` takes it, and so are the three that follow.
         padding: see ``mode``.
         align_corners: see ``mode``.
+        unit: see ``mode``.
         derivative: see `crad_kernels._schema.pack`.
         taps: of a point along an axis.
         corners: of a point.
@@ -32,6 +33,7 @@ class Options:
     mode: Any
     padding: Any
     align_corners: Any
+    unit: Any
     derivative: Any
     taps: Any
     corners: Any
@@ -44,11 +46,17 @@ class Options:
 
 @cache
 def options_of(
-    ndim: int, mode: str, padding: str, align_corners: bool, derivative: int, wide: bool
+    ndim: int,
+    mode: str,
+    padding: str,
+    align_corners: bool,
+    unit: str,
+    derivative: int,
+    wide: bool,
 ) -> Options:
     """Those of a call, always in the same object; `wide` where it sums in float64."""
     taps = TAPS[mode]
     accumulator = tl.float64 if wide else tl.float32
-    values = (ndim, mode, padding, align_corners, derivative, taps, taps**ndim, accumulator)
+    values = (ndim, mode, padding, align_corners, unit, derivative, taps, taps**ndim, accumulator)
     # The compiler has to be told that these are constants, the interpreter must not be.
     return Options(*(values if INTERPRETED else map(tl.constexpr, values)))
