@@ -85,7 +85,7 @@ def _reference(
     ndim: int, seed: Tensor | None, jitter_std: Tensor | None, options: int
 ) -> _Function:
     """From values and coords to the sample, or to the derivative of it that the options ask for."""
-    unpacked = _schema.unpack(options)
+    unpacked = _schema.unpack(options, ndim)
 
     def sample(values: Tensor, coords: Tensor) -> Tensor:
         return reference.sample(values, coords, seed, jitter_std, unpacked)

@@ -55,7 +55,7 @@ def refuse_derivative(*_: Any) -> Any:
 def sample(
     values: Tensor, coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None, options: int
 ) -> Tensor:
-    unpacked = unpack(options)
+    unpacked = unpack(options, coords.shape[-1])
     if unpacked.derivative:
         refuse_derivative()
     if not _is_grid_sample(values, coords, unpacked):
@@ -70,12 +70,15 @@ def sample(
 def _is_grid_sample(values: Tensor, coords: Tensor, options: Options) -> bool:
     """Whether ONNX's GridSample, and that of its runtimes, has the same meaning.
 
-    Its tensors have one dtype, and its cubic clamps the index under border padding, not the taps.
+    It has one padding for all axes. Its tensors have one dtype, and its cubic clamps the index
+    under border padding, not the taps.
     ONNX Runtime has no cubic in 3-D, and reflects in an axis of one aligned entry to outside of it.
     Coordinates are normalized, to which indices are rounded: the nearest entry may be another then.
     Its corners are not aligned then, which matters to the reflection of indices alone.
     """
     mode, padding_mode, align_corners, *_, unit = options
+    if not isinstance(padding_mode, str) or not isinstance(align_corners, bool):
+        return False
     if unit == "index" and (mode == "nearest" or (padding_mode == "reflection" and align_corners)):
         return False
     if coords.dtype != (torch.float64 if values.dtype == torch.float64 else torch.float32):
@@ -96,6 +99,8 @@ def _grid_sample(values: Tensor, coords: Tensor, options: Options) -> Tensor:
     read outside of the grid with: it is replaced by one near the grid that is sampled alike.
     """
     mode, padding_mode, align_corners, *_, unit = options
+    assert isinstance(padding_mode, str)
+    assert isinstance(align_corners, bool)
     ndim = coords.shape[-1]
     size = values.shape[-1 - ndim : -1]
     finite = None

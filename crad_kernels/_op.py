@@ -28,7 +28,9 @@ class _Reference:
         options: int,
     ) -> Tensor:
         _schema.check_tensors(values, coords)
-        return reference.sample(values, coords, seed, jitter_std, _schema.unpack(options))
+        return reference.sample(
+            values, coords, seed, jitter_std, _schema.unpack(options, coords.shape[-1])
+        )
 
     @staticmethod
     def grid_sample(input: Tensor, *rest: Any) -> Tensor:

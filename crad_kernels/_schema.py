@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,12 @@ library = torch.library.Library("crad_kernels", "DEF")
 # Stands for a backend in the names of the operators that exported programs hold: ``sample.any``.
 NEUTRAL = "any"
 
-# The first bit of a call's derivative in its options: see `pack`.
+# The first bit of a call's derivative in its options, and of how its components differ: see `pack`.
 DERIVATIVE = 8
+_DIFFERENCES = 40
+# Paddings and alignments that differ are of so many components at most. With more, all of the bits
+# are the derivative's.
+MOST_MIXED = 8
 
 _SCHEMAS = {
     "sample": (
@@ -41,12 +45,16 @@ _SCHEMAS = {
 }
 
 
+_Padding: TypeAlias = str | Sequence[str]
+_Alignment: TypeAlias = bool | Sequence[bool]
+
+
 class Options(NamedTuple):
     """What `pack` puts into one integer; see there."""
 
     mode: str
-    padding_mode: str
-    align_corners: bool
+    padding_mode: _Padding
+    align_corners: _Alignment
     deterministic: bool
     derivative: int = 0
     coords_unit: str = "normalized"
@@ -54,13 +62,16 @@ class Options(NamedTuple):
 
 def pack(
     mode: str,
-    padding_mode: str,
-    align_corners: bool,
+    padding_mode: _Padding,
+    align_corners: _Alignment,
     deterministic: bool,
     derivative: int = 0,
     coords_unit: str = "normalized",
 ) -> int:
     """The options of a call in one integer, for PyTorch takes 0.2 us for each that it is given.
+
+    Padding and alignment have three bits, those of component 0. From bit 40 on follow three for
+    each other component, which say in what it differs.
 
     Args:
         mode: as `crad_kernels.sample`.
@@ -71,26 +82,54 @@ def pack(
             first axis in the lowest.
         coords_unit: as `crad_kernels.sample`.
     """
+    differences = 0
+    if isinstance(padding_mode, str) and isinstance(align_corners, bool):
+        along = _PADDING_BITS[padding_mode] | align_corners << 4
+    else:
+        ndim = 1 if isinstance(padding_mode, str) else len(padding_mode)
+        ndim = ndim if isinstance(align_corners, bool) else len(align_corners)
+        pairs = zip(along_each(padding_mode, ndim), along_each(align_corners, ndim), strict=True)
+        along, *others = (_PADDING_BITS[padding] | aligned << 4 for padding, aligned in pairs)
+        for component, other in enumerate(others):
+            differences |= (along ^ other) >> 2 << 3 * component
     return (
         _MODE_BITS[mode]
-        | _PADDING_BITS[padding_mode]
-        | align_corners << 4
+        | along
         | deterministic << 5
         | _UNIT_BITS[coords_unit]
         | derivative << DERIVATIVE
+        | differences << _DIFFERENCES
     )
 
 
-def unpack(options: int) -> Options:
-    """The arguments of `pack`."""
+def unpack(options: int, ndim: int) -> Options:
+    """The arguments of `pack`, of a call with so many components; tuples only where they differ."""
+    mixed = ndim <= MOST_MIXED
+    along = [options >> 2 & 7]
+    for component in range(ndim - 1):
+        difference = options >> _DIFFERENCES >> 3 * component & 7 if mixed else 0
+        along.append(along[0] ^ difference)
+    paddings = tuple(PADDING_MODES[bits & 3] for bits in along)
+    alignments = tuple(bool(bits >> 2) for bits in along)
+    derivative = options >> DERIVATIVE
     return Options(
         MODES[options & 3],
-        PADDING_MODES[options >> 2 & 3],
-        bool(options >> 4 & 1),
+        paddings[0] if len(set(paddings)) == 1 else paddings,
+        alignments[0] if len(set(alignments)) == 1 else alignments,
         bool(options >> 5 & 1),
-        options >> DERIVATIVE,
+        derivative & (1 << _DIFFERENCES - DERIVATIVE) - 1 if mixed else derivative,
         COORDS_UNITS[options >> 6 & 1],
     )
+
+
+_Option = TypeVar("_Option", str, bool)
+
+
+def along_each(option: _Option | Sequence[_Option], ndim: int) -> tuple[_Option, ...]:
+    """An option of every component: the same, unless there is one for each."""
+    if isinstance(option, str | bool):
+        return (option,) * ndim
+    return tuple(option)
 
 
 @dataclass
@@ -180,7 +219,8 @@ def check_call(
         _check_like("sample()", "seed", seed, (), torch.int64, coords.device)
         stds = (coords.shape[-1],)
         _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
-    if options not in range(1 << 40) or options & 3 == 3:
+    differences = coords.shape[-1] - 1 if coords.shape[-1] <= MOST_MIXED else 0
+    if options not in range(1 << _DIFFERENCES + 3 * differences) or options & 3 == 3:
         raise ValueError(f"sample(): expected options as of pack(), but got {options}")
 
 

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, are_deterministic_algorithms_enabled, compiler, is_autocast_enabled
@@ -22,8 +22,8 @@ def sample(
     coords: Tensor,
     *,
     mode: str = "linear",
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
+    padding_mode: str | Sequence[str] = "zeros",
+    align_corners: bool | Sequence[bool] = False,
     coords_unit: str = "normalized",
     jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
@@ -52,9 +52,11 @@ def sample(
         padding_mode: what lies outside: ``"zeros"``, ``"border"``, ``"reflection"`` or
             ``"circular"``. By the last, the grid repeats itself: after ``size`` entries, which are
             2 as a coordinate unless corners are aligned. This is `torch.nn.functional.pad` with
-            that mode before the sample, and SciPy's ``"grid-wrap"``.
+            that mode before the sample, and SciPy's ``"grid-wrap"``. Or a tuple of D of them, one
+            for each component of ``coords``: ``("circular", "border")`` is for panoramas, which
+            repeat themselves along the last axis alone.
         align_corners: whether -1 and 1 are the centres of the outer entries, or their borders; and
-            so, whether reflection mirrors at these centres or borders.
+            so, whether reflection mirrors at these centres or borders. A bool, or a tuple of D.
         coords_unit: ``"normalized"``, in which the grid is [-1, 1], or ``"index"``: 0 is the first
             entry of an axis and ``size - 1`` the last, as in SciPy's ``map_coordinates`` (whose
             coordinates come in the reverse order). Whether corners are aligned then matters to
@@ -118,7 +120,7 @@ def sample(
         # Operators refuse tensors that do not fit. To look at them before takes 0.8 us of 5.
         try:
             _schema.check_tensors(values, coords)
-            check_options(mode, padding_mode, align_corners, coords_unit)
+            check_options(mode, padding_mode, align_corners, coords_unit, coords.shape[-1])
         except (TypeError, ValueError) as misfit:
             raise misfit from None
         raise
@@ -128,8 +130,8 @@ def grid_sample(
     input: Tensor,
     grid: Tensor,
     mode: str = "bilinear",
-    padding_mode: str = "zeros",
-    align_corners: bool | None = False,
+    padding_mode: str | Sequence[str] = "zeros",
+    align_corners: bool | Sequence[bool] | None = False,
     *,
     coords_unit: str = "normalized",
     jitter_std: float | Sequence[float] | Tensor = 0.0,
@@ -202,7 +204,8 @@ def grid_sample(
     except Exception:
         try:
             _check_grid(input, grid, mode)
-            check_options(_TORCH_MODES[mode], padding_mode, bool(align_corners), coords_unit)
+            align_corners = False if align_corners is None else align_corners
+            check_options(_TORCH_MODES[mode], padding_mode, align_corners, coords_unit, ndim)
         except (TypeError, ValueError) as misfit:
             raise misfit from None
         raise
@@ -220,8 +223,8 @@ def _run(
     coords: Tensor,
     ndim: int,
     mode: str,
-    padding_mode: str,
-    align_corners: bool,
+    padding_mode: str | Sequence[str],
+    align_corners: bool | Sequence[bool],
     coords_unit: str,
     jitter_std: float | Sequence[float] | Tensor,
     seed: int | Tensor | None,
@@ -238,8 +241,8 @@ def _run(
         raise TypeError(
             f"sample(): expected deterministic to be a bool or None, but got {deterministic!r}"
         )
-    if not isinstance(align_corners, bool):
-        check_options(mode, padding_mode, align_corners, coords_unit)
+    if not (isinstance(padding_mode, str) and isinstance(align_corners, bool)):
+        check_options(mode, padding_mode, align_corners, coords_unit, ndim)
     options = _schema.pack(mode, padding_mode, align_corners, deterministic, 0, coords_unit)
     device = coords.device
     if coords.dtype in _HALVES and (channels_first or is_autocast_enabled(device.type)):
@@ -302,22 +305,50 @@ def _check_grid(input: Tensor, grid: Tensor, mode: str) -> None:
         )
 
 
-def check_options(mode: str, padding_mode: str, align_corners: bool, coords_unit: str) -> None:
-    """Raise unless these are options of `sample`."""
+def check_options(
+    mode: str,
+    padding_mode: str | Sequence[str],
+    align_corners: bool | Sequence[bool],
+    coords_unit: str,
+    ndim: int,
+) -> None:
+    """Raise unless these are options of `sample` for coordinates with so many components."""
     if mode not in _schema.MODES:
         raise ValueError(f"sample(): expected mode to be one of {_schema.MODES}, but got {mode!r}")
-    if padding_mode not in _schema.PADDING_MODES:
+    paddings = _along_each("padding_mode", padding_mode, str, ndim)
+    if paddings is None or not all(padding in _schema.PADDING_MODES for padding in paddings):
         raise ValueError(
-            f"sample(): expected padding_mode to be one of {_schema.PADDING_MODES}, "
-            f"but got {padding_mode!r}"
+            f"sample(): expected padding_mode to be one of {_schema.PADDING_MODES}, or a tuple of "
+            f"{ndim} of them, one for each component of coords, but got {padding_mode!r}"
         )
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"sample(): expected align_corners to be a bool, but got {align_corners!r}")
+    if _along_each("align_corners", align_corners, bool, ndim) is None:
+        raise TypeError(
+            f"sample(): expected align_corners to be a bool, or a tuple of {ndim} of them, one for "
+            f"each component of coords, but got {align_corners!r}"
+        )
     if coords_unit not in _schema.COORDS_UNITS:
         raise ValueError(
             f"sample(): expected coords_unit to be one of {_schema.COORDS_UNITS}, "
             f"but got {coords_unit!r}"
         )
+
+
+def _along_each(
+    name: str, option: object, kind: type[str | bool], ndim: int
+) -> Sequence[Any] | None:
+    """One of them for each component; None unless there is one for all, or one for each."""
+    if isinstance(option, kind):
+        return (option,) * ndim
+    if not isinstance(option, list | tuple) or len(option) != ndim:
+        return None
+    if not all(isinstance(each, kind) for each in option):
+        return None
+    if ndim > _schema.MOST_MIXED and len(set(option)) > 1:
+        raise ValueError(
+            f"sample(): expected {name} to be the same for all of the {ndim} components of coords, "
+            f"as there are more than {_schema.MOST_MIXED}, but got {option!r}"
+        )
+    return option
 
 
 def check_jitter_std(

@@ -69,8 +69,8 @@ class GridMemory(nn.Module):
         *,
         jitter_std: float | Sequence[float] | Tensor = 0.0,
         mode: str = "linear",
-        padding_mode: str = "zeros",
-        align_corners: bool = False,
+        padding_mode: str | Sequence[str] = "zeros",
+        align_corners: bool | Sequence[bool] = False,
         coords_unit: str = "normalized",
         backend: str | None = None,
     ) -> None:
@@ -98,7 +98,7 @@ class GridMemory(nn.Module):
                 f"GridMemory(): expected ndim to be the length of resolution, {len(size)}, but got "
                 f"{ndim}; leave it out"
             )
-        check_options(mode, padding_mode, align_corners, coords_unit)
+        check_options(mode, padding_mode, align_corners, coords_unit, ndim)
         if isinstance(jitter_std, Tensor):
             check_jitter_tensor(jitter_std, len(size))
         else:
@@ -124,7 +124,7 @@ class GridMemory(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(2 / ((1 + channels) * math.prod(size))))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "jitter_std" and isinstance(value, list):
+        if name in ("jitter_std", "padding_mode", "align_corners") and isinstance(value, list):
             value = tuple(value)  # which nobody changes unseen
         super().__setattr__(name, value)
         if name == "jitter_std":

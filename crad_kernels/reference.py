@@ -18,7 +18,8 @@ For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatia
 3. **Padding.** ``border`` clamps ``u`` to ``[0, size - 1]``; ``reflection`` mirrors it at the
    borders of the outer entries (at their centres with ``align_corners``), then clamps; ``zeros``
    leaves it. Where ``u`` is clamped its derivative is 0. ``circular`` repeats the entries with
-   period ``size``, with or without ``align_corners``: it pads the taps of 4 and not ``u``.
+   period ``size``, with or without ``align_corners``: it pads the taps of 4 and not ``u``. Each
+   axis may have a padding and an alignment of its own, given in the order of the components.
 4. **Taps.** ``nearest``: the entry ``u`` rounds to (half to even), weight 1; ``linear``: entries
    ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and ``t``, ``t = u - floor(u)``;
    ``cubic``: entries ``floor(u) - 1`` to ``floor(u) + 2`` with the weights of Keys' cubic
@@ -26,7 +27,7 @@ For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatia
    the way of 3. A tap outside the grid contributes nothing. The taps of a point are the product
    over the axes.
 
-Coordinates may be any float. Under ``zeros``, a non-finite ``u`` on any axis makes the sample NaN
+Coordinates may be any float. Under ``zeros``, a non-finite ``u`` makes the sample NaN
 and its coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``,
 NaN gives the first entry; under ``reflection`` and ``circular``, a non-finite ``u`` or one of
 magnitude 2^31 or more gives the first entry. This is what `torch.nn.functional.grid_sample` does
@@ -43,7 +44,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from crad_kernels._schema import Options
+from crad_kernels._schema import Options, along_each
 
 # Per point: an entry that can be read (int64), its weight, and whether it lies inside the grid.
 _Tap: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -137,7 +138,8 @@ def sample(
         options: the mode (``"nearest"``, ``"linear"`` or ``"cubic"``), the padding (``"zeros"``,
             ``"border"``, ``"reflection"`` or ``"circular"``), the unit of coordinates and of
             ``jitter_std`` (``"normalized"`` or ``"index"``), whether -1 and 1 are the centres of
-            the outer entries or their borders, and whether to sum gradients in the same order in
+            the outer entries or their borders (one of either for all components, or a tuple of D
+            in their order), and whether to sum gradients in the same order in
             every run, on any device. Their derivative is left to torch.
 
     Returns:
@@ -153,12 +155,15 @@ def sample(
 
     finite = torch.ones_like(points[:, 0], dtype=torch.bool)
     axes = []
+    paddings, alignments = along_each(padding_mode, ndim), along_each(align_corners, ndim)
     for axis in range(ndim):
-        index = index_of(points[:, ndim - 1 - axis], size[axis], align_corners, unit)
-        if padding_mode == "zeros":
+        component = ndim - 1 - axis
+        padding, aligned = paddings[component], alignments[component]
+        index = index_of(points[:, component], size[axis], aligned, unit)
+        if padding == "zeros":
             finite = finite & index.isfinite()
             index = torch.where(index.isfinite(), index, 0)
-        axes.append(_taps(index, size[axis], mode, padding_mode, align_corners))
+        axes.append(_taps(index, size[axis], mode, padding, aligned))
 
     # One grid per batch item, one after the other; a shared grid is the only one.
     batched = values.ndim == ndim + 2

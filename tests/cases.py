@@ -67,8 +67,8 @@ class Case:
     points: tuple[int, ...] = (23,)
     batch: int | None = None
     mode: str = "linear"
-    padding_mode: str = "zeros"
-    align_corners: bool = False
+    padding_mode: str | tuple[str, ...] = "zeros"
+    align_corners: bool | tuple[bool, ...] = False
     coords_unit: str = "normalized"
     dtype: torch.dtype = torch.float64
     coords_dtype: torch.dtype = torch.float64
@@ -80,9 +80,13 @@ class Case:
             "x".join(map(str, self.points)),
             "shared" if self.batch is None else f"batch{self.batch}",
             self.mode,
-            self.padding_mode,
+            self.padding_mode
+            if isinstance(self.padding_mode, str)
+            else "+".join(self.padding_mode),
         ]
-        if self.align_corners:
+        if isinstance(self.align_corners, tuple):
+            parts.append("align" + "".join(str(int(each)) for each in self.align_corners))
+        elif self.align_corners:
             parts.append("align_corners")
         if self.coords_unit != "normalized":
             parts.append(self.coords_unit)
@@ -151,14 +155,16 @@ class Case:
 
 
 def coords_of(
-    index: np.ndarray, size: np.ndarray, align_corners: bool, coords_unit: str = "normalized"
+    index: np.ndarray,
+    size: np.ndarray,
+    align_corners: bool | tuple[bool, ...],
+    coords_unit: str = "normalized",
 ) -> np.ndarray:
     """The coordinates of fractional positions; any, along an axis of one aligned entry."""
     if coords_unit == "index":
         return index
-    if align_corners:
-        return np.where(size > 1, index / np.maximum(size - 1, 1) * 2 - 1, index)
-    return (2 * index + 1) / size - 1
+    aligned = np.where(size > 1, index / np.maximum(size - 1, 1) * 2 - 1, index)
+    return np.where(align_corners, aligned, (2 * index + 1) / size - 1)
 
 
 def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
@@ -173,6 +179,23 @@ def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
 def cases(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
     """All options for each number of dimensions; `changes` as the fields of `Case`."""
     return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes), modes)]
+
+
+def mixed(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
+    """Cases whose components differ, in padding or alignment or both: in all modes and units.
+
+    Every two paddings meet along two axes that follow each other, in either order.
+    """
+    some = []
+    for ndim, mode, unit, first in product(ndims, modes, COORDS_UNITS, range(len(PADDING_MODES))):
+        if mode == "cubic" and ndim > MOST_CUBIC:
+            continue
+        for step in (1, 2, 3):
+            paddings = tuple(PADDING_MODES[(first + step * d) % 4] for d in range(ndim))
+            alignments = tuple((first + step * d) % 3 == 0 for d in range(ndim))
+            options = {"padding_mode": paddings, "align_corners": alignments}
+            some.append(Case(SIZES[ndim], mode=mode, coords_unit=unit, **options, **changes))
+    return some
 
 
 def in_units(cases: Sequence[Case]) -> list[Case]:

@@ -42,8 +42,8 @@ struct Problem {
   int64_t grids;    // 1 if all points share one
   int64_t points_per_grid;
   Mode mode;
-  Padding padding;
-  bool align_corners;
+  Padding padding[kMaxDim];
+  bool align_corners[kMaxDim];
   Unit unit;           // of coords and jitter_std
   int64_t derivative;  // see order_along
 };
@@ -71,6 +71,14 @@ CRAD_INLINE bool is_dense(const Problem& problem) {
     stride *= problem.size[axis];
   }
   return dense;
+}
+
+// Whether the taps of a point read entries that follow each other along every axis, or lie outside.
+CRAD_INLINE bool taps_follow_each_other(const Problem& problem) {
+  bool follow = true;
+  for (int axis = 0; axis < problem.ndim; ++axis)
+    follow &= taps_follow_each_other(problem.mode, problem.padding[axis]);
+  return follow;
 }
 
 // The points of all grids.

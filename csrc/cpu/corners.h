@@ -33,7 +33,7 @@ struct Corners {
   explicit Corners(const Problem& problem)
       : problem(problem),
         count(corners_of(problem)),
-        follow(taps_follow_each_other(problem.mode, problem.padding)),
+        follow(taps_follow_each_other(problem)),
         needs(count),
         step(count),
         offset(follow ? 1 : count),

@@ -16,11 +16,11 @@ inline void entries_between(const Problem& problem, int axis, double low, double
   const int64_t size = problem.size[axis];
   const double end = static_cast<double>(size - 1);
   const Placement<double> placement =
-      placement_of<double>(size, problem.align_corners, problem.unit);
+      placement_of<double>(size, problem.align_corners[axis], problem.unit);
   low = unpadded_index(low, placement).at - kBesides;
   high = unpadded_index(high, placement).at + kBesides;
   const double below = low, above = high;
-  switch (problem.padding) {
+  switch (problem.padding[axis]) {
     case Padding::zeros:
     case Padding::border:
       break;

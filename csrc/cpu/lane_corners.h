@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels.h"
 #include "lanes.h"
@@ -37,6 +38,9 @@ struct LaneAxis {
   int32_t begin, end;   // the entries that are taken to lie inside
   int32_t first, last;  // of the first taps with which all lie so
   Placement<float> placement;
+  float low, high;  // between which no padding changes the index
+  Padding padding;
+  bool align_corners;
 };
 
 // What it takes to locate points. (Copied to where they are located, so that compilers know it to
@@ -44,8 +48,16 @@ struct LaneAxis {
 template <int ndim>
 struct LaneAxes {
   LaneAxis along[ndim];
-  bool can_be_inside, align_corners;
-  Padding padding;
+  bool can_be_inside;
+  bool pads;              // anything but zeros, along some axis
+  bool borders, centres;  // whether -1 and 1 are these along every axis: most calls have constants
+
+  CRAD_ALWAYS_INLINE Index<FloatLanes> index_of(int axis, FloatLanes coord) const {
+    const Placement<float>& placement = along[axis].placement;
+    if (borders) return unpadded_index(coord, Placement<float>{1, placement.scale, 1, 0.5f});
+    if (centres) return unpadded_index(coord, Placement<float>{1, 0.5f, 0, placement.factor});
+    return unpadded_index(coord, placement);
+  }
 };
 
 // The corners of a vector of points of which some lie outside, numbered as in `Corners`. (Functions
@@ -60,7 +72,6 @@ struct LanesAtEdge {
 
   CRAD_ALWAYS_INLINE void set(const LaneAxes<ndim>& axes, const FloatLanes (&base)[ndim],
                               const FloatLanes (&first)[ndim]) {
-    const Padding padding = axes.padding;
     beginning = FloatLanes{};
     for (int axis = 0; axis < ndim; ++axis) beginning += base[axis] - base[axis];
     IntLanes along[ndim][taps];
@@ -68,11 +79,12 @@ struct LanesAtEdge {
     for (int axis = 0; axis < ndim; ++axis) {
       const LaneAxis along_axis = axes.along[axis];
       const int32_t size = along_axis.size;
+      const Padding padding = along_axis.padding;
       const bool follow = taps_follow_each_other(mode, padding);
       for (int tap = 0; tap < taps; ++tap) {
         const FloatLanes position =
             follow ? first[axis]
-                   : tap_position(base[axis], tap, size, mode, padding, axes.align_corners);
+                   : tap_position(base[axis], tap, size, mode, padding, along_axis.align_corners);
         const IntLanes entry = entry_at(position, size, taps) + (follow ? tap : 0);
         in_bounds[axis][tap] =
             lanes_inside(entry - along_axis.begin, along_axis.end - along_axis.begin);
@@ -160,14 +172,13 @@ struct LaneCorners {
 #pragma GCC unroll 3
     for (int axis = 0; axis < ndim; ++axis) {
       const LaneAxis along = axes.along[axis];
-      const Index<FloatLanes> index = unpadded_index(coord[axis], along.placement);
+      const Index<FloatLanes> index = axes.index_of(axis, coord[axis]);
       const FloatLanes position = set(axis, index);
       const IntLanes first = mode == Mode::nearest ? rounded_to_int(index.at) : to_int(position);
       const LaneMask these = within(first, along.first, along.last);
       lanes = axis == 0 ? these : lanes & these;
       // No padding changes what is in bounds.
-      if (axes.padding != Padding::zeros)
-        lanes &= between(index.at, 0, static_cast<float>(along.size - 1));
+      if (axes.pads) lanes &= between(index.at, along.low, along.high);
       entry += first * along.stride;
     }
     inside = every(lanes) & axes.can_be_inside;
@@ -179,10 +190,11 @@ struct LaneCorners {
                                                 LanesAtEdge<mode, ndim>& at_edge) {
     FloatLanes base[ndim], first[ndim];
     for (int axis = 0; axis < ndim; ++axis) {
-      const int32_t size = axes.along[axis].size;
-      const Index<FloatLanes> index = unpadded_index(coord[axis], axes.along[axis].placement);
-      const Index<FloatLanes> near = padded(index, size, mode, axes.padding, axes.align_corners);
-      base[axis] = wrapped_base(base_of(near.at, mode), size, axes.padding);
+      const LaneAxis along = axes.along[axis];
+      const Index<FloatLanes> index = unpadded_index(coord[axis], along.placement);
+      const Index<FloatLanes> near =
+          padded(index, along.size, mode, along.padding, along.align_corners);
+      base[axis] = wrapped_base(base_of(near.at, mode), along.size, along.padding);
       first[axis] = set(axis, near);
     }
     at_edge.set(axes, base, first);
@@ -334,19 +346,30 @@ class LanePoints {
         end_(range.point_end),
         plain_(is_plain(problem, range)) {
     axes_.can_be_inside = true;
-    axes_.align_corners = problem.align_corners;
-    axes_.padding = problem.padding;
+    axes_.pads = false;
+    axes_.borders = axes_.centres = problem.unit == Unit::normalized;
     for (int axis = 0; axis < ndim; ++axis) {
       stride[axis] = problem.stride[axis];
       const int32_t size = static_cast<int32_t>(problem.size[axis]);
       const int32_t last = (axis == 0 && behind ? size - 1 : size) - tap_count(mode);
+      const Padding padding = problem.padding[axis];
+      const bool align_corners = problem.align_corners[axis], zeros = padding == Padding::zeros;
+      const float first_index = zeros ? -INFINITY : 0;
+      const float last_index = zeros ? INFINITY : static_cast<float>(size - 1);
       axes_.along[axis] = {size,
                            static_cast<int32_t>(stride[axis]),
                            0,
                            size,
                            0,
                            last,
-                           placement_of<float>(size, problem.align_corners, problem.unit)};
+                           placement_of<float>(size, align_corners, problem.unit),
+                           first_index,
+                           last_index,
+                           padding,
+                           align_corners};
+      axes_.pads |= !zeros;
+      axes_.borders &= !align_corners;
+      axes_.centres &= align_corners;
       axes_.can_be_inside &= last >= 0;
     }
   }

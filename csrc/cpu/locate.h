@@ -48,7 +48,7 @@ struct alignas(kLine) Batch {
   X coord[kMaxDim][kBatch];  // jittered, in the order of the axes
   X t[kMaxDim][kBatch];      // distance of the index from the base of its taps
   X slope[kMaxDim][kBatch];  // of the index with respect to the coordinate
-  // Of a tap's entry; of the first tap alone where taps follow each other.
+  // Of a tap's entry; of the first tap alone where taps follow each other along every axis.
   int64_t offset[kMaxDim][kMaxTaps][kBatch];
   uint32_t inside[kBatch];  // a bit per tap and axis, see tap_bit: the tap is in bounds
   uint32_t finite[kBatch];  // whether the index is finite, or its padding makes it so
@@ -180,7 +180,7 @@ template <class Integer, Mode mode, Padding padding, class X>
 inline void locate_along(const Problem& problem, int axis, Batch<X>& batch) {
   const Integer size = static_cast<Integer>(problem.size[axis]);
   const Integer stride = static_cast<Integer>(problem.stride[axis]);
-  const bool align_corners = problem.align_corners;
+  const bool align_corners = problem.align_corners[axis];
   const Placement<X> placement = placement_of<X>(size, align_corners, problem.unit);
   X base[kBatch];
   for (int i = 0; i < kBatch; ++i) {
@@ -207,6 +207,11 @@ inline void locate_along(const Problem& problem, int axis, Batch<X>& batch) {
       offset[i] = entry * stride;
     }
     for (int i = 0; i < kBatch; ++i) batch.offset[axis][tap][i] = offset[i];
+    if (together == 1 || taps_follow_each_other(problem)) continue;
+    // Along another axis, they do not.
+    for (int next = 1; next < together; ++next)
+      for (int i = 0; i < kBatch; ++i)
+        batch.offset[axis][next][i] = batch.offset[axis][0][i] + next * int64_t{stride};
   }
 }
 
@@ -219,7 +224,7 @@ inline void locate_along(const Problem& problem, int axis, Batch<X>& batch) {
   const bool small = size <= kExactSize &&
                      (size + kMaxTaps) * problem.stride[axis] < std::numeric_limits<int32_t>::max();
   with_mode(problem.mode, [&](auto mode) {
-    with_padding(problem.padding, [&](auto padding) {
+    with_padding(problem.padding[axis], [&](auto padding) {
       constexpr Mode kMode = decltype(mode)::value;
       constexpr Padding kPadding = decltype(padding)::value;
       if (small)
@@ -264,7 +269,7 @@ template <class X>
 inline void lowest_entries(const Problem& problem, int axis, bool seam, Batch<X>& batch,
                            int64_t (&lowest)[kBatch]) {
   locate_along(problem, axis, batch);
-  const bool follow = taps_follow_each_other(problem.mode, problem.padding);
+  const bool follow = taps_follow_each_other(problem.mode, problem.padding[axis]);
   const int taps = follow ? 1 : tap_count(problem.mode);
   for (int i = 0; i < kBatch; ++i) {
     int64_t entry = batch.offset[axis][0][i], highest = entry;

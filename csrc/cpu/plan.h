@@ -147,7 +147,7 @@ inline Bands bands_of(const Problem& problem) {
   bands.axis = longest_but(-1);
   const int64_t number = cut(bands.axis, bands.shift, most);
   if (number < kFewBands) return bands;
-  bands.seam = problem.padding == Padding::circular && tap_count(problem.mode) > 1;
+  bands.seam = problem.padding[bands.axis] == Padding::circular && tap_count(problem.mode) > 1;
   bands.number = number + bands.seam;
   const int64_t fitting = tile_of(problem, entries_of_a_part(problem, bands), kBackwardBytes);
   if (problem.ndim == 1 || fitting == problem.channels) return bands;

@@ -152,7 +152,7 @@ template <class F>
 bool with_row(const Problem& problem, F f) {
   const int64_t used = problem.channels * tap_count(problem.mode);
   if (problem.channels == 1 || problem.channels > kFewChannels || used > CRAD_VECTOR_BYTES / 4 ||
-      !taps_follow_each_other(problem.mode, problem.padding))
+      !taps_follow_each_other(problem))
     return false;
   with_mode(problem.mode, [&](auto mode) {
     constexpr std::integral_constant<int, tap_count(mode)> taps{};

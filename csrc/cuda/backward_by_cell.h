@@ -56,7 +56,7 @@ CRAD_DEVICE void list_corners(const Problem& problem, int cells, int pitch, int3
     for (int d = 0; d < kNdim; ++d) {
       const int size = static_cast<int>(problem.size[kNdim - 1 - d]);
       int along = rest % (size + 1) - 1 + (i >> d & 1);
-      if (problem.padding == Padding::circular && along == size) along = 0;
+      if (problem.padding[kNdim - 1 - d] == Padding::circular && along == size) along = 0;
       inside &= is_entry(along, size);
       entry += along * entries_apart;
       entries_apart *= size;

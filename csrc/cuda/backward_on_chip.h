@@ -62,7 +62,7 @@ backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
   const int warps = (plan.lanes + kWarp - 1) / kWarp;  // that share a point
   const int c = group.lane * V;  // the thread's own channels, if there are so many
   const bool own = c < channels;
-  const bool distinct = taps_follow_each_other(problem.mode, problem.padding);
+  const bool distinct = taps_follow_each_other(problem);
 
   char* at = memory;
   // Of grad_values, (entries, groups, tile_channels): a thread adds to its own column.

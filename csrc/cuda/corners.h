@@ -55,19 +55,20 @@ struct Component {
 template <class X>
 CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int d,
                                       float (&normal)[4]) {
-  const int64_t size = problem.size[problem.ndim - 1 - d];
+  const int axis = problem.ndim - 1 - d;
+  const int64_t size = problem.size[axis];
+  const Padding padding = problem.padding[axis];
+  const bool align_corners = problem.align_corners[axis];
   X coord = static_cast<const X*>(problem.coords)[point * problem.ndim + d];
   if (problem.seed) {
     if (d % 4 == 0) jitter_normals(static_cast<uint64_t>(*problem.seed), point, d / 4, normal);
     const float noise = d & 2 ? (d & 1 ? normal[3] : normal[2]) : (d & 1 ? normal[1] : normal[0]);
     coord += static_cast<const X*>(problem.jitter_std)[d] * static_cast<X>(noise);
   }
-  const Index<X> raw =
-      unpadded_index(coord, placement_of<X>(size, problem.align_corners, problem.unit));
-  const Index<X> index = padded(raw, size, problem.mode, problem.padding, problem.align_corners);
+  const Index<X> raw = unpadded_index(coord, placement_of<X>(size, align_corners, problem.unit));
+  const Index<X> index = padded(raw, size, problem.mode, padding, align_corners);
   const X base = base_of(index.at, problem.mode);
-  return {wrapped_base(base, size, problem.padding), index.at - base, index.slope,
-          is_place(raw, problem.padding)};
+  return {wrapped_base(base, size, padding), index.at - base, index.slope, is_place(raw, padding)};
 }
 
 // Fills the tables of a point. Returns whether it is a place, see is_place. Strided: `entry` is not
@@ -85,6 +86,8 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
   for (int d = 0; d < problem.ndim; ++d) {
     const int axis = problem.ndim - 1 - d;
     const int64_t size = problem.size[axis];
+    const Padding padding = problem.padding[axis];
+    const bool align_corners = problem.align_corners[axis];
     const Component<X> at = component_of<X>(problem, point, d, normal);
     place &= at.place;
     const int order = order_along(problem, axis);
@@ -93,8 +96,7 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
     Corner<I, A, kSlopes>* const table = d < tables.low_axes ? corners.low : corners.high;
     const int own = d < tables.low_axes ? d : d - tables.low_axes;
     for (int tap = taps - 1; tap >= 0; --tap) {
-      const X position =
-          tap_position(at.base, tap, size, problem.mode, problem.padding, problem.align_corners);
+      const X position = tap_position(at.base, tap, size, problem.mode, padding, align_corners);
       const int64_t entry = entry_at(position, size, taps);
       const bool inside = is_entry(entry, size);
       const A weight = static_cast<A>(tap_weight(problem.mode, order, tap, at.t, at.slope));

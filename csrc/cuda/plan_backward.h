@@ -176,7 +176,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
   // The corners of a cell must be of different entries.
   bool distinct = true;
   for (int axis = 0; axis < problem.ndim; ++axis)
-    distinct &= problem.padding != Padding::circular || problem.size[axis] > 1;
+    distinct &= problem.padding[axis] != Padding::circular || problem.size[axis] > 1;
   if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
       problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX || !distinct)
     return Plan{};

@@ -122,13 +122,19 @@ struct Call {
     STD_TORCH_CHECK(!batched || (coords.dim() >= 2 && coords.size(0) == problem.grids),
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
-    const int64_t mode = options & 3;
-    STD_TORCH_CHECK(is_mode(mode) && options >> 40 == 0, "sample(): unexpected options");
+    const int64_t mode = options & 3, differences = options >> 40;
+    STD_TORCH_CHECK(is_mode(mode) && differences >> 3 * (ndim - 1) == 0,
+                    "sample(): unexpected options");
     problem.mode = static_cast<Mode>(mode);
-    problem.padding = static_cast<Padding>(options >> 2 & 3);
-    problem.align_corners = options >> 4 & 1;
+    for (int64_t d = 0; d < ndim; ++d) {
+      const int64_t padding_and_align =
+          ((options >> 2) ^ (d > 0 ? differences >> (3 * (d - 1)) : 0)) & 7;
+      const int64_t axis = ndim - 1 - d;
+      problem.padding[axis] = static_cast<Padding>(padding_and_align & 3);
+      problem.align_corners[axis] = padding_and_align >> 2;
+    }
     problem.unit = static_cast<Unit>(options >> 6 & 1);
-    problem.derivative = options >> 8;
+    problem.derivative = options >> 8 & 0xFFFFFFFF;
     deterministic = options >> 5 & 1;
     STD_TORCH_CHECK(seed_in.has_value() == jitter_std_in.has_value(),
                     "sample(): expected seed and jitter_std together, or neither");

@@ -45,7 +45,7 @@ void run(int ndim, crad::Mode mode, crad::Padding padding, int64_t channels, boo
   problem.points_per_grid = kPoints;
   problem.point_lanes = point_lanes;
   problem.mode = mode;
-  problem.padding = padding;
+  for (int axis = 0; axis < ndim; ++axis) problem.padding[axis] = padding;
   const std::vector<float> values = numbers(problem.entries * channels);
   const std::vector<float> coords = numbers(kPoints * ndim);
   const std::vector<float> jitter_std(ndim, 0.1f), grad_output = numbers(kPoints * channels);

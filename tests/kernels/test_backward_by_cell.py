@@ -18,6 +18,7 @@ from tests.cases import (
     assert_rounded_once,
     cases,
     covering,
+    mixed,
 )
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -72,6 +73,15 @@ def linear(*ndims: int, **changes: object) -> list[Case]:
     ids=str,
 )
 def test_matches_the_reference(cuda_library: str, case: Case) -> None:
+    assert_matches_the_reference(case, cuda_library)
+
+
+@pytest.mark.parametrize(
+    "case",
+    mixed(2, 3, modes=("linear",), points=(150,), dtype=torch.float32, coords_dtype=torch.float32),
+    ids=str,
+)
+def test_components_that_differ(cuda_library: str, case: Case) -> None:
     assert_matches_the_reference(case, cuda_library)
 
 

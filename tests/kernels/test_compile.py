@@ -33,6 +33,7 @@ CASES = [
     Case((5,), points=(0,), mode="nearest", padding_mode="border"),
     Case((4, 3), points=(5,), padding_mode="circular", coords_unit="index"),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
+    Case((4, 3), points=(5,), padding_mode=("circular", "border"), align_corners=(False, True)),
 ]
 
 

@@ -457,8 +457,16 @@ def test_the_drop_in_refuses_them_in_every_way(backend: str, way: str, misfit: s
     [
         ({"mode": ["linear"]}, r"mode to be one of .*\['linear'\]"),
         ({"padding_mode": ["zeros"]}, r"padding_mode to be one of .*\['zeros'\]"),
-        ({"align_corners": 1}, "align_corners to be a bool, but got 1"),
-        ({"align_corners": 2}, "align_corners to be a bool, but got 2"),
+        ({"padding_mode": ("zeros",) * 3}, r"padding_mode .* a tuple of 2 .*\('zeros', 'z.*'\)"),
+        (
+            {"padding_mode": ("zeros", "wrap")},
+            r"padding_mode .* a tuple of 2 .*\('zeros', 'wrap'\)",
+        ),
+        ({"padding_mode": ("zeros", 1)}, r"padding_mode .* a tuple of 2 .*\('zeros', 1\)"),
+        ({"align_corners": (True,)}, r"align_corners .* a tuple of 2 .*\(True,\)"),
+        ({"align_corners": (True, 0)}, r"align_corners .* a tuple of 2 .*\(True, 0\)"),
+        ({"align_corners": 1}, "align_corners to be a bool, .*but got 1"),
+        ({"align_corners": 2}, "align_corners to be a bool, .*but got 2"),
         ({"deterministic": 1}, "deterministic to be a bool or None, but got 1"),
     ],
     ids=str,
@@ -496,4 +504,17 @@ def test_options_are_packed_without_loss() -> None:
     flags = (False, True)
     derivatives = (0, 0x21, 0xF << 28)
     for options in product(MODES, PADDING_MODES, flags, flags, derivatives, COORDS_UNITS):
-        assert unpack(pack(*options)) == options
+        assert unpack(pack(*options), 8) == options
+
+
+def test_options_of_components_are_packed_without_loss() -> None:
+    each = list(product(PADDING_MODES, (False, True)))
+    for ndim, first in product(range(2, 9), range(len(each))):
+        paddings, alignments = zip(
+            *(each[(first + 3 * component) % len(each)] for component in range(ndim)), strict=True
+        )
+        alike = alignments[0] if len(set(alignments)) == 1 else alignments
+        options = ("cubic", paddings, alike, True, 0xF << 28, "index")
+        assert unpack(pack(*options), ndim) == options
+        same = pack("linear", paddings[:1] * ndim, False, False)
+        assert same == pack("linear", paddings[0], False, False)

@@ -38,6 +38,7 @@ TOLERANCE = SAME_INDEX[torch.float64]
 CASES = [
     Case((4, 3), points=(5,)),
     Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
+    Case((4, 3), points=(5,), padding_mode=("reflection", "zeros"), align_corners=(True, False)),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="circular", coords_unit="index"),
 ]
 

@@ -24,6 +24,7 @@ BY_WINDOW = [
     Case((61, 40), channels=8, points=(5000,), align_corners=True),
     Case((2, 700), channels=5, points=(5000,), padding_mode="border"),
     Case((30, 1, 70), channels=3, points=(4200,), padding_mode="reflection"),
+    Case((2, 700), channels=5, points=(5000,), padding_mode=("border", "zeros")),
     Case((17, 18, 9), channels=40, points=(1500,), batch=2),
     Case((7, 6, 8, 9), channels=2, points=(4500,)),
     Case((5, 3, 4, 5, 5), channels=2, points=(2300,)),
@@ -33,6 +34,7 @@ BY_WINDOW = [
 BY_CORNER = [
     Case((61, 40), channels=8, points=(700,)),
     Case((50, 45), channels=3, points=(500,), mode="cubic", padding_mode="border"),
+    Case((61, 40), channels=8, points=(700,), padding_mode=("circular", "zeros")),
     Case((30, 1, 40), channels=3, points=(900,), padding_mode="circular"),
     Case((50, 45), channels=3, points=(500,), mode="cubic", padding_mode="reflection"),
     Case((50, 45), channels=3, points=(2000,), mode="nearest"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import Dim, export
 
 from crad_kernels import GridMemory, grid_sample, sample
-from tests.cases import DTYPES, Case, assert_near, cases, covering, in_units
+from tests.cases import DTYPES, Case, assert_near, cases, covering, in_units, mixed
 
 pytest.importorskip("onnxscript")  # which PyTorch's exporter asks for
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -118,7 +118,7 @@ NO_PLACE = (0.0, NAN, 0.1, INFINITY, 0.2, -INFINITY, 0.3, 5e9, 0.4, -1e30, 0.5, 
 
 
 def is_grid_sample(case: Case) -> bool:
-    if case.padding_mode == "circular":
+    if not isinstance(case.padding_mode, str) or case.padding_mode == "circular":
         return False
     mirrors = case.padding_mode == "reflection" and case.align_corners
     if case.coords_unit == "index" and (mirrors or case.mode == "nearest"):
@@ -150,7 +150,8 @@ GATHERS = tuple(map(attrgetter, ("ndim", "mode", "padding_mode", "align_corners"
         pytest.param(
             cases(1, points=(12,), batch=2, **FLOATS)
             + cases(4, modes=("linear",), points=(12,), **FLOATS)
-            + cases(5, modes=("nearest",), points=(12,), **FLOATS),
+            + cases(5, modes=("nearest",), points=(12,), **FLOATS)
+            + mixed(2, points=(12,), **FLOATS),
             GATHERS,
             id="others",
         ),

@@ -35,6 +35,7 @@ from crad_kernels._backends.triton.plan import (
 )
 from crad_kernels._backends.triton.tuning import fastest
 from crad_kernels._schema import (
+    along_each,
     check_call,
     check_grad_output,
     check_normals,
@@ -83,8 +84,11 @@ def _call(
     jitter_std: Tensor | None,
     options: int,
 ) -> _Call:
-    mode, padding_mode, align_corners, _, derivative, unit = unpack(options)
     ndim = coords.shape[-1]
+    mode, padding_mode, align_corners, _, derivative, unit = unpack(options, ndim)
+    # In the order of the axes, which is the reverse of that of the components.
+    padding = along_each(padding_mode, ndim)[::-1]
+    aligned = along_each(align_corners, ndim)[::-1]
     size = tuple(values.shape[-1 - ndim : -1])
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
     points = coords.numel() // ndim
@@ -98,7 +102,7 @@ def _call(
         coords.device,
         (
             *(values.dtype, coords.dtype, jittered, ndim),
-            *(mode, padding_mode, align_corners, unit, derivative),
+            *(mode, padding, aligned, unit, derivative),
             *(number.bit_length() for number in numbers),
         ),
         {
@@ -108,7 +112,7 @@ def _call(
             "points_per_item": points_per_item,
             "entries": prod(size),
             "size": size,
-            "OPTIONS": options_of(ndim, mode, padding_mode, align_corners, unit, derivative, wide),
+            "OPTIONS": options_of(ndim, mode, padding, aligned, unit, derivative, wide),
         },
     )
 
@@ -168,7 +172,7 @@ def sample_backward(
         grad_values = values.new_empty(0)
     elif call.problem.small:
         grad_values = _owned_grad_values(call, grad_output, values)
-    elif unpack(options).deterministic:
+    elif unpack(options, coords.shape[-1]).deterministic:
         grad_values = _sorted_grad_values(call, grad_output, values)
     else:
         grad_values = _atomic_grad_values(call, grad_output, values)

@@ -31,23 +31,30 @@ def locate(coords, point, exists, seed, jitter_std, size, OPTIONS: tl.constexpr)
         if seed is not None:
             normal = jitter_normal(tl.load(seed), point, NDIM - 1 - axis)
             coord += tl.load(jitter_std + (NDIM - 1 - axis)) * normal.to(coord.dtype)
-        at, along = unpadded_index(coord, size[axis], OPTIONS.align_corners, OPTIONS.unit)
-        if OPTIONS.padding == "zeros":
+        at, along = unpadded_index(coord, size[axis], OPTIONS.align_corners[axis], OPTIONS.unit)
+        if OPTIONS.padding[axis] == "zeros":
             finite = finite & (tl.abs(at) < float("inf"))
         at, along = padded(
-            at, along, size[axis], OPTIONS.mode, OPTIONS.padding, OPTIONS.align_corners
+            at,
+            along,
+            size[axis],
+            OPTIONS.mode,
+            OPTIONS.padding[axis],
+            OPTIONS.align_corners[axis],
         )
         start = base_of(at, OPTIONS.mode)
-        base = base + (wrapped_base(start, size[axis], OPTIONS.padding),)
+        base = base + (wrapped_base(start, size[axis], OPTIONS.padding[axis]),)
         distance = distance + (at - start,)
         slope = slope + (along,)
     return (base, distance, slope), finite
 
 
 @triton.jit
-def position_of(base, tap, size, OPTIONS: tl.constexpr):
-    """The position of the entry that a tap reads: it may lie outside the grid."""
-    return tap_position(base, tap, size, OPTIONS.mode, OPTIONS.padding, OPTIONS.align_corners)
+def position_of(base, tap, size, axis: tl.constexpr, OPTIONS: tl.constexpr):
+    """The position of the entry that a tap reads along an axis: it may lie outside the grid."""
+    return tap_position(
+        base, tap, size, OPTIONS.mode, OPTIONS.padding[axis], OPTIONS.align_corners[axis]
+    )
 
 
 @triton.jit
@@ -58,7 +65,7 @@ def corner_entry(corner, taps, finite, size, OPTIONS: tl.constexpr):
     inside = finite
     for axis in tl.static_range(OPTIONS.ndim):
         tap = corner // OPTIONS.taps**axis % OPTIONS.taps
-        along = entry_at(position_of(base[axis], tap, size[axis], OPTIONS), size[axis])
+        along = entry_at(position_of(base[axis], tap, size[axis], axis, OPTIONS), size[axis])
         inside = inside & (along >= 0) & (along < size[axis])
         entry = entry * size[axis] + along
     return entry, inside

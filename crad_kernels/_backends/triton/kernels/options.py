@@ -19,10 +19,10 @@ class Options:
 
     Attributes:
         ndim: axes of the grid.
-        mode: as `crad_kernels.sample` takes it, and so are the three that follow.
-        padding: see ``mode``.
+        mode: as `crad_kernels.sample` takes it.
+        padding: of each axis, and so is what follows; see ``mode``.
         align_corners: see ``mode``.
-        unit: see ``mode``.
+        unit: of coordinates; see ``mode``.
         derivative: see `crad_kernels._schema.pack`.
         taps: of a point along an axis.
         corners: of a point.
@@ -48,8 +48,8 @@ class Options:
 def options_of(
     ndim: int,
     mode: str,
-    padding: str,
-    align_corners: bool,
+    padding: tuple[str, ...],
+    align_corners: tuple[bool, ...],
     unit: str,
     derivative: int,
     wide: bool,

@@ -36,7 +36,7 @@ def weight_tile(places, taps, size, OPTIONS: tl.constexpr):
     for axis in tl.static_range(NDIM - 1, -1, -1):
         along = tl.zeros((places[axis].shape[0], base[axis].shape[0]), OPTIONS.accumulator)
         for tap in tl.static_range(OPTIONS.taps):
-            position = position_of(base[axis], tap, size[axis], OPTIONS)
+            position = position_of(base[axis], tap, size[axis], axis, OPTIONS)
             read = places[axis][:, None] == entry_at(position, size[axis]).to(tl.int32)[None, :]
             weight = tap_weight(
                 tap,
@@ -46,7 +46,7 @@ def weight_tile(places, taps, size, OPTIONS: tl.constexpr):
                 OPTIONS.derivative >> 4 * axis & 15,
             ).to(OPTIONS.accumulator)
             # Where taps are padded one by one, two may read one entry.
-            if OPTIONS.mode == "cubic" or OPTIONS.padding == "circular":
+            if OPTIONS.mode == "cubic" or OPTIONS.padding[axis] == "circular":
                 along += tl.where(read, weight[None, :], 0.0)
             else:
                 along = tl.where(read, weight[None, :], along)
