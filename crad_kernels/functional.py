@@ -9,7 +9,7 @@ from torch import Tensor, are_deterministic_algorithms_enabled, compiler, is_aut
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from crad_kernels import _schema
+from crad_kernels import _fill, _schema
 from crad_kernels._backends import choose, default
 from crad_kernels._op import CALLS
 
@@ -25,6 +25,7 @@ def sample(
     padding_mode: str | Sequence[str] = "zeros",
     align_corners: bool | Sequence[bool] = False,
     coords_unit: str = "normalized",
+    fill: float | Tensor = 0.0,
     jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
@@ -61,6 +62,11 @@ def sample(
             entry of an axis and ``size - 1`` the last, as in SciPy's ``map_coordinates`` (whose
             coordinates come in the reverse order). Whether corners are aligned then matters to
             reflection alone: SciPy's ``"mirror"`` if they are, or else ``"reflect"``.
+        fill: what taps outside the grid read along axes with padding ``"zeros"``: a float, or a
+            real tensor of shape () or (C,) on the device of ``values``, with derivatives of any
+            order. The sample then is what `torch.nn.functional.grid_sample` gives of an image with
+            a margin of this value. A point all of whose weight is inside is sampled as without it,
+            to the last bit, and so a fill of NaN marks all other points.
         jitter_std: standard deviation of the Gaussian noise added to ``coords``, in their unit; a
             float, or D floats in the order of the components. At least 0.
             Or a real 0-d or (D,) tensor on the device of ``coords``, with derivatives as any other
@@ -85,16 +91,17 @@ def sample(
     Gradients are those of `torch.nn.functional.grid_sample`, of any order, in reverse and forward
     mode. Under `torch.vmap` every slice has the noise of the same call alone.
     """
-    if has_torch_function_variadic(values, coords, jitter_std, seed) and not is_compiling():
+    if has_torch_function_variadic(values, coords, jitter_std, seed, fill) and not is_compiling():
         out: Tensor = handle_torch_function(
             sample,
-            (values, coords, jitter_std, seed),
+            (values, coords, jitter_std, seed, fill),
             values,
             coords,
             mode=mode,
             padding_mode=padding_mode,
             align_corners=align_corners,
             coords_unit=coords_unit,
+            fill=fill,
             jitter_std=jitter_std,
             seed=seed,
             deterministic=deterministic,
@@ -111,6 +118,7 @@ def sample(
             padding_mode,
             align_corners,
             coords_unit,
+            fill,
             jitter_std,
             seed,
             deterministic,
@@ -134,6 +142,7 @@ def grid_sample(
     align_corners: bool | Sequence[bool] | None = False,
     *,
     coords_unit: str = "normalized",
+    fill: float | Tensor = 0.0,
     jitter_std: float | Sequence[float] | Tensor = 0.0,
     seed: int | Tensor | None = None,
     deterministic: bool | None = None,
@@ -154,6 +163,7 @@ def grid_sample(
             arguments that follow.
         align_corners: see ``padding_mode``; None means False.
         coords_unit: see ``padding_mode``.
+        fill: see ``padding_mode``.
         jitter_std: see ``padding_mode``.
         seed: see ``padding_mode``.
         deterministic: see ``padding_mode``.
@@ -166,16 +176,17 @@ def grid_sample(
         TypeError: if an argument is of the wrong type or dtype.
         ValueError: if a shape, a device, a mode or the backend does not fit.
     """
-    if has_torch_function_variadic(input, grid, jitter_std, seed) and not is_compiling():
+    if has_torch_function_variadic(input, grid, jitter_std, seed, fill) and not is_compiling():
         overridden: Tensor = handle_torch_function(
             grid_sample,
-            (input, grid, jitter_std, seed),
+            (input, grid, jitter_std, seed, fill),
             input,
             grid,
             mode,
             padding_mode,
             align_corners,
             coords_unit=coords_unit,
+            fill=fill,
             jitter_std=jitter_std,
             seed=seed,
             deterministic=deterministic,
@@ -196,6 +207,7 @@ def grid_sample(
             padding_mode,
             False if align_corners is None else align_corners,
             coords_unit,
+            fill,
             jitter_std,
             seed,
             deterministic,
@@ -226,6 +238,7 @@ def _run(
     padding_mode: str | Sequence[str],
     align_corners: bool | Sequence[bool],
     coords_unit: str,
+    fill: float | Tensor,
     jitter_std: float | Sequence[float] | Tensor,
     seed: int | Tensor | None,
     deterministic: bool | None,
@@ -258,13 +271,14 @@ def _run(
         std = _jitter_std(jitter_std, coords)
     if seed is not None:
         _check_seed(seed, device)
+    of_noise = None if std is None else _seed(seed, device), std
+    if not (isinstance(fill, float) and fill == 0):
+        fill = _check_fill(fill, padding_mode, values, ndim, 1 if channels_first else -1)
+        unpacked = _schema.unpack(options, ndim)
+        return _fill.sample(name, channels_first, values, coords, *of_noise, unpacked, fill)
     calls = CALLS[name]
     out: Tensor = (calls.grid_sample if channels_first else calls.sample)(
-        values,
-        coords,
-        None if std is None else _seed(seed, device),
-        std,
-        options,
+        values, coords, *of_noise, options
     )
     return out
 
@@ -385,6 +399,43 @@ def check_jitter_tensor(jitter_std: Tensor, ndim: int) -> None:
             f"sample(): expected jitter_std as a tensor to have shape () or ({ndim},), but got "
             f"shape {_shape(jitter_std)}"
         )
+
+
+def _check_fill(
+    fill: float | Tensor,
+    padding_mode: str | Sequence[str],
+    values: Tensor,
+    ndim: int,
+    channels_axis: int,
+) -> float | Tensor:
+    """The fill, a number as a float; raise unless this is one for these values."""
+    if isinstance(fill, Tensor):
+        _schema.check_dense("sample()", "fill", fill)
+    elif not _is_real(fill):
+        raise TypeError(f"sample(): expected fill to be a float or a tensor, but got {fill!r}")
+    if "zeros" not in _schema.along_each(padding_mode, ndim):
+        raise ValueError(
+            "sample(): fill is what lies outside where padding_mode is 'zeros', but got "
+            f"padding_mode={padding_mode!r}; leave fill out"
+        )
+    if not isinstance(fill, Tensor):
+        return float(fill)
+    if fill.is_complex() or fill.is_quantized or fill.dtype == torch.bool:
+        raise TypeError(
+            f"sample(): expected fill as a tensor to be of real numbers, but got {fill.dtype}"
+        )
+    channels = values.shape[channels_axis]
+    if _shape(fill) not in ((), (channels,)):
+        raise ValueError(
+            f"sample(): expected fill as a tensor to have shape () or ({channels},), but got shape "
+            f"{_shape(fill)}"
+        )
+    if fill.device != values.device:
+        raise ValueError(
+            f"sample(): expected fill as a tensor to be on {values.device}, but got one on "
+            f"{fill.device}"
+        )
+    return fill
 
 
 def _is_real(number: object) -> TypeGuard[float]:

@@ -24,12 +24,13 @@ For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatia
    ``floor(u)`` and ``floor(u) + 1`` with weights ``1 - t`` and ``t``, ``t = u - floor(u)``;
    ``cubic``: entries ``floor(u) - 1`` to ``floor(u) + 2`` with the weights of Keys' cubic
    convolution, a = -3/4, at their distances from ``u``. ``cubic`` pads its taps and not ``u``, in
-   the way of 3. A tap outside the grid contributes nothing. The taps of a point are the product
-   over the axes.
+   the way of 3. A tap outside the grid contributes nothing; with a fill, its weight times the
+   fill, if that weight is not 0 (composed of samples, see `crad_kernels._fill`). The taps of a
+   point are the product over the axes.
 
-Coordinates may be any float. Under ``zeros``, a non-finite ``u`` makes the sample NaN
-and its coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``,
-NaN gives the first entry; under ``reflection`` and ``circular``, a non-finite ``u`` or one of
+Coordinates may be any float. Under ``zeros``, a non-finite ``u`` makes the sample NaN and its
+coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``, NaN
+gives the first entry; under ``reflection`` and ``circular``, a non-finite ``u`` or one of
 magnitude 2^31 or more gives the first entry. This is what `torch.nn.functional.grid_sample` does
 for 2-D float32 on the CPU, as far as it has the padding, save that its ``nearest`` gives 0 for a
 non-finite ``u`` under ``zeros``, and its ``bicubic`` NaN for a non-finite ``u`` under any padding.

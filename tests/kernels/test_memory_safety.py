@@ -19,12 +19,15 @@ from tests.cases import (
     cases,
     covering,
     in_dtypes,
+    mixed,
 )
 
 ALL_DTYPES = [DTYPES[0], *DTYPES[3:]]
 # Of the end of a row, 8, 4 and 2 bytes are read in ways of their own.
 AMID_POISON = [
     *covering(in_dtypes(cases(1, 2, 3), ALL_DTYPES), *EVERY_TWO_OPTIONS),
+    # Where taps follow each other along one axis, and along another do not.
+    *covering(in_dtypes(mixed(2, 3), [DTYPES[0], DTYPES[3]]), attrgetter("ndim", "mode", "dtype")),
     *covering(
         in_dtypes(SHAPES, ALL_DTYPES),
         attrgetter(*SHAPE, "dtype.itemsize"),
