@@ -25,8 +25,9 @@ EPOCHS = 20
 # A folder of images
 # ------------------
 #
-# Here, pictures of washers are drawn, some with a dent in the rim and a mask of it: an easy case, so
-# what comes out says little about yours. With your own folder in this layout, leave this part out.
+# Here, pictures of washers are drawn, some with a dent in the rim and a mask of it: an easy case,
+# so what comes out says little about yours. With your own folder in this layout, leave this part
+# out.
 
 folder = Path(tempfile.mkdtemp()) / "parts"
 random = np.random.default_rng(0)
