@@ -56,7 +56,8 @@ def calls() -> Iterator[Call]:
         itertools.product(("zeros", "border", "reflection"), (False, True), (False, True))
     )
     for size, channels, points in SHAPES:
-        kinds = [("linear", dtype) for dtype in DTYPES] + [("nearest", torch.float32)]
+        kinds = [("linear", dtype) for dtype in DTYPES]
+        kinds += [("nearest", torch.float32), ("simplex", torch.float32)]
         if len(size) <= 3:
             kinds.append(("cubic", torch.float32))
         for mode, dtype in kinds:

@@ -119,6 +119,7 @@ CALLS: tuple[Any, ...] = (
     Call((60, 60), 216, mode="cubic", derivative=0x11),
     Call((4,) * 4, 64, mode="cubic"),
     Call((2,) * 8, 64, jittered=True),
+    Call((4,) * 6, 64, mode="simplex", padding_mode="border"),
     lambda: launch.normals(torch.empty((), dtype=torch.int64, device="meta"), 1000, 8),
     lambda: launch.philox(*(torch.empty(9, n, dtype=torch.int64, device="meta") for n in (4, 2))),
 )

@@ -84,7 +84,7 @@ def _is_grid_sample(values: Tensor, coords: Tensor, options: Options) -> bool:
     if coords.dtype != (torch.float64 if values.dtype == torch.float64 else torch.float32):
         return False
     ndim = coords.shape[-1]
-    if padding_mode == "circular":
+    if mode == "simplex" or padding_mode == "circular":
         return False
     if mode != "cubic":
         return ndim in (2, 3)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-# In the order of the enumerations in csrc/core/axis.h.
-MODES = ("nearest", "linear", "cubic")
+# In the order of the enumerations in csrc/core/axis.h; simplex, which is none of an axis, is last.
+MODES = ("nearest", "linear", "cubic", "simplex")
 PADDING_MODES = ("zeros", "border", "reflection", "circular")
 COORDS_UNITS = ("normalized", "index")
 _MODE_BITS = {mode: bits for bits, mode in enumerate(MODES)}
@@ -220,7 +220,7 @@ def check_call(
         stds = (coords.shape[-1],)
         _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
     differences = coords.shape[-1] - 1 if coords.shape[-1] <= MOST_MIXED else 0
-    if options not in range(1 << _DIFFERENCES + 3 * differences) or options & 3 == 3:
+    if options not in range(1 << _DIFFERENCES + 3 * differences):
         raise ValueError(f"sample(): expected options as of pack(), but got {options}")
 
 

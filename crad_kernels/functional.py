@@ -14,7 +14,12 @@ from crad_kernels._backends import choose, default
 from crad_kernels._op import CALLS
 
 _HALVES = (torch.float16, torch.bfloat16)
-_TORCH_MODES = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
+_TORCH_MODES = {
+    "bilinear": "linear",
+    "nearest": "nearest",
+    "bicubic": "cubic",
+    "simplex": "simplex",  # which torch does not have
+}
 
 
 def sample(
@@ -48,8 +53,10 @@ def sample(
             ``size``, as in `torch.nn.functional.grid_sample`. Half precision tells few places
             apart: it is refused, but under autocast, where it is what layers compute, converted to
             float32; values keep their dtype there.
-        mode: ``"linear"``, ``"nearest"`` or ``"cubic"`` (Keys' convolution with a = -3/4, torch's
-            ``"bicubic"`` in any D).
+        mode: ``"linear"``, ``"nearest"``, ``"cubic"`` (Keys' convolution with a = -3/4, torch's
+            ``"bicubic"`` in any D) or ``"simplex"``: linear between the D + 1 corners of a simplex
+            and not the 2^D of a cell, exact for affine functions and continuous, as linear is; in
+            3-D it is the tetrahedral interpolation of colour tables (Kasson et al., 1995).
         padding_mode: what lies outside: ``"zeros"``, ``"border"``, ``"reflection"`` or
             ``"circular"``. By the last, the grid repeats itself: after ``size`` entries, which are
             2 as a coordinate unless corners are aligned. This is `torch.nn.functional.pad` with
@@ -158,7 +165,8 @@ def grid_sample(
         input: ``(N, C, *size)``; dtypes as `sample`.
         grid: ``(N, *out, D)``, D the number of axes in ``size``; float32 or float64; half-precision
             coordinates are converted to float32.
-        mode: ``"bilinear"`` (linear in any D), ``"nearest"`` or ``"bicubic"`` (cubic in any D).
+        mode: ``"bilinear"`` (linear in any D), ``"nearest"``, ``"bicubic"`` (cubic in any D) or
+            ``"simplex"``, which torch does not have; as `sample`.
         padding_mode: as `sample`, with ``"circular"``, which torch does not have, and so are the
             arguments that follow.
         align_corners: see ``padding_mode``; None means False.

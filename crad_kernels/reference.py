@@ -26,7 +26,15 @@ For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatia
    convolution, a = -3/4, at their distances from ``u``. ``cubic`` pads its taps and not ``u``, in
    the way of 3. A tap outside the grid contributes nothing; with a fill, its weight times the
    fill, if that weight is not 0 (composed of samples, see `crad_kernels._fill`). The taps of a
-   point are the product over the axes.
+   point are the product over the axes, but for ``simplex``.
+5. **Simplex.** ``simplex`` has the taps of ``linear`` along every axis, and of their products the
+   D + 1 that a walk reads. It begins at the first taps and goes on to the second one along one
+   axis after the other, by descending ``t``. With ``t[1] >= t[2] >= ...`` in that order,
+   ``t[0] = 1`` and ``t[D + 1] = 0``, the weight after k steps is ``t[k] - t[k + 1]``: barycentric
+   coordinates in a simplex of Kuhn's triangulation (tetrahedral interpolation in 3-D). Where two
+   ``t`` are equal, the lower component comes first; but of those with ``t = 0``, the ones whose
+   second tap is outside the grid come last. The sample is the same in any such order; its
+   derivative is that in the simplex so chosen.
 
 Coordinates may be any float. Under ``zeros``, a non-finite ``u`` makes the sample NaN and its
 coordinate gradients NaN (and adds nothing to the gradient of ``values``); under ``border``, NaN
@@ -136,12 +144,12 @@ def sample(
         coords: ``(..., D)``, or ``(B, ..., D)``; float32 or float64.
         seed: int64, 0-d; None without jitter.
         jitter_std: ``(D,)`` of the dtype of ``coords``; None without jitter.
-        options: the mode (``"nearest"``, ``"linear"`` or ``"cubic"``), the padding (``"zeros"``,
-            ``"border"``, ``"reflection"`` or ``"circular"``), the unit of coordinates and of
-            ``jitter_std`` (``"normalized"`` or ``"index"``), whether -1 and 1 are the centres of
-            the outer entries or their borders (one of either for all components, or a tuple of D
-            in their order), and whether to sum gradients in the same order in
-            every run, on any device. Their derivative is left to torch.
+        options: the mode (``"nearest"``, ``"linear"``, ``"cubic"`` or ``"simplex"``), the padding
+            (``"zeros"``, ``"border"``, ``"reflection"`` or ``"circular"``), the unit of coordinates
+            and of ``jitter_std`` (``"normalized"`` or ``"index"``), whether -1 and 1 are the
+            centres of the outer entries or their borders (one of either for all components, or a
+            tuple of D in their order), and whether to sum gradients in the same order in every run,
+            on any device. Their derivative is left to torch.
 
     Returns:
         ``(..., C)``, or ``(B, ..., C)``, of the dtype of ``values``.
@@ -176,7 +184,8 @@ def sample(
 
     out = torch.zeros(points.shape[0], channels, dtype=compute, device=values.device)
     start = item, torch.ones_like(points[:, 0]), finite
-    for entry, weight, inside in _products(start, list(zip(size, axes, strict=True))):
+    corners = _walk if mode == "simplex" else _products
+    for entry, weight, inside in corners(start, list(zip(size, axes, strict=True))):
         # The gradient of `entries[entry]` is summed in order of a stable sort; that of
         # `index_select` is faster, on a GPU by atomic additions.
         value = entries[entry] if deterministic else entries.index_select(0, entry)
@@ -198,6 +207,32 @@ def _products(start: _Tap, axes: Sequence[tuple[int, Sequence[_Tap]]]) -> Iterat
     for tap, tap_weight, tap_inside in taps:
         longer = entry * length + tap, weight * tap_weight, inside & tap_inside
         yield from _products(longer, others)
+
+
+def _walk(start: _Tap, axes: Sequence[tuple[int, Sequence[_Tap]]]) -> Iterator[_Tap]:
+    """The corners of the simplex of a point: of two taps of each axis, given with its length."""
+    start_entry, start_weight, start_inside = start
+    seconds = [taps[1] for _, taps in reversed(axes)]  # by component
+    t = torch.stack([weight for _, weight, _ in seconds], -1)
+    leaves = (t <= 0) & ~torch.stack([inside for _, _, inside in seconds], -1)
+    key = torch.where(leaves, -1, t)
+    # How many steps come before that along a component. (ONNX has no stable sort.)
+    number = torch.arange(len(axes), device=t.device)
+    equal = (key[:, None] == key[:, :, None]) & (number < number[:, None])
+    step = ((key[:, None] > key[:, :, None]) | equal).sum(-1)
+    descending = [torch.where(step == k, t, 0).sum(-1) for k in range(len(axes))]
+    descending.insert(0, torch.ones_like(t[:, 0]))
+    for k, weight in enumerate(descending):
+        entry, inside = start_entry, start_inside
+        for component, (length, (first, second)) in zip(
+            reversed(range(len(axes))), axes, strict=True
+        ):
+            taken = step[:, component] < k
+            entry = entry * length + torch.where(taken, second[0], first[0])
+            inside = inside & (second[2] & taken | first[2] & ~taken)  # which ONNX Runtime has
+        if k < len(axes):
+            weight = weight - descending[k + 1]
+        yield entry, start_weight * weight, inside
 
 
 def index_of(coord: Tensor, size: int, align_corners: bool, unit: str) -> Tensor:
@@ -244,7 +279,7 @@ def _taps(
     t = index - base
     if mode == "nearest":
         weights = [(0, torch.ones_like(t))]
-    elif mode == "linear":
+    elif mode in ("linear", "simplex"):
         weights = [(0, 1 - t), (1, t)]
     elif mode == "cubic":
         weights = [(-1, _outer(t + 1)), (0, _inner(t)), (1, _inner(1 - t)), (2, _outer(2 - t))]

@@ -21,6 +21,9 @@ T = TypeVar("T")
 # The backend that judges the others: the specification, which takes everything and so comes last.
 JUDGE = list(backends())[-1]
 
+# The modes whose corners are the product of the taps of every axis: simplex is none.
+PRODUCTS = MODES[:3]
+
 # What torch calls the modes.
 TORCH_MODES = {mode: name for name, mode in _TORCH_MODES.items()}
 
@@ -115,7 +118,7 @@ class Case:
         There is one for each channel and tap: the slopes of an axis's weights have magnitudes that
         sum to 2 for linear and to as much as 3 for cubic, per entry.
         """
-        slopes = {"nearest": 0, "linear": 2, "cubic": 3}[self.mode]
+        slopes = {"nearest": 0, "linear": 2, "cubic": 3, "simplex": 2}[self.mode]
         entries = 1 if self.coords_unit == "index" else max(self.size) / 2  # that a unit is
         return max(1.0, slopes * entries * math.sqrt(self.channels))
 
@@ -167,8 +170,8 @@ def coords_of(
     return np.where(align_corners, aligned, (2 * index + 1) / size - 1)
 
 
-def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
-    """A case in all modes, paddings and alignments; without cubic in many dimensions."""
+def every_option(case: Case, modes: tuple[str, ...] = PRODUCTS) -> list[Case]:
+    """A case in the modes, all paddings and alignments; without cubic in many dimensions."""
     return [
         replace(case, mode=mode, padding_mode=padding_mode, align_corners=align_corners)
         for mode, padding_mode, align_corners in product(modes, PADDING_MODES, (False, True))
@@ -176,7 +179,7 @@ def every_option(case: Case, modes: tuple[str, ...] = MODES) -> list[Case]:
     ]
 
 
-def cases(*ndims: int, modes: tuple[str, ...] = MODES, **changes: Any) -> list[Case]:
+def cases(*ndims: int, modes: tuple[str, ...] = PRODUCTS, **changes: Any) -> list[Case]:
     """All options for each number of dimensions; `changes` as the fields of `Case`."""
     return [case for ndim in ndims for case in every_option(Case(SIZES[ndim], **changes), modes)]
 
@@ -274,6 +277,11 @@ SHAPES = [
     Case((70_000,), channels=1, points=(900,), padding_mode="border"),
     Case((190, 30), channels=20, points=(9000,), padding_mode="circular"),
     Case((5, 6, 7, 400), channels=3, points=(600,), align_corners=True),
+    # Corners of a simplex: few channels, many; of a grid larger than a cache; in many dimensions.
+    Case((3, 4, 5), channels=3, points=(90,), mode="simplex", padding_mode="border"),
+    Case((5, 6, 7), channels=67, points=(200,), mode="simplex", padding_mode="circular"),
+    Case((190, 30), channels=20, points=(9000,), mode="simplex", padding_mode="reflection"),
+    Case((2, 3, 1, 2, 2, 3), channels=40, points=(60,), batch=2, mode="simplex"),
     # A hundred points an entry: a float32 sum of more, in another order, would differ by more.
     Case((9,), channels=3, points=(900,), padding_mode="reflection", align_corners=True),
 ]

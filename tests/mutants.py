@@ -57,6 +57,13 @@ FAULTS = {
         "ties of bfloat16": ("sample", "0x7FFF + ((bits", "0x7FFE + ((bits"),
         "ties of float16": ("sample", "0xFFF + ((bits", "0xFFE + ((bits"),
     },
+    "csrc/core/simplex.h": {
+        "leaving the grid": ("simplex", "| second_inside", "& second_inside"),
+    },
+    "csrc/cpu/walk.h": {
+        "equal fractions": ("simplex", "key_k[i] > key_j[i]", "key_k[i] < key_j[i]"),
+        "slope of a step": ("simplex", "dot[k + 1][i] - dot", "dot[k + 0][i] - dot"),
+    },
     "csrc/core/problem.h": {
         "order along an axis": ("derivatives", "(4 * axis)", "(3 * axis)"),
     },

@@ -1,5 +1,6 @@
 // One axis of a sample: coordinate -> index -> padding -> taps. Every mode is a product of these
-// over the axes. The docstring of crad_kernels/reference.py is the specification.
+// over the axes, but for simplex (simplex.h), which is linear along an axis. The docstring of
+// crad_kernels/reference.py is the specification.
 #pragma once
 
 #include <cmath>
@@ -18,7 +19,8 @@ enum class Unit : int64_t { normalized = 0, index = 1 };  // of coordinates
 namespace {
 
 constexpr int64_t kModes = 3;
-constexpr int kMaxTaps = 4;  // per axis
+constexpr int64_t kSimplex = 3;  // its number after those of the modes
+constexpr int kMaxTaps = 4;      // per axis
 
 constexpr bool is_mode(int64_t value) { return value >= 0 && value < kModes; }
 

@@ -42,6 +42,7 @@ struct Problem {
   int64_t grids;    // 1 if all points share one
   int64_t points_per_grid;
   Mode mode;
+  bool simplex;  // the corners are not the product of the taps: see simplex.h; the mode is linear
   Padding padding[kMaxDim];
   bool align_corners[kMaxDim];
   Unit unit;           // of coords and jitter_std
@@ -86,8 +87,9 @@ CRAD_INLINE int64_t points_of(const Problem& problem) {
   return problem.grids * problem.points_per_grid;
 }
 
-// The corners of a point: the product of its taps over the axes.
+// The corners of a point: the product of its taps over the axes, or those of a simplex.
 CRAD_INLINE int corners_of(const Problem& problem) {
+  if (problem.simplex) return problem.ndim + 1;
   int corners = 1;
   for (int axis = 0; axis < problem.ndim; ++axis) corners *= tap_count(problem.mode);
   return corners;

@@ -1,9 +1,10 @@
-// The corners that points read: the products of their taps over the axes. Here are the offsets and
-// weights of the corners of a batch of points, and gradients of coordinates, which differ in
-// weights.
+// The corners that points read: the products of their taps over the axes, or those of a simplex
+// (walk.h). Here are the offsets and weights of the corners of a batch of points, and gradients of
+// coordinates, which differ in weights.
 #pragma once
 
 #include "locate.h"
+#include "walk.h"
 
 namespace crad {
 namespace {
@@ -21,11 +22,10 @@ struct Corner {
 template <class X, class A>
 struct Corners {
   const Problem& problem;
-  const int count;         // of a point
-  const bool follow;       // the taps of an axis follow each other
-  uint32_t all = 0;        // taps
-  Buffer<uint32_t> needs;  // the taps that must lie inside the grid
-  Buffer<int64_t> step;    // from the entry of the first corner to this one's, if they follow
+  const int count;                   // of a point
+  const bool follow;                 // the corners of all points lie alike: taps follow each other
+  uint32_t all = 0;                  // taps
+  Buffer<int64_t> step;              // from the entry of the first corner to this one's, if so
   Buffer<PerPoint<int64_t>> offset;  // of the corner's entry; of the first corner's alone, if so
   Buffer<PerPoint<A>> weight;
   Batch<X> batch;
@@ -33,16 +33,20 @@ struct Corners {
   explicit Corners(const Problem& problem)
       : problem(problem),
         count(corners_of(problem)),
-        follow(taps_follow_each_other(problem)),
-        needs(count),
+        follow(!problem.simplex && taps_follow_each_other(problem)),
         step(count),
         offset(follow ? 1 : count),
-        weight(count) {
-    needs[0] = 0;
+        weight(count),
+        needs_apart_(problem.simplex ? kBatch : 1),
+        needs_(count * needs_apart_),
+        walk_(problem.simplex ? 1 : 0) {
+    for (int axis = 0; axis < problem.ndim; ++axis)
+      for (int tap = 0; tap < tap_count(problem.mode); ++tap) all |= tap_bit(axis, tap);
+    if (problem.simplex) return;
+    needs_[0] = 0;
     step[0] = 0;
     for_each_product([&](int axis, int tap, int from, int to) {
-      needs[to] = needs[from] | tap_bit(axis, tap);
-      all |= needs[to];
+      needs_[to] = needs_[from] | tap_bit(axis, tap);
       step[to] = step[from] + tap * problem.stride[axis];
     });
   }
@@ -51,9 +55,15 @@ struct Corners {
   __attribute__((noinline)) int prepare(const Range& range, int64_t first) {
     const int points = fetch(problem, range, first, batch);
     for (int axis = 0; axis < problem.ndim; ++axis) locate_along(problem, axis, batch);
+    if (problem.simplex) walk_[0].set(problem, batch);
     place();
     weigh(-1);
     return points;
+  }
+
+  // The taps that must lie inside the grid for a corner to do so.
+  CRAD_ALWAYS_INLINE uint32_t needs(int k, int lane) const {
+    return needs_[k * needs_apart_ + (lane & (needs_apart_ - 1))];
   }
 
   CRAD_ALWAYS_INLINE Corner<A> corner(int k, int lane) const {
@@ -67,10 +77,7 @@ struct Corners {
   void differentiate(const Buffer<PerPoint<A>>& dot, int points, const Gradients& gradients) {
     X* const grad_coords = static_cast<X*>(gradients.grad_coords);
     for (int axis = 0; axis < problem.ndim; ++axis) {
-      weigh(axis);
-      PerPoint<A> total = {};
-      for (int k = 0; k < count; ++k)
-        for (int i = 0; i < kBatch; ++i) total[i] += weight[k][i] * dot[k][i];
+      const PerPoint<A> total = slope(axis, dot);
       for (int i = 0; i < points; ++i) {
         X& to = grad_coords[batch.point[i] * problem.ndim + problem.ndim - 1 - axis];
         to = gradients.add_coords ? to + static_cast<X>(total[i]) : static_cast<X>(total[i]);
@@ -89,8 +96,19 @@ struct Corners {
         for (int k = 0; k < before; ++k) f(axis, tap, k, tap * before + k);
   }
 
+  // The derivatives along an axis of the sums over the corners of weight * dot.
+  PerPoint<A> slope(int axis, const Buffer<PerPoint<A>>& dot) {
+    if (problem.simplex && order_of(problem) == 0) return walk_[0].slope(problem, batch, axis, dot);
+    weigh(axis);
+    PerPoint<A> total = {};
+    for (int k = 0; k < count; ++k)
+      for (int i = 0; i < kBatch; ++i) total[i] += weight[k][i] * dot[k][i];
+    return total;
+  }
+
   // Sets the offsets of the corners.
   void place() {
+    if (problem.simplex) return place_walk();
     if (follow) {
       PerPoint<int64_t> sum = {};  // apart, so that the compiler need not expect an overlap
       for (int axis = 0; axis < problem.ndim; ++axis)
@@ -106,8 +124,39 @@ struct Corners {
     });
   }
 
+  void place_walk() {
+    const Walk<X>& walk = walk_[0];
+    uint32_t first = 0;
+    offset[0] = {};
+    for (int axis = 0; axis < problem.ndim; ++axis) {
+      first |= tap_bit(axis, 0);
+      for (int i = 0; i < kBatch; ++i) offset[0][i] += batch.offset[axis][0][i];
+    }
+    uint32_t* needs = needs_.get();
+    for (int i = 0; i < kBatch; ++i) needs[i] = first;
+    for (int k = 1; k < count; ++k, needs += kBatch)
+      for (int i = 0; i < kBatch; ++i) {
+        const uint32_t taps = tap_bit(0, 0) | tap_bit(0, 1);
+        needs[kBatch + i] = needs[i] ^ taps << walk.axis[k - 1][i] * kMaxTaps;
+        offset[k][i] = offset[k - 1][i] + walk.change[k - 1][i];
+      }
+  }
+
+  void weigh_walk(int differentiated) {
+    const int order = order_of(problem) + (differentiated >= 0);
+    if (order > 1) {
+      for (int k = 0; k < count; ++k) weight[k] = {};
+      return;
+    }
+    int axis = order == 0 ? -1 : differentiated;
+    for (int other = 0; other < problem.ndim; ++other)
+      if (order_along(problem, other) > 0) axis = other;
+    walk_[0].weigh(problem, batch, axis, weight.get());
+  }
+
   // Sets their weights; along the axis `differentiated` (-1: none) differentiated once more.
   __attribute__((noinline)) void weigh(int differentiated) {
+    if (problem.simplex) return weigh_walk(differentiated);
     PerPoint<A> along[kMaxDim][kMaxTaps];
     with_mode(problem.mode, [&](auto mode) {
       for (int axis = 0; axis < problem.ndim; ++axis) {
@@ -137,6 +186,10 @@ struct Corners {
       weight[to] = product;
     });
   }
+
+  const int needs_apart_;  // of a corner and the next: 1, or if each point has its own, kBatch
+  Buffer<uint32_t> needs_;
+  Buffer<Walk<X>> walk_;  // of a simplex, one
 };
 
 // Those of a point's corners that lie inside the grid.
@@ -158,7 +211,6 @@ struct InBounds {
   CRAD_ALWAYS_INLINE void gather(const Corners<X, A>& corners, int lane) {
     // Locals, so that the compiler need not expect a store to change them.
     const uint32_t outside = ~corners.batch.inside[lane];
-    const uint32_t* const needs = corners.needs.get();
     const int64_t* const steps = corners.step.get();
     const int64_t first = corners.offset[0][lane];
     const bool follow = corners.follow;
@@ -168,7 +220,7 @@ struct InBounds {
       to[inside].offset = follow ? first + steps[k] : corners.offset[k][lane];
       to[inside].weight = corners.weight[k][lane];
       to[inside].number = k;
-      inside += (needs[k] & outside) == 0;
+      inside += (corners.needs(k, lane) & outside) == 0;
     }
     count = inside;
   }

@@ -15,16 +15,16 @@ namespace {
 constexpr uint32_t kAllLanes = ~uint32_t{0};
 static_assert(kBatch == 32, "a bit for each");
 
-// The lanes, a bit each, that have none of these bits.
-CRAD_INLINE uint32_t lanes_without(uint32_t bits, const uint32_t (&lane)[kBatch]) {
+// The lanes, a bit each, that are 0.
+CRAD_INLINE uint32_t lanes_of_zeros(const uint32_t (&lane)[kBatch]) {
   uint32_t lanes = 0;
 #if CRAD_VECTOR_BYTES == 64
-  const __m512i wanted = _mm512_set1_epi32(static_cast<int32_t>(bits));
-  for (int i = 0; i < kBatch; i += 16)
-    lanes |= static_cast<uint32_t>(_mm512_testn_epi32_mask(_mm512_loadu_si512(lane + i), wanted))
-             << i;
+  for (int i = 0; i < kBatch; i += 16) {
+    const __m512i bits = _mm512_loadu_si512(lane + i);
+    lanes |= static_cast<uint32_t>(_mm512_testn_epi32_mask(bits, bits)) << i;
+  }
 #else
-  for (int i = 0; i < kBatch; ++i) lanes |= static_cast<uint32_t>((lane[i] & bits) == 0) << i;
+  for (int i = 0; i < kBatch; ++i) lanes |= static_cast<uint32_t>(lane[i] == 0) << i;
 #endif
   return lanes;
 }
@@ -75,7 +75,9 @@ struct Reads {
     for (int i = 0; i < kBatch; ++i) outside[i] = ~corners.batch.inside[i];
     for (int i = 0; i < kBatch; ++i) finite |= (corners.batch.finite[i] & 1) << i;
     for (int k = 0; k < corners.count; ++k) {
-      lanes[k] = lanes_without(corners.needs[k], outside) & finite;
+      uint32_t missing[kBatch];  // taps
+      for (int i = 0; i < kBatch; ++i) missing[i] = corners.needs(k, i) & outside[i];
+      lanes[k] = lanes_of_zeros(missing) & finite;
       const PerPoint<int64_t>& from = corners.offset[corners.follow ? 0 : k];
       const int64_t step = corners.follow ? corners.step[k] : 0;
       for (int i = 0; i < kBatch; ++i) offset[k][i] = from[i] + step;

@@ -68,10 +68,20 @@ void blend_all(int count, Grid grid, At at, T* output, int64_t begin, int64_t en
       return blend<1, streaming>(grid, at, output, begin, end);
     case 2:
       return blend<2, streaming>(grid, at, output, begin, end);
+    case 3:
+      return blend<3, streaming>(grid, at, output, begin, end);
     case 4:
       return blend<4, streaming>(grid, at, output, begin, end);
+    case 5:
+      return blend<5, streaming>(grid, at, output, begin, end);
+    case 6:
+      return blend<6, streaming>(grid, at, output, begin, end);
+    case 7:
+      return blend<7, streaming>(grid, at, output, begin, end);
     case 8:
       return blend<8, streaming>(grid, at, output, begin, end);
+    case 9:
+      return blend<9, streaming>(grid, at, output, begin, end);
     case 16:
       return blend<16, streaming>(grid, at, output, begin, end);
     default:

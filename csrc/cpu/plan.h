@@ -238,8 +238,8 @@ inline bool fits_point_lanes(const Problem& problem) {
     extent += (problem.size[axis] - 1) * problem.stride[axis];
   }
   return problem.value_type != ValueType::float64 && problem.coord_type == CoordType::float32 &&
-         problem.derivative == 0 && problem.ndim <= (problem.mode == Mode::cubic ? 2 : 3) &&
-         extent <= kMostEntries;
+         problem.derivative == 0 && !problem.simplex &&
+         problem.ndim <= (problem.mode == Mode::cubic ? 2 : 3) && extent <= kMostEntries;
 }
 
 // Whether there are so few points that to gather their entries from planes takes less than to make

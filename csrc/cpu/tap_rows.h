@@ -1,6 +1,6 @@
-// The backward loops for entries of a few channels of float, where the taps of a point along the
-// last axis lie next to each other: they are read and added to together, as a row of taps and
-// channels.
+// The loops for entries of a few channels of float. Backward, where the taps of a point along the
+// last axis lie next to each other, they are read and added to together, as a row of taps and
+// channels. Of a simplex a row is a corner, and it has a forward loop, too.
 #pragma once
 
 #include <cmath>
@@ -18,7 +18,8 @@
 namespace crad {
 namespace {
 
-// The points of a batch and their rows: the corners that differ along the last axis alone.
+// The points of a batch and their rows: the corners that differ along the last axis alone, or all
+// of a simplex, by themselves.
 template <int width, int taps, class X>
 struct TapRows {
   using Vector = MaskedVector<width>;
@@ -28,8 +29,9 @@ struct TapRows {
   Corners<X, float> corners;
   const int count;               // of a point
   uint32_t lanes_of[1 << taps];  // those of some taps, a bit for each
-  uint32_t lanes[kBatch];        // those of the taps along the last axis inside the grid
-  uint32_t outside[kBatch];      // the taps outside, along the other axes
+  // In a row: those inside the grid along the last axis, or all of a simplex.
+  uint32_t lanes[kBatch];
+  uint32_t outside[kBatch];  // the taps outside that a row needs
 
   explicit TapRows(const Problem& problem)
       : channels(static_cast<int>(problem.channels)),
@@ -48,10 +50,12 @@ struct TapRows {
   int prepare(const Range& range, int64_t first) {
     const int points = corners.prepare(range, first);
     const Batch<X>& batch = corners.batch;
-    const uint32_t others = (uint32_t{1} << last * kMaxTaps) - 1;
+    const uint32_t of_simplex = corners.problem.simplex ? ~uint32_t{0} : 0;
+    const uint32_t others = ((uint32_t{1} << last * kMaxTaps) - 1) | of_simplex;
     for (int i = 0; i < kBatch; ++i) {
       outside[i] = ~batch.inside[i] & others;
-      const uint32_t inside = batch.inside[i] >> last * kMaxTaps & ((1 << taps) - 1);
+      const uint32_t at_last = batch.inside[i] >> last * kMaxTaps | of_simplex;
+      const uint32_t inside = at_last & ((1 << taps) - 1);
       lanes[i] = batch.finite[i] && i < points ? lanes_of[inside] : 0;
     }
     return points;
@@ -59,10 +63,10 @@ struct TapRows {
 
   // The lanes of a point's row that lie inside the grid.
   uint32_t bits(int row, int point) const {
-    return corners.needs[row] & outside[point] ? 0 : lanes[point];
+    return corners.needs(row, point) & outside[point] ? 0 : lanes[point];
   }
 
-  int64_t offset(int row, int point) const { return corners.offset[0][point] + corners.step[row]; }
+  int64_t offset(int row, int point) const { return corners.corner(row, point).offset; }
 
   Vector weight(int row, int point) const {
     Vector result = Vector::broadcast(corners.weight[row][point]);
@@ -98,8 +102,8 @@ void backward_tap_rows(const Problem& problem, const Range& range, const Gradien
   using Vector = MaskedVector<width>;
   const float* const grid = grid_of<float>(problem, range);
   float* const grad_values = static_cast<float*>(gradients.grad_values);
-  const bool apart =
-      problem.channel_stride != 1 || problem.stride[problem.ndim - 1] != problem.channels;
+  const bool apart = problem.channel_stride != 1 ||
+                     (taps > 1 && problem.stride[problem.ndim - 1] != problem.channels);
   GradOutputRows<float> grad_rows(problem, range, gradients);
   TapRows<width, taps, X> rows(problem);
   const int channels = rows.channels;
@@ -150,6 +154,8 @@ void backward_tap_rows(const Problem& problem, const Range& range, const Gradien
 // Calls f with the width and the number of taps of a row, if a call has rows; whether it has.
 template <class F>
 bool with_row(const Problem& problem, F f) {
+  if (problem.simplex && problem.channels > 1 && problem.channels <= kFewChannels)
+    return f(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{}), true;
   const int64_t used = problem.channels * tap_count(problem.mode);
   if (problem.channels == 1 || problem.channels > kFewChannels || used > CRAD_VECTOR_BYTES / 4 ||
       !taps_follow_each_other(problem))
@@ -169,6 +175,31 @@ bool backward_tap_rows(const Problem& problem, const Range& range, const Gradien
   return with_row(problem, [&](auto width, auto taps) {
     backward_tap_rows<Values, Coords, width, taps, X>(problem, range, gradients);
   });
+}
+
+// The sample of a simplex by points whose channels lie together; false if it is none, and nothing
+// was done.
+template <class X>
+bool forward_tap_rows(const Problem& problem, const Range& range, const Output& output) {
+  constexpr int width = 8;
+  using Vector = MaskedVector<width>;
+  if (!problem.simplex || problem.channels == 1 || problem.channels > kFewChannels ||
+      problem.channel_stride != 1)
+    return false;
+  const float* const grid = grid_of<float>(problem, range);
+  TapRows<width, 1, X> rows(problem);
+  const uint32_t channels = rows.lanes_of[1];
+  for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
+    const int points = rows.prepare(range, p);
+    for (int i = 0; i < points; ++i) {
+      Vector total = Vector::broadcast(rows.corners.batch.finite[i] ? 0.0f : NAN);
+      for (int r = 0; r < rows.count; ++r)
+        total = multiply_add(rows.weight(r, i),
+                             Vector::load(grid + rows.offset(r, i), rows.bits(r, i)), total);
+      total.store(row_of<float>(output, rows.corners.batch.point[i]), channels);
+    }
+  }
+  return true;
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 namespace crad {
 
 template <class T, class X, int V, int kLow, int kHigh>
-CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
+CRAD_KERNEL((kBlocksFor<accumulator<T>, V, X, kLow>))
 backward_in_memory(const Problem problem, const Plan plan, const T* grad_output,
                    const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;

@@ -47,7 +47,7 @@ CRAD_DEVICE C unit_corner() {
 
 // kCorners: of a point, all in the low table; 0: not known to the compiler.
 template <class T, class X, int V, int kLow, int kHigh, int kCorners>
-CRAD_KERNEL((kBlocksFor<accumulator<T>, V>))
+CRAD_KERNEL((kBlocksFor<accumulator<T>, V, X, kLow>))
 backward_on_chip(const Problem problem, const Plan plan, const T* grad_output,
                  const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;

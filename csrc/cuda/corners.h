@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/jitter.h"
+#include "../core/simplex.h"
 #include "plan.h"
 #include "vector.h"
 
@@ -71,11 +72,109 @@ CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int
   return {wrapped_base(base, size, padding), index.at - base, index.slope, is_place(raw, padding)};
 }
 
+// The steps of a walk (core/simplex.h), a byte each: the component that it is along, and whether
+// the first and the second tap lie inside.
+struct Steps {
+  static constexpr int kFirst = 8, kSecond = 16;
+  uint64_t bytes = 0;
+
+  CRAD_DEVICE int operator[](int k) const { return static_cast<int>(bytes >> (8 * k) & 255); }
+  CRAD_DEVICE void insert(int k, int step) {
+    const uint64_t before = (uint64_t{1} << (8 * k)) - 1;
+    bytes = (bytes & before) | (bytes & ~before) << 8 | static_cast<uint64_t>(step) << (8 * k);
+  }
+};
+static_assert(kMaxDim <= 8, "a byte for each");
+
+// Fills the table of a point whose corners are those of a simplex. Until it is filled it holds the
+// steps of the walk, sorted: the change of the entry, the key, and the slope.
+template <class X, bool kStrided, class I, class A, int kSlopes>
+CRAD_DEVICE bool locate_simplex(const Problem& problem, int64_t point, Corner<I, A, kSlopes>* table,
+                                int stride) {
+  int order = 0, differentiated = -1;
+  A along = 0;  // the slope of the component that the weights are differentiated along
+  float normal[4];
+  bool place = true;
+  Steps steps;
+  I entry = 0;
+  int outside = 0;  // taps
+  int64_t entries_apart = 1;
+  for (int d = 0; d < problem.ndim; ++d) {
+    const int axis = problem.ndim - 1 - d;
+    const int64_t size = problem.size[axis];
+    const Component<X> at = component_of<X>(problem, point, d, normal);
+    place &= at.place;
+    const auto entry_of = [&](int tap) {
+      const X position = tap_position(at.base, tap, size, problem.mode, problem.padding[axis],
+                                      problem.align_corners[axis]);
+      return entry_at(position, size, tap_count(problem.mode));
+    };
+    const int64_t first = entry_of(0), second = entry_of(1);
+    const int64_t apart = kStrided ? problem.stride[axis] : entries_apart;
+    const bool first_inside = is_entry(first, size), second_inside = is_entry(second, size);
+    entry += static_cast<I>(first * apart);
+    outside += !first_inside;
+    entries_apart *= size;
+    if (order_along(problem, axis) > 0) {
+      order += order_along(problem, axis);
+      differentiated = d;
+      along = static_cast<A>(at.slope);
+    }
+    Corner<I, A, kSlopes> step;
+    step.entry = static_cast<I>((second - first) * apart);
+    step.weight = static_cast<A>(walk_key(at.t, second_inside));
+    if constexpr (kSlopes > 0) step.slope[0] = static_cast<A>(at.slope);
+    int k = d;
+    for (; k > 0 && table[(k - 1) * stride].weight < step.weight; --k)
+      table[k * stride] = table[(k - 1) * stride];
+    table[k * stride] = step;
+    steps.insert(k, d | (first_inside ? Steps::kFirst : 0) | (second_inside ? Steps::kSecond : 0));
+  }
+  A key = 1, slope = 0;  // of the step to the corner
+  int component = -1;
+  for (int k = 0; k <= problem.ndim; ++k) {
+    A next_key = 0, next_slope = 0;
+    I change = 0;
+    int next = -1, leaves = 0;
+    if (k < problem.ndim) {
+      const Corner<I, A, kSlopes> step = table[k * stride];
+      next_key = step.weight > A(0) ? step.weight : A(0);
+      if constexpr (kSlopes > 0) next_slope = step.slope[0];
+      change = step.entry;
+      next = steps[k] & 7;
+      leaves = ((steps[k] & Steps::kFirst) != 0) - ((steps[k] & Steps::kSecond) != 0);
+    }
+    Corner<I, A, kSlopes> corner;
+    corner.entry = outside == 0 ? entry : kOutside<I>;
+    const A change_of_weight = component == differentiated ? along
+                               : next == differentiated    ? -along
+                                                           : A(0);
+    corner.weight = order == 0 ? key - next_key : order == 1 ? change_of_weight : A(0);
+    if constexpr (kSlopes > 0) CRAD_UNROLL
+    for (int column = 0; column < kSlopes; ++column)
+      corner.slope[column] = order > 0             ? A(0)
+                             : column == component ? slope
+                             : column == next      ? -next_slope
+                                                   : A(0);
+    table[k * stride] = corner;
+    entry += change;
+    outside += leaves;
+    key = next_key;
+    slope = next_slope;
+    component = next;
+  }
+  return place;
+}
+
 // Fills the tables of a point. Returns whether it is a place, see is_place. Strided: `entry` is not
 // the number of an entry but the offset of its first channel from that of the grid, in elements.
 template <class X, bool kStrided = false, class I, class A, int kSlopes>
 CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t point,
                         const PointCorners<Corner<I, A, kSlopes>>& corners) {
+  if (problem.simplex) {
+    set_unit(*corners.high);
+    return locate_simplex<X, kStrided>(problem, point, corners.low, corners.stride);
+  }
   const int taps = tap_count(problem.mode);
   float normal[4];
   bool place = true;

@@ -49,12 +49,17 @@ void with_columns(const Problem& problem, F f) {
   constexpr integral_constant<int, 0> none;
   constexpr integral_constant<int, 2> two;
   constexpr integral_constant<int, 4> four;
+  constexpr integral_constant<int, 8> eight;
   const Columns columns = columns_of(problem);
-  if (problem.coord_type == CoordType::float64)
+  const bool wide = problem.coord_type == CoordType::float64;
+  if (columns.low == 8)  // of a simplex
+    wide ? f(double(), eight, none, none) : f(float(), eight, none, none);
+  else if (wide)
     f(double(), four, four, none);
   else if (columns.low == 2)
-    problem.ndim == 2 && problem.mode == Mode::linear ? f(float(), two, none, four)
-                                                      : f(float(), two, none, none);
+    problem.ndim == 2 && problem.mode == Mode::linear && !problem.simplex
+        ? f(float(), two, none, four)
+        : f(float(), two, none, none);
   else
     columns.high == 0 ? f(float(), four, none, none) : f(float(), four, four, none);
 }

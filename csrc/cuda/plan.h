@@ -36,7 +36,10 @@ inline Tables tables_of(int ndim, Mode mode) {
   for (int d = 0; d < ndim; ++d) (d < tables.low_axes ? tables.low : tables.high) *= taps;
   return tables;
 }
-inline Tables tables_of(const Problem& problem) { return tables_of(problem.ndim, problem.mode); }
+inline Tables tables_of(const Problem& problem) {
+  if (problem.simplex) return {problem.ndim, corners_of(problem), 1};  // no products
+  return tables_of(problem.ndim, problem.mode);
+}
 
 // How many derivatives a corner of each table holds in the backward pass: a compile-time constant
 // of its kernels, so that there are few different ones.
@@ -44,6 +47,7 @@ struct Columns {
   int low, high;
 };
 inline Columns columns_of(const Problem& problem) {
+  if (problem.simplex && problem.ndim > 4) return {kMaxDim, 0};
   if (problem.coord_type == CoordType::float64) return {4, 4};
   if (problem.ndim <= 2) return {2, 0};
   return problem.ndim == tables_of(problem).low_axes ? Columns{4, 0} : Columns{4, 4};

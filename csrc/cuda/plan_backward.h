@@ -177,7 +177,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
   bool distinct = true;
   for (int axis = 0; axis < problem.ndim; ++axis)
     distinct &= problem.padding[axis] != Padding::circular || problem.size[axis] > 1;
-  if (problem.mode != Mode::linear || problem.coord_type != CoordType::float32 ||
+  if (problem.mode != Mode::linear || problem.simplex || problem.coord_type != CoordType::float32 ||
       problem.ndim > 3 || cells_of(problem) > kMostCells || row > UINT32_MAX || !distinct)
     return Plan{};
   const int64_t bytes = kSumsOfAThread / bytes_of_sum(problem.value_type) * value_bytes(problem);

@@ -27,7 +27,7 @@ CRAD_INLINE int64_t windows_along(int64_t size, int window) {
 inline bool sorts_by_window(const Problem& problem, const Device& device) {
   constexpr int64_t kLaunch = 64 * 1024;  // bytes that a multiprocessor moves while one starts
   constexpr int64_t kSorted = 104;        // bytes that an item moves in 4 passes, of 4 and 8 bytes
-  bool windows = taps_follow_each_other(problem);
+  bool windows = !problem.simplex && taps_follow_each_other(problem);
   for (int axis = 0; axis < problem.ndim; ++axis) windows &= problem.size[axis] <= kExactSize;
   const Tables tables = tables_of(problem);
   const double fewer = static_cast<double>(points_of(problem)) * tables.high * (tables.low - 1);

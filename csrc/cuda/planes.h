@@ -84,7 +84,7 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
 // the coordinates is a part for every lane of every tile. kLow is 0 if it is not wanted: the values
 // are then not read.
 template <class T, class X, int kLow, int kHigh>
-CRAD_KERNEL(kBlocks)
+CRAD_KERNEL((kLow > 4 ? 1 : kBlocks))
 backward_planes(const Problem problem, const Plan plan, const Rows rows, const T* grad_output,
                 const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;

@@ -22,9 +22,10 @@ struct Gradients {
   }
 };
 
-// Doubles, and 8 channels of a thread, take more registers than two blocks have.
-template <class A, int V>
-constexpr int kBlocksFor = sizeof(A) > 4 || V > 4 ? 1 : kBlocks;
+// Doubles, 8 channels of a thread, and more than 4 slopes of a table take more registers than two
+// blocks have.
+template <class A, int V, class X = float, int kLow = 0>
+constexpr int kBlocksFor = sizeof(A) > 4 || sizeof(X) > 4 || V > 4 || kLow > 4 ? 1 : kBlocks;
 
 // The slopes of a point: the sum over the corners of their weights' derivatives times the product
 // of the gradient of the output with their entry.

@@ -123,9 +123,11 @@ struct Call {
                     "sample(): values and coords do not have the same batch size");
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
     const int64_t mode = options & 3, differences = options >> 40;
-    STD_TORCH_CHECK(is_mode(mode) && differences >> 3 * (ndim - 1) == 0,
+    const bool simplex = mode == kSimplex;
+    STD_TORCH_CHECK((simplex || is_mode(mode)) && differences >> 3 * (ndim - 1) == 0,
                     "sample(): unexpected options");
-    problem.mode = static_cast<Mode>(mode);
+    problem.mode = simplex ? Mode::linear : static_cast<Mode>(mode);
+    problem.simplex = simplex && ndim > 1;  // along one axis it is linear
     for (int64_t d = 0; d < ndim; ++d) {
       const int64_t padding_and_align =
           ((options >> 2) ^ (d > 0 ? differences >> (3 * (d - 1)) : 0)) & 7;

@@ -25,7 +25,8 @@ int main() {
         problem.channels >> want_values >> want_coords >> problem.ndim;
     problem.value_type = static_cast<ValueType>(value_type);
     problem.coord_type = static_cast<CoordType>(coord_type);
-    problem.mode = static_cast<Mode>(mode);
+    problem.simplex = mode == kSimplex && problem.ndim > 1;
+    problem.mode = mode == kSimplex ? Mode::linear : static_cast<Mode>(mode);
     problem.entries = 1;
     for (int axis = 0; axis < problem.ndim; ++axis) {
       std::cin >> problem.size[axis];

@@ -34,6 +34,7 @@ CASES = [
     Case((4, 3), points=(5,), padding_mode="circular", coords_unit="index"),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="reflection"),
     Case((4, 3), points=(5,), padding_mode=("circular", "border"), align_corners=(False, True)),
+    Case((2, 3, 2), points=(5,), mode="simplex", padding_mode="border"),
 ]
 
 

@@ -32,6 +32,7 @@ SMALL_GRIDS = [
     Case((3, 4, 2), channels=40, points=(500,), batch=3, padding_mode="border", **FLOAT32),
     Case((2,) * 8, channels=8, points=(600,), padding_mode="border", **FLOAT32),
     Case((4, 4), channels=67, points=(900,), mode="cubic", **FLOAT32),
+    Case((3,) * 5, channels=8, points=(600,), mode="simplex", **FLOAT32),
 ]
 LARGE_GRIDS = [
     Case((200, 300), channels=8, points=(5000,), **FLOAT32),

@@ -17,6 +17,9 @@ import pytest
 import torch
 
 from benchmarks.cases import CASES
+from crad_kernels._schema import MODES
+
+SIMPLEX = MODES.index("simplex")
 
 WARP = 32
 REGISTERS = 65536  # of a multiprocessor
@@ -58,7 +61,7 @@ class Call:
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
         dtype = str(self.dtype).removeprefix("torch.")
-        mode = ("nearest", "linear", "cubic")[self.mode]
+        mode = MODES[self.mode]
         return f"{self.grids}x{size}x{self.channels}-{self.points}-{dtype}-{mode}"
 
     @property
@@ -157,6 +160,7 @@ CALLS = [
     *(Call((3,) * axes, 64, 100_000) for axes in range(1, 9)),
     *(Call((8,) * axes, 4, 1_000_000) for axes in (4, 5, 6, 8)),
     *(Call((8,) * axes, 32, 100_000, mode=2) for axes in (1, 2, 3, 4)),
+    *(Call((3,) * axes, 64, 100_000, mode=SIMPLEX) for axes in (2, 3, 4, 6, 8)),
     *(Call((32, 32), 128, 50_000, dtype) for dtype in (torch.float64, torch.float16)),
     Call((32, 32), 128, 50_000, coord_dtype=torch.float64),
     Call((16, 16), 64, 1000, grids=64),
@@ -273,6 +277,7 @@ def test_many_points_of_a_small_grid_are_sorted_by_cell(program: Path, name: str
         Call((1024, 1024), 3, 1_000_000, torch.bfloat16),
         Call((3, 3, 3, 3), 64, 100_000),
         Call((8, 8), 32, 100_000, mode=2),
+        Call((3, 3, 3), 64, 100_000, mode=SIMPLEX),
         Call((32, 32), 128, 50_000, coord_dtype=torch.float64),
     ]
     assert not any(found[call].by_cell for call in others)
@@ -297,7 +302,8 @@ def test_points_are_sorted_in_bounded_memory(program: Path, name: str) -> None:
     faults = []
     for call, numbers in zip(CALLS, answers(program, lines), strict=True):
         order = Order(*numbers)
-        taps = (1, 2, 4)[call.mode] ** len(call.size)
+        axes = len(call.size)
+        taps = axes + 1 if call.mode == SIMPLEX else (1, 2, 4)[call.mode] ** axes
         items = order.together * order.items
         rests = ceil(items / order.piece) * order.corners * call.channels
         faults += [

@@ -83,6 +83,8 @@ def assert_matches_finite_differences(case: Case, backend: str, jitter_std: floa
         (smallest(2, mode="cubic", padding_mode="reflection"), 0.3),
         (smallest(3, mode="cubic", align_corners=True), 0.0),
         (smallest(1, mode="cubic", padding_mode="circular"), 0.3),
+        (small(2, mode="simplex", padding_mode="border"), 0.3),
+        (smallest(3, mode="simplex", padding_mode="circular"), 0.0),
     ],
     ids=str,
 )
@@ -98,6 +100,7 @@ def test_matches_finite_differences(compiled_backend: str, case: Case, jitter_st
         smallest(2, padding_mode="reflection", align_corners=True),
         smallest(1, mode="cubic", padding_mode="reflection"),
         smallest(2, padding_mode="circular"),
+        smallest(2, mode="simplex"),
     ],
     ids=str,
 )
@@ -106,7 +109,9 @@ def test_the_reference_matches_finite_differences(case: Case) -> None:
     assert_matches_finite_differences(case, JUDGE, 0.3)
 
 
-@pytest.mark.parametrize(("ndim", "mode"), [(4, "cubic"), *((d, "linear") for d in (6, 7, 8))])
+@pytest.mark.parametrize(
+    ("ndim", "mode"), [(4, "cubic"), *((d, "linear") for d in (6, 7, 8)), (6, "simplex")]
+)
 def test_matches_finite_differences_in_many_dimensions(
     compiled_backend: str, ndim: int, mode: str
 ) -> None:
@@ -324,6 +329,7 @@ TRANSFORMED = [
     small(2),
     small(2, mode="cubic", padding_mode="reflection"),
     small(1, padding_mode="circular"),
+    small(2, mode="simplex"),
 ]
 # Every composition for both arguments; of the rest, every two.
 COMPOSED = covering(
@@ -415,6 +421,7 @@ VMAPPED = [
     Case((3, 4), channels=2, points=(1,), padding_mode="circular"),
     Case((3, 4), channels=2, points=(2, 3), mode="cubic", padding_mode="reflection"),
     Case((5,), channels=3, points=(4,), batch=2, mode="nearest"),
+    Case((2, 3, 2), channels=2, points=(4,), mode="simplex", padding_mode="border"),
 ]
 LOOPED = covering(
     list(product(VMAPPED, IN_DIMS, [0.0, 0.2])),

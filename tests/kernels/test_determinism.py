@@ -12,6 +12,7 @@ from tests.cases import (
     DTYPES,
     EVERY_TWO_OPTIONS,
     JUDGE,
+    MODES,
     SAME_INDEX,
     SHAPES,
     Case,
@@ -113,7 +114,9 @@ def _told_to_be_deterministic() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_told_to_be_deterministic")
 @pytest.mark.parametrize(
-    "case", [*covering(cases(1, 2, 3, points=(40,)), *EVERY_TWO_OPTIONS), *SHAPES], ids=str
+    "case",
+    [*covering(cases(1, 2, 3, modes=MODES, points=(40,)), *EVERY_TWO_OPTIONS), *SHAPES],
+    ids=str,
 )
 def test_torch_may_ask_for_determinism(backend: str, case: Case) -> None:
     """It then fills new memory with NaN, of which nothing must be left."""

@@ -16,6 +16,7 @@ from tests.cases import (
     MODES,
     OTHER_INDEX,
     PADDING_MODES,
+    PRODUCTS,
     SIZES,
     Case,
     assert_near,
@@ -135,7 +136,7 @@ def assert_all(tensor: Tensor, number: float) -> None:
 
 
 LONG = covering(
-    list(product([2**24 + 3, 2**24 + 4, 2**25 + 7], [False, True], PADDING_MODES[1:], MODES)),
+    list(product([2**24 + 3, 2**24 + 4, 2**25 + 7], [False, True], PADDING_MODES[1:], PRODUCTS)),
     itemgetter(1, 2, 3),
     *(itemgetter(0, other) for other in (1, 2, 3)),
 )
@@ -229,7 +230,7 @@ def with_component(coords: Tensor, component: int, coordinate: float) -> Tensor:
 
 def with_zeros(*coordinates: float) -> list[tuple[Case, float, int]]:
     """Cases with zeros padding, coordinates and components: each coordinate in every mode."""
-    zeros = [case for case in every_option(SQUARE) if case.padding_mode == "zeros"]
+    zeros = [case for case in every_option(SQUARE, MODES) if case.padding_mode == "zeros"]
     return covering(
         list(product(zeros, coordinates, [0, 1])),
         lambda each: (each[0].mode, each[1]),
@@ -337,7 +338,7 @@ def test_all_padding_but_zeros_gives_an_entry(
 
 
 @pytest.mark.parametrize("padding_mode", ["reflection", "circular"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PRODUCTS)
 def test_padding_repeats_itself_as_far_as_indices_go(
     backend: str, mode: str, padding_mode: str
 ) -> None:
@@ -351,7 +352,7 @@ def test_padding_repeats_itself_as_far_as_indices_go(
             assert_near(got, wanted, 1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PRODUCTS)
 @pytest.mark.parametrize(
     ("size", "periods"),
     [
@@ -381,7 +382,7 @@ def test_circular_padding_repeats_the_grid(
         assert_near(got, wanted, 1e-5, case.slope)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PRODUCTS)
 def test_circular_padding_is_exact_where_float32_has_no_fractions(backend: str, mode: str) -> None:
     """The taps of an index follow each other there, too: the slope is between neighbours."""
     values = torch.tensor([[1.0], [4.0], [16.0]])
@@ -462,7 +463,7 @@ def test_torch_follows_the_same_rule(backend: str, case: Case) -> None:
 def with_poison(case: Case) -> list[tuple[Case, float]]:
     """Every option of a case, and either poison in every mode and padding."""
     return covering(
-        list(product(every_option(case), [NAN, INF])),
+        list(product(every_option(case, MODES), [NAN, INF])),
         itemgetter(0),
         lambda each: (each[0].mode, each[0].padding_mode, each[1]),
         lambda each: (each[0].align_corners, each[1]),

@@ -40,6 +40,7 @@ CASES = [
     Case((3, 4, 2), points=(2, 3), batch=2, padding_mode="reflection", align_corners=True),
     Case((4, 3), points=(5,), padding_mode=("reflection", "zeros"), align_corners=(True, False)),
     Case((4, 3), points=(5,), mode="cubic", padding_mode="circular", coords_unit="index"),
+    Case((2, 3, 2), points=(5,), mode="simplex", padding_mode="border"),
 ]
 
 

@@ -38,6 +38,7 @@ BY_CORNER = [
     Case((30, 1, 40), channels=3, points=(900,), padding_mode="circular"),
     Case((50, 45), channels=3, points=(500,), mode="cubic", padding_mode="reflection"),
     Case((50, 45), channels=3, points=(2000,), mode="nearest"),
+    Case((12, 11, 13), channels=2, points=(900,), mode="simplex"),
 ]
 CASES = BY_WINDOW + BY_CORNER
 
@@ -106,9 +107,11 @@ def test_values_of_other_types(compiled_backend: str, dtype: torch.dtype, channe
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_point_has_one_narrow_key(case: Case, tmp_path: Path) -> None:
     """But one for each entry along the axes that windows do not have: see `tables_of`."""
-    taps = {"nearest": 1, "linear": 2, "cubic": 4}[case.mode]
+    taps = {"nearest": 1, "linear": 2, "cubic": 4, "simplex": 2}[case.mode]
     with_windows = 0 if case in BY_CORNER else 2 if case.mode == "cubic" else 4
     keys = taps ** max(0, case.ndim - with_windows)
+    if case.mode == "simplex":
+        keys = case.ndim + 1
     assert sorts(case, tmp_path) == [((case.batch or 1) * prod(case.points) * keys, "int")]
 
 

@@ -118,7 +118,9 @@ NO_PLACE = (0.0, NAN, 0.1, INFINITY, 0.2, -INFINITY, 0.3, 5e9, 0.4, -1e30, 0.5, 
 
 
 def is_grid_sample(case: Case) -> bool:
-    if not isinstance(case.padding_mode, str) or case.padding_mode == "circular":
+    if case.mode == "simplex" or not isinstance(case.padding_mode, str):
+        return False
+    if case.padding_mode == "circular":
         return False
     mirrors = case.padding_mode == "reflection" and case.align_corners
     if case.coords_unit == "index" and (mirrors or case.mode == "nearest"):
@@ -149,6 +151,7 @@ GATHERS = tuple(map(attrgetter, ("ndim", "mode", "padding_mode", "align_corners"
         ),
         pytest.param(
             cases(1, points=(12,), batch=2, **FLOATS)
+            + cases(3, modes=("simplex",), points=(12,), **FLOATS)
             + cases(4, modes=("linear",), points=(12,), **FLOATS)
             + cases(5, modes=("nearest",), points=(12,), **FLOATS)
             + mixed(2, points=(12,), **FLOATS),

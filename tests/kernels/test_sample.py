@@ -23,6 +23,7 @@ from tests.cases import (
     MOST_CUBIC,
     OTHER_INDEX,
     PADDING_MODES,
+    PRODUCTS,
     SAME_INDEX,
     SHAPE,
     SHAPES,
@@ -145,9 +146,10 @@ def by_onnx(values: Tensor, coords: Tensor, case: Case) -> Tensor:
 def comparable_to_onnx(case: Case) -> bool:
     """Its cubic pads the coordinate under border, and not the taps, as torch does.
 
-    And between the centres of one entry, it divides by their distance. It has no circular padding.
+    And between the centres of one entry, it divides by their distance. It has no circular padding,
+    and no simplex.
     """
-    if case.padding_mode == "circular":
+    if case.mode == "simplex" or case.padding_mode == "circular":
         return False
     if case.padding_mode == "reflection" and case.align_corners and 1 in case.size:
         return False
@@ -259,7 +261,7 @@ def test_matches_scipy(backend: str, case: Case) -> None:
 @pytest.mark.parametrize("ndim", SIZES)
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_reproduces_an_affine_function(backend: str, ndim: int, align_corners: bool) -> None:
-    """Linear interpolation is exact where the values are; so is its gradient."""
+    """Linear interpolation is exact where the values are, in a simplex too; so is its gradient."""
     random = np.random.default_rng(ndim)
     size = tuple(random.integers(2, 4, ndim).tolist())
     slopes = torch.tensor(random.standard_normal((ndim, 4)))
@@ -267,10 +269,12 @@ def test_reproduces_an_affine_function(backend: str, ndim: int, align_corners: b
     where = torch.stack(torch.meshgrid(*centres, indexing="ij")[::-1], -1)
     reach = 1.0 if align_corners else 0.5  # the outermost entries' centres, for two entries
     coords = torch.tensor(random.uniform(-reach, reach, (50, ndim))).requires_grad_()
-    out = sample(where @ slopes + 2, coords, align_corners=align_corners, backend=backend)
-    assert_near(out, coords @ slopes + 2, OTHER_INDEX)
-    (grad,) = torch.autograd.grad(out[:, 1].sum(), coords)
-    assert_near(grad, slopes[:, 1].expand_as(grad), OTHER_INDEX)
+    options = {"align_corners": align_corners, "backend": backend}
+    for mode in ("linear", "simplex"):
+        out = sample(where @ slopes + 2, coords, mode=mode, **options)
+        assert_near(out, coords @ slopes + 2, OTHER_INDEX)
+        (grad,) = torch.autograd.grad(out[:, 1].sum(), coords)
+        assert_near(grad, slopes[:, 1].expand_as(grad), OTHER_INDEX)
 
 
 def assert_samples_a_product(backend: str | None, ndim: int, mode: str, padding_mode: str) -> None:
@@ -295,7 +299,7 @@ def assert_samples_a_product(backend: str | None, ndim: int, mode: str, padding_
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PRODUCTS)
 @pytest.mark.parametrize("ndim", range(1, MOST_CUBIC + 1))
 def test_samples_a_product_as_the_product_of_samples(
     backend: str, ndim: int, mode: str, padding_mode: str
@@ -304,7 +308,7 @@ def test_samples_a_product_as_the_product_of_samples(
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PRODUCTS)
 @pytest.mark.parametrize("ndim", range(MOST_CUBIC + 1, 9))
 def test_samples_a_product_in_many_dimensions(
     compiled_backend: str, ndim: int, mode: str, padding_mode: str
@@ -345,7 +349,7 @@ def assert_matches_the_reference(case: Case, compiled_backend: str) -> None:
 @pytest.mark.parametrize(
     "case",
     covering(
-        in_dtypes(in_units(cases(*SIZES)), [DTYPES[0], DTYPES[3]]),
+        in_dtypes(in_units(cases(*SIZES, modes=MODES)), [DTYPES[0], DTYPES[3]]),
         # In up to 3 dimensions, kernels may be compiled for each of these.
         lambda case: (min(case.ndim, 4), case.mode, case.padding_mode, case.dtype),
         TAPS,
@@ -410,7 +414,7 @@ def assert_half_precision_is_rounded_once(case: Case, backend: str) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    covering(in_dtypes(cases(1, 2, 3, points=(500,)), DTYPES[4:]), *EVERY_TWO_OPTIONS),
+    covering(in_dtypes(cases(1, 2, 3, modes=MODES, points=(500,)), DTYPES[4:]), *EVERY_TWO_OPTIONS),
     ids=str,
 )
 def test_half_precision_is_rounded_once(backend: str, case: Case) -> None:

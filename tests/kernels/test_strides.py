@@ -11,7 +11,7 @@ from torch import Tensor
 from crad_kernels import sample
 from crad_kernels._op import OPERATORS
 from crad_kernels._schema import MODES, pack
-from tests.cases import DTYPES, MOST_CUBIC, SHAPES, SIZES, Case
+from tests.cases import DTYPES, MOST_CUBIC, PRODUCTS, SHAPES, SIZES, Case
 
 
 def reversed_axes(tensor: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def strided_cases() -> list[tuple[Case, tuple[int, int, int], tuple[bool, bool]]
     of_all_modes = [
         replace(case, mode=mode)
         for case in [*SHAPES, *(Case(SIZES[ndim], channels=ndim + 1) for ndim in SIZES)]
-        for mode in MODES
+        for mode in (PRODUCTS if case.mode in PRODUCTS else (case.mode,))
         if mode != "cubic" or case.ndim <= MOST_CUBIC
     ]
     layouts, dtypes, wanted = cycle(range(len(LAYOUTS))), cycle(DTYPES), cycle(WANTED)

@@ -21,7 +21,7 @@ from crad_kernels._backends.triton.kernels.backward import (
 from crad_kernels._backends.triton.kernels.backward_in_order import corners_kernel, pieces_kernel
 from crad_kernels._backends.triton.kernels.forward import sample_kernel
 from crad_kernels._backends.triton.kernels.normals import normals_kernel, philox_kernel
-from crad_kernels._backends.triton.kernels.options import TAPS, options_of
+from crad_kernels._backends.triton.kernels.options import corners_of, options_of
 from crad_kernels._backends.triton.kernels.small_grid import (
     dense_sample_kernel,
     owned_grad_values_kernel,
@@ -97,7 +97,7 @@ def _call(
     wide = values.dtype == torch.float64
     numbers = (batch, prod(size), values.shape[-1], points)
     return _Call(
-        Problem(*numbers, ndim, TAPS[mode] ** ndim, 8 if wide else 4),
+        Problem(*numbers, ndim, corners_of(mode, ndim), 8 if wide else 4),
         torch.float64 if wide else torch.float32,
         coords.device,
         (

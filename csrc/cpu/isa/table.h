@@ -18,6 +18,10 @@ template <class T, class X>
 void forward(const Problem& problem, const Range& range, const Output& output) {
   if constexpr (!std::is_same_v<T, double> && std::is_same_v<X, float>)
     if (problem.point_lanes) return forward_lanes(problem, range, output);
+#if CRAD_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<T, float>)
+    if (forward_tap_rows<X>(problem, range, output)) return;
+#endif
   if constexpr (!is_half<T>)
     if (problem.channels <= kFewChannels) return forward_few<T, X>(problem, range, output);
   forward_many<T, X>(problem, range, output);

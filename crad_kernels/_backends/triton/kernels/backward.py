@@ -45,7 +45,7 @@ def grad_coords_kernel(
     NDIM: tl.constexpr = OPTIONS.ndim
     CORNERS: tl.constexpr = OPTIONS.corners
     ACCUMULATOR: tl.constexpr = OPTIONS.accumulator
-    TOGETHER: tl.constexpr = min(CORNERS, 8)
+    TOGETHER: tl.constexpr = CORNERS if CORNERS <= 9 else 8
     channels = product_of(groups, GROUP)
     point, part, begin, end = block_of_points(
         channels, blocks_per_tile, BLOCK_POINTS, BLOCK_CHANNELS

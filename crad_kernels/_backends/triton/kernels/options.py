@@ -9,7 +9,12 @@ import triton.language as tl
 from crad_kernels._backends.triton import INTERPRETED
 
 # Of a point along an axis.
-TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
+TAPS = {"nearest": 1, "linear": 2, "cubic": 4, "simplex": 2}
+
+
+def corners_of(mode: str, ndim: int) -> int:
+    """The entries that a point reads."""
+    return ndim + 1 if mode == "simplex" else TAPS[mode] ** ndim
 
 
 # Known by identity: Triton looks for the compiled kernel by its constants, at every launch.
@@ -57,6 +62,7 @@ def options_of(
     """Those of a call, always in the same object; `wide` where it sums in float64."""
     taps = TAPS[mode]
     accumulator = tl.float64 if wide else tl.float32
-    values = (ndim, mode, padding, align_corners, unit, derivative, taps, taps**ndim, accumulator)
+    corners = corners_of(mode, ndim)
+    values = (ndim, mode, padding, align_corners, unit, derivative, taps, corners, accumulator)
     # The compiler has to be told that these are constants, the interpreter must not be.
     return Options(*(values if INTERPRETED else map(tl.constexpr, values)))

@@ -4,7 +4,12 @@ import triton
 import triton.language as tl
 
 from crad_kernels._backends.triton.axis import entry_at, tap_weight
-from crad_kernels._backends.triton.kernels.corners import locate, position_of
+from crad_kernels._backends.triton.kernels.corners import (
+    corner_entry,
+    corner_weight,
+    locate,
+    position_of,
+)
 from crad_kernels._backends.triton.kernels.forward import gathered
 from crad_kernels._backends.triton.kernels.tiles import (
     CHANGING,
@@ -30,8 +35,34 @@ def weight_tile(places, taps, size, OPTIONS: tl.constexpr):
 
     All zero for a point whose index is not finite.
     """
+    if OPTIONS.mode == "simplex":
+        weights = weights_by_corner(places, taps, size, OPTIONS)
+    else:
+        weights = weights_by_axis(places, taps, size, OPTIONS)
+    return weights
+
+
+@triton.jit
+def weights_by_corner(places, taps, size, OPTIONS: tl.constexpr):
+    """For corners that are no products."""
+    base = taps[0]
+    row = places[0].to(tl.int64)
+    for axis in tl.static_range(1, OPTIONS.ndim):
+        row = row * size[axis] + places[axis]
+    weights = tl.zeros((row.shape[0], base[0].shape[0]), OPTIONS.accumulator)
+    for corner in tl.static_range(OPTIONS.corners):
+        entry, inside = corner_entry(corner, taps, base[0] == base[0], size, OPTIONS)
+        weight = corner_weight(corner, taps, -1, OPTIONS)
+        read = (row[:, None] == entry[None, :]) & inside[None, :]
+        weights += tl.where(read, weight[None, :], 0.0)
+    return weights
+
+
+@triton.jit
+def weights_by_axis(places, taps, size, OPTIONS: tl.constexpr):
+    """For corners that are products of the taps of every axis."""
     NDIM: tl.constexpr = OPTIONS.ndim
-    base, distance, slope = taps
+    base, distance, slope, _ = taps
     weights = None
     for axis in tl.static_range(NDIM - 1, -1, -1):
         along = tl.zeros((places[axis].shape[0], base[axis].shape[0]), OPTIONS.accumulator)

@@ -1,0 +1,30 @@
+// Simplex interpolation: along every axis the two taps of linear, but of their products only the
+// D + 1 corners of the simplex that the point lies in (Kuhn's triangulation of the cube; Rovatti et
+// al., IEEE Trans. Computers 1998; in 3-D the tetrahedral interpolation of Kasson et al., 1995).
+// They are those of a walk from the first corner, which steps along one axis after the other, by
+// descending t: corner k is where it is after k steps, and its weight is the t of step k less that
+// of step k + 1. The docstring of crad_kernels/reference.py is the specification.
+#pragma once
+
+#include "problem.h"
+
+namespace crad {
+namespace {
+
+// What the axes of a point are sorted by; where it is equal, the lower component comes first. The
+// walk leaves the grid last: of axes with t = 0, those come last that have no second tap.
+template <class X>
+CRAD_INLINE X walk_key(X t, bool second_inside) {
+  return (t > X(0)) | second_inside ? t : X(-1);
+}
+
+// How often the weights of all axes together are differentiated. Those of a simplex are linear in
+// every t, and each t is in a term of its own: all derivatives but the first are 0.
+CRAD_INLINE int order_of(const Problem& problem) {
+  int order = 0;
+  for (int axis = 0; axis < problem.ndim; ++axis) order += order_along(problem, axis);
+  return order;
+}
+
+}  // namespace
+}  // namespace crad
