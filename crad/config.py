@@ -19,7 +19,12 @@ from crad.data.layouts import LAYOUTS
 from crad.data.tiles import Tiling
 from crad.errors import UsageError
 from crad.model.crad import AbsentName
-from crad.model.memories import AddressName, MemoryName, vector_quantize_class
+from crad.model.memories import (
+    AddressName,
+    InterpolationName,
+    MemoryName,
+    vector_quantize_class,
+)
 from crad.scoring.calibration import FALSE_ALARM_RATE
 from crad.scoring.protocols import DECISION_PROTOCOL, ProtocolChoice, choose_protocols
 from crad.shared_options import (
@@ -122,6 +127,9 @@ class ModelConfig:
     """Memory of a normal feature map for each image."""
     global_resolution: Annotated[tuple[int, ...], arg(name="global.resolution")] = (4, 4)
     """Entries along each axis, as for the local memory."""
+    interpolation: Annotated[InterpolationName, arg(name="grid.interpolation")] = "linear"
+    """Between the entries of a grid of D axes: linear weighs the 2^D around a point (the paper),
+    simplex D + 1 of them, which takes less time in many dimensions."""
     absent: AbsentName = "drop"
     """What the fusion gets for a memory that is none: nothing (drop), or zeros."""
     address: Annotated[AddressName, arg(name="discrete.address")] = "feature"

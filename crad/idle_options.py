@@ -78,6 +78,7 @@ _NEEDS: Mapping[str, tuple[str, Callable[[Config], bool]]] = MappingProxyType(
             "a --global.memory other than none",
             lambda config: config.model.global_memory != "none",
         ),
+        "--grid.interpolation": ("a memory that is grid", _any_memory("grid")),
         "--discrete.address": ("a memory that is vq or attention", _any_memory("vq", "attention")),
         "--discrete.shrinkage": ("a memory that is attention", _any_memory("attention")),
         "--refinement.mse-weight": ("no --refinement.off", _refined),

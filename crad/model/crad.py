@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from crad.model.memories import (
     MEMORIES,
     AddressName,
+    InterpolationName,
     Memory,
     MemoryName,
     MemoryOptions,
@@ -68,6 +69,8 @@ class CRAD(nn.Module):
         local_resolution: entries per axis of the local memory. A grid has one coordinate for each
             axis; a discrete memory has as many entries as the product.
         global_resolution: the same for the global memory.
+        interpolation: between the entries of a grid: ``"linear"``, of the 2^D around a point, as in
+            the paper, or ``"simplex"``, of D + 1 of them.
         address: what a discrete memory compares with its entries (the paper does not say):
             ``"feature"``, the feature itself (global: its mean over positions), or ``"hidden"``,
             the output of the first layer of a coordinate network.
@@ -101,6 +104,7 @@ class CRAD(nn.Module):
         global_memory: MemoryName = "grid",
         local_resolution: Sequence[int] = (8, 8),
         global_resolution: Sequence[int] = (4, 4),
+        interpolation: InterpolationName = "linear",
         address: AddressName = "feature",
         shrinkage: float = 0.0,
         absent: AbsentName = "drop",
@@ -130,6 +134,7 @@ class CRAD(nn.Module):
         for name, choice, choices in (
             ("local_memory", local_memory, (*MEMORIES, "none")),
             ("global_memory", global_memory, (*MEMORIES, "none")),
+            ("interpolation", interpolation, get_args(InterpolationName)),
             ("address", address, get_args(AddressName)),
             ("absent", absent, get_args(AbsentName)),
         ):
@@ -163,6 +168,7 @@ class CRAD(nn.Module):
             MemoryOptions(
                 jitter_std=jitter_std,
                 jitter_prob=jitter_prob,
+                mode=interpolation,
                 address=address,
                 shrinkage=shrinkage,
                 dead_below=_DEAD_BELOW_LOCAL,
@@ -174,7 +180,12 @@ class CRAD(nn.Module):
             channels,
             height * width * channels,
             global_resolution,
-            MemoryOptions(address=address, shrinkage=shrinkage, dead_below=_DEAD_BELOW_GLOBAL),
+            MemoryOptions(
+                mode=interpolation,
+                address=address,
+                shrinkage=shrinkage,
+                dead_below=_DEAD_BELOW_GLOBAL,
+            ),
         )
         branches = 2 if absent == "zeros" else len(self.memories())
         self.fusion = nn.Sequential(

@@ -18,6 +18,7 @@ from crad.errors import MissingPackageError, UsageError
 from crad_kernels import GridMemory
 
 AddressName = Literal["feature", "hidden"]
+InterpolationName = Literal["linear", "simplex"]
 
 
 class Recalled(NamedTuple):

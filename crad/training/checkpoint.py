@@ -51,6 +51,7 @@ _IMPLIED_UP_TO: Mapping[int, Mapping[str, Mapping[str, Any]]] = MappingProxyType
                 "tile": None,
                 "overlap": None,
                 "reduced": False,
+                "interpolation": "linear",
             },
             "training": {"keep": "last"},
         },

@@ -19,6 +19,7 @@ def create_model(config: Config, feature_size: tuple[int, int, int]) -> CRAD:
         global_memory=model.global_memory,
         local_resolution=model.local_resolution,
         global_resolution=model.global_resolution,
+        interpolation=model.interpolation,
         address=model.address,
         shrinkage=model.shrinkage,
         absent=model.absent,

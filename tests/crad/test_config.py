@@ -128,6 +128,13 @@ def test_wrong_options_exit_with_2(
         (["--local.jitter-std", "0", "--local.jitter-prob", "1"], "--local.jitter-prob"),
         (["--local.memory", "none", "--local.resolution", "4", "4"], "--local.resolution"),
         (["--global.memory", "none", "--global.resolution", "2"], "--global.resolution"),
+        (
+            [
+                *("--local.memory", "attention", "--global.memory", "attention"),
+                *("--grid.interpolation", "simplex"),
+            ],
+            "--grid.interpolation",
+        ),
         (["--discrete.address", "hidden"], "--discrete.address"),
         (["--discrete.shrinkage", "0.1"], "--discrete.shrinkage"),
         (["--refinement.off", "--refinement.mse-weight", "1"], "--refinement.mse-weight"),
@@ -169,6 +176,7 @@ def test_what_has_no_effect_is_named(arguments: list[str], idle: str) -> None:
         ["--false-alarm-rate", "0.1"],
         ["--local.jitter-std", "0", "--local.jitter-prob", "0"],
         ["--norm-batch", "4"],
+        ["--grid.interpolation", "simplex", "--local.memory", "none"],
     ],
 )
 def test_nothing_is_said_of_what_has_an_effect_or_was_not_changed(arguments: list[str]) -> None:
@@ -178,7 +186,11 @@ def test_nothing_is_said_of_what_has_an_effect_or_was_not_changed(arguments: lis
 def usual(config: Config, option: str) -> Config:
     """The configuration with an option as the preset has it."""
     preset = PRESETS[config.model.preset]
-    names = {"discrete.address": "address", "discrete.shrinkage": "shrinkage"}
+    names = {
+        "grid.interpolation": "interpolation",
+        "discrete.address": "address",
+        "discrete.shrinkage": "shrinkage",
+    }
     for group in ("model", "training", "decisions"):
         for each in fields(getattr(config, group)):
             if each.name in (names.get(option[2:]), option[2:].replace("-", "_"), *spelt(option)):

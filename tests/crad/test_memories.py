@@ -239,6 +239,14 @@ def test_an_unknown_memory_or_address_is_refused(name: str, address: str, messag
         create_memory(name, CHANNELS, CHANNELS, (8,), MemoryOptions(address=address))  # type: ignore[arg-type]
 
 
+def test_both_grids_are_interpolated_as_asked() -> None:
+    model = CRAD(CHANNELS, 3, 3, interpolation="simplex")
+    grids = [each.memory for each in model.modules() if isinstance(each, ContinuousMemory)]
+    assert [grid.mode for grid in grids] == ["simplex", "simplex"]
+    with pytest.raises(ValueError, match=r"expected interpolation to be one of linear, simplex"):
+        CRAD(CHANNELS, 3, 3, interpolation="cubic")  # type: ignore[arg-type]
+
+
 def test_both_memories_left_out_are_refused() -> None:
     with pytest.raises(ValueError, match="none"):
         CRAD(CHANNELS, 3, 3, local_memory="none", global_memory="none")
@@ -267,6 +275,7 @@ RUNS = {
     "local only": ["--global.memory", "none"],
     "global only": ["--local.memory", "none", "--global.memory", "vq", "--absent", "zeros"],
     "grid in 3-D": ["--local.resolution", "4", "4", "4"],
+    "simplex": ["--local.resolution", "3", "3", "3", "--grid.interpolation", "simplex"],
     "no refinement": ["--refinement.off", "--local.jitter-prob", "0"],
 }
 
