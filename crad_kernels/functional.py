@@ -167,15 +167,14 @@ def grid_sample(
             coordinates are converted to float32.
         mode: ``"bilinear"`` (linear in any D), ``"nearest"``, ``"bicubic"`` (cubic in any D) or
             ``"simplex"``, which torch does not have; as `sample`.
-        padding_mode: as `sample`, with ``"circular"``, which torch does not have, and so are the
-            arguments that follow.
-        align_corners: see ``padding_mode``; None means False.
-        coords_unit: see ``padding_mode``.
-        fill: see ``padding_mode``.
-        jitter_std: see ``padding_mode``.
-        seed: see ``padding_mode``.
-        deterministic: see ``padding_mode``.
-        backend: see ``padding_mode``.
+        padding_mode: as `sample`; torch has no ``"circular"``.
+        align_corners: as `sample`; None means False.
+        coords_unit: as `sample`.
+        fill: as `sample`.
+        jitter_std: as `sample`.
+        seed: as `sample`.
+        deterministic: as `sample`.
+        backend: as `sample`.
 
     Returns:
         ``(N, C, *out)``, of the dtype of ``input``.

@@ -23,7 +23,12 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["examples", "**/*.ipynb"]
+exclude_patterns = [
+    "examples",
+    "sg_execution_times.rst",
+    "gallery/sg_execution_times.rst",
+    "**/*.ipynb",
+]
 html_theme = "furo"
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]

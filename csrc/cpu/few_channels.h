@@ -76,7 +76,12 @@ struct Reads {
     for (int i = 0; i < kBatch; ++i) finite |= (corners.batch.finite[i] & 1) << i;
     for (int k = 0; k < corners.count; ++k) {
       uint32_t missing[kBatch];  // taps
-      for (int i = 0; i < kBatch; ++i) missing[i] = corners.needs(k, i) & outside[i];
+      if (corners.problem.simplex) {
+        for (int i = 0; i < kBatch; ++i) missing[i] = corners.needs(k, i) & outside[i];
+      } else {
+        const uint32_t needs = corners.needs(k, 0);
+        for (int i = 0; i < kBatch; ++i) missing[i] = needs & outside[i];
+      }
       lanes[k] = lanes_of_zeros(missing) & finite;
       const PerPoint<int64_t>& from = corners.offset[corners.follow ? 0 : k];
       const int64_t step = corners.follow ? corners.step[k] : 0;

@@ -57,7 +57,9 @@ def show(pictures: dict[str, Tensor]) -> None:
 # Three axes: one look
 # --------------------
 #
-# The table has 33 entries an axis. It learns from pairs of pixels, before and after.
+# The table has 33 entries an axis. It learns from pairs of pixels, before and after. Colours that
+# no pixel is near stay as they are: learn from more pictures, or from a chart of all colours, if
+# the table is for others too.
 
 torch.manual_seed(0)
 pixels = photograph.reshape(-1, 3)

@@ -2,8 +2,9 @@
 Colour tables from files, and their speed
 =========================================
 
-Editors of photographs and films keep colour tables in ``.cube`` files. A few lines read one, and
-:func:`crad_kernels.sample` applies it. At the end are times for four megapixels, beside other ways.
+Editors of photographs and films keep colour tables in ``.cube`` files. A few lines write one or
+read one of colours in [0, 1], and :func:`crad_kernels.sample` applies it. At the end are times for
+four megapixels, beside other ways, one of which needs ``pip install colour-science``.
 """
 
 import itertools
@@ -33,6 +34,7 @@ def apply(table: Tensor, colours: Tensor) -> Tensor:
 def read_cube(path: Path) -> Tensor:
     """Read a table ``(blue, green, red, 3)`` of colours in [0, 1]; red runs fastest in files."""
     lines = [line.split() for line in path.read_text().splitlines()]
+    assert not any(words[:1] == ["DOMAIN_MIN"] for words in lines), "colours beyond [0, 1]"
     (size,) = (int(words[1]) for words in lines if words[:1] == ["LUT_3D_SIZE"])
     rows = [words for words in lines if words and words[0][0] in "-.0123456789"]
     return torch.tensor([[*map(float, words)] for words in rows]).reshape(size, size, size, 3)

@@ -34,6 +34,7 @@ CASES = [
     if case.padding_mode == "zeros" and case.coords_unit == "index"
 ] + [
     Case(SIZES[5], coords_unit="index"),
+    Case((3, 4, 5), mode="simplex", coords_unit="index"),
     Case((4, 5), padding_mode=("circular", "zeros"), coords_unit="index"),
     Case((3, 4, 5), padding_mode=("zeros", "border", "zeros"), mode="cubic", coords_unit="index"),
 ]
