@@ -115,7 +115,8 @@ def test_what_is_inside_stays_to_the_last_bit(
     u[:9] = torch.tensor([[6.0, 8.0]], dtype=dtype)  # the last entry, and beside it weights of 0
     coords = u if unit == "index" else (2 * u + 1) / torch.tensor([7.0, 9.0], dtype=dtype) - 1
     # Where rounding does not decide: a tap outside may have a weight near 0.
-    size, reach = torch.tensor([7, 9]), {"nearest": 0.5, "linear": 0, "cubic": -1}[mode]
+    size = torch.tensor([7, 9])
+    reach = {"nearest": 0.5, "linear": 0, "simplex": 0, "cubic": -1}[mode]
     within = ((u >= -reach) & (u <= size - 1 + reach)).all(-1)
     decided = ((u + reach).abs() > 1e-3) & ((u - size + 1 - reach).abs() > 1e-3)
     leaves = values.requires_grad_(), coords.requires_grad_()

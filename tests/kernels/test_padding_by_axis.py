@@ -17,6 +17,7 @@ from tests.cases import (
     DTYPES,
     JUDGE,
     OTHER_INDEX,
+    PRODUCTS,
     SAME_INDEX,
     Case,
     assert_near,
@@ -35,7 +36,9 @@ def with_gradients(case: Case, backend: str, tensors: tuple[Tensor, ...]) -> lis
 
 @pytest.mark.parametrize(
     "case",
-    covering(mixed(*range(2, 9), points=(3,), channels=1), attrgetter("ndim", "mode")),
+    covering(
+        mixed(*range(2, 9), modes=PRODUCTS, points=(3,), channels=1), attrgetter("ndim", "mode")
+    ),
     ids=str,
 )
 def test_samples_a_product_as_the_product_of_samples(compiled_backend: str, case: Case) -> None:
