@@ -1,16 +1,19 @@
 """Compiles the Triton kernels that matter, without a GPU, and says which registers they take.
 
-    python -m benchmarks.triton_variants
+    python -m benchmarks.triton_variants             # for all of TARGETS
+    python -m benchmarks.triton_variants sm_90 gfx942
 
 Calls are made on tensors without memory, and what they launch is compiled to machine code of
-NVIDIA's Ampere, Hopper and Blackwell: where a GPU would time several configurations, the first.
-Ends with status 1 if one spills registers to memory, but for what is tolerated.
+NVIDIA's Ampere, Hopper and Blackwell, and of AMD's MI300: where a GPU would time several
+configurations, the first. Ends with status 1 if one spills registers to memory, but for what is
+tolerated.
 """
 
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -26,16 +29,20 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.cases import TARGETS
+from benchmarks.cases import TARGETS as CASES
 from crad_kernels._backends.triton import INTERPRETED, launch
 from crad_kernels._schema import pack
 
-ARCHITECTURES = (80, 90, 100)
+TARGETS = {
+    **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (80, 90, 100)},
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
 MOST = 64
 
 # Bytes of shared memory that a block may have on the GPUs with the least: of compute capability 8.6
 # and 8.9.
 SHARED = 99 * 1024
+LDS = 64 * 1024  # of gfx942
 
 # Bytes that a thread may spill, and why: which variants do differs from one Triton to the next.
 TOLERATED = 16
@@ -109,7 +116,7 @@ CALLS: tuple[Any, ...] = (
     # The shapes with targets in benchmarks/cases.py; the first two with jitter, as CRAD calls them.
     *(
         Call(case.size, case.channels, prod(case.points), jittered=i < 2)
-        for i, case in enumerate(TARGETS)
+        for i, case in enumerate(CASES)
     ),
     *(Call(size, 216, **options) for size, options in product(((8, 8), (60, 60)), OPTIONS)),
     Call((8, 8), 216, mode="cubic", padding_mode="reflection", jittered=True),
@@ -195,16 +202,23 @@ def variants() -> list[Variant]:
     return list(found.values())
 
 
-def compiled(number: int, architecture: int) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills, of a variant."""
-    variant = variants()[number]
+def compiled(number: int, name: str) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills, of a variant for a target."""
+    variant, target = variants()[number], TARGETS[name]
     source = ASTSource(variant.kernel, variant.types, variant.constants, variant.attributes)
     options = {"num_warps": variant.warps, "enable_fp_fusion": False}
-    binary = triton_compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    binary = triton_compile(source, target=target, options=options)
+    if target.backend == "hip":
+        assert binary.metadata.shared <= LDS, f"{variant} takes {binary.metadata.shared} bytes"
+        return _usage_of_amd(binary.asm["amdgcn"])
     assert "tf32" not in binary.asm["ptx"], f"{variant} multiplies in less than float32"
     assert binary.metadata.shared <= SHARED, f"{variant} takes {binary.metadata.shared} bytes"
+    return _usage_of_nvidia(binary.asm["cubin"])
+
+
+def _usage_of_nvidia(code: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
+        file.write(code)
         file.flush()
         report = subprocess.run(
             [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
@@ -217,20 +231,33 @@ def compiled(number: int, architecture: int) -> tuple[int, int]:
     return int(usage[1]), int(usage[2])
 
 
-def main() -> int:
-    """Print a row for each variant; 1 if one of them spills more than is tolerated."""
+def _usage_of_amd(assembly: str) -> tuple[int, int]:
+    """Vector registers, and the bytes of memory that a thread has for itself."""
+    fields = dict(re.findall(r"^\s*\.(\w+):\s*(\d+)$", assembly, re.MULTILINE))
+    return int(fields["vgpr_count"]), int(fields["private_segment_fixed_size"])
+
+
+def main(names: Sequence[str]) -> int:
+    """Print a row for each variant; 1 if one of them spills more than is tolerated.
+
+    Args:
+        names: of targets; none for all.
+    """
+    if unknown := [name for name in names if name not in TARGETS]:
+        sys.exit(f"there is no target '{unknown[0]}'; choose from {', '.join(TARGETS)}")
+    names = names or [*TARGETS]
     if INTERPRETED:
         sys.exit("TRITON_INTERPRET is set, so there is nothing to compile: unset it")
     every = variants()
     assert len(every) <= MOST
     print(f"{len(every)} variants: registers and bytes spilled by a thread, for each of")
-    print(" ".join(f"{f'sm_{architecture}':>8}" for architecture in ARCHITECTURES))
+    print(" ".join(f"{name:>8}" for name in names))
     few = many = 0
     with Pool() as pool:
-        jobs = product(range(len(every)), ARCHITECTURES)
-        results = iter(pool.starmap(compiled, jobs, chunksize=len(ARCHITECTURES)))
+        jobs = product(range(len(every)), names)
+        results = iter(pool.starmap(compiled, jobs, chunksize=len(names)))
     for variant in every:
-        row = [next(results) for _ in ARCHITECTURES]
+        row = [next(results) for _ in names]
         cells = (f"{registers:>4} {spills:>3}" for registers, spills in row)
         print(*cells, variant)
         few += sum(0 < spills <= TOLERATED for _, spills in row)
@@ -240,4 +267,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,8 @@ from crad_kernels._backends.library import load, path_of
 
 
 def _missing() -> str:
+    if torch.version.hip is not None:
+        return "this PyTorch is for AMD GPUs (ROCm), on which the backend 'triton' runs"
     if torch.version.cuda is None:
         return "this PyTorch was built without CUDA; install one that was built with it"
     return load("_cuda", "a CUDA toolkit (nvcc)")

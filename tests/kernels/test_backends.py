@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crad_kernels import _backends, backends, grid_sample, sample
-from crad_kernels._backends import _TABLE, Backend, choose, default, library, triton
+from crad_kernels._backends import _TABLE, Backend, choose, cuda, default, library, triton
 from crad_kernels._backends.library import load
 from tests.cases import JUDGE
 
@@ -156,6 +156,17 @@ def test_without_a_gpu_what_needs_one_says_so(monkeypatch: pytest.MonkeyPatch) -
     assert not record.usable
     assert "no GPU" in record.reason
     assert record.takes(torch.device("cuda"), 2)  # whoever has such a tensor has a GPU
+
+
+def test_on_amd_the_cuda_backend_names_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "AMD" in cuda._missing()
+    assert "'triton'" in cuda._missing()
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_other_devices_have_the_reference(kind: str) -> None:
+    assert default(torch.device(kind), 2).name == "reference"
 
 
 def test_a_gpu_that_is_too_old_for_the_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
