@@ -25,7 +25,7 @@ For a point ``p`` with coordinates ``x`` (``x[0]`` moves along the *last* spatia
    ``cubic``: entries ``floor(u) - 1`` to ``floor(u) + 2`` with the weights of Keys' cubic
    convolution, a = -3/4, at their distances from ``u``. ``cubic`` pads its taps and not ``u``, in
    the way of 3. A tap outside the grid contributes nothing; with a fill, its weight times the
-   fill, if that weight is not 0 (composed of samples, see `crad_kernels._fill`). The taps of a
+   fill, if that weight is not 0 (composed of samples, see ``crad_kernels._fill``). The taps of a
    point are the product over the axes, but for ``simplex``.
 5. **Simplex.** ``simplex`` has the taps of ``linear`` along every axis, and of their products the
    D + 1 that a walk reads. It begins at the first taps and goes on to the second one along one
