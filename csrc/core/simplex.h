@@ -15,7 +15,7 @@ namespace {
 // walk leaves the grid last: of axes with t = 0, those come last that have no second tap.
 template <class X>
 CRAD_INLINE X walk_key(X t, bool second_inside) {
-  return (t > X(0)) | second_inside ? t : X(-1);
+  return ((t > X(0)) | second_inside) ? t : X(-1);
 }
 
 // How often the weights of all axes together are differentiated. Those of a simplex are linear in
