@@ -248,7 +248,7 @@ FAULTS: Mapping[str, Mapping[str, Fault]] = {
             "return Recalled(entries.detach() + 0 * coords.sum(), feature.new_zeros(()))",
             "memories.py",
         ),
-        "nearest": Fault('mode: str = "linear"', 'mode: str = "nearest"', "memories.py"),
+        "nearest": Fault("mode=options.mode,", 'mode="nearest",', "memories.py"),
         "padding": Fault('mode: str = "zeros"', 'mode: str = "border"', "memories.py"),
         "corners": Fault("corners: bool = False", "corners: bool = True", "memories.py"),
     },
