@@ -88,6 +88,7 @@ def train_model(
     prepare: Prepare = prepare,
     whole: Whole | None = None,
     base: Checkpoint | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Results:
     """Train a model or resume its training, measure it, and write all results to a folder.
 
@@ -101,6 +102,7 @@ def train_model(
         whole: what the run is a part of.
         base: a trained model that a new one starts from; classes without images that are held back
             keep its thresholds.
+        now: the clock, in seconds, that ``--minutes`` is by.
 
     Raises:
         BackboneError: the backbone cannot be had, or cannot take these images.
@@ -139,7 +141,7 @@ def train_model(
             stored = settle_epochs(options, stored)
             options = options.with_epochs(stored.config.training.epochs)
         elif config.training.epochs_chosen:
-            options = _with_chosen_epochs(options, inputs, device)
+            options = _with_chosen_epochs(options, inputs, device, now)
         config = options.config
         protocols = choose_protocols(config.decisions.protocol)
         decision_protocol = PROTOCOLS[config.decisions.decision_protocol]
@@ -285,7 +287,7 @@ def _keep_exemplars(options: TrainOptions, inputs: Inputs) -> None:
 
 
 def _with_chosen_epochs(
-    options: TrainOptions, inputs: Inputs, device: torch.device
+    options: TrainOptions, inputs: Inputs, device: torch.device, now: Callable[[], float]
 ) -> TrainOptions:
     """Measure a few steps of a model that is thrown away, choose the epochs, and print both."""
     training = begin(options, inputs, None, device)
@@ -295,12 +297,12 @@ def _with_chosen_epochs(
     n_few, n_steps = (len(split_epoch(rows, batch_size, count)) for rows in (few, every))
     with threads_for(step_size(options.config, inputs)), tqdm(disable=True) as bar:
         training.run_epoch(inputs.train, bar, few[:batch_size])  # the first step is slower
-        started = time.perf_counter()
+        started = now()
         training.run_epoch(inputs.train, bar, few)
-        step = (time.perf_counter() - started) / n_few
-        started = time.perf_counter()
-        take_checkpoint(options, inputs, training, None, device, started)
-        pace = Pace(n_steps, step, time.perf_counter() - started)
+        step = (now() - started) / n_few
+        started = now()
+        take_checkpoint(options, inputs, training, None, device, time.perf_counter())
+        pace = Pace(n_steps, step, now() - started)
     minutes = options.config.training.minutes
     if minutes:  # k folds of (k - 1) / k of the images, and all of them, are k trainings
         minutes /= options.config.decisions.calibration_folds or 1

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from benchmarks.detectors import clock
 from benchmarks.detectors.budget import Epochs
 from crad.command_line import ComputeOptions
 from crad.config import Config, settings
@@ -65,7 +66,7 @@ class Crad:
                 ComputeOptions(device=str(device)),
             )
             with redirect_stdout(StringIO()):  # which would say that there are no test images
-                train_model(options, show=False, prepare=lambda *_: inputs)
+                train_model(options, show=False, prepare=lambda *_: inputs, now=clock.now)
             checkpoint = read_checkpoint(folder)
             _, model = restore(checkpoint)
         return Model(model.to(device), device, Epochs(checkpoint.epoch))

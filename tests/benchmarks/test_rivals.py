@@ -1,5 +1,6 @@
 """Rivals on the images: anomalib's own code gives the harness's numbers, and what ours do."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.detectors import budget, costs
+from benchmarks.detectors import budget, clock, costs
 from benchmarks.detectors.__main__ import main
 from benchmarks.detectors.budget import Epochs
 from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all
@@ -221,6 +222,24 @@ def test_training_brings_the_student_to_the_teacher(inputs: SetInputs, demo_root
     assert longer.epochs == Epochs(12, 12)
     assert longer.predict(normal)[0].mean() < short.predict(normal)[0].mean()
     assert torch.equal(longer.predict(normal)[0], again.predict(normal)[0])
+
+
+# ---- CRAD ----
+
+
+@needs_weights
+def test_the_time_of_crad_is_by_the_clock_of_its_rivals(
+    inputs: SetInputs, demo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(demo_root)
+    of_model = inputs_of(inputs, config)
+    steps = -(-len(of_model.train) // config.training.batch_size)
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda: float(next(ticks)))
+    # A second for the measured steps, and one for thresholds.
+    pace = steps / min(steps, 3) + 1
+    longer = replace(config, training=replace(config.training, minutes=2.5 * pace / 60))
+    assert methods()["crad"].fit(of_model, longer, CPU).epochs == Epochs(2)
 
 
 # ---- UniAD ----
