@@ -12,6 +12,7 @@ from benchmarks.comparison import mark
 from benchmarks.detectors import words
 from benchmarks.detectors.growth import COMMAND as GROWTH
 from benchmarks.detectors.growth import read_growth
+from benchmarks.detectors.in_paper import paper_table
 from benchmarks.detectors.methods import methods
 from benchmarks.detectors.options import COMMAND, SETTINGS
 from benchmarks.detectors.own_scores import OWN
@@ -264,6 +265,7 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
                 "method",
                 "epochs",
                 "fit, s",
+                "first result, s",
                 "images/s, one",
                 "images/s, 32",
                 "size, MB",
@@ -291,6 +293,11 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
         ]
         table = "\n".join(markdown.table(["class", "setting", "method", *COLUMNS.values()], rows))
         yield f"<details><summary>By class</summary>\n\n{table}\n\n</details>"
+    if of_paper := paper_table(classes):
+        yield (
+            "The paper of CRAD has, of the same classes, by its own code, features and "
+            f"protocol:\n\n{of_paper}"
+        )
     yield _made(records)
 
 
@@ -329,12 +336,25 @@ def _costs(members: Sequence[Record]) -> Iterator[str]:
     clocks = dict.fromkeys(each.get("clock", "wall") for each in members)
     fit = _mean(each["seconds"]["fit"] for each in members)
     yield f"{fit} CPU" if [*clocks] == ["cpu"] else fit
+    yield _mean(first for each in members if (first := _first_result(each)) is not None)
     for size in ("1", "32"):
         yield _mean(
             each["images_per_second"][size] for each in members if "images_per_second" in each
         )
     yield _mean(each["n_bytes"] / 1e6 for each in members)
     yield _mean(each["peak_bytes"] / 1e6 for each in members if each.get("peak_bytes") is not None)
+
+
+def _first_result(record: Record) -> float | None:
+    """Seconds from images to the map of the first one; None if they were not measured."""
+    if "images_per_second" not in record:
+        return None
+    seconds = record["seconds"]
+    features = 0.0
+    if not methods()[record["method"]].takes_images:
+        n_train = sum(record["n_train"].values())
+        features = seconds["features"] * n_train / (n_train + record["n_test"])
+    return features + float(seconds["fit"]) + 1 / float(record["images_per_second"]["1"])
 
 
 def mean_of(records: Sequence[Record], metric: str) -> float | None:

@@ -27,10 +27,11 @@ those of papers, do not compare with these.
   trained for as long as `crad train` does.
 * Times are means over seeds: of the processor, where one thread computed and *fit* says CPU, else
   of the wall, where other work counts too. *Fit* is without the backbone for methods on features,
-  and with it for those on images. *Images/s* are from decoded pixels to maps, with the backbone,
-  one or 32 images at once. *Size* is what must be stored beside the backbone. *Memory* is what
-  fitting and mapping take at most on top of the images and features. In the separate setting, fit,
-  size and memory are those of all models.
+  and with it for those on images. *First result* is from decoded images to the first map: the
+  features of the training images, the fit, and one image. *Images/s* are from decoded pixels to
+  maps, with the backbone, one or 32 images at once. *Size* is what must be stored beside the
+  backbone. *Memory* is what fitting and mapping take at most on top of the images and features. In
+  the separate setting, fit, size and memory are those of all models.
 * The statistics of the scattering backbone are of all normal images of a set, also in the separate
   setting.
 * `python -m benchmarks.detectors.altered` writes harder copies of a set, with few training images,

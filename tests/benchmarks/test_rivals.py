@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.detectors import budget, clock, costs
 from benchmarks.detectors.__main__ import main
 from benchmarks.detectors.budget import Epochs
+from benchmarks.detectors.in_paper import paper_table
 from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all
 from benchmarks.detectors.methods import methods
 from benchmarks.detectors.options import DetectorOptions
@@ -353,30 +354,59 @@ def test_images_need_a_convolutional_backbone(
     assert "stages at strides 4, 8 and 16, but got scattering" in capsys.readouterr().err
 
 
-def test_the_page_says_where_crad_loses() -> None:
-    def record(method: str, image: float, pixel: float, settings: dict[str, Any]) -> Record:
-        numbers = {
-            "image_auroc": image, "image_ap": None, "image_f1_max": None, "pixel_auroc": pixel,
-            "pixel_ap": None, "pixel_aupro": None,
-        }  # fmt: skip
-        return {
-            "data": "bolts", "backbone": "scattering", "image_size": "64", "method": method,
-            "setting": "unified", "seed": 0, "method_settings": settings, "n_test": 2,
-            "n_bytes": 8, "seconds": {"features": 1.0, "fit": 1.0, "maps": 1.0}, "notes": [],
-            "environment": {
-                "cpu": "", "cpu_count": 1, "threads": 1, "device": "cpu", "torch": "", "numpy": "",
-                "python": "", "crad": "",
-            },
-            "protocols": {
-                "peak": {"mean": numbers, "classes": {"m4": {**numbers, "n_train": 3, "n_test": 2}}}
-            },
-        }  # fmt: skip
+def record_of(method: str, image: float, pixel: float, class_name: str = "m4") -> Record:
+    numbers = {
+        "image_auroc": image, "image_ap": None, "image_f1_max": None, "pixel_auroc": pixel,
+        "pixel_ap": None, "pixel_aupro": None,
+    }  # fmt: skip
+    of_class = {**numbers, "n_train": 3, "n_test": 2}
+    return {
+        "data": "bolts", "backbone": "scattering", "image_size": "64", "method": method,
+        "setting": "unified", "seed": 0, "method_settings": {}, "n_train": {class_name: 3},
+        "n_test": 2, "n_bytes": 8, "seconds": {"features": 1.0, "fit": 1.0, "maps": 1.0},
+        "notes": [], "environment": {
+            "cpu": "", "cpu_count": 1, "threads": 1, "device": "cpu", "torch": "", "numpy": "",
+            "python": "", "crad": "",
+        },
+        "protocols": {"peak": {"mean": numbers, "classes": {class_name: of_class}}},
+    }  # fmt: skip
 
-    text = page([record("crad", 0.9, 0.8, {}), record("padim", 0.95, 0.7, {})])
+
+def test_the_page_says_where_crad_loses() -> None:
+    text = page([record_of("crad", 0.9, 0.8), record_of("padim", 0.95, 0.7)])
     assert "* bolts, scattering, unified: image AUROC (CRAD 90.00): PaDiM (95.00).\n" in text
-    rival = record("padim", 0.9, 0.7, {})
-    assert "* bolts, scattering, unified: nowhere.\n" in page([record("crad", 0.9, 0.8, {}), rival])
-    own = record("padim", 0.7, 0.85, {})["protocols"]["peak"]
+    rival = record_of("padim", 0.9, 0.7)
+    assert "* bolts, scattering, unified: nowhere.\n" in page([record_of("crad", 0.9, 0.8), rival])
+    own = record_of("padim", 0.7, 0.85)["protocols"]["peak"]
     rival["protocols"]["own"] = own
-    text = page([record("crad", 0.9, 0.8, {}), rival])
+    text = page([record_of("crad", 0.9, 0.8), rival])
     assert "unified: pixel AUROC (CRAD 80.00): PaDiM (85.00, own).\n" in text
+
+
+def test_the_first_result_needs_the_features_of_the_training_images() -> None:
+    speed = {"images_per_second": {"1": 4.0, "32": 8.0}}
+    padim = {**record_of("padim", 0.9, 0.7), **speed}
+    # 3 of 5 images in 1 s, the fit, and one image.
+    assert "| unified | PaDiM | - | 1.00 | 1.85 | 4.00 | 8.00 |" in page([padim])
+    on_images = {**record_of("anomalib_padim", 0.9, 0.7), **speed}
+    assert "| unified | PaDiM (anomalib) | - | 1.00 | 1.25 | 4.00 | 8.00 |" in page([on_images])
+    assert "| unified | PaDiM | - | 1.00 | - | - | - |" in page([record_of("padim", 0.9, 0.7)])
+
+
+@pytest.mark.parametrize(
+    ("class_name", "row"),
+    [
+        ("bottle", "| RD4AD | 98.7 | 100.0 | 97.7 | 98.7 |"),
+        ("pcb1", "| OmniAL | 77.7 | 96.6 | 97.6 | 98.7 |"),
+    ],
+)
+def test_the_numbers_of_the_paper_stand_beside_its_classes(class_name: str, row: str) -> None:
+    assert row in page([record_of("crad", 0.9, 0.8, class_name)])
+    assert "The paper of CRAD has" not in page([record_of("crad", 0.9, 0.8)])
+
+
+def test_a_number_that_the_paper_lacks_is_a_dash() -> None:
+    table = paper_table(["bottle", "cable"])
+    assert table is not None
+    row = next(line for line in table.splitlines() if line.startswith("| HVQ-T "))
+    assert [cell.strip() for cell in row.split("|")][3] == "-"
