@@ -18,28 +18,55 @@ struct Corner {
   int number;
 };
 
-// A batch of points, and their corners. The first axis is the fastest to vary in their order.
-template <class X, class A>
-struct Corners {
+// The corners of a batch of points, as the loops over channels take them: whatever the type of the
+// coordinates, so that these are compiled once.
+template <class A>
+struct CornersOfBatch {
   const Problem& problem;
+  const BatchOfPoints& points;
   const int count;                   // of a point
   const bool follow;                 // the corners of all points lie alike: taps follow each other
   uint32_t all = 0;                  // taps
   Buffer<int64_t> step;              // from the entry of the first corner to this one's, if so
   Buffer<PerPoint<int64_t>> offset;  // of the corner's entry; of the first corner's alone, if so
   Buffer<PerPoint<A>> weight;
-  Batch<X> batch;
 
-  explicit Corners(const Problem& problem)
+  CornersOfBatch(const Problem& problem, const BatchOfPoints& points)
       : problem(problem),
+        points(points),
         count(corners_of(problem)),
         follow(!problem.simplex && taps_follow_each_other(problem)),
         step(count),
         offset(follow ? 1 : count),
         weight(count),
         needs_apart_(problem.simplex ? kBatch : 1),
-        needs_(count * needs_apart_),
-        walk_(problem.simplex ? 1 : 0) {
+        needs_(count * needs_apart_) {}
+
+  // The taps that must lie inside the grid for a corner to do so.
+  CRAD_ALWAYS_INLINE uint32_t needs(int k, int lane) const {
+    return needs_[k * needs_apart_ + (lane & (needs_apart_ - 1))];
+  }
+
+  CRAD_ALWAYS_INLINE Corner<A> corner(int k, int lane) const {
+    return {follow ? offset[0][lane] + step[k] : offset[k][lane], weight[k][lane], k};
+  }
+
+  CRAD_ALWAYS_INLINE bool all_inside(int lane) const { return (all & ~points.inside[lane]) == 0; }
+
+ protected:
+  const int needs_apart_;  // of a corner and the next: 1, or if each point has its own, kBatch
+  Buffer<uint32_t> needs_;
+};
+
+// Makes them of coordinates. The first axis is the fastest to vary in their order.
+template <class X, class A>
+struct Corners : CornersOfBatch<A> {
+  using Base = CornersOfBatch<A>;
+  using Base::all, Base::count, Base::follow, Base::offset, Base::problem, Base::step, Base::weight;
+
+  Batch<X> batch;
+
+  explicit Corners(const Problem& problem) : Base(problem, batch), walk_(problem.simplex ? 1 : 0) {
     for (int axis = 0; axis < problem.ndim; ++axis)
       for (int tap = 0; tap < tap_count(problem.mode); ++tap) all |= tap_bit(axis, tap);
     if (problem.simplex) return;
@@ -61,17 +88,6 @@ struct Corners {
     return points;
   }
 
-  // The taps that must lie inside the grid for a corner to do so.
-  CRAD_ALWAYS_INLINE uint32_t needs(int k, int lane) const {
-    return needs_[k * needs_apart_ + (lane & (needs_apart_ - 1))];
-  }
-
-  CRAD_ALWAYS_INLINE Corner<A> corner(int k, int lane) const {
-    return {follow ? offset[0][lane] + step[k] : offset[k][lane], weight[k][lane], k};
-  }
-
-  CRAD_ALWAYS_INLINE bool all_inside(int lane) const { return (all & ~batch.inside[lane]) == 0; }
-
   // Sets the gradients of the points with respect to their coordinates: `dot` holds for every
   // corner the product of the output's gradient with its entry, 0 for corners outside.
   void differentiate(const Buffer<PerPoint<A>>& dot, int points, const Gradients& gradients) {
@@ -86,6 +102,8 @@ struct Corners {
   }
 
  private:
+  using Base::needs_;
+
   // Calls f(axis, tap, from, to) so that the corners of the axes before `axis` become those of one
   // axis more: corner `to` is corner `from` with a tap of that axis. `to` may be `from`.
   template <class F>
@@ -187,8 +205,6 @@ struct Corners {
     });
   }
 
-  const int needs_apart_;  // of a corner and the next: 1, or if each point has its own, kBatch
-  Buffer<uint32_t> needs_;
   Buffer<Walk<X>> walk_;  // of a simplex, one
 };
 
@@ -201,16 +217,14 @@ struct InBounds {
   explicit InBounds(int most) : corner(most) {}
 
   // Those of a point whose corners are all inside.
-  template <class X>
-  CRAD_ALWAYS_INLINE void take_all(const Corners<X, A>& corners, int lane) {
+  CRAD_ALWAYS_INLINE void take_all(const CornersOfBatch<A>& corners, int lane) {
     count = corners.count;
     for (int k = 0; k < count; ++k) corner[k] = corners.corner(k, lane);
   }
 
-  template <class X>
-  CRAD_ALWAYS_INLINE void gather(const Corners<X, A>& corners, int lane) {
+  CRAD_ALWAYS_INLINE void gather(const CornersOfBatch<A>& corners, int lane) {
     // Locals, so that the compiler need not expect a store to change them.
-    const uint32_t outside = ~corners.batch.inside[lane];
+    const uint32_t outside = ~corners.points.inside[lane];
     const int64_t* const steps = corners.step.get();
     const int64_t first = corners.offset[0][lane];
     const bool follow = corners.follow;

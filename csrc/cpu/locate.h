@@ -42,16 +42,20 @@ class Buffer {
   T* data_;
 };
 
+// What is known of the points of a batch, whatever the type of their coordinates.
+struct alignas(kLine) BatchOfPoints {
+  int64_t point[kBatch];    // their numbers
+  uint32_t inside[kBatch];  // a bit per tap and axis, see tap_bit: the tap is in bounds
+  uint32_t finite[kBatch];  // whether the index is finite, or its padding makes it so
+};
+
 template <class X>
-struct alignas(kLine) Batch {
-  int64_t point[kBatch];     // their numbers
+struct alignas(kLine) Batch : BatchOfPoints {
   X coord[kMaxDim][kBatch];  // jittered, in the order of the axes
   X t[kMaxDim][kBatch];      // distance of the index from the base of its taps
   X slope[kMaxDim][kBatch];  // of the index with respect to the coordinate
   // Of a tap's entry; of the first tap alone where taps follow each other along every axis.
   int64_t offset[kMaxDim][kMaxTaps][kBatch];
-  uint32_t inside[kBatch];  // a bit per tap and axis, see tap_bit: the tap is in bounds
-  uint32_t finite[kBatch];  // whether the index is finite, or its padding makes it so
 };
 
 CRAD_INLINE uint32_t tap_bit(int axis, int tap) { return uint32_t{1} << (axis * kMaxTaps + tap); }

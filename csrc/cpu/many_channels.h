@@ -58,62 +58,60 @@ void blend_many(int count, Grid grid, At at, T* output, int64_t begin, int64_t e
       });
 }
 
-// Of `count` corners, of which number k is at(k).
-template <bool streaming, class Grid, class T, class At>
-void blend_all(int count, Grid grid, At at, T* output, int64_t begin, int64_t end) {
-  switch (count) {
-    case 0:
-      return fill<streaming>(accumulator<T>(0), output, begin, end);
-    case 1:
-      return blend<1, streaming>(grid, at, output, begin, end);
-    case 2:
-      return blend<2, streaming>(grid, at, output, begin, end);
-    case 3:
-      return blend<3, streaming>(grid, at, output, begin, end);
-    case 4:
-      return blend<4, streaming>(grid, at, output, begin, end);
-    case 5:
-      return blend<5, streaming>(grid, at, output, begin, end);
-    case 6:
-      return blend<6, streaming>(grid, at, output, begin, end);
-    case 7:
-      return blend<7, streaming>(grid, at, output, begin, end);
-    case 8:
-      return blend<8, streaming>(grid, at, output, begin, end);
-    case 9:
-      return blend<9, streaming>(grid, at, output, begin, end);
-    case 16:
-      return blend<16, streaming>(grid, at, output, begin, end);
-    default:
-      return blend_many<streaming>(count, grid, at, output, begin, end);
+// Of `count` corners, of which number k is at(k), with loops for some numbers of them.
+template <bool streaming, int... some, class Grid, class T, class At>
+CRAD_ALWAYS_INLINE void blend_all(int count, Grid grid, At at, T* output, int64_t begin,
+                                  int64_t end) {
+  const bool done =
+      ((count == some && (blend<some, streaming>(grid, at, output, begin, end), true)) || ...);
+  if (!done) blend_many<streaming>(count, grid, at, output, begin, end);
+}
+
+// The samples of a batch, of which there are `points`.
+template <bool streaming, class T, class A, class Grid>
+__attribute__((noinline)) void blend_batch(const CornersOfBatch<A>& corners, int points, Grid grid,
+                                           const Range& range, InBounds<A>& inside,
+                                           const Output& output) {
+  // Locals, so that the compiler need not expect a store to change them.
+  const int64_t begin = range.channel_begin, end = range.channel_end;
+  const int64_t row = output.row;
+  T* const first = row_of<T>(output, 0);
+  const BatchOfPoints& batch = corners.points;
+  const PerPoint<int64_t>* const offset = corners.offset.get();
+  const PerPoint<A>* const weight = corners.weight.get();
+  const int64_t* const step = corners.step.get();
+  const Corner<A>* const some = inside.corner.get();
+  const bool follow = corners.follow;
+  const int count = corners.count;
+  for (int i = 0; i < points; ++i) {
+    T* const to = first + batch.point[i] * row;
+    if (corners.all_inside(i)) {
+      const int64_t entry = offset[0][i];
+      blend_all<streaming, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16>(
+          count, grid,
+          [&](int k) __attribute__((always_inline)) {
+            return Corner<A>{follow ? entry + step[k] : offset[k][i], weight[k][i], k};
+          },
+          to, begin, end);
+    } else if (batch.finite[i]) {
+      inside.gather(corners, i);
+      blend_all<streaming, 1, 2, 4, 8>(
+          inside.count, grid, [&](int k) __attribute__((always_inline)) { return some[k]; }, to,
+          begin, end);
+    } else {
+      fill<streaming>(static_cast<A>(NAN), to, begin, end);
+    }
   }
 }
 
 template <bool streaming, class T, class X, class Grid>
 void forward_many(const Problem& problem, const Range& range, Grid grid, const Output& output) {
   using A = accumulator<T>;
-  const int64_t begin = range.channel_begin, end = range.channel_end;
   Corners<X, A> corners(problem);
   InBounds<A> inside(corners.count);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = corners.prepare(range, p);
-    for (int i = 0; i < points; ++i) {
-      T* row = row_of<T>(output, corners.batch.point[i]);
-      if (corners.all_inside(i)) {
-        blend_all<streaming>(
-            corners.count, grid,
-            [&](int k) __attribute__((always_inline)) { return corners.corner(k, i); }, row, begin,
-            end);
-      } else if (corners.batch.finite[i]) {
-        inside.gather(corners, i);
-        blend_all<streaming>(
-            inside.count, grid,
-            [&](int k) __attribute__((always_inline)) { return inside.corner[k]; }, row, begin,
-            end);
-      } else {
-        fill<streaming>(static_cast<A>(NAN), row, begin, end);
-      }
-    }
+    blend_batch<streaming, T, A>(corners, points, grid, range, inside, output);
   }
 }
 
@@ -144,9 +142,10 @@ void forward_many(const Problem& problem, const Range& range, const Output& outp
   const auto sample = [&](auto grid) {
     const auto aligned = [](int64_t bytes) { return bytes % kStreamBytes<T> == 0; };
     const int64_t element = sizeof(T);
-    if (output.streaming && aligned(reinterpret_cast<intptr_t>(output.data)) &&
+    constexpr bool can_stream = CRAD_VECTOR_BYTES > 16;
+    if (can_stream && output.streaming && aligned(reinterpret_cast<intptr_t>(output.data)) &&
         aligned(problem.channels * element) && aligned(range.channel_begin * element)) {
-      forward_many<true, T, X>(problem, range, grid, output);
+      forward_many<can_stream, T, X>(problem, range, grid, output);
       finish_streaming();
     } else {
       forward_many<false, T, X>(problem, range, grid, output);
@@ -217,39 +216,50 @@ void prefetch(const T* row, int64_t channels) {
   for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(from + byte);
 }
 
+// Of a batch, of which there are `points`: adds to grad_values, and sets the products of
+// grad_output with the entries of all corners, 0 for those outside. `dot` has room for those of a
+// point.
+template <bool Values, bool Coords, class T, class A, class Grid>
+__attribute__((noinline)) void splat_batch(const CornersOfBatch<A>& corners, int points,
+                                           const GradOutputRows<T>& rows, Grid grid,
+                                           const Range& range, A* grad_values, InBounds<A>& inside,
+                                           A* dot, PerPoint<A>* batch_dot) {
+  const int64_t begin = range.channel_begin, end = range.channel_end;
+  for (int i = 0; i < points; ++i) {
+    if (i + 1 < points) prefetch(rows[i + 1], end - begin);
+    const bool finite = corners.points.finite[i] != 0, all = finite && corners.all_inside(i);
+    if (all)
+      inside.take_all(corners, i);
+    else
+      inside.gather(corners, i);
+    if (!finite) inside.count = 0;
+    splat_all<Values, Coords>(inside.count, rows[i], grid, grad_values, inside.corner.get(), dot,
+                              begin, end);
+    if (!Coords) continue;
+    if (!all)
+      for (int k = 0; k < corners.count; ++k) batch_dot[k][i] = finite ? A(0) : static_cast<A>(NAN);
+    for (int k = 0; k < inside.count; ++k) batch_dot[inside.corner[k].number][i] = dot[k];
+  }
+}
+
 template <bool Values, bool Coords, class T, class X, class Grid>
 void backward_many(const Problem& problem, const Range& range, Grid grid,
                    const Gradients& gradients) {
   using A = accumulator<T>;
-  const int64_t begin = range.channel_begin, end = range.channel_end;
   Corners<X, A> corners(problem);
   InBounds<A> inside(corners.count);
-  Buffer<A> dot(corners.count);                  // of grad_output with the entry of a corner inside
-  Buffer<PerPoint<A>> batch_dot(corners.count);  // of all corners, 0 for those outside
+  Buffer<A> dot(corners.count);
+  Buffer<PerPoint<A>> batch_dot(corners.count);
   for (int k = 0; k < corners.count; ++k) batch_dot[k] = {};
   GradOutputRows<T> rows(problem, range, gradients);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBatch) {
     const int points = corners.prepare(range, p);
     prefetch_next<X>(problem, range, p, gradients, rows);
     rows.fetch(corners.batch.point);
-    for (int i = 0; i < points; ++i) {
-      if (i + 1 < points) prefetch(rows[i + 1], end - begin);
-      const bool all = corners.batch.finite[i] && corners.all_inside(i);
-      if (all)
-        inside.take_all(corners, i);
-      else
-        inside.gather(corners, i);
-      if (!corners.batch.finite[i]) inside.count = 0;
-      splat_all<Values, Coords>(inside.count, rows[i], grid, static_cast<A*>(gradients.grad_values),
-                                inside.corner.get(), dot.get(), begin, end);
-      if (!Coords) continue;
-      if (!all)
-        for (int k = 0; k < corners.count; ++k)
-          batch_dot[k][i] = corners.batch.finite[i] ? A(0) : static_cast<A>(NAN);
-      for (int k = 0; k < inside.count; ++k) batch_dot[inside.corner[k].number][i] = dot[k];
-    }
-    if (!Coords) continue;
-    corners.differentiate(batch_dot, points, gradients);
+    splat_batch<Values, Coords>(corners, points, rows, grid, range,
+                                static_cast<A*>(gradients.grad_values), inside, dot.get(),
+                                batch_dot.get());
+    if (Coords) corners.differentiate(batch_dot, points, gradients);
   }
 }
 

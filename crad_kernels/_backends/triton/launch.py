@@ -7,6 +7,7 @@ sums depends on shapes and dtypes alone.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -42,6 +43,9 @@ from crad_kernels._schema import (
     check_philox,
     unpack,
 )
+
+# Here alone: what torch.compile traces calls no cache.
+_unpacked = lru_cache(maxsize=256)(unpack)
 
 
 def run(kernel: Any, programs: int, device: torch.device, warps: int = 4, **arguments: Any) -> None:
@@ -85,7 +89,7 @@ def _call(
     options: int,
 ) -> _Call:
     ndim = coords.shape[-1]
-    mode, padding_mode, align_corners, _, derivative, unit = unpack(options, ndim)
+    mode, padding_mode, align_corners, _, derivative, unit = _unpacked(options, ndim)
     # In the order of the axes, which is the reverse of that of the components.
     padding = along_each(padding_mode, ndim)[::-1]
     aligned = along_each(align_corners, ndim)[::-1]
@@ -172,7 +176,7 @@ def sample_backward(
         grad_values = values.new_empty(0)
     elif call.problem.small:
         grad_values = _owned_grad_values(call, grad_output, values)
-    elif unpack(options, coords.shape[-1]).deterministic:
+    elif _unpacked(options, coords.shape[-1]).deterministic:
         grad_values = _sorted_grad_values(call, grad_output, values)
     else:
         grad_values = _atomic_grad_values(call, grad_output, values)
