@@ -2,6 +2,7 @@
 
     python -m benchmarks.triton_variants             # for all of TARGETS
     python -m benchmarks.triton_variants sm_90 gfx942
+    python -m benchmarks.triton_variants --once sm_90   # one variant of each kernel
 
 Calls are made on tensors without memory, and what they launch is compiled to machine code of
 NVIDIA's Ampere, Hopper and Blackwell, and of AMD's MI300: where a GPU would time several
@@ -237,12 +238,14 @@ def _usage_of_amd(assembly: str) -> tuple[int, int]:
     return int(fields["vgpr_count"]), int(fields["private_segment_fixed_size"])
 
 
-def main(names: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print a row for each variant; 1 if one of them spills more than is tolerated.
 
     Args:
-        names: of targets; none for all.
+        arguments: the names of targets, none for all; and ``--once``, for one variant of each
+            kernel.
     """
+    names = [name for name in arguments if name != "--once"]
     if unknown := [name for name in names if name not in TARGETS]:
         sys.exit(f"there is no target '{unknown[0]}'; choose from {', '.join(TARGETS)}")
     names = names or [*TARGETS]
@@ -250,13 +253,16 @@ def main(names: Sequence[str]) -> int:
         sys.exit("TRITON_INTERPRET is set, so there is nothing to compile: unset it")
     every = variants()
     assert len(every) <= MOST
-    print(f"{len(every)} variants: registers and bytes spilled by a thread, for each of")
+    chosen: Sequence[int] = range(len(every))
+    if "--once" in arguments:
+        chosen = sorted({variant.kernel: i for i, variant in enumerate(every)}.values())
+    print(f"{len(chosen)} variants: registers and bytes spilled by a thread, for each of")
     print(" ".join(f"{name:>8}" for name in names))
     few = many = 0
     with Pool() as pool:
-        jobs = product(range(len(every)), names)
+        jobs = product(chosen, names)
         results = iter(pool.starmap(compiled, jobs, chunksize=len(names)))
-    for variant in every:
+    for variant in (every[i] for i in chosen):
         row = [next(results) for _ in names]
         cells = (f"{registers:>4} {spills:>3}" for registers, spills in row)
         print(*cells, variant)
