@@ -20,18 +20,18 @@ from crad.train_options import default_config
 
 TargetName = Literal[
     "table1", "table2", "table3", "table4", "table5",
-    "figure2b", "figure3", "figure4", "figure5", "dims",
+    "figure2b", "figure3", "figure4", "figure5", "dims", "simplex",
 ]  # fmt: skip
 
 _DESCRIPTION = (
-    "Make tables and figures of the paper (table1 to table5, figure2b, figure3 to figure5), or an "
-    "ablation of our own (dims). Train the detectors that they need, reuse finished runs, resume "
-    "interrupted ones, and write Markdown and data to --output. 'cost' in place of targets "
-    "measures what each memory costs; 'cost --help' lists its options."
+    "Make tables and figures of the paper (table1 to table5, figure2b, figure3 to figure5), or "
+    "ablations of our own (dims, simplex). Train the detectors that they need, reuse finished "
+    "runs, resume interrupted ones, and write Markdown and data to --output. 'cost' in place of "
+    "targets measures what each memory costs; 'cost --help' lists its options."
 )
 _SET_BY_TARGETS = (
     "--seed", "--local.memory", "--local.resolution", "--global.memory", "--global.resolution",
-    "--refinement.off",
+    "--refinement.off", "--grid.interpolation",
 )  # fmt: skip
 _DEMO_EPOCHS = 40
 _DEMO_LEARNING_RATE = 0.003

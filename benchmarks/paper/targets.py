@@ -6,7 +6,16 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from benchmarks.paper import dims, figure2b, figure3, figure4, figure5, orderings, tables
+from benchmarks.paper import (
+    dims,
+    figure2b,
+    figure3,
+    figure4,
+    figure5,
+    orderings,
+    simplex,
+    tables,
+)
 from benchmarks.paper.entries_read import entries_read, records, sentence
 from benchmarks.paper.files import write_records
 from benchmarks.paper.orderings import Claim
@@ -112,6 +121,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "figure5": _figure("Figure 5: anomaly maps side by side", figure5.VARIANTS, figure5.make),
         "dims": Target("Dimensions of the memory", dims.VARIANTS, dims.make, drawn=True),
+        "simplex": Target("Interpolation on simplices", simplex.VARIANTS, simplex.make),
     }
 )
 """All targets, by name."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crad.config import Config
-from crad.model.memories import MemoryName
+from crad.model.memories import InterpolationName, MemoryName
 
 LOCAL_RESOLUTION = (8, 8)
 GLOBAL_RESOLUTION = (4, 4)
@@ -23,6 +23,7 @@ class Variant:
         refinement: whether the reconstruction is refined (equations 5 and 6).
         jitter: whether local coordinates are jittered in training (section 3.3).
         separate: a model for each class instead of one for all.
+        interpolation: of grids, as in `crad.CRAD`.
     """
 
     local: MemoryName = "grid"
@@ -32,6 +33,7 @@ class Variant:
     refinement: bool = True
     jitter: bool = True
     separate: bool = False
+    interpolation: InterpolationName = "linear"
 
     @property
     def name(self) -> str:
@@ -49,7 +51,8 @@ class Variant:
             parts += [f"no-{part}" for part, is_there in has.items() if not is_there]
         else:
             parts += [part for part, is_there in has.items() if is_there]
-        return "-".join([*parts, *(["separate"] if self.separate else [])])
+        others = {"simplex": self.interpolation == "simplex", "separate": self.separate}
+        return "-".join([*parts, *(part for part, is_there in others.items() if is_there)])
 
     def config(self, base: Config, seed: int) -> Config:
         """The settings of this detector.
@@ -65,6 +68,7 @@ class Variant:
             global_memory=self.global_,
             global_resolution=self.global_resolution,
             refinement_off=not self.refinement,
+            interpolation=self.interpolation,
         )
         jitter_prob = base.training.jitter_prob if self.jitter else 0.0
         training = replace(base.training, seed=seed, jitter_prob=jitter_prob)

@@ -250,3 +250,20 @@ def test_table_1_and_the_dimensions(
     assert {row["dimensions"] for row in rows} == {"1", "2", "3", "4", "6"}
     assert "| 256 | 4 | 4 x 4 x 4 x 4 |" in (runs_made / "dims.md").read_text()
     assert b"</svg>" in (runs_made / "dims.svg").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_simplices_beside_the_dimensions(
+    demo_root: Path, runs_made: Path, small: Small, command: Command, trained_epochs: list[int]
+) -> None:
+    given = ("--data", str(demo_root), "--output", str(runs_made), *small)
+    assert command(main, "dims", *given) == 0
+    del trained_epochs[:]
+    assert command(main, "simplex", *given) == 0
+    assert len(trained_epochs) == 2 * 4  # the linear ones are those of dims
+    text = (runs_made / "simplex.md").read_text()
+    assert "| 4 x 4 x 4 | linear | 8 |" in text
+    assert "| 4 x 4 x 4 | simplex | 4 |" in text
+    with (runs_made / "simplex.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4 * 2 * 2

@@ -2,7 +2,7 @@
 
 import math
 
-from benchmarks.paper import dims, orderings, tables
+from benchmarks.paper import dims, orderings, simplex, tables
 from benchmarks.paper.published import published
 from benchmarks.paper.targets import TARGETS
 from benchmarks.paper.variants import CRAD, GLOBAL, LOCAL, NO_JITTER, NO_REFINEMENT
@@ -55,6 +55,8 @@ def test_the_settings_of_a_detector() -> None:
     assert (config.model.local_memory, config.model.local_resolution) == ("vq", (64,))
     assert (config.model.global_memory, config.training.jitter_prob) == ("none", 0.0)
     assert config.model.refinement_off
+    assert simplex.VARIANTS[0] == dims.VARIANTS[1]
+    assert simplex.VARIANTS[1].config(base, 0).model.interpolation == "simplex"
     assert config.training.epochs == 7
     names = [variant.name for variant in (CRAD, NO_JITTER, NO_REFINEMENT, LOCAL, GLOBAL)]
     assert names == [
