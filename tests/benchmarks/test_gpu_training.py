@@ -163,6 +163,7 @@ def test_how_a_piece_ended(
     assert (result["status"], result["rows"]) == (status, rows)
 
 
+@pytest.mark.thorough
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--small", "--device", "cpu", "--only", "steps", "--work", str(tmp_path)]
     assert gpu_training.main(arguments) == 0

@@ -224,6 +224,7 @@ def run_shell(line: str, *arguments: object, **environment: str) -> subprocess.C
         ('crad predict --csv "$CSV" "$@" | true; exit ${PIPESTATUS[0]}', 141, b""),
     ],
 )
+@pytest.mark.thorough
 def test_streams_that_take_nothing(
     trained, tmp_path: Path, line: str, code: int, said: bytes
 ) -> None:

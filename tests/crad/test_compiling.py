@@ -40,6 +40,7 @@ def test_training_and_evaluation(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_prediction(trained) -> None:
     images = (trained.data / "brick" / "test" / "good",)
     eager = predict(PredictOptions(trained.output, images))
