@@ -250,7 +250,7 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
         f"{name} {entry['n_train']} to train on and {entry['n_test']} to test on"
         for name, entry in classes.items()
     ]
-    origin = words.ORIGINS.get(first["data"], "A folder of that name.")
+    origin = words.origin(first["data"])
     stand_in = " A stand-in, not a benchmark." if is_demo(first["data"]) else ""
     yield f"{origin}{stand_in} Images: {', '.join(numbers)}."
     rows = [

@@ -125,3 +125,12 @@ ORIGINS: Mapping[str, str] = {
     ),
 }
 """Where the images of a set are from, by its name."""
+
+
+def origin(data: str) -> str:
+    """Where the images of a set are from; of an altered copy, of which set it is one."""
+    whole = [name for name in ORIGINS if data.startswith(f"{name}-")]
+    if data not in ORIGINS and whole:
+        name = max(whole, key=len)
+        return f"A copy of `{name}` by `benchmarks.detectors.altered`, named after the changes."
+    return ORIGINS.get(data, "A folder of that name.")
