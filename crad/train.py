@@ -1,6 +1,7 @@
 """``crad train``: the recipe, from options to a checkpoint and what it reaches, top to bottom."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from crad.report.environment import commit
 from crad.report.report import report
 from crad.report.results import Results, make_results
 from crad.report.suspects import list_suspects
+from crad.scoring.calibration import warn_if_few
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols, decision_scores
@@ -37,7 +39,7 @@ from crad.training.keeping import kept_note
 from crad.training.loop import Training, split_epoch
 from crad.training.run_folder import RunFolder
 from crad.training.run_record import read_record
-from crad.training.schedule import Pace, choose_epochs, describe
+from crad.training.schedule import Pace, choose_epochs, describe, warn_if_short
 from crad.training.whole import Whole
 from crad.words import count
 from crad_kernels import backends
@@ -143,6 +145,10 @@ def train_model(
         elif config.training.epochs_chosen:
             options = _with_chosen_epochs(options, inputs, device, now)
         config = options.config
+        n_shown = len(inputs.train if inputs.rows is None else inputs.rows)
+        warning = None if base else _warn_if_short(config, n_shown)
+        for line in filter(None, (warning, _warn_if_few(config, inputs))):
+            print(line, flush=True)
         protocols = choose_protocols(config.decisions.protocol)
         decision_protocol = PROTOCOLS[config.decisions.decision_protocol]
         evaluation = Evaluation(inputs.test.samples, inputs.n_train, inputs.truths)
@@ -160,7 +166,6 @@ def train_model(
         checkpoint, part_of = stored, stored.part_of if stored else ""
         if whole:
             part_of = whole.record.id
-        n_shown = len(inputs.train if inputs.rows is None else inputs.rows)
         with threads_for(step_size(config, inputs)), progress(training, n_shown) as bar:
             while training.epoch < config.training.epochs:
                 started = time.perf_counter()
@@ -212,7 +217,12 @@ def train_model(
                 metrics,
                 checkpoint=checkpoint,
                 data=config.data.source,
-                notes=[*inputs.notes(), *evaluation.notes(protocols), kept_note(checkpoint)],
+                notes=[
+                    warning,
+                    *inputs.notes(),
+                    *evaluation.notes(protocols),
+                    kept_note(checkpoint),
+                ],
                 timing=timing,
                 device=device,
                 decisions=decisions,
@@ -309,6 +319,21 @@ def _with_chosen_epochs(
     epochs = processes.on_main(lambda: choose_epochs(pace, len(inputs.train), minutes))
     print(describe(epochs, pace), flush=True)
     return options.with_epochs(epochs)
+
+
+def _warn_if_short(config: Config, n_images: int) -> str | None:
+    training = config.training
+    steps = len(split_epoch(torch.arange(n_images), training.batch_size, processes.count()))
+    return warn_if_short(training.epochs, steps, training.minutes)
+
+
+def _warn_if_few(config: Config, inputs: Inputs) -> str | None:
+    """Say whether a class has too few normal images for a threshold that promises anything."""
+    held = inputs.train if config.decisions.calibration_folds else inputs.held_back
+    numbers = Counter(str(each.class_name) for each in held.samples)
+    normal = [*inputs.train.samples, *inputs.held_back.samples]
+    in_all = Counter(str(each.class_name) for each in normal)
+    return warn_if_few(numbers, in_all, config.decisions.false_alarm_rate)
 
 
 def _first_line(config: Config, device: torch.device) -> str:

@@ -7,7 +7,7 @@ if its p-value is at most the false alarm rate: of any class, by any model.
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -18,6 +18,8 @@ from crad.words import count
 
 FALSE_ALARM_RATE = 0.01
 """Share of normal images that may be taken for defective, by default."""
+
+_POOR = 0.1  # a threshold that more good images may exceed is hardly of use
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,36 @@ def promise(
         f"{fewest + 1}), not {false_alarm_rate:.3g}, which takes {needed}: {way} as many "
         "good images"
     )
+
+
+def warn_if_few(
+    held: Mapping[str, int], normal: Mapping[str, int], false_alarm_rate: float
+) -> str | None:
+    """Say that a class has so few normal images that its threshold promises little; else None.
+
+    Args:
+        held: the number of images that set the threshold of each class; a class without any has
+            no threshold.
+        normal: the number of all normal images of each class.
+        false_alarm_rate: that is asked for.
+    """
+    least = max(false_alarm_rate, _POOR) + 1e-9
+    few = [name for name, number in held.items() if number and 1 / (number + 1) > least]
+    if not few:
+        return None
+    worst = min(few, key=lambda name: held[name])
+    others = f" (and {count(len(few) - 1, 'other')})" if few[1:] else ""
+    n_held, n_normal = held[worst], normal[worst]
+    line = (
+        f"few normal images of class '{worst}'{others}: {n_held} of its {n_normal} set the "
+        f"threshold, which 1 in {n_held + 1} good images may exceed; add images"
+    )
+    if n_held < n_normal:
+        line += (
+            f", or have all {n_normal} set it (1 in {n_normal + 1}) with --calibration-folds 5, in "
+            "5 times the time"
+        )
+    return line
 
 
 class Calibration(dict[str, tuple[float, ...]]):

@@ -3,11 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from crad.words import count
+
 _FAST = 0.8  # of the epochs; the rest learns at a tenth of the rate
 
 _SEEN = 25_600  # images that all epochs together see, if there are at most _FEW
 _FEW = 1000  # of more images, the number seen grows with the root of their number
 _MOST_EPOCHS = 200  # of a rule; fewer images than 128 are not seen more often
+
+FEWEST_STEPS = 100
+"""Steps of a training; with fewer, a detector misses most defects. docs/studies.md has figures."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,25 @@ def choose_epochs(pace: Pace, n_images: int, minutes: float | None) -> int:
         return max(1, math.floor(60 * minutes / pace.epoch))
     seen = _SEEN * max(1.0, math.sqrt(n_images / _FEW))
     return max(1, min(round(seen / n_images), _MOST_EPOCHS))
+
+
+def warn_if_short(epochs: int, steps: int, minutes: float | None) -> str | None:
+    """Say that a run is too short to give a useful detector; None if it is not.
+
+    Args:
+        epochs: of the run.
+        steps: in an epoch.
+        minutes: that training was given; None if it was given no time.
+    """
+    if epochs * steps >= FEWEST_STEPS:
+        return None
+    way_out = f"give --epochs {math.ceil(FEWEST_STEPS / steps)} or more"
+    if minutes is not None:
+        way_out = f"leave --minutes out, or {way_out}"
+    return (
+        f"warning: {count(epochs * steps, 'training step')} in all, and with fewer than "
+        f"{FEWEST_STEPS} a detector misses most defects; {way_out}"
+    )
 
 
 def learning_rate_factor(epoch: int, epochs: int) -> float:

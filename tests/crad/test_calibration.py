@@ -14,7 +14,7 @@ import crad.predict
 from crad.data.samples import Sample
 from crad.errors import CheckpointError, UsageError
 from crad.report.scores import Csv, Json
-from crad.scoring.calibration import Calibration, calibrate, promise
+from crad.scoring.calibration import Calibration, calibrate, promise, warn_if_few
 from crad.scoring.prediction import Prediction
 from crad.training.checkpoint import CHECKPOINT_NAME, read_checkpoint
 
@@ -86,6 +86,25 @@ def test_the_rate_that_the_images_can_promise(
         for part in told:
             assert part in promised
     assert promise((), rate) is None
+
+
+def test_a_class_with_few_images_for_its_threshold_is_named() -> None:
+    assert warn_if_few({"nut": 9}, {"nut": 90}, 0.01) is None
+    assert warn_if_few({}, {"nut": 2}, 0.01) is None  # no thresholds are asked for
+    assert warn_if_few({"nut": 0, "bolt": 9}, {"nut": 5, "bolt": 90}, 0.01) is None
+    assert warn_if_few({"nut": 4}, {"nut": 40}, 0.2) is None  # which 4 images promise
+    assert warn_if_few(
+        {"nut": 4, "bolt": 8, "pin": 9}, {"nut": 40, "bolt": 80, "pin": 90}, 0.01
+    ) == (
+        "few normal images of class 'nut' (and 1 other): 4 of its 40 set the threshold, which 1 in "
+        "5 good images may exceed; add images, or have all 40 set it (1 in 41) with "
+        "--calibration-folds 5, in 5 times the time"
+    )
+    told = warn_if_few({"nut": 6}, {"nut": 6}, 0.01)
+    assert told
+    assert told.endswith(
+        "6 of its 6 set the threshold, which 1 in 7 good images may exceed; add images"
+    )
 
 
 def with_scores(checkpoint: Path, folder: Path) -> Path:

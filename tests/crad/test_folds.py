@@ -52,7 +52,9 @@ def test_all_images_train_and_calibrate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert train_command(trained.data, tmp_path / "all", *SMALL) == 0
-    assert "calibration: 3 more trainings" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "calibration: 3 more trainings" in printed
+    assert "few normal images of class 'brick' (and 1 other): 6 of its 6 set" in printed
     stored = read_checkpoint(tmp_path / "all", ALL_PARTS)
     assert stored.n_train == {"brick": 6, "gauge": 6}
     assert [*map(len, stored.calibration.values())] == [6, 6]

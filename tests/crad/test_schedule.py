@@ -1,5 +1,6 @@
 """How many epochs a run takes that is not told, and what it says about the time."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from crad.train import main
 from crad.training.checkpoint import read_checkpoint
-from crad.training.schedule import Pace, choose_epochs, describe
+from crad.training.schedule import FEWEST_STEPS, Pace, choose_epochs, describe, warn_if_short
 from tests.fixtures import run
 
 # As `SMALL` of conftest.py, without a number of epochs.
@@ -46,6 +47,26 @@ def test_a_time_is_filled_but_not_exceeded(minutes: float, epochs: int) -> None:
 def test_the_time_is_said_in_seconds_or_minutes() -> None:
     assert "4 epochs of 9 steps, about 40 s on this machine" in describe(4, Pace(9, 1.0, 1.0))
     assert "30 epochs of 9 steps, about 5 min on this machine" in describe(30, Pace(9, 1.0, 1.0))
+
+
+def test_a_run_of_few_steps_is_warned_of() -> None:
+    assert warn_if_short(FEWEST_STEPS, 1, None) is None
+    assert warn_if_short(20, 5, 0.1) is None
+    told = warn_if_short(2, 7, None)
+    assert told is not None
+    assert told.startswith("warning: 14 training steps in all, and with fewer than 100 ")
+    assert told.endswith("misses most defects; give --epochs 15 or more")
+    told = warn_if_short(1, 1, 0.01)
+    assert told is not None
+    assert "warning: 1 training step in" in told
+    assert told.endswith("; leave --minutes out, or give --epochs 100 or more")
+
+
+def test_no_rule_takes_few_steps() -> None:
+    pace = Pace(1, 0.1, 0.1)
+    for n_images in (1, 16, 17, 128, 1000, 10**5):
+        steps = -(-n_images // 16)
+        assert warn_if_short(choose_epochs(pace, n_images, None), steps, None) is None
 
 
 def forecast(printed: str) -> tuple[int, float]:
@@ -97,9 +118,17 @@ def test_a_time_is_kept(
 ) -> None:
     arguments = ["--data", str(demo_root), "--output", str(tmp_path), *SMALL, "--minutes", "0.05"]
     assert run(main, *arguments) == 0
-    epochs, seconds = forecast(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    epochs, seconds = forecast(printed)
     stored = read_checkpoint(tmp_path)
     assert stored.epoch == epochs
+    steps = epochs * 3
+    way_out = "leave --minutes out, or give --epochs 34 or more"
+    warning = f"warning: {steps} training steps in all, and with fewer than 100 a detector misses "
+    warning += f"most defects; {way_out}"
+    told = json.loads((tmp_path / "results.json").read_text()).get("note", "")
+    assert (warning in told) == (steps < 100)
+    assert printed.count(warning) == (2 if steps < 100 else 0)  # when it begins, and at the end
     assert stored.config.training.minutes == 0.05
     assert seconds <= 3  # what the machine then takes is for docs/performance.md
 
