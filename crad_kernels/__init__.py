@@ -1,6 +1,6 @@
 """Sampling of learnable N-dimensional grids, with Gaussian coordinate jitter, for PyTorch."""
 
-from crad_kernels._backends import backends
+from crad_kernels._backends import Backend, backends
 from crad_kernels._backends.cpu import release_memory
 from crad_kernels._patch import Patch, patch
 from crad_kernels.functional import grid_sample, sample
@@ -8,6 +8,7 @@ from crad_kernels.memory import GridMemory
 
 __version__ = "0.1.0"
 __all__ = [
+    "Backend",
     "GridMemory",
     "Patch",
     "__version__",

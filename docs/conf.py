@@ -17,6 +17,7 @@ copyright = "the CRAD contributors"
 html_title = "CRAD and crad_kernels"
 
 extensions = [
+    "command_options",
     "dead_links",
     "myst_parser",
     "sphinx.ext.autodoc",

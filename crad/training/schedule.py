@@ -12,7 +12,7 @@ _FEW = 1000  # of more images, the number seen grows with the root of their numb
 _MOST_EPOCHS = 200  # of a rule; fewer images than 128 are not seen more often
 
 FEWEST_STEPS = 100
-"""Steps of a training; with fewer, a detector misses most defects. docs/studies.md has figures."""
+"""Steps of a training; with fewer, a detector may miss most defects: see docs/studies.md."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def warn_if_short(epochs: int, steps: int, minutes: float | None) -> str | None:
         way_out = f"leave --minutes out, or {way_out}"
     return (
         f"warning: {count(epochs * steps, 'training step')} in all, and with fewer than "
-        f"{FEWEST_STEPS} a detector misses most defects; {way_out}"
+        f"{FEWEST_STEPS} a detector may miss most defects; {way_out}"
     )
 
 

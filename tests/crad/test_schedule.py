@@ -55,7 +55,7 @@ def test_a_run_of_few_steps_is_warned_of() -> None:
     told = warn_if_short(2, 7, None)
     assert told is not None
     assert told.startswith("warning: 14 training steps in all, and with fewer than 100 ")
-    assert told.endswith("misses most defects; give --epochs 15 or more")
+    assert told.endswith("may miss most defects; give --epochs 15 or more")
     told = warn_if_short(1, 1, 0.01)
     assert told is not None
     assert "warning: 1 training step in" in told
@@ -124,8 +124,8 @@ def test_a_time_is_kept(
     assert stored.epoch == epochs
     steps = epochs * 3
     way_out = "leave --minutes out, or give --epochs 34 or more"
-    warning = f"warning: {steps} training steps in all, and with fewer than 100 a detector misses "
-    warning += f"most defects; {way_out}"
+    warning = f"warning: {steps} training steps in all, and with fewer than 100 a detector may "
+    warning += f"miss most defects; {way_out}"
     told = json.loads((tmp_path / "results.json").read_text()).get("note", "")
     assert (warning in told) == (steps < 100)
     assert printed.count(warning) == (2 if steps < 100 else 0)  # when it begins, and at the end

@@ -89,7 +89,7 @@ def test_the_results_of_all_have_the_keys_of_one(separate: Path, trained) -> Non
     assert (whole["epoch"], whole["data"]) == (3, str(trained.data))
     assert whole["note"] == (
         "one model for each class; warning: 3 training steps in all, and with fewer than 100 a "
-        "detector misses most defects; give --epochs 100 or more"
+        "detector may miss most defects; give --epochs 100 or more"
     )
     assert {path.name for path in separate.iterdir()} == FILES
 

@@ -11,6 +11,8 @@ import pytest
 
 import crad
 import crad_kernels
+from crad.__main__ import COMMANDS
+from crad.config import Config, settings
 from tests.crad.browser import dump_address
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,38 @@ def test_the_api_has_every_public_name(page: str, package: ModuleType) -> None:
     )
     public = {f"{package.__name__}.{name}" for name in package.__all__ if name != "__version__"}
     assert public <= set(told)
+    assert not [name for name in told if "._" in name]
+
+
+def test_the_page_of_options_has_every_command() -> None:
+    page = (ROOT / "docs/site/options.rst").read_text()
+    told = re.findall(r"^\.\. command-options:: (\S+)", page, re.MULTILINE)
+    assert told == [*COMMANDS, "crad-edge"]
+
+
+def test_options_are_read_from_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/site"))
+    import command_options
+
+    def entries(command: str, *arguments: str) -> dict[str, str]:
+        groups = command_options.read_help(command_options.show_help(command, *arguments))
+        lines = "\n".join(command_options.to_rst(command, groups))
+        return dict(re.findall(r"^\.\. option:: (.*)\n\n   (.+)$", lines, re.MULTILINE))
+
+    train = entries("train", "--data", "PATH", "--device", "cpu")
+    names = {name for option in train for name in re.findall(r"--[\w.-]+", option)}
+    assert {*settings(Config()), "--resume", "--no-resume", "--device", "--add"} <= names
+    assert "--image-size SIDE|HEIGHT WIDTH" in train
+    assert train["--layers INT ..."].endswith("(2 to 9 of 12).")
+    assert train["--overlap INT"].endswith("half of ``--tile``. Default: an eighth of ``--tile``.")
+    serve = entries("serve")
+    assert serve["--port INT"] == "Port to listen on; 0 takes any that is free. Default: ``8000``."
+    assert serve["--checkpoint PATH"].endswith("a file of crad export. **Required.**")
+    assert serve["--compile, --no-compile"].endswith("a minute of compiling.")
+    assert "PATH ..." in entries("predict")
+    assert entries("crad-edge")["--csv CSV"] == "write the scores to this CSV file"
+    with pytest.raises(ValueError, match="no options"):
+        command_options.read_help("usage: another layout\n\n  --port  Port\n")
 
 
 def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +103,7 @@ def test_the_site_is_built_and_searched_from_disk(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     examples = {path.stem for path in (ROOT / "docs/examples").glob("*.py")}
     assert {path.stem for path in (tmp_path / "built").rglob("*.ipynb")} == examples
-    address = (tmp_path / "built/search.html").as_uri() + "?q=jitter_std"
-    found = dump_address(address, tmp_path / "browser", "--virtual-time-budget=20000")
-    assert "site/kernels-api.html" in found.split('id="search-results"')[1].split("</article>")[0]
+    for words, page in (("jitter_std", "site/kernels-api"), ("--token-file", "site/options")):
+        address = f"{(tmp_path / 'built/search.html').as_uri()}?q={words}"
+        found = dump_address(address, tmp_path / "browser", "--virtual-time-budget=20000")
+        assert f"{page}.html" in found.split('id="search-results"')[1].split("</article>")[0]
