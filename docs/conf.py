@@ -1,4 +1,4 @@
-"""The site: `sphinx-build -W --keep-going -n docs build/site`, after `pip install -e '.[docs]'`.
+"""The site: `sphinx-build -W --keep-going -n docs build/site`, after `pip install 'crad[docs]'`.
 
 Pages of the repository are pages of the site as they are. Those in `site/` are for the site alone:
 parts of README.md and CONTRIBUTING.md, and what is made of docstrings.

@@ -7,7 +7,7 @@ UNKNOWN = -1
 
 # A product is unknown beyond this multiple of the distance that most normal images of the nearest
 # class keep, which is raised by so many standard errors, as few images tell it badly.
-# docs/detector.md has the measurements.
+# docs/studies.md has the measurements.
 _QUANTILE, _MARGIN, _ERRORS = 0.95, 2.5, 3.0
 
 _LEAST = 1e-6  # variance, of the mean square of the features, where the images are all alike

@@ -9,7 +9,7 @@ import numpy as np
 from crad.data.samples import Sample
 
 _FEWEST = 5  # images that tell what is usual
-_FAR = 3.5  # robust standard deviations above the median; docs/detector.md has what that finds
+_FAR = 3.5  # robust standard deviations above the median; docs/decisions.md has what that finds
 _LEAST_DEVIATION = 0.05  # of the logarithm: a twentieth of the score
 
 

@@ -112,6 +112,7 @@ def _words_of(option: Option) -> str:
     words, note, default = found.groups()
     shown = re.sub(r"([\\`*|_])", r"\\\1", words)
     shown = re.sub(r"(?<![\w-])(--[a-z][\w.-]*\w)", r"``\1``", shown)
+    shown = re.sub(r"(pip install '\S+')", r"``\1``", shown)  # with the quotes of a shell
     if note == "required":
         return f"{shown} **Required.**"
     if default in (None, "", "None", "False") or "Default: " in words:

@@ -120,7 +120,7 @@ def harness(
 def test_the_engine_of_anomalib_gives_the_scores_of_the_harness(
     name: str, inputs: SetInputs, demo_root: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    pytest.importorskip("anomalib", reason="needs pip install 'crad[test]'")
     from anomalib.data import ImageBatch
     from anomalib.engine import Engine
     from sklearn.metrics import roc_auc_score
@@ -156,7 +156,7 @@ def test_the_engine_of_anomalib_gives_the_scores_of_the_harness(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["padim", pytest.param("stfpm", marks=pytest.mark.slow)])
 def test_a_rival_is_what_its_seed_makes_it(name: str, inputs: SetInputs, demo_root: Path) -> None:
-    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    pytest.importorskip("anomalib", reason="needs pip install 'crad[test]'")
     first, again, other = (
         harness(ThroughAnomalib(name), inputs, config_of(demo_root, seed))[1] for seed in (0, 0, 1)
     )
@@ -167,7 +167,7 @@ def test_a_rival_is_what_its_seed_makes_it(name: str, inputs: SetInputs, demo_ro
 @needs_weights
 @pytest.mark.filterwarnings("ignore")
 def test_its_backbone_computes_the_features_of_crad(inputs: SetInputs, demo_root: Path) -> None:
-    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    pytest.importorskip("anomalib", reason="needs pip install 'crad[test]'")
     detector, *_ = harness(ThroughAnomalib("patchcore"), inputs, config_of(demo_root))
     images = inputs.pixels.images(inputs.test.samples[:2])
     extractor = detector.model.model.feature_extractor
@@ -314,7 +314,7 @@ def test_a_backbone_without_stages_is_refused() -> None:
 def test_records_of_rivals_and_their_page(
     command: Callable[..., int], demo_root: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("anomalib", reason="needs pip install '.[test]'")
+    pytest.importorskip("anomalib", reason="needs pip install 'crad[test]'")
     pytest.importorskip("matplotlib")
     output, report = tmp_path / "out", tmp_path / "rivals.md"
     arguments = (

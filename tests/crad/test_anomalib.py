@@ -33,7 +33,7 @@ from tests.crad.conftest import Run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it imports itself
-    pytest.importorskip("anomalib.models", reason="needs pip install '.[test]'")
+    pytest.importorskip("anomalib.models", reason="needs pip install 'crad[test]'")
     import anomalib.data
     from anomalib.deploy import OpenVINOInferencer, TorchInferencer
     from anomalib.engine import Engine
@@ -289,8 +289,8 @@ def noise(n_images: int, size: tuple[int, int]) -> torch.Tensor:
 @pytest.mark.thorough
 def test_onnx_gives_the_same(tmp_path: Path) -> None:
     """For images of the size of the model; others are resized with less rounding."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install '.[test]'")
-    pytest.importorskip("onnxscript", reason="needs pip install '.[test]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install 'crad[test]'")
+    pytest.importorskip("onnxscript", reason="needs pip install 'crad[test]'")
     model = untrained("test_efficientnet")
     session = onnxruntime.InferenceSession(model.to_onnx(tmp_path))
     names = [each.name for each in session.get_outputs()]
@@ -307,7 +307,7 @@ def test_onnx_gives_the_same(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_openvino_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("openvino", "onnxscript"):
-        pytest.importorskip(package, reason="needs pip install '.[openvino]'")
+        pytest.importorskip(package, reason="needs pip install 'crad[openvino]'")
     monkeypatch.chdir(tmp_path)  # where the inferencer keeps what it compiles
     model = untrained("scattering")
     inferencer = OpenVINOInferencer(model.to_openvino(tmp_path, input_size=(64, 64)), device="CPU")

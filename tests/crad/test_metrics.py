@@ -178,7 +178,7 @@ def test_metrics_agree_with_scikit_learn(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_metrics_agree_with_anomalib(case: str) -> None:
     # All scores are in [0, 1], as it takes others for logits in AUROC. It computes in float32.
-    anomalib = pytest.importorskip("anomalib.metrics", reason="needs pip install '.[test]'")
+    anomalib = pytest.importorskip("anomalib.metrics", reason="needs pip install 'crad[test]'")
     from anomalib.data import ImageBatch
 
     maps = CASES[case]

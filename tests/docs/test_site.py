@@ -56,6 +56,7 @@ def test_options_are_read_from_help(monkeypatch: pytest.MonkeyPatch) -> None:
     train = entries("train", "--data", "PATH", "--device", "cpu")
     names = {name for option in train for name in re.findall(r"--[\w.-]+", option)}
     assert {*settings(Config()), "--resume", "--no-resume", "--device", "--add"} <= names
+    assert "``pip install 'crad[vq]'``" in train["--local.memory {grid,vq,attention,none}"]
     assert "--image-size SIDE|HEIGHT WIDTH" in train
     assert train["--layers INT ..."].endswith("(2 to 9 of 12).")
     assert train["--overlap INT"].endswith("half of ``--tile``. Default: an eighth of ``--tile``.")
