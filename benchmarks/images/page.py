@@ -14,6 +14,7 @@ from crad.errors import OutputError
 from crad.words import count
 
 _SLOWEST, _FASTEST = 15, 5  # rows of the first tables
+_EXAMPLE = "1x3x512x512, bilinear, zeros, smooth"  # the case that is explained
 
 _ABOUT = """\
 # Images and few points beside `F.grid_sample`
@@ -21,22 +22,42 @@ _ABOUT = """\
 `crad_kernels.grid_sample` in place of `torch.nn.functional.grid_sample`, in the shapes that people
 have: images of 1 to 4 channels, volumes, tables that are looked up, a few points on a feature map.
 Both get the same tensors in the same memory format, in one process on the CPU.
+"""
 
+_READING = """\
 A number is torch's time divided by ours: 2.00 means that ours takes half as long. **Bold: ours
-takes longer.**
+takes longer.** `-` is not measured. What a case consists of:
 
+| part of a case | meaning |
+|---|---|
+| `1x3x512x512` | batch x channels x size of the axes |
+| `100 points` | how many places are sampled; without it, as many as the image has pixels |
+| `nearest`, `bilinear`, `bicubic` | the interpolation |
+| `zeros`, `border`, `reflection` | what is beyond the borders |
+| `identity` | every pixel is sampled at its own place |
+| `affine` | the image is turned by 0.3 rad and enlarged by a ninth |
+| `smooth` | the image is moved by a wave |
+| `random` | the places are anywhere |
+| `colours` | the places are the colours of a smooth picture with noise |
+| `channels last` | the memory format of the input; channels first without it |
+| `float16`, `bfloat16` | the type of all tensors; float32 without it |
+| `jitter 0.01` | noise on the coordinates: torch adds `0.01 * torch.randn_like(grid)` |
+
+| step | meaning |
+|---|---|
+| forward | the sample alone |
+| forward + backward | with the gradients of input and coordinates |
+| the same, values alone | forward + backward with the gradient of the input |
+| the same, coordinates alone | forward + backward with the gradient of the coordinates |"""
+
+_MEASURING = """\
 * Steps take turns, ours, torch's, torch's, ours, for 5 to 100 rounds; the least time of each
   counts. A step of less than 0.1 ms is repeated in each round.
-* A shape is batch x channels x size. Without a number of points, there are as many as pixels.
-  *identity*: every pixel's own place; *affine*: turned by 0.3 rad and enlarged by a ninth;
-  *smooth*: moved by a wave; *random*: anywhere; *colours*: those of a smooth picture with noise.
-* *forward + backward* computes the gradients of input and coordinates; *values alone* and
-  *coordinates alone* are forward + backward with one of them. The gradients are new tensors, as
-  from `torch.autograd.grad`.
+* The gradients are new tensors, as from `torch.autograd.grad`.
+* Ours takes jitter as `jitter_std`, in the same call.
 * Images are bytes divided by 255. In half precision, the coordinates are of that type too, as torch
   demands; with float32 coordinates, which ours takes as well, results are more exact. Backward is
   not timed there: torch's can end the process in bfloat16.
-* Jitter: torch adds `0.01 * torch.randn_like(grid)`, ours is `jitter_std=0.01`.
 * `F.grid_sample` takes two or three axes. Beside the table of four, torch gathers and weighs the
   corners one after the other.
 * Each case is first checked: at most one result or gradient in a thousand may differ from torch's
@@ -98,11 +119,16 @@ def page(records: Sequence[Record]) -> str:
     records = sorted(records, key=lambda each: (each["isa"] == "avx512", each["threads"]))
     rows = [Row(records, case, step) for case, steps in _cases(records).items() for step in steps]
     parts = [
-        f"{mark(COMMAND)}\n{_ABOUT}",
+        f"{mark(COMMAND)}\n{_ABOUT}".rstrip(),
+        "## How to read a row",
+        _READING,
+        *_example(records, rows),
         "## In short",
         *_in_short(records, rows),
         *(part for group in _groups(rows) for part in _section(records, rows, group)),
         *_others(records),
+        "## How it was measured",
+        _MEASURING,
         "## Runs",
         *map(_run, records),
     ]
@@ -136,6 +162,23 @@ def _ratio(value: float | None) -> str:
 def _label(record: Record) -> str:
     isa = {"avx2": "AVX2", "avx512": "AVX-512"}.get(record["isa"], record["isa"])
     return f"{isa}, {count(record['threads'], 'thread')}"
+
+
+def _example(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
+    """A row in words."""
+    chosen = next((row for row in rows if row.case == _EXAMPLE and row.step == FORWARD), None)
+    ratio = next(iter(chosen.known), None) if chosen else None
+    if chosen is None or ratio is None:
+        return
+    place = chosen.ratios.index(ratio)
+    yield "For example:"
+    yield "\n".join(markdown.table(["case", "step", *map(_label, records)], [chosen.cells]))
+    yield (
+        "A photograph of three channels and 512 x 512 pixels is warped by a smooth movement, with "
+        f"bilinear interpolation and zeros beyond its borders. With {_label(records[place])}, "
+        f"torch takes {number(ratio)} times as long as ours; the other columns are other "
+        "instruction sets and numbers of threads."
+    )
 
 
 def _in_short(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:

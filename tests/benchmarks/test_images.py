@@ -38,6 +38,10 @@ def two_threads(one_thread: None) -> None:
     torch.set_num_threads(2)
 
 
+def test_the_row_that_is_explained_is_that_of_a_case() -> None:
+    assert page._EXAMPLE in map(str, CASES)
+
+
 def test_cases_have_names_of_their_own() -> None:
     assert len({str(case) for case in CASES}) == len(CASES)
 
@@ -90,6 +94,7 @@ def test_a_run_is_continued_and_shown(
     first = json.loads(path.read_text())
     assert [*first["cases"]] == [str(TINY[1])]
 
+    monkeypatch.setattr(page, "_EXAMPLE", str(TINY[1]))
     report = tmp_path / "images.md"
     assert command(main, *arguments, "--report", str(report)) == 0
     second = json.loads(path.read_text())
@@ -101,6 +106,9 @@ def test_a_run_is_continued_and_shown(
         assert text.count(f"| {case} | forward + backward |") >= 1
         assert f"## {case.group}" in text
     assert "Torch against itself, 4 steps" in text
+    reading = text.split("## How to read a row")[1].split("## In short")[0]
+    assert f"| {TINY[1]} | forward |" in reading
+    assert "With baseline, 1 thread, torch takes " in reading
 
     monkeypatch.setattr(runs, "machine", lambda: {**first["machine"], "torch": "another"})
     assert command(main, *arguments) == 1

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import crad
 import crad_kernels
@@ -18,12 +20,29 @@ from tests.crad.browser import dump_address
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_for_users_of_grid_sample_runs() -> None:
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/gotchas.md").read_text(), re.DOTALL)
+def run_blocks(page: str) -> dict[str, Any]:
+    """Run the Python of a page, one block after the other, and return what its names stand for."""
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         exec(block, names)
+    return names
+
+
+def test_the_page_for_users_of_grid_sample_runs() -> None:
+    run_blocks("gotchas.md")
+
+
+def test_the_guide_of_the_kernels_runs() -> None:
+    torch.manual_seed(0)
+    names = run_blocks("site/kernels.md")
+    table, colours = names["table"], names["colours"]
+    assert names["warped"].shape == names["image"].shape
+    torch.testing.assert_close(names["graded"], colours**0.8, atol=0.02, rtol=0)
+    assert table[0, 0, 16].tolist() == [1, 0, 0]  # red moves along the last axis
+    assert (names["recalled"] - names["goal"]).square().mean() < 0.05
+    assert torch.nn.functional.grid_sample.__module__.startswith("torch")
 
 
 @pytest.mark.parametrize(
