@@ -76,7 +76,8 @@ def _decisions(decisions: Decisions) -> list[str]:
         lines.append(
             f"only {count(fewest, 'normal image')} for the threshold of a class: it is their "
             f"largest score, which on average 1 of {fewest + 1} new normal images exceeds; add "
-            "normal images, train with --calibration-folds, or give crad calibrate new ones"
+            "normal images, use --calibration-folds or a larger --calibration-share, or give crad "
+            "calibrate new ones"
         )
     return lines
 
