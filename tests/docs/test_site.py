@@ -89,6 +89,15 @@ def test_options_are_read_from_help(monkeypatch: pytest.MonkeyPatch) -> None:
         command_options.read_help("usage: another layout\n\n  --port  Port\n")
 
 
+def test_links_have_titles_and_extras_are_installed_in_one_way() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in (*pages, *(ROOT / "docs/site").iterdir()):
+        if page.is_file():
+            text = page.read_text()
+            assert not re.findall(r"\[[^\]\n]*\.(?:md|rst)\]\(", text), page
+            assert not re.findall(r"pip install (?:-e )?'?\.\[", text), page
+
+
 def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs/site"))
     import dead_links
