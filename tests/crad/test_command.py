@@ -80,6 +80,8 @@ def test_help_of_every_command(
     assert f"crad {name} --help" in capsys.readouterr().err
 
 
+# Of anomalib's modules, when they are imported first here.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_all_errors_have_one_base() -> None:
     assert CradError in ERRORS
     found = set()
