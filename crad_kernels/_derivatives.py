@@ -53,7 +53,7 @@ def _raised(options: int, component: int, ndim: int) -> int:
     return options if options >> shift & 15 == 15 else options + (1 << shift)
 
 
-def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
+def sum_of(terms: Sequence[Tensor | None]) -> Tensor | None:
     given = [term for term in terms if term is not None]
     return sum(given[1:], given[0]) if given else None
 
@@ -75,7 +75,7 @@ def _normals(ops: Operators, coords: Tensor, seed: Tensor) -> Tensor:
     return normals.to(coords.dtype).view(coords.shape)
 
 
-def _to_std(ops: Operators, to_coords: Tensor, coords: Tensor, seed: Tensor) -> Tensor:
+def to_std(ops: Operators, to_coords: Tensor, coords: Tensor, seed: Tensor) -> Tensor:
     """The gradient of the jitter's standard deviations, from that of the coordinates."""
     return (to_coords * _normals(ops, coords, seed)).reshape(-1, coords.shape[-1]).sum(0)
 
@@ -85,7 +85,7 @@ def _moved(
 ) -> Tensor | None:
     """The tangent of the coordinates with their jitter."""
     by_std = None if d_std is None else d_std * _normals(ops, coords, seed)
-    return _sum([d_coords, by_std])
+    return sum_of([d_coords, by_std])
 
 
 def _sample_vjp(
@@ -99,11 +99,11 @@ def _sample_vjp(
         to_values if for_values else None,
         to_coords if for_coords else None,
         None,
-        _to_std(ops, to_coords, *args[1:3]) if for_std else None,
+        to_std(ops, to_coords, *args[1:3]) if for_std else None,
     ]
 
 
-def _sample_jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
+def sample_jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
     values, coords, *noise, options = args
     wide_values, d_values = _wide(values, tangents[0])
     d_coords = _moved(ops, coords, noise[0], tangents[1], tangents[3])
@@ -115,12 +115,12 @@ def _sample_jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor |
         for d in range(ndim):
             slope = ops.sample(wide_values, coords, *noise, _raised(options, d, ndim))
             terms.append(slope * d_coords[..., d, None].to(slope.dtype))
-    total = _to(_sum(terms), values)
+    total = _to(sum_of(terms), values)
     assert total is not None
     return total
 
 
-def _sample_backward_vjp(
+def sample_backward_vjp(
     ops: Operators,
     needs: Sequence[bool],
     args: Sequence[Any],
@@ -154,17 +154,17 @@ def _sample_backward_vjp(
                 )
                 value_terms.append(value_term if for_values else None)
                 coord_terms.append(coord_term if moves else None)
-    total = _sum(coord_terms)
+    total = sum_of(coord_terms)
     return [
-        _to(_sum(grad_terms), grad),
-        _to(_sum(value_terms), values),
+        _to(sum_of(grad_terms), grad),
+        _to(sum_of(value_terms), values),
         total if for_coords else None,
         None,
-        _to_std(ops, total, coords, noise[0]) if for_std and total is not None else None,
+        to_std(ops, total, coords, noise[0]) if for_std and total is not None else None,
     ]
 
 
-def _sample_backward_jvp(
+def sample_backward_jvp(
     ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor]:
     grad, values, coords, *noise, options, want_values, want_coords = args
@@ -185,8 +185,8 @@ def _sample_backward_jvp(
             share = wide_grad * d_coords[..., d, None].to(wide_grad.dtype)
             raised = _raised(options, d, ndim)
             terms.append(ops.sample_backward(share, wide_values, coords, *noise, raised, *wanted))
-    to_values = _to(_sum([term[0] for term in terms]), values)
-    to_coords = _sum([term[1] for term in terms])
+    to_values = _to(sum_of([term[0] for term in terms]), values)
+    to_coords = sum_of([term[1] for term in terms])
     return (
         values.new_zeros(values.shape if want_values else 0) if to_values is None else to_values,
         coords.new_zeros(coords.shape if want_coords else 0) if to_coords is None else to_coords,
@@ -278,7 +278,7 @@ class _Function(_SingleLevelFunction):
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
 
-def _install(
+def install_operator(
     operator: Any,
     tensors: int,
     check: Callable[..., None],
@@ -434,20 +434,20 @@ def install(ops: Operators) -> Calls:
     """Give the operators of a backend their derivatives; return the shortest way to call them."""
     calls = Calls(**vars(ops), grid_sample=None)
     calls.grid_sample = _install_grid_sample(ops.sample, calls)
-    calls.sample = _install(
+    calls.sample = install_operator(
         ops.sample,
         4,
         lambda values, coords, *_: check_tensors(values, coords),
         partial(_sample_vjp, calls),
-        partial(_sample_jvp, calls),
+        partial(sample_jvp, calls),
         _onnx.sample,
     )
-    calls.sample_backward = _install(
+    calls.sample_backward = install_operator(
         ops.sample_backward,
         5,
         lambda *_: None,  # they have been `sample`'s
-        partial(_sample_backward_vjp, calls),
-        partial(_sample_backward_jvp, calls),
+        partial(sample_backward_vjp, calls),
+        partial(sample_backward_jvp, calls),
         _onnx.refuse_derivative,
     )
     return calls

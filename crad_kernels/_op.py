@@ -4,7 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from crad_kernels import _derivatives, _exported, _onnx, _schema, _vmap, reference
+from crad_kernels import (
+    _derivatives,
+    _exported,
+    _level_operators,
+    _onnx,
+    _schema,
+    _vmap,
+    reference,
+)
 from crad_kernels._backends import backends
 from crad_kernels._layout import as_torch
 
@@ -46,6 +54,9 @@ CALLS: dict[str, Any] = {
     name: _derivatives.install(operators) for name, operators in OPERATORS.items()
 }
 CALLS["reference"] = _Reference
+
+# The operators of several levels, and the shortest ways to call them.
+LEVEL_OPERATORS, LEVEL_CALLS = _level_operators.install("cpu", OPERATORS["cpu"], CALLS["cpu"])
 
 
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:

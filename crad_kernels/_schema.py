@@ -216,9 +216,9 @@ def check_call(
     if (seed is None) != (jitter_std is None):
         raise ValueError("sample(): expected seed and jitter_std together, or neither")
     if seed is not None and jitter_std is not None:
-        _check_like("sample()", "seed", seed, (), torch.int64, coords.device)
+        check_like("sample()", "seed", seed, (), torch.int64, coords.device)
         stds = (coords.shape[-1],)
-        _check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
+        check_like("sample()", "jitter_std", jitter_std, stds, coords.dtype, coords.device)
     differences = coords.shape[-1] - 1 if coords.shape[-1] <= MOST_MIXED else 0
     if options not in range(1 << _DIFFERENCES + 3 * differences):
         raise ValueError(f"sample(): expected options as of pack(), but got {options}")
@@ -227,21 +227,21 @@ def check_call(
 def check_grad_output(grad_output: Tensor, values: Tensor, coords: Tensor) -> None:
     """Raise unless this can be the gradient of the sample of tensors that fit together."""
     shape = (*coords.shape[:-1], values.shape[-1])
-    _check_like("sample_backward()", "grad_output", grad_output, shape, values.dtype, values.device)
+    check_like("sample_backward()", "grad_output", grad_output, shape, values.dtype, values.device)
 
 
 def check_philox(counter: Tensor, key: Tensor) -> None:
     """Raise unless these are arguments of `philox`."""
     check_dense("philox()", "counter", counter)
     number = counter.shape[0] if counter.ndim else 0
-    _check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
-    _check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
+    check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
+    check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
 
 
 def check_normals(seed: Tensor, points: int, ndim: int) -> None:
     """Raise unless these are arguments of `normals`."""
     check_dense("normals()", "seed", seed)
-    _check_like("normals()", "seed", seed, (), torch.int64, seed.device)
+    check_like("normals()", "seed", seed, (), torch.int64, seed.device)
     if points < 0 or not 0 <= ndim <= 8:
         raise ValueError(
             "normals(): expected a number of points and at most 8 components, but got "
@@ -249,7 +249,7 @@ def check_normals(seed: Tensor, points: int, ndim: int) -> None:
         )
 
 
-def _check_like(
+def check_like(
     function: str,
     name: str,
     tensor: Tensor,
@@ -257,6 +257,7 @@ def _check_like(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
+    """Raise unless this is a dense tensor of this shape and dtype, on this device."""
     check_dense(function, name, tensor)
     given = tuple(tensor.shape), tensor.dtype, tensor.device
     if given != (tuple(shape), dtype, device):

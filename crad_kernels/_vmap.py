@@ -46,7 +46,7 @@ def _without_jitter(
     return (moved[0], None) if in_dims == (None, None, None) else (moved, 0)
 
 
-def _sample(
+def sample(
     ops: Operators,
     info: Any,
     in_dims: tuple[Any, ...],
@@ -56,6 +56,7 @@ def _sample(
     jitter_std: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, int]:
+    """The sample of a batch, and its batch axis."""
     values_dim = in_dims[0]
     coords, coords_dim = _without_jitter(ops, in_dims[1:4], coords, seed, jitter_std)
     values, coords = _front(values, values_dim), _front(coords, coords_dim)
@@ -78,7 +79,7 @@ def _sample(
     return out.unflatten(0, values.shape[:2]), 0
 
 
-def _sample_backward(
+def sample_backward(
     ops: Operators,
     info: Any,
     in_dims: tuple[Any, ...],
@@ -89,6 +90,7 @@ def _sample_backward(
     jitter_std: Tensor | None,
     *options: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, int | None]]:
+    """The gradients of a batch, and their batch axes."""
     grad_dim, values_dim = in_dims[:2]
     want_values, want_coords = options[-2:]
     coords, coords_dim = _without_jitter(ops, in_dims[2:5], coords, seed, jitter_std)
@@ -123,8 +125,8 @@ def _normals(
 def install(ops: Operators) -> None:
     """Give the operators of a backend their rules."""
     for operator, rule in (
-        (ops.sample, _sample),
-        (ops.sample_backward, _sample_backward),
+        (ops.sample, sample),
+        (ops.sample_backward, sample_backward),
         (ops.normals, _normals),
     ):
         torch.library.register_vmap(operator, partial(rule, ops), lib=library)

@@ -13,7 +13,7 @@ from crad_kernels import _fill, _schema
 from crad_kernels._backends import choose, default
 from crad_kernels._op import CALLS
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _TORCH_MODES = {
     "bilinear": "linear",
     "nearest": "nearest",
@@ -265,20 +265,14 @@ def _run(
         check_options(mode, padding_mode, align_corners, coords_unit, ndim)
     options = _schema.pack(mode, padding_mode, align_corners, deterministic, 0, coords_unit)
     device = coords.device
-    if coords.dtype in _HALVES and (channels_first or is_autocast_enabled(device.type)):
+    if coords.dtype in HALVES and (channels_first or is_autocast_enabled(device.type)):
         coords = coords.float()
     # What `is_exporting` returns; the compiler of torch 2.11 takes that to be always true.
     if backend is None and getattr(compiler, "_is_exporting_flag", False):
         name = _schema.NEUTRAL  # the program picks one where it runs
     else:
         name = (default(device, ndim) if backend is None else choose(backend, device, ndim)).name
-    if isinstance(jitter_std, float) and jitter_std == 0:
-        std = None
-    else:
-        std = _jitter_std(jitter_std, coords)
-    if seed is not None:
-        _check_seed(seed, device)
-    of_noise = None if std is None else _seed(seed, device), std
+    of_noise = noise_of(jitter_std, seed, coords)
     if not (isinstance(fill, float) and fill == 0):
         fill = _check_fill(fill, padding_mode, values, ndim, 1 if channels_first else -1)
         unpacked = _schema.unpack(options, ndim)
@@ -288,6 +282,19 @@ def _run(
         values, coords, *of_noise, options
     )
     return out
+
+
+def noise_of(
+    jitter_std: float | Sequence[float] | Tensor, seed: int | Tensor | None, coords: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Seed and standard deviations as the operators take them; None and None without jitter."""
+    if isinstance(jitter_std, float) and jitter_std == 0:
+        std = None
+    else:
+        std = _jitter_std(jitter_std, coords)
+    if seed is not None:
+        _check_seed(seed, coords.device)
+    return None if std is None else _seed(seed, coords.device), std
 
 
 def _check_grid(input: Tensor, grid: Tensor, mode: str) -> None:

@@ -1,0 +1,24 @@
+// The loops over several grids, for processors with AVX2 and FMA (Intel Haswell, AMD Zen, and
+// later).
+#if defined(__x86_64__)
+
+#include "standard.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define CRAD_VECTOR_BYTES 32
+#define CRAD_KERNELS level_kernels_avx2
+#include "../level_loops.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
