@@ -137,7 +137,7 @@ def level_resolutions(levels: int, coarsest: int, finest: int) -> list[int]:
         ValueError: if one is out of range.
     """
     try:
-        levels, coarsest, finest = (_integer(number) for number in (levels, coarsest, finest))
+        levels, coarsest, finest = (as_integer(number) for number in (levels, coarsest, finest))
     except TypeError as error:
         raise TypeError(
             f"level_resolutions(): expected three ints, but got {levels!r}, {coarsest!r} and "
@@ -153,7 +153,7 @@ def level_resolutions(levels: int, coarsest: int, finest: int) -> list[int]:
     return [math.floor(coarsest * math.exp(growth * level) + 1e-9) for level in range(levels)]
 
 
-def _integer(number: Any) -> int:
+def as_integer(number: Any) -> int:
     """`operator.index`, which takes bools too, without them."""
     if isinstance(number, bool):
         raise TypeError(f"{number} is no size")
@@ -163,7 +163,7 @@ def _integer(number: Any) -> int:
 def check_sizes(function: str, sizes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """The sizes of levels, of as many axes each; raise unless they are such."""
     try:
-        each = [tuple(map(_integer, size)) for size in sizes]
+        each = [tuple(map(as_integer, size)) for size in sizes]
     except TypeError as error:
         raise TypeError(
             f"{function}: expected sizes to be a tuple of ints for each level, such as "

@@ -202,6 +202,17 @@ class AllAxes {
   Buffer<LevelAxes<ndim>> axes_;
 };
 
+// Asks for the rows of a share of the points of the block from number `first` on, where these are
+// in an order of their own: a level's time hides what one share takes.
+inline void prefetch_rows(const float* rows, int64_t width, const Range& range, int64_t first,
+                          int64_t share, int64_t shares) {
+  if (!range.order) return;
+  const int64_t end = std::min<int64_t>(range.point_end, first + kBlock);
+  for (int64_t p = first + share; p < end; p += shares)
+    for (int64_t at = 0; at < width; at += kLine / sizeof(float))
+      __builtin_prefetch(rows + range.order[p] * width + at);
+}
+
 // Columns of a block, with a float for every point: the channels of all levels, or components.
 class Columns {
  public:
@@ -218,7 +229,6 @@ class Columns {
       for (int i = 0; i < points; ++i)
         memcpy(rows_.get() + i * number_, from + block.point[i] * number_, number_ * sizeof(float));
       rows = rows_.get();
-      prefetch(from, range, first + kBlock);
     }
     transpose_elements(rows, number_, points, number_, columns_[0].at, int64_t{kBlock});
     if (points == kBlock) return;
@@ -248,13 +258,6 @@ class Columns {
   }
 
  private:
-  void prefetch(const float* from, const Range& range, int64_t first) const {
-    const int64_t end = std::min<int64_t>(range.point_end, first + kBlock);
-    for (int64_t p = first; p < end; ++p)
-      for (int64_t c = 0; c < number_; c += kLine / sizeof(float))
-        __builtin_prefetch(from + range.order[p] * number_ + c);
-  }
-
   const int64_t number_;
   Buffer<PerPoint<float>> columns_;
   Buffer<float> rows_;
@@ -323,12 +326,14 @@ CRAD_INLINE void blend(const float* grid, int64_t channels, const LevelCorners<n
 template <int ndim, int few>
 void sample_levels(const Levels& levels, const Range& range, float* output, bool streaming) {
   const int64_t channels = levels.level[0].channels, row = levels.number * channels;
+  const float* const coords = static_cast<const float*>(levels.level[0].coords);
   const AllAxes<ndim> axes(levels);
   LevelBlock<ndim> block;
   Columns results(row);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBlock) {
     block.take(levels.level[0], range, p);
     for (int64_t l = 0; l < levels.number; ++l) {
+      prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
       const LevelAxes<ndim> level_axes = axes[l];
       const LevelSteps<ndim> steps(level_axes);
       const float* const grid = static_cast<const float*>(levels.level[l].values);
@@ -380,6 +385,7 @@ template <int ndim, int few>
 void coords_gradient(const Levels& levels, const Range& range, const float* grad_output,
                      float* grad_coords) {
   const int64_t channels = levels.level[0].channels, row = levels.number * channels;
+  const float* const coords = static_cast<const float*>(levels.level[0].coords);
   const AllAxes<ndim> axes(levels);
   LevelBlock<ndim> block;
   Columns grads(row), sums(ndim);
@@ -387,6 +393,8 @@ void coords_gradient(const Levels& levels, const Range& range, const float* grad
     block.take(levels.level[0], range, p);
     grads.fetch(grad_output, range, p, block);
     for (int64_t l = 0; l < levels.number; ++l) {
+      prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
+      prefetch_rows(grad_output, row, range, p + kBlock, l, levels.number);
       const LevelAxes<ndim> level_axes = axes[l];
       const LevelSteps<ndim> steps(level_axes);
       const float* const grid = static_cast<const float*>(levels.level[l].values);
@@ -481,6 +489,7 @@ template <int ndim, int few>
 void values_gradient(const Levels& levels, const int64_t* some, int64_t count, const Range& range,
                      const float* grad_output, float* const* grad_values) {
   const int64_t channels = levels.level[0].channels, row = levels.number * channels;
+  const float* const coords = static_cast<const float*>(levels.level[0].coords);
   const AllAxes<ndim> axes(levels);
   LevelBlock<ndim> block;
   Columns grads(row);
@@ -488,6 +497,8 @@ void values_gradient(const Levels& levels, const int64_t* some, int64_t count, c
     block.take(levels.level[0], range, p);
     grads.fetch(grad_output, range, p, block);
     for (int64_t i = 0; i < count; ++i) {
+      prefetch_rows(coords, ndim, range, p + kBlock, i, count);
+      prefetch_rows(grad_output, row, range, p + kBlock, i, count);
       const int64_t l = some[i];
       const LevelAxes<ndim> level_axes = axes[l];
       const LevelSteps<ndim> steps(level_axes);
