@@ -100,7 +100,7 @@ class LevelsCall {
 
   // Puts the points in an order in which they read near by, where that pays. It does not depend on
   // the number of threads, and so neither does any sum in this order.
-  void sort(bool in_turns) {
+  void sort() {
     constexpr int64_t kNear = 512 * 1024;  // bytes
     constexpr int64_t kFewest = 4096;      // points
     const Problem& problem = finest_.problem;
@@ -124,7 +124,6 @@ class LevelsCall {
     }
     sorted_.emplace(finest_, cells, number() * bytes_of_level(1));
     order_ = sorted_->band(0, 0, {0, points(), 0, 0}).order;
-    if (in_turns) take_in_turns();
   }
 
   // All points, in this order.
@@ -146,24 +145,6 @@ class LevelsCall {
 
  private:
   static constexpr int64_t kMostElements = 1 << 30;  // whose offsets are of 32 bits
-  static constexpr int64_t kBytesOfPlace = 16;       // in an order: read and written
-
-  // Takes points in turns, four at a time, from four runs of the order: those that follow each
-  // other add to the same entries of coarse levels, and what was just stored takes long to be read.
-  void take_in_turns() {
-    constexpr int64_t kRuns = 4, kTogether = 4, kAll = kRuns * kTogether;
-    const int64_t turns = points() / kAll, run = turns * kTogether;
-    in_turns_.emplace(empty({points()}, ScalarType::Long));
-    int64_t* const to = static_cast<int64_t*>(in_turns_->data_ptr());
-    parallel(turns, points() * kBytesOfPlace, [&](int64_t begin, int64_t end) {
-      for (int64_t turn = begin; turn < end; ++turn)
-        for (int64_t i = 0; i < kRuns; ++i)
-          std::copy_n(order_ + i * run + turn * kTogether, kTogether,
-                      to + turn * kAll + i * kTogether);
-    });
-    std::copy(order_ + turns * kAll, order_ + points(), to + turns * kAll);
-    order_ = to;
-  }
 
   // The level with the most entries, as values of a sample.
   static Tensor finest_level(Tensor& values, const Tensor& coords,
@@ -201,7 +182,6 @@ class LevelsCall {
   int64_t entries_ = 0;  // of all levels
   std::vector<Problem> levels_;
   std::optional<SortedPoints> sorted_;
-  std::optional<Tensor> in_turns_;
   const int64_t* order_ = nullptr;  // of the points; null: their own
 };
 
@@ -211,7 +191,7 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
   LevelsCall call(values, coords, seed, jitter_std, sizes, options);
   const Tensor output = empty(call.output_shape(), ScalarType::Float);
   if (call.points() == 0 || call.channels() == 0) return output;
-  call.sort(false);
+  call.sort();
   float* const to = static_cast<float*>(output.data_ptr());
   const bool streaming = call.streams();
   call.for_points(
@@ -260,7 +240,7 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
     torch::stable::zero_(grad_coords);
     return {grad_values, grad_coords};
   }
-  call.sort(want_values);
+  call.sort();
   const Tensor grad_output = dense(grad_output_in);
   const float* const grads = static_cast<const float*>(grad_output.data_ptr());
   if (want_coords) {
