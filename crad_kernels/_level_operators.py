@@ -166,6 +166,7 @@ def _backward_vjp(
     ndim = points[0].shape[-1]
     sizes = _each(flat, ndim)
     wanted = (options, want_values, want_coords)
+    to_values = to_values if want_values else None  # which is of no entries else
     terms = [
         _derivatives.sample_backward_vjp(
             ops, needs, (column, level, *points, *wanted), to_level, to_coords
