@@ -2,7 +2,7 @@
 // one behind the other into one tensor, sampled at the same points.
 //
 // level_loops.h has the loops, compiled for each instruction set. What they do not do, such as
-// other modes, is composed of samples: see crad_kernels/_levels.py.
+// other modes, is composed of samples: see crad_kernels/_level_operators.py.
 #include "levels.h"
 
 #include <algorithm>
