@@ -42,7 +42,8 @@ class GrowthOptions:
     data: str = "demo"
     """The folder of a data set, or a generated set."""
     methods: tuple[str, ...] = ("crad", "nearest_neighbour", "padim")
-    """Those that take features: crad, crad_without_refinement, nearest_neighbour, padim, uniad."""
+    """Those that take features: crad, crad_without_refinement, nearest_neighbour, padim, uniad,
+    hvq_trans."""
     images: tuple[int, ...] = (50, 200, 1000)
     """Numbers of training images, of the first class alone."""
     classes: tuple[int, ...] = (1, 3, 6)

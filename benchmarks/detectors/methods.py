@@ -78,6 +78,8 @@ class Method(Protocol):
 
 def methods() -> Mapping[str, Method]:
     """The methods by name, in the order of the page."""
+    from benchmarks.detectors.hvq_trans import HVQTrans
+    from benchmarks.detectors.mkd import MKD
     from benchmarks.detectors.nearest_neighbour import NearestNeighbour
     from benchmarks.detectors.ours import Crad
     from benchmarks.detectors.padim import Padim
@@ -91,7 +93,9 @@ def methods() -> Mapping[str, Method]:
         "nearest_neighbour": NearestNeighbour(),
         "padim": Padim(),
         "uniad": UniAD(),
+        "hvq_trans": HVQTrans(),
         "reverse_distillation": ReverseDistillation(),
+        "mkd": MKD(),
         **{f"anomalib_{name}": ThroughAnomalib(name) for name in RECIPES},
     }
 

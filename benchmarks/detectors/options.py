@@ -34,8 +34,9 @@ class DetectorOptions:
     """Folders of data sets, or generated sets. None: only --report is written."""
     methods: tuple[str, ...] = _METHODS
     """crad, crad_without_refinement; on the same features nearest_neighbour (PatchCore), padim,
-    uniad; on the same images reverse_distillation and, with pip install 'crad[anomalib]',
-    anomalib_patchcore, anomalib_padim, anomalib_dfm, anomalib_stfpm, anomalib_supersimplenet."""
+    uniad, hvq_trans; on the same images reverse_distillation, mkd and, with pip install
+    'crad[anomalib]', anomalib_patchcore, anomalib_padim, anomalib_dfm, anomalib_stfpm,
+    anomalib_supersimplenet."""
     settings: tuple[str, ...] = SETTINGS
     """unified: one model for all classes of a set; separate: one for each class."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -45,8 +46,8 @@ class DetectorOptions:
     image_size: int | None = None
     """Side of the images in pixels. Default: that of crad train for this backbone."""
     protocol: tuple[ProtocolChoice, ...] = (DECISION_PROTOCOL, "crad")
-    """How test images are scored, all from the same maps. Methods through anomalib, and reverse
-    distillation, are measured by their own maps and scores too."""
+    """How test images are scored, all from the same maps. Methods on images are measured by their
+    own maps and scores too."""
     minutes: float | None = None
     """Time that each model may train: as many epochs as this allows, of rivals at most those that
     were published. Default: those that were published, and of crad those of crad train."""

@@ -62,14 +62,20 @@ class Pyramid(nn.Module):
         self.backbone = cast(TimmBackbone, self.backbone.folded(height, width))
         return self
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps of images ``(B, 3, H, W)`` in [0, 1], the finest first."""
-        backbone = self.backbone
-        normalised = (images - backbone.image_mean) / backbone.image_std
-        maps: list[Tensor] = backbone.model.model.forward_intermediates(
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in [0, 1] as the network takes them."""
+        return (images - self.backbone.image_mean) / self.backbone.image_std
+
+    def maps_of(self, normalised: Tensor) -> list[Tensor]:
+        """Maps of normalised images, the finest first; gradients pass to the images."""
+        maps: list[Tensor] = self.backbone.model.model.forward_intermediates(
             normalised.contiguous(memory_format=torch.channels_last),
-            indices=backbone.layers,
+            indices=self.backbone.layers,
             intermediates_only=True,
         )
         return maps
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Maps of images ``(B, 3, H, W)`` in [0, 1], the finest first."""
+        return self.maps_of(self.normalised(images))

@@ -16,10 +16,8 @@ from benchmarks.detectors.budget import Epochs
 from benchmarks.detectors.inputs import SetInputs
 from benchmarks.detectors.order import batches
 from benchmarks.detectors.pyramid import Pyramid
+from benchmarks.detectors.teaching import Residual, halve, smoothed, taught_maps
 from crad.config import Config
-from crad.data.sources import BATCH_SIZE
-
-_SIGMA = 4.0  # of the filter that smooths maps, in pixels
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,8 @@ class ReverseDistillation:
             BackboneError: the teacher's weights cannot be had.
             UsageError: the backbone has no such stages.
         """
-        frame = inputs.pixels.frame
-        teacher = Pyramid(config.model.backbone).to(device).prepared(frame.height, frame.width)
-        samples = inputs.train.samples
-        parts = [
-            teacher(inputs.pixels.images(samples[start : start + BATCH_SIZE]).to(device))
-            for start in range(0, len(samples), BATCH_SIZE)
-        ]
-        maps = [torch.cat(stage) for stage in zip(*parts, strict=True)]
-        minutes, n_steps = config.training.minutes, -(-len(samples) // self.batch_size)
+        teacher, maps = taught_maps(inputs, config, device)
+        minutes, n_steps = config.training.minutes, -(-len(inputs.train) // self.batch_size)
         epochs = budget.choose(
             self.epochs,
             minutes,
@@ -115,14 +106,14 @@ class Student(nn.Module):
         fine, middle, coarse = channels
         self.down = nn.ModuleList(  # every map to stride 16
             [
-                nn.Sequential(_halve(fine, middle), _halve(middle, coarse)),
-                _halve(middle, coarse),
+                nn.Sequential(halve(fine, middle), halve(middle, coarse)),
+                halve(middle, coarse),
                 nn.Identity(),
             ]
         )
-        self.embed = nn.Sequential(_halve(3 * coarse, embedding), _Residual(embedding))
+        self.embed = nn.Sequential(halve(3 * coarse, embedding), Residual(embedding))
         self.up = nn.ModuleList(
-            nn.Sequential(_double(before, after), _Residual(after))
+            nn.Sequential(_double(before, after), Residual(after))
             for before, after in ((embedding, coarse), (coarse, middle), (middle, fine))
         )
         self.out = nn.ModuleList(nn.Conv2d(each, each, 1) for each in (coarse, middle, fine))
@@ -135,28 +126,6 @@ class Student(nn.Module):
             x = up(x)[:, :, : like.shape[2], : like.shape[3]]  # of sizes that 32 does not divide
             decoded.append(out(x))
         return decoded[::-1]
-
-
-class _Residual(nn.Module):
-    """Two convolutions that are added to their input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.body(x))
-
-
-def _halve(before: int, after: int) -> nn.Module:
-    convolution = nn.Conv2d(before, after, 3, 2, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
 
 
 def _double(before: int, after: int) -> nn.Module:
@@ -194,15 +163,5 @@ class TeacherAndStudent:
             F.interpolate(each[:, None], images.shape[2:], mode="bilinear", align_corners=True)
             for each in distances(taught, self.student(taught))
         ]
-        maps = _smoothed(torch.stack(resized).sum(dim=0))[:, 0]
+        maps = smoothed(torch.stack(resized).sum(dim=0))[:, 0]
         return maps, maps.amax(dim=(1, 2))
-
-
-def _smoothed(maps: Tensor) -> Tensor:
-    """A Gaussian filter of ``(B, 1, H, W)``, axis by axis; the edges are mirrored."""
-    radius = min(round(4 * _SIGMA), min(maps.shape[2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, device=maps.device)
-    weights = torch.exp(-((offsets / _SIGMA) ** 2) / 2)
-    weights = weights / weights.sum()
-    padded = F.pad(maps, (radius,) * 4, mode="reflect")
-    return F.conv2d(F.conv2d(padded, weights[None, None, None]), weights[None, None, :, None])
