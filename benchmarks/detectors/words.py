@@ -83,7 +83,7 @@ METHODS: Mapping[str, str] = {
         "by the pixels, smoothed and opened, the score the loss. The paper distils VGG-16, whose "
         "weights have to be downloaded; here the teacher is the backbone at strides 4, 8 and 16, "
         "and the student has a residual block for each stage. 200 epochs of Adam with 0.001, batch "
-        "64, the deviation of 4 pixels and the opening by 3 x 3 are our choice, not checked "
+        "64, the filter of 4 pixels and the opening by 3 x 3 are our choice, not checked "
         "against the paper"
     ),
     "anomalib_patchcore": (
