@@ -227,7 +227,8 @@ def _losses(sections: Sequence[Sequence[Record]], protocol: str) -> str:
         f"By the means over seeds, by protocol {protocol} or by their own smoothing and scores, "
         "better than CRAD are:"
     )
-    return "\n".join([introduction, "", *lines])
+    reasons = [words.WHY[data] for data in {s[0]["data"]: s for s in sections} if data in words.WHY]
+    return "\n\n".join([introduction, "\n".join(lines), *reasons])
 
 
 def _above(best: float, members: Sequence[Record], metric: str) -> str | None:

@@ -43,6 +43,15 @@ time from the features of an image to its map, 32 at once; *memory* is what fitt
 take at most on top of the features. CRAD was trained for half a minute each time; `crad train`
 chooses how long by the number of images: the same up to 1,000, then in proportion to the root."""
 
+WHY: Mapping[str, str] = {
+    "magnetic_tile": (
+        "On the magnetic tiles, CRAD also learns to reconstruct defects the longer it trains: its "
+        "image AUROC fell from 0.833 after 800 steps to 0.807 after 1,600 ([what was "
+        "tried](refinement.md)). Methods that compare with stored features have no such limit."
+    ),
+}
+"""Why CRAD loses on a set, as far as is known."""
+
 METHODS: Mapping[str, str] = {
     "crad": "trained as `crad train` does, with its defaults for the backbone",
     "crad_without_refinement": "the same without its refinement",
