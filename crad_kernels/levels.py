@@ -40,8 +40,9 @@ def sample_levels(
 
     On the CPU, float32 values of 1 to 8 channels at float32 coordinates of 1 to 4 components take
     one pass over the points forward, and two backward, if the mode is linear, no padding is
-    circular and every axis has 2 entries or more. All else, and every call on a GPU, is composed as
-    above: of one launch for each level.
+    circular, every axis has 2 to 2^24 entries and every level at most 2^30 elements. All else is
+    composed as above, of a sample for each level: on a GPU, on other backends, in exported
+    programs, in forward mode, under vmap, and in derivatives of second and higher order.
 
     Args:
         values: ``(entries, C)``: the entries of all levels, one level behind the other, and each in
@@ -85,7 +86,7 @@ def sample_levels(
             backend=backend,
         )
         return overridden
-    sizes = check_sizes("sample_levels()", sizes)
+    sizes = check_sizes("sample_levels()", "sizes", sizes)
     _check_tensors(values, sizes, coords)
     ndim = len(sizes[0])
     check_options(mode, padding_mode, align_corners, "normalized", ndim)
@@ -122,7 +123,7 @@ def level_resolutions(levels: int, coarsest: int, finest: int) -> list[int]:
     """Resolutions that grow by the same factor from level to level, as those of instant-ngp.
 
     Equivalent to ``floor(coarsest * (finest / coarsest) ** (level / (levels - 1)))`` (Müller et
-    al., 2022, equations 2 and 3).
+    al., 2022, equations 2 and 3); ``[coarsest]`` for one level.
 
     Args:
         levels: how many; at least 1, and at least 2 unless ``coarsest`` is ``finest``.
@@ -149,8 +150,9 @@ def level_resolutions(levels: int, coarsest: int, finest: int) -> list[int]:
             f"there is one level, but got levels={levels}, coarsest={coarsest}, finest={finest}"
         )
     growth = math.log(finest / coarsest) / max(1, levels - 1)
-    # Of whole numbers, the last among them, none is to be rounded down for an error of rounding.
-    return [math.floor(coarsest * math.exp(growth * level) + 1e-9) for level in range(levels)]
+    # A whole number, such as the last, must not be rounded down by an error of rounding.
+    exact = 1 + 1e-12
+    return [math.floor(coarsest * math.exp(growth * level) * exact) for level in range(levels)]
 
 
 def as_integer(number: Any) -> int:
@@ -160,19 +162,19 @@ def as_integer(number: Any) -> int:
     return operator.index(number)
 
 
-def check_sizes(function: str, sizes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def check_sizes(function: str, name: str, sizes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """The sizes of levels, of as many axes each; raise unless they are such."""
     try:
         each = [tuple(map(as_integer, size)) for size in sizes]
     except TypeError as error:
         raise TypeError(
-            f"{function}: expected sizes to be a tuple of ints for each level, such as "
+            f"{function}: expected {name} to be a tuple of ints for each level, such as "
             f"[(16, 16), (32, 32)], but got {sizes!r}"
         ) from error
     if not each or not each[0] or len(set(map(len, each))) > 1 or min(map(min, each)) < 1:
         raise ValueError(
-            f"{function}: expected sizes to have at least 1 level, and of each level as many axes, "
-            f"all of at least 1 entry, but got {sizes!r}"
+            f"{function}: expected {name} to have at least 1 level, and of each level as many "
+            f"axes, all of at least 1 entry, but got {sizes!r}"
         )
     return each
 

@@ -331,7 +331,7 @@ class MultiLevelMemory(_Jittered):
                 f"or ints for each level, but got channels={channels!r}, ndim={ndim!r}, "
                 f"resolutions={resolutions!r}"
             ) from error
-        self.sizes = tuple(check_sizes("MultiLevelMemory()", cast(Any, sizes)))
+        self.sizes = tuple(check_sizes("MultiLevelMemory()", "resolutions", cast(Any, sizes)))
         if channels < 1:
             raise ValueError(
                 f"MultiLevelMemory(): expected channels to be positive, but got {channels}"

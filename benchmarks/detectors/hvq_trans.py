@@ -25,8 +25,8 @@ class HVQTrans(UniAD):
 
     Each layer of the encoder has a quantiser of its own, which also gets what the one before it
     gave. Optimal transport between the tokens of an image and the prototypes keeps all prototypes
-    in use, and its cost weights the score. All settings are a choice of ours; those that are not
-    here are of `UniAD`.
+    in use, and its cost weights the score. The settings below are our choice; the others are those
+    of `UniAD`.
 
     Attributes:
         prototypes: of each quantiser, for each class.
@@ -84,7 +84,7 @@ class Quantised(NamedTuple):
     """What quantisers make of images.
 
     Attributes:
-        tokens: ``(B, P, C)``.
+        tokens: ``(B, P, C)``, of all layers ``(B, L, P, C)``.
         loss: ``(B,)`` that training brings down.
         cost: ``(B, P)`` of transport to the prototypes, in [0, 2].
     """

@@ -224,8 +224,8 @@ def _losses(sections: Sequence[Sequence[Record]], protocol: str) -> str:
     if not lines:
         return "CRAD was not measured here."
     introduction = (
-        f"By the means over seeds, by protocol {protocol} or by their own smoothing and scores, "
-        "better than CRAD are:"
+        f"By the means over seeds and classes, by protocol {protocol} or by their own smoothing "
+        "and scores, better than CRAD in image AUROC, pixel AUROC or AUPRO are:"
     )
     reasons = [words.WHY[data] for data in {s[0]["data"]: s for s in sections} if data in words.WHY]
     return "\n\n".join([introduction, "\n".join(lines), *reasons])
@@ -294,7 +294,9 @@ def _section(records: Sequence[Record]) -> Iterator[str]:
         ]
         table = "\n".join(markdown.table(["class", "setting", "method", *COLUMNS.values()], rows))
         yield f"<details><summary>By class</summary>\n\n{table}\n\n</details>"
-    if of_paper := paper_table(classes):
+    # A class of another set may have the same name.
+    elsewhere = words.origin(first["data"]) == words.NO_ORIGIN
+    if elsewhere and (of_paper := paper_table(classes)):
         yield (
             "The paper of CRAD has, of the same classes, by its own code, features and "
             f"protocol:\n\n{of_paper}"

@@ -63,20 +63,25 @@ def make(runs: Runs, folder: Path) -> str:
     table = "\n".join(markdown.table(columns, rows))
     return (
         f"{table}\n\n*Look-up*: {_POINTS} random points in the trained memory, forward and "
-        "backward; the least of some repetitions."
+        f"backward; the least of {_ROUNDS} repetitions."
     )
 
 
 def look_up_seconds(memory: GridMemory) -> float:
     """The least time of a forward and backward pass, of the processor where one thread computes."""
-    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    device = memory.weight.device
+    alone = torch.get_num_threads() == 1 and device.type == "cpu"
+    now = time.process_time if alone else time.perf_counter
     generator = torch.Generator().manual_seed(0)
     ndim = memory.weight.ndim - 1
-    coords = (2 * torch.rand(_POINTS, ndim, generator=generator) - 1).requires_grad_()
-    grad = torch.randn(_POINTS, memory.weight.shape[-1], generator=generator)
+    places = 2 * torch.rand(_POINTS, ndim, generator=generator) - 1
+    coords = places.to(device).requires_grad_()
+    grad = torch.randn(_POINTS, memory.weight.shape[-1], generator=generator).to(device)
     least = float("inf")
     for _ in range(_ROUNDS):
         started = now()
         memory(coords).backward(grad)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         least = min(least, now() - started)
     return least

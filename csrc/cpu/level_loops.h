@@ -293,7 +293,7 @@ CRAD_INLINE void read_rows(const float* grid, const LevelCorners<ndim>& corners,
 template <int ndim, int few>
 CRAD_INLINE void blend(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
                        const LevelSteps<ndim>& steps, float* to) {
-  constexpr int rows = corners.rows;
+  constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
     FloatLanes entry[rows][2 * few], total[few];
     read_rows<few>(grid, corners, steps, entry);
@@ -359,7 +359,7 @@ template <int ndim, int few>
 CRAD_INLINE void add_dots(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
                           const LevelSteps<ndim>& steps, const float* grad,
                           FloatLanes (&dot)[LevelCorners<ndim>::count]) {
-  constexpr int rows = corners.rows;
+  constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
     FloatLanes entry[rows][2 * few];
     read_rows<few>(grid, corners, steps, entry);
@@ -460,7 +460,7 @@ CRAD_INLINE void add_at(float* base, const IntLanes& offset, const FloatLanes (&
 template <int ndim, int few>
 CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<ndim>& corners,
                               const LevelSteps<ndim>& steps, const float* grad) {
-  constexpr int rows = corners.rows;
+  constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row) {

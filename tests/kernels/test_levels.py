@@ -611,6 +611,8 @@ def test_resolutions_are_those_of_instant_ngp() -> None:
     assert len(grown) == 16
     assert (grown[0], grown[1], grown[-1]) == (16, 20, 512)
     assert all(level_resolutions(16, 16, n)[-1] == n for n in range(16, 3000, 37))
+    assert level_resolutions(4, 2, 524288) == [2, 128, 8192, 524288]
+    assert level_resolutions(11, 8, 8 * 3**10) == [8 * 3**n for n in range(11)]
 
 
 @pytest.mark.parametrize(
@@ -680,6 +682,11 @@ def test_modules_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         MultiLevelMemory(*arguments)
+
+
+def test_the_module_names_its_own_argument() -> None:
+    with pytest.raises(ValueError, match=r"MultiLevelMemory\(\): expected resolutions to have"):
+        MultiLevelMemory(2, [0])
 
 
 def test_modules_are_alike() -> None:
