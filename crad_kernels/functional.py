@@ -43,7 +43,7 @@ def sample(
         F.grid_sample(values.movedim(-1, 0)[None], coords[None, None], "bilinear",
                       padding_mode, align_corners)[0, :, 0].T
 
-    for ``coords`` of shape (N, 2), with D from 1 to 8 (any D on the ``reference`` backend).
+    for ``coords`` of shape (N, 2). D is 1 to 8; a larger one takes the ``reference`` backend.
 
     Args:
         values: ``(*size, C)``, one grid shared by all points, or ``(B, *size, C)``, one per batch

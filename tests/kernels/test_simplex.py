@@ -110,6 +110,20 @@ def test_matches_the_definition(backend: str, case: Case) -> None:
         assert_near(got.cpu(), wanted, OTHER_INDEX, magnitude)
 
 
+@pytest.mark.parametrize(
+    "case", [Case((3, 1, *10 * (2,)), mode="simplex"), Case(16 * (2,), mode="simplex")], ids=str
+)
+def test_more_dimensions_take_the_reference(case: Case) -> None:
+    """Unasked, as no other backend has them. Linear would read 65,536 entries a point."""
+    tensors = case.tensors()
+    leaves = [tensor.requires_grad_() for tensor in tensors[:2]]
+    out = sample(*leaves, **case.options)
+    actual = out, *torch.autograd.grad(out, leaves, tensors[2])
+    expected = by_definition(*(tensor.detach() for tensor in tensors), case)
+    for got, wanted, magnitude in zip(actual, expected, (1, 1, case.slope), strict=True):
+        assert_near(got, wanted, OTHER_INDEX, magnitude)
+
+
 # ---- what follows from it ----
 
 
