@@ -1,268 +1,14 @@
 // The loops over several grids that are sampled at the same points. Points are the lanes of
-// vectors. A block of them is located in one grid after the other, and the rows of its results, or
-// of their gradients, are those of all grids.
+// vectors (level_corners.h). A block of them (level_blocks.h) is located in one grid after the
+// other, and the rows of its results, or of their gradients, are those of all grids.
 #pragma once
 
-#include <algorithm>
-
-#include "lanes.h"
+#include "level_blocks.h"
+#include "level_corners.h"
 #include "levels.h"
-#include "locate.h"
-#include "transpose.h"
 
 namespace crad {
 namespace {
-
-// ---- lanes of which something holds ----
-
-CRAD_INLINE LaneMask equal(FloatLanes a, float b) {
-#if CRAD_VECTOR_BYTES == 64
-  return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(b), _CMP_EQ_OQ);
-#else
-  return a == b;
-#endif
-}
-
-CRAD_INLINE FloatLanes choose(LaneMask lanes, FloatLanes a, FloatLanes b) {
-#if CRAD_VECTOR_BYTES == 64
-  return (FloatLanes)_mm512_mask_blend_ps(lanes, (__m512)b, (__m512)a);
-#elif CRAD_VECTOR_BYTES == 32
-  return (FloatLanes)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)lanes);
-#else
-  return lanes ? a : b;
-#endif
-}
-
-// 0 in the other lanes.
-CRAD_INLINE FloatLanes only(LaneMask lanes, FloatLanes a) {
-#if CRAD_VECTOR_BYTES == 64
-  return (FloatLanes)_mm512_maskz_mov_ps(lanes, (__m512)a);
-#else
-  return (FloatLanes)((IntLanes)a & lanes);
-#endif
-}
-
-// a * b + c, and c in the other lanes.
-CRAD_INLINE FloatLanes multiply_add(LaneMask lanes, FloatLanes a, FloatLanes b, FloatLanes c) {
-#if CRAD_VECTOR_BYTES == 64
-  return (FloatLanes)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)c, lanes);
-#else
-  return multiply_add(only(lanes, a), only(lanes, b), c);
-#endif
-}
-
-// ---- corners ----
-
-template <int ndim>
-struct LevelAxes {
-  struct {
-    Placement<float> placement;
-    float last;  // first of two entries
-    int32_t size, stride;
-    Padding padding;
-    bool align_corners;
-  } along[ndim];
-
-  void set(const Problem& level) {
-    for (int axis = 0; axis < ndim; ++axis) {
-      const int64_t size = level.size[axis];
-      const bool align_corners = level.align_corners[axis];
-      along[axis] = {placement_of<float>(size, align_corners, level.unit),
-                     static_cast<float>(size - 2),
-                     static_cast<int32_t>(size),
-                     static_cast<int32_t>(level.stride[axis]),
-                     level.padding[axis],
-                     align_corners};
-    }
-  }
-};
-
-// The corners of a vector of points: along every axis two entries that lie inside the grid. Of a
-// point between such entries they are its taps. One of them is, at the border of the grid, and none
-// outside.
-template <int ndim>
-struct LevelCorners {
-  static constexpr int count = 1 << ndim, rows = count / 2, last = ndim - 1;
-
-  IntLanes offset;  // of the lowest corner, in elements
-  FloatLanes along[ndim][2];
-  FloatLanes slope[ndim];  // of the second weight; that of the first is its opposite
-  LaneMask taps[ndim][2];  // those of which the entry is a tap
-  FloatLanes beginning;    // of sums: 0, or NaN where the index is no place
-
-  CRAD_ALWAYS_INLINE void locate(const LevelAxes<ndim>& axes, const FloatLanes (&coord)[ndim]) {
-    offset = IntLanes{};
-    beginning = FloatLanes{};
-#pragma GCC unroll 4
-    for (int axis = 0; axis < ndim; ++axis) {
-      const auto axis_of = axes.along[axis];
-      const Index<FloatLanes> index =
-          padded(unpadded_index(coord[axis], axis_of.placement), axis_of.size, Mode::linear,
-                 axis_of.padding, axis_of.align_corners);
-      const FloatLanes base = base_of(index.at, Mode::linear), t = index.at - base;
-      const FloatLanes zero = {}, end = zero + axis_of.last, above = base > zero ? base : zero;
-      const FloatLanes first = above < end ? above : end, beside = base - first;
-      const LaneMask both = equal(beside, 0);
-      along[axis][0] = choose(both, 1.0f - t, t);
-      along[axis][1] = choose(both, t, 1.0f - t);
-      slope[axis] = choose(both, index.slope, -index.slope);
-      taps[axis][0] = both | equal(beside, -1);
-      taps[axis][1] = both | equal(beside, 1);
-      offset += to_int(first) * axis_of.stride;
-      beginning += index.at - index.at;
-    }
-  }
-
-  // The first axis is the fastest to vary in the order of corners. Those of a row differ along the
-  // last axis alone.
-  CRAD_ALWAYS_INLINE LaneMask inside(int k) const {
-    LaneMask lanes = taps[0][k & 1];
-#pragma GCC unroll 4
-    for (int axis = 1; axis < ndim; ++axis) lanes &= taps[axis][k >> axis & 1];
-    return lanes;
-  }
-
-  CRAD_ALWAYS_INLINE FloatLanes weight(int k) const {
-    FloatLanes product = along[0][k & 1];
-#pragma GCC unroll 4
-    for (int axis = 1; axis < ndim; ++axis) product *= along[axis][k >> axis & 1];
-    return product;
-  }
-
-  // Adds the derivatives of the sum over the corners of weight * dot.
-  CRAD_ALWAYS_INLINE void add_slopes(const FloatLanes (&dot)[count],
-                                     FloatLanes (&sum)[ndim]) const {
-#pragma GCC unroll 4
-    for (int differentiated = 0; differentiated < ndim; ++differentiated) {
-      FloatLanes left[count];
-#pragma GCC unroll 16
-      for (int k = 0; k < count; ++k) left[k] = dot[k];
-#pragma GCC unroll 4
-      for (int axis = last; axis >= 0; --axis)
-#pragma GCC unroll 8
-        for (int k = 0; k < 1 << axis; ++k) {
-          const FloatLanes a = left[k], b = left[k + (1 << axis)];
-          left[k] = axis == differentiated ? slope[axis] * (b - a)
-                                           : multiply_add(b, along[axis][1], a * along[axis][0]);
-        }
-      sum[differentiated] += left[0];
-    }
-  }
-};
-
-// From the lowest corner's offset to those of the others.
-template <int ndim>
-struct LevelSteps {
-  int64_t of[1 << ndim];
-
-  explicit LevelSteps(const LevelAxes<ndim>& axes) {
-    for (int k = 0; k < 1 << ndim; ++k) {
-      of[k] = 0;
-      for (int axis = 0; axis < ndim; ++axis) of[k] += (k >> axis & 1) * axes.along[axis].stride;
-    }
-  }
-};
-
-// ---- blocks of points ----
-
-constexpr int kBlock = 4 * kBatch;  // points
-
-template <int ndim>
-struct LevelBlock {
-  alignas(kLine) float coord[ndim][kBlock];  // jittered, along the axes
-  int64_t point[kBlock];                     // their numbers
-  int points;
-
-  // Takes the points from number `first` of a range on; what is behind them repeats one of them.
-  void take(const Problem& problem, const Range& range, int64_t first) {
-    points = static_cast<int>(std::min<int64_t>(range.point_end - first, kBlock));
-    Batch<float> batch;
-    for (int at = 0; at < points; at += kBatch) {
-      fetch(problem, range, first + at, batch);
-      memcpy(point + at, batch.point, sizeof(batch.point));
-      for (int axis = 0; axis < ndim; ++axis)
-        memcpy(coord[axis] + at, batch.coord[axis], kBatch * sizeof(float));
-    }
-  }
-
-  CRAD_ALWAYS_INLINE void coords(int at, FloatLanes (&lanes)[ndim]) const {
-    for (int axis = 0; axis < ndim; ++axis) lanes[axis] = load_lanes(coord[axis] + at);
-  }
-};
-
-template <int ndim>
-class AllAxes {
- public:
-  explicit AllAxes(const Levels& levels) : axes_(levels.number) {
-    for (int64_t l = 0; l < levels.number; ++l) axes_[l].set(levels.level[l]);
-  }
-  const LevelAxes<ndim>& operator[](int64_t level) const { return axes_[level]; }
-
- private:
-  Buffer<LevelAxes<ndim>> axes_;
-};
-
-// Asks for the rows of a share of the points of the block from number `first` on, where these are
-// in an order of their own: a level's time hides what one share takes. (Inlined by force:
-// GCC drops calls of a function that does nothing else.)
-CRAD_INLINE void prefetch_rows(const float* rows, int64_t width, const Range& range, int64_t first,
-                               int64_t share, int64_t shares) {
-  if (!range.order) return;
-  const int64_t end = std::min<int64_t>(range.point_end, first + kBlock);
-  for (int64_t p = first + share; p < end; p += shares)
-    for (int64_t at = 0; at < width; at += kLine / sizeof(float))
-      __builtin_prefetch(rows + range.order[p] * width + at);
-}
-
-// Columns of a block, with a float for every point: the channels of all levels, or components.
-class Columns {
- public:
-  explicit Columns(int64_t number)
-      : number_(number), columns_(number * (kBlock / kBatch)), rows_(kBlock * number) {}
-  float* operator[](int64_t column) { return columns_[column * (kBlock / kBatch)].at; }
-
-  // Takes the rows of the block from number `first` of a range on, and 0 behind them.
-  template <int ndim>
-  void fetch(const float* from, const Range& range, int64_t first, const LevelBlock<ndim>& block) {
-    const int points = block.points;
-    const float* rows = from + first * number_;
-    if (range.order) {
-      for (int i = 0; i < points; ++i)
-        memcpy(rows_.get() + i * number_, from + block.point[i] * number_, number_ * sizeof(float));
-      rows = rows_.get();
-    }
-    transpose_elements(rows, number_, points, number_, columns_[0].at, int64_t{kBlock});
-    if (points == kBlock) return;
-    for (int64_t c = 0; c < number_; ++c) std::fill((*this)[c] + points, (*this)[c] + kBlock, 0.0f);
-  }
-
-  // Puts them where the rows of the points belong; if `streaming`, past the caches.
-  template <int ndim>
-  void store(float* to, const Range& range, int64_t first, const LevelBlock<ndim>& block,
-             bool streaming) {
-    const int points = block.points;
-    if (!range.order && !streaming)
-      return transpose_elements(columns_[0].at, int64_t{kBlock}, number_, points,
-                                to + first * number_, number_);
-    transpose_elements(columns_[0].at, int64_t{kBlock}, number_, points, rows_.get(), number_);
-    for (int i = 0; i < points; ++i) {
-      const float* const from = rows_.get() + i * number_;
-      float* const row = to + block.point[i] * number_;
-      if (streaming)
-        for_each_vector<float, true>(
-            0, number_, [&](int64_t c, auto load, auto store) __attribute__((always_inline)) {
-              store(row + c, load(from + c));
-            });
-      else
-        memcpy(row, from, number_ * sizeof(float));
-    }
-  }
-
- private:
-  const int64_t number_;
-  Buffer<PerPoint<float>> columns_;
-  Buffer<float> rows_;
-};
 
 // ---- channels ----
 //
@@ -352,7 +98,7 @@ void sample_levels(const Levels& levels, const Range& range, float* output, bool
   if (streaming) finish_streaming();
 }
 
-// ---- the gradient of coordinates ----
+// ---- what a vector of points adds to the gradient of coords ----
 
 // Adds to the dot products of the gradient with the entries of the corners.
 template <int ndim, int few>
@@ -382,44 +128,24 @@ CRAD_INLINE void add_dots(const float* grid, int64_t channels, const LevelCorner
   }
 }
 
+// Adds to the columns of the components; if `begins`, to 0.
 template <int ndim, int few>
-void coords_gradient(const Levels& levels, const Range& range, const float* grad_output,
-                     float* grad_coords) {
-  const int64_t channels = levels.level[0].channels, row = levels.number * channels;
-  const float* const coords = static_cast<const float*>(levels.level[0].coords);
-  const AllAxes<ndim> axes(levels);
-  LevelBlock<ndim> block;
-  Columns grads(row), sums(ndim);
-  for (int64_t p = range.point_begin; p < range.point_end; p += kBlock) {
-    block.take(levels.level[0], range, p);
-    grads.fetch(grad_output, range, p, block);
-    for (int64_t l = 0; l < levels.number; ++l) {
-      prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
-      prefetch_rows(grad_output, row, range, p + kBlock, l, levels.number);
-      const LevelAxes<ndim> level_axes = axes[l];
-      const LevelSteps<ndim> steps(level_axes);
-      const float* const grid = static_cast<const float*>(levels.level[l].values);
-      const float* const grad = grads[l * channels];
-      for (int at = 0; at < block.points; at += kLanes) {
-        FloatLanes coord[ndim], dot[LevelCorners<ndim>::count], sum[ndim];
-        block.coords(at, coord);
-        LevelCorners<ndim> corners;
-        corners.locate(level_axes, coord);
+CRAD_INLINE void add_slopes(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
+                            const LevelSteps<ndim>& steps, const float* grad, bool begins,
+                            float* columns) {
+  FloatLanes dot[LevelCorners<ndim>::count], sum[ndim];
 #pragma GCC unroll 16
-        for (int k = 0; k < corners.count; ++k) dot[k] = corners.beginning;
-        add_dots<ndim, few>(grid, channels, corners, steps, grad + at, dot);
-        // The components come in the reverse order of the axes.
-        for (int axis = 0; axis < ndim; ++axis)
-          sum[axis] = l == 0 ? FloatLanes{} : load_lanes(sums[ndim - 1 - axis] + at);
-        corners.add_slopes(dot, sum);
-        for (int axis = 0; axis < ndim; ++axis) store_lanes(sums[ndim - 1 - axis] + at, sum[axis]);
-      }
-    }
-    sums.store(grad_coords, range, p, block, false);
-  }
+  for (int k = 0; k < corners.count; ++k) dot[k] = corners.beginning;
+  add_dots<ndim, few>(grid, channels, corners, steps, grad, dot);
+  // The components come in the reverse order of the axes.
+  for (int axis = 0; axis < ndim; ++axis)
+    sum[axis] = begins ? FloatLanes{} : load_lanes(columns + (ndim - 1 - axis) * kBlock);
+  corners.add_slopes(dot, sum);
+  for (int axis = 0; axis < ndim; ++axis)
+    store_lanes(columns + (ndim - 1 - axis) * kBlock, sum[axis]);
 }
 
-// ---- the gradient of values ----
+// ---- and to that of values ----
 
 // Adds, at the offset of every lane, N numbers to those that lie there and behind. Neighbouring
 // lanes are not taken one after the other: they often add to the same entries, and what has just
@@ -486,32 +212,62 @@ CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<
   }
 }
 
+// ---- the gradients ----
+
 template <int ndim, int few>
-void values_gradient(const Levels& levels, const int64_t* some, int64_t count, const Range& range,
-                     const float* grad_output, float* const* grad_values) {
+void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int64_t last,
+               const Range& range, const float* grad_output, const LevelGradients& to) {
   const int64_t channels = levels.level[0].channels, row = levels.number * channels;
+  const int64_t begin = parts.begin(first), count = parts.end[last - 1] - begin;
   const float* const coords = static_cast<const float*>(levels.level[0].coords);
+  const bool wants_coords = to.coords || to.sums;
   const AllAxes<ndim> axes(levels);
   LevelBlock<ndim> block;
-  Columns grads(row);
+  Columns grads(row), total(ndim), others(ndim);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBlock) {
     block.take(levels.level[0], range, p);
     grads.fetch(grad_output, range, p, block);
-    for (int64_t i = 0; i < count; ++i) {
-      prefetch_rows(coords, ndim, range, p + kBlock, i, count);
-      prefetch_rows(grad_output, row, range, p + kBlock, i, count);
-      const int64_t l = some[i];
-      const LevelAxes<ndim> level_axes = axes[l];
-      const LevelSteps<ndim> steps(level_axes);
-      const float* const grad = grads[l * channels];
-      for (int at = 0; at < block.points; at += kLanes) {
-        FloatLanes coord[ndim];
-        block.coords(at, coord);
-        LevelCorners<ndim> corners;
-        corners.locate(level_axes, coord);
-        add_products<ndim, few>(grad_values[l], channels, corners, steps, grad + at);
+    for (int64_t part = first; part < last; ++part) {
+      float* const sums = to.sums         ? to.sums + sums_of_part<ndim>(part, range, p)
+                          : part == first ? total[0]
+                                          : others[0];
+      for (int64_t i = parts.begin(part); i < parts.end[part]; ++i) {
+        prefetch_rows(coords, ndim, range, p + kBlock, i - begin, count);
+        prefetch_rows(grad_output, row, range, p + kBlock, i - begin, count);
+        const int64_t l = parts.level[i];
+        const LevelAxes<ndim> level_axes = axes[l];
+        const LevelSteps<ndim> steps(level_axes);
+        const float* const grid = static_cast<const float*>(levels.level[l].values);
+        const float* const grad = grads[l * channels];
+        const bool begins = i == parts.begin(part);
+        for (int at = 0; at < block.points; at += kLanes) {
+          FloatLanes coord[ndim];
+          block.coords(at, coord);
+          LevelCorners<ndim> corners;
+          corners.locate(level_axes, coord);
+          if (wants_coords)
+            add_slopes<ndim, few>(grid, channels, corners, steps, grad + at, begins, sums + at);
+          if (to.values) add_products<ndim, few>(to.values[l], channels, corners, steps, grad + at);
+        }
       }
+      if (to.coords && part != first) total.add(others[0]);
     }
+    if (to.coords) total.store(to.coords, range, p, block, false);
+  }
+}
+
+template <int ndim>
+void add_parts(int64_t parts, const Range& range, int64_t first, int64_t last, const float* sums,
+               float* grad_coords) {
+  LevelBlock<ndim> block;
+  Columns total(ndim);
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t p = range.point_begin + i * kBlock;
+    block.number(range, p);
+    memcpy(total[0], sums + sums_of_part<ndim>(0, range, p), ndim * kBlock * sizeof(float));
+    for (int64_t part = 1; part < parts; ++part)
+      total.add(sums + sums_of_part<ndim>(part, range, p));
+    total.store(grad_coords, range, p, block, false);
   }
 }
 
@@ -538,22 +294,21 @@ void sample_levels(const Levels& levels, const Range& range, float* output, bool
   });
 }
 
-void coords_gradient(const Levels& levels, const Range& range, const float* grad_output,
-                     float* grad_coords) {
+void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int64_t last,
+               const Range& range, const float* grad_output, const LevelGradients& to) {
   with_shape(levels, [&](auto ndim, auto few) {
-    coords_gradient<ndim, few>(levels, range, grad_output, grad_coords);
+    gradients<ndim, few>(levels, parts, first, last, range, grad_output, to);
   });
 }
 
-void values_gradient(const Levels& levels, const int64_t* some, int64_t count, const Range& range,
-                     const float* grad_output, float* const* grad_values) {
-  with_shape(levels, [&](auto ndim, auto few) {
-    values_gradient<ndim, few>(levels, some, count, range, grad_output, grad_values);
-  });
+void add_parts(const Levels& levels, int64_t parts, const Range& range, int64_t first, int64_t last,
+               const float* sums, float* grad_coords) {
+  with_small(levels.level[0].ndim,
+             [&](auto ndim) { add_parts<ndim>(parts, range, first, last, sums, grad_coords); });
 }
 
 }  // namespace
 
-const LevelKernels CRAD_KERNELS = {sample_levels, coords_gradient, values_gradient};
+const LevelKernels CRAD_KERNELS = {sample_levels, gradients, add_parts};
 
 }  // namespace crad

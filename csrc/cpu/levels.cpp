@@ -199,25 +199,117 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
   return output;
 }
 
-// The levels in such an order that threads, which take runs of them, have as many large ones.
-std::vector<int64_t> levels_for_threads(const LevelsCall& call) {
-  const int64_t number = call.number();
-  std::vector<int64_t> by_size(number);
-  for (int64_t i = 0; i < number; ++i) by_size[i] = i;
-  std::stable_sort(by_size.begin(), by_size.end(), [&](int64_t a, int64_t b) {
-    return call.level(a).entries > call.level(b).entries;
-  });
-  std::vector<int64_t> order;
-  int64_t every = 1;
-  while (every < number) every *= 2;
-  // The bits of ranks reversed: of every run of 2^n places, the ranks are 2^n apart.
-  for (int64_t place = 0; place < every; ++place) {
-    int64_t rank = 0;
-    for (int64_t bit = 1; bit < every; bit *= 2) rank = 2 * rank + ((place & bit) != 0);
-    if (rank < number) order.push_back(by_size[rank]);
+// Parts of the levels, of which any run has as many large ones.
+class Parts {
+ public:
+  Parts(const LevelsCall& call, int64_t number) {
+    const int64_t levels = call.number();
+    std::vector<int64_t> by_size(levels);
+    for (int64_t i = 0; i < levels; ++i) by_size[i] = i;
+    std::stable_sort(by_size.begin(), by_size.end(), [&](int64_t a, int64_t b) {
+      return call.level(a).entries > call.level(b).entries;
+    });
+    int64_t every = 1;
+    while (every < levels) every *= 2;
+    // The bits of ranks reversed: of every run of 2^n places, the ranks are 2^n apart.
+    for (int64_t place = 0; place < every; ++place) {
+      int64_t rank = 0;
+      for (int64_t bit = 1; bit < every; bit *= 2) rank = 2 * rank + ((place & bit) != 0);
+      if (rank < levels) level_.push_back(by_size[rank]);
+    }
+    for (int64_t part = 1; part <= number; ++part) end_.push_back(part * levels / number);
   }
-  return order;
-}
+
+  LevelParts all() const { return {level_.data(), end_.data(), static_cast<int64_t>(end_.size())}; }
+
+ private:
+  std::vector<int64_t> level_, end_;
+};
+
+// A backward pass.
+class LevelsBackward {
+ public:
+  LevelsBackward(const LevelsCall& call, const float* grad_output, float* grad_values,
+                 float* grad_coords)
+      : call_(call), grad_output_(grad_output), grad_coords_(grad_coords) {
+    for (int64_t l = 0; grad_values && l < call.number(); ++l) {
+      grad_values_.push_back(grad_values);
+      grad_values += call.level(l).entries * call.channels();
+    }
+  }
+
+  void run() {
+    const int64_t number = call_.number();
+    if (!grad_coords_) return values(Parts(call_, number).all());
+    const Parts parts(call_, std::min(number, kParts));
+    if (grad_values_.empty()) return coords(parts.all());
+    both(parts.all());
+  }
+
+ private:
+  // A level's points are added in one order, by one thread at a time.
+  void values(const LevelParts& parts) {
+    parallel(parts.number, call_.number() * call_.bytes_of_level(3),
+             [&](int64_t first, int64_t last) {
+               clear(parts, first, last);
+               level_kernels().gradients(call_.levels(), parts, first, last, call_.all(),
+                                         grad_output_, {grad_values_.data(), nullptr, nullptr});
+             });
+  }
+
+  void coords(const LevelParts& parts) {
+    call_.for_points([&](const Range& range) {
+      level_kernels().gradients(call_.levels(), parts, 0, parts.number, range, grad_output_,
+                                {nullptr, grad_coords_, nullptr});
+    });
+  }
+
+  // A part is one thread's. What the parts add up to comes after them, unless one thread has them
+  // all. As many points are taken at a time as leave the parts' sums in the caches.
+  void both(const LevelParts& parts) {
+    constexpr int64_t kPoints = 64 * 1024;
+    const int ndim = call_.level(0).ndim;
+    const int64_t blocks = ceil_div(std::min(call_.points(), kPoints), int64_t{kLevelBlock});
+    const Tensor sums = empty({parts.number * blocks * kLevelBlock * ndim}, ScalarType::Float);
+    float* const sums_at = static_cast<float*>(sums.data_ptr());
+    for (int64_t begin = 0; begin < call_.points(); begin += kPoints) {
+      Range range = call_.all();
+      range.point_begin = begin;
+      range.point_end = std::min(begin + kPoints, range.point_end);
+      const int64_t points = range.point_end - begin;
+      bool alone = false;
+      parallel(parts.number, call_.number() * call_.bytes_of_level(4) * points / call_.points(),
+               [&](int64_t first, int64_t last) {
+                 if (begin == 0) clear(parts, first, last);
+                 const bool all = last - first == parts.number;
+                 if (all) alone = true;
+                 level_kernels().gradients(
+                     call_.levels(), parts, first, last, range, grad_output_,
+                     {grad_values_.data(), all ? grad_coords_ : nullptr, all ? nullptr : sums_at});
+               });
+      if (alone) continue;
+      parallel(ceil_div(points, int64_t{kLevelBlock}), points * ndim * parts.number * 4,
+               [&](int64_t first, int64_t last) {
+                 level_kernels().add_parts(call_.levels(), parts.number, range, first, last,
+                                           sums_at, grad_coords_);
+               });
+    }
+  }
+
+  void clear(const LevelParts& parts, int64_t first, int64_t last) const {
+    for (int64_t i = parts.begin(first); i < parts.end[last - 1]; ++i) {
+      const int64_t l = parts.level[i];
+      std::memset(grad_values_[l], 0, call_.level(l).entries * call_.channels() * sizeof(float));
+    }
+  }
+
+  static constexpr int64_t kParts = 8;  // which share the gradient of coords
+
+  const LevelsCall& call_;
+  const float* const grad_output_;
+  std::vector<float*> grad_values_;
+  float* const grad_coords_;
+};
 
 // The gradients of sum(grad_output * sample_levels(values, coords)) with respect to values and
 // coords; an empty tensor for the one that is not wanted.
@@ -242,31 +334,13 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
   }
   call.sort();
   const Tensor grad_output = dense(grad_output_in);
-  const float* const grads = static_cast<const float*>(grad_output.data_ptr());
-  if (want_coords) {
-    float* const to = static_cast<float*>(grad_coords.data_ptr());
-    call.for_points([&](const Range& range) {
-      level_kernels().coords_gradient(call.levels(), range, grads, to);
-    });
-  }
-  if (want_values) {
-    std::vector<float*> to;
-    float* next = static_cast<float*>(grad_values.data_ptr());
-    for (int64_t l = 0; l < call.number(); ++l) {
-      to.push_back(next);
-      next += call.level(l).entries * call.channels();
-    }
-    // A level is one thread's: whatever their number, its points are added in one order.
-    const std::vector<int64_t> order = levels_for_threads(call);
-    parallel(call.number(), call.number() * call.bytes_of_level(3),
-             [&](int64_t begin, int64_t end) {
-               for (int64_t i = begin; i < end; ++i)
-                 std::memset(to[order[i]], 0,
-                             call.level(order[i]).entries * call.channels() * sizeof(float));
-               level_kernels().values_gradient(call.levels(), order.data() + begin, end - begin,
-                                               call.all(), grads, to.data());
-             });
-  }
+  const auto at = [](bool wanted, const Tensor& gradient) {
+    return wanted ? static_cast<float*>(gradient.data_ptr()) : nullptr;
+  };
+  if (want_values || want_coords)
+    LevelsBackward(call, static_cast<const float*>(grad_output.data_ptr()),
+                   at(want_values, grad_values), at(want_coords, grad_coords))
+        .run();
   return {grad_values, grad_coords};
 }
 
