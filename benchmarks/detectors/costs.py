@@ -19,8 +19,9 @@ from benchmarks.detectors.methods import Detector, ImageDetector
 BATCHES = (1, 32)
 """Images at once that the speed is measured at."""
 
-_LEAST_SECONDS = 1.0  # of a measurement, unless three repetitions take longer
-_LEAST_REPEATS = 3
+LEAST_SECONDS = 1.0
+"""Of a measurement, unless so many repetitions take longer."""
+LEAST_REPEATS = 3
 
 
 @torch.inference_mode()
@@ -58,7 +59,7 @@ def seconds_of(call: Callable[[], object]) -> float:
     """The median time of a call, after one that is not timed."""
     call()
     times: list[float] = []
-    while len(times) < _LEAST_REPEATS or sum(times) < _LEAST_SECONDS:
+    while len(times) < LEAST_REPEATS or sum(times) < LEAST_SECONDS:
         started = clock.now()
         call()
         times.append(clock.now() - started)

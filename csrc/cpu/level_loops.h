@@ -147,6 +147,15 @@ CRAD_INLINE void add_slopes(const float* grid, int64_t channels, const LevelCorn
 
 // ---- and to that of values ----
 
+#if CRAD_VECTOR_BYTES > 16
+// Adds the first two of four numbers.
+CRAD_INLINE void add_pair(float* to, __m128 addend) {
+  __m128i* const at = reinterpret_cast<__m128i*>(to);
+  const __m128 sum = _mm_add_ps(_mm_castsi128_ps(_mm_loadl_epi64(at)), addend);
+  _mm_storel_epi64(at, _mm_castps_si128(sum));
+}
+#endif
+
 // Adds, at the offset of every lane, N numbers to those that lie there and behind. Neighbouring
 // lanes are not taken one after the other: they often add to the same entries, and what has just
 // been stored in pieces takes long to be read.
@@ -170,7 +179,8 @@ CRAD_INLINE void add_at(float* base, const IntLanes& offset, const FloatLanes (&
       for (int i = first; i < kLanes; i += 4) {
         float* const to = base + at[i];
         const __m128 row = _mm_loadu_ps(reinterpret_cast<const float*>(&rows[first]) + i - first);
-        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), row));
+        add_pair(to, row);
+        add_pair(to + 2, _mm_movehl_ps(row, row));
       }
     return;
   }

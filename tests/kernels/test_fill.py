@@ -233,7 +233,7 @@ def test_vmap(backend: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated")
 def test_compiles_and_exports(backend: str) -> None:
-    case = Case((4, 5), points=(6,), padding_mode=("zeros", "circular"), mode="cubic")
+    case = Case((4, 5), points=(6,), padding_mode=("zeros", "circular"))
     values, coords, _ = case.tensors()
     fill = fill_of(case)
 
