@@ -1,7 +1,9 @@
 """Measuring a model's anomaly maps of test images, by any protocol."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,23 @@ from crad.scoring.prediction import Prediction
 from crad.scoring.protocols import Protocol, decision_scores
 
 
+class _Packed(NamedTuple):
+    """A mask, eight pixels in a byte."""
+
+    shape: tuple[int, ...]
+    bits: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, mask: npt.NDArray[np.bool_]) -> "_Packed":
+        """Pack a mask."""
+        return cls(mask.shape, np.packbits(mask))
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Unpack it."""
+        count = math.prod(self.shape)
+        return np.unpackbits(self.bits, count=count).view(np.bool_).reshape(self.shape)
+
+
 class Truths:
     """Where the defects of test images are; a mask is read once for each size and rule, and kept.
 
@@ -34,7 +53,8 @@ class Truths:
         self.frame = frame_of(image_size)
         self.decoding = decoding
         self._bad = bad
-        self._read: dict[tuple[Path, ImageSize, MaskResize], npt.NDArray[np.bool_] | None] = {}
+        # Eight pixels in a byte: of tiled images, masks have millions.
+        self._read: dict[tuple[Path, ImageSize, MaskResize], _Packed | None] = {}
 
     def __call__(self, sample: Sample, protocol: Protocol) -> npt.NDArray[np.bool_] | None:
         """Give the truth of an image as a protocol needs it, bool (H, W); None if not known.
@@ -49,8 +69,10 @@ class Truths:
         if key not in self._read:
             self._read[key] = None
             with self._bad.reading():
-                self._read[key] = sample.read_truth(size, resize, self.decoding)
-        return self._read[key]
+                truth = sample.read_truth(size, resize, self.decoding)
+                self._read[key] = None if truth is None else _Packed.of(truth)
+        packed = self._read[key]
+        return None if packed is None else packed.mask()
 
     def read(self, samples: Iterable[Sample], protocol: Protocol) -> None:
         """Read all masks now, so that a bad one is found before hours of work."""

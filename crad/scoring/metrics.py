@@ -1,4 +1,7 @@
-"""How well scores and maps tell defects from normal, exactly: no score is binned."""
+"""How well scores and maps tell defects from normal.
+
+Exactly: no score is binned, but those of the normal pixels of a class that has very many.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias, TypedDict
@@ -12,7 +15,16 @@ from crad.scoring.prediction import Prediction
 FPR_LIMIT = 0.3
 """The false positive rate up to which AUPRO is taken."""
 
-_CHUNK = 2**18  # anomalous pixels looked up at once
+_CHUNK = 2**18  # pixels looked up, or counted, at once
+
+MOST_PIXELS = 2**27
+"""Pixels of the maps of a class up to which each normal score is kept (0.5 GB).
+
+Of more, normal scores are counted in bins whose ends differ by at most 1 / 8192 of themselves; an
+anomalous score in a bin is equal to those in it. Memory then does not grow with them.
+"""
+
+_BIN_BITS = 22  # of the bits of a float32: the sign, the exponent and 13 of the fraction
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "image": {"image_auroc": "AUROC", "image_ap": "AP", "image_f1_max": "F1max"},
@@ -75,22 +87,85 @@ def measure_ranking(
     ``region_sizes`` (P,) are numbers of pixels, of the region that each anomalous pixel is in. The
     result is None if all scores are of one kind.
     """
+    return _rank(anomalous, _Sorted(normal), region_sizes)
+
+
+class _Sorted:
+    """Scores, one by one; they are sorted in place."""
+
+    def __init__(self, scores: npt.NDArray[np.floating]) -> None:
+        scores.sort()
+        self._scores = scores
+        self.n = len(scores)
+
+    def at_least(self, bounds: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """How many are at least as high as each bound."""
+        return self.n - np.searchsorted(self._scores, bounds)
+
+    def above(self, bounds: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """How many are higher than each bound."""
+        return self.n - np.searchsorted(self._scores, bounds, side="right")
+
+
+class _Counted:
+    """float32 scores in bins; those of a bin are equal."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2**_BIN_BITS + 1, np.int64)
+        self._at_least: npt.NDArray[np.int64] | None = None
+        self.n = 0
+
+    def add(self, scores: npt.NDArray[np.float32]) -> None:
+        for start in range(0, len(scores), _CHUNK):
+            bins = _bins(scores[start : start + _CHUNK])
+            lowest = int(bins.min())
+            counts = np.bincount(bins - lowest)
+            self._counts[lowest : lowest + len(counts)] += counts
+        self.n += len(scores)
+        self._at_least = None
+
+    def at_least(self, bounds: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """How many are at least as high as each bound, or in its bin."""
+        return self._sums()[_bins(bounds)]
+
+    def above(self, bounds: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """How many are in higher bins than each bound."""
+        return self._sums()[_bins(bounds) + 1]
+
+    def _sums(self) -> npt.NDArray[np.int64]:
+        if self._at_least is None:
+            self._at_least = np.cumsum(self._counts[::-1])[::-1]
+        return self._at_least
+
+
+def _bins(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """The bins of scores, in their order."""
+    bits = (scores.astype(np.float32) + np.float32(0)).view(np.int32)  # -0 is 0
+    # Of negative numbers, the larger have the lower bits.
+    ordered = np.where(bits < 0, ~bits & 0x7FFFFFFF, bits.astype(np.int64) + 2**31)
+    return ordered >> (32 - _BIN_BITS)
+
+
+def _rank(
+    anomalous: npt.NDArray[np.floating],
+    normal: _Sorted | _Counted,
+    region_sizes: npt.NDArray[np.integer] | None,
+) -> Ranking | None:
+    """See `measure_ranking`."""
     # All four are sums, or a maximum, over the anomalous scores: between two of these, a lower
     # threshold only adds false positives, which lowers F1 and gains neither recall nor overlap.
-    n_anomalous, n_normal = len(anomalous), len(normal)
+    n_anomalous, n_normal = len(anomalous), normal.n
     if not n_anomalous or not n_normal:
         return None
     order = None if region_sizes is None else np.argsort(anomalous)
     anomalous.sort()
-    normal.sort()
     roc = ap = f1_max = overlap = n_regions = 0.0
     for start in range(0, n_anomalous, _CHUNK):
         scores = anomalous[start : start + _CHUNK]
         # With the score as threshold: anomalous and normal scores at least as high, and normal
         # ones that are higher.
         true = n_anomalous - np.searchsorted(anomalous, scores)
-        false = n_normal - np.searchsorted(normal, scores)
-        above = n_normal - np.searchsorted(normal, scores, side="right")
+        false, above = normal.at_least(scores), normal.above(scores)
         roc += float(np.sum(n_normal - (above + false) / 2))
         ap += float(np.sum(true / (true + false)))
         f1_max = max(f1_max, float(np.max(2 * true / (true + false + n_anomalous))))
@@ -144,47 +219,43 @@ def measure_class(images: Iterable[Prediction], *, n_train: int, n_test: int) ->
 
 
 class _Pixels:
-    """The pixels of a class: scores of normal ones from the front, of anomalous ones from the back.
-
-    Maps may differ in shape. An empty array only takes memory as it is filled.
-    """
+    """The pixels of a class. Maps may differ in shape."""
 
     def __init__(self, n_images: int) -> None:
         self._n_images = n_images
-        self._scores = np.empty(0, np.float32)
-        self._region_sizes = np.empty(0, np.int32)
-        self._normal, self._anomalous = 0, 0  # where each kind ends
-
-    def _reserve(self, size: int) -> None:
-        """Make room for maps of so many pixels, and move what is there."""
-        former, moved = self._scores, len(self._scores) - self._anomalous
-        region_sizes = self._region_sizes
-        self._scores = np.empty(size, np.float32)
-        self._region_sizes = np.empty(size, np.int32)
-        self._scores[: self._normal] = former[: self._normal]
-        self._scores[size - moved :] = former[self._anomalous :]
-        self._region_sizes[size - moved :] = region_sizes[self._anomalous :]
-        self._anomalous = size - moved
+        self._anomalous: list[npt.NDArray[np.float32]] = []
+        self._region_sizes: list[npt.NDArray[np.int64]] = []
+        self._normal = np.empty(0, np.float32)  # which only takes memory as it is filled
+        self._n_normal = 0
+        self._counted: _Counted | None = None
 
     def add(self, image: Prediction, truth: npt.NDArray[np.bool_]) -> None:
-        if len(self._scores) < self._n_images * truth.size:  # it is larger than all before it
-            self._reserve(self._n_images * truth.size)
-        normal = image.scored_map[~truth]
-        self._scores[self._normal : self._normal + len(normal)] = normal
-        self._normal += len(normal)
-        if len(normal) < truth.size:
+        self._add_normal(image.scored_map[~truth], self._n_images * truth.size)
+        if truth.any():
             regions = label(truth, connectivity=2)[truth]  # pixels at a corner are connected
-            begin = self._anomalous - len(regions)
-            self._scores[begin : self._anomalous] = image.scored_map[truth]
-            self._region_sizes[begin : self._anomalous] = np.bincount(regions)[regions]
-            self._anomalous = begin
+            self._anomalous.append(image.scored_map[truth])
+            self._region_sizes.append(np.bincount(regions)[regions])
+
+    def _add_normal(self, scores: npt.NDArray[np.float32], expected: int) -> None:
+        """Add the scores of an image of a class that is expected to have so many pixels."""
+        if self._counted is None and expected > MOST_PIXELS:
+            self._counted = _Counted()
+            self._counted.add(self._normal[: self._n_normal])
+            self._normal = np.empty(0, np.float32)
+        if self._counted:
+            self._counted.add(scores)
+            return
+        if len(self._normal) < expected:  # it is larger than all before it
+            former, self._normal = self._normal, np.empty(expected, np.float32)
+            self._normal[: self._n_normal] = former[: self._n_normal]
+        self._normal[self._n_normal : self._n_normal + len(scores)] = scores
+        self._n_normal += len(scores)
 
     def measure(self) -> Ranking | None:
-        return measure_ranking(
-            self._scores[self._anomalous :],
-            self._scores[: self._normal],
-            self._region_sizes[self._anomalous :],
-        )
+        if not self._anomalous:
+            return None
+        normal = self._counted or _Sorted(self._normal[: self._n_normal])
+        return _rank(np.concatenate(self._anomalous), normal, np.concatenate(self._region_sizes))
 
 
 def summarise(classes: Mapping[str, ClassMetrics]) -> Metrics:

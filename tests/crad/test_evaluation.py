@@ -29,6 +29,9 @@ def test_a_mask_is_read_once_for_each_size_and_rule(demo_root: Path, tmp_path: P
             assert truth is not None
             assert truth.shape == (PROTOCOLS[name].map_size(SIZE),) * 2
             assert truth.any() == sample.is_anomaly
+            if not sample.mask or sample.mask.exists():
+                size, resize = PROTOCOLS[name].map_size(SIZE), PROTOCOLS[name].mask_resize
+                assert np.array_equal(truth, sample.read_truth(size, resize))
 
     check("crad", "ader", "dinomaly", "inside")  # 64 nearest, 256 bilinear, 256 nearest, 64 any
     for name in ("brick", "gauge"):

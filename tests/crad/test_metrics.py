@@ -211,6 +211,65 @@ def test_pixels_looked_up_at_once_change_nothing(
         assert measure_pixels(CASES[case]) == pytest.approx(by_definition(CASES[case]), abs=1e-12)
 
 
+def rounded(maps: Maps) -> Maps:
+    """With as many bits of the scores as their bins have."""
+    bits = (maps.scores + np.float32(0)).view(np.int32)
+    return Maps((bits & ~0x3FF).view(np.float32), maps.truth)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("case", CASES)
+def test_scores_of_very_many_pixels_are_counted_in_bins(
+    case: str, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which changes nothing where all scores of a bin are equal."""
+    maps = rounded(Maps(sign * CASES[case].scores, CASES[case].truth))
+    expected = measure_pixels(maps)
+    monkeypatch.setattr(metrics, "MOST_PIXELS", 0)
+    assert measure_pixels(maps) == pytest.approx(expected, abs=1e-12)
+    unrounded = measure_pixels(Maps(sign * CASES["random"].scores, CASES["random"].truth))
+    monkeypatch.undo()
+    exact = measure_pixels(Maps(sign * CASES["random"].scores, CASES["random"].truth))
+    assert unrounded == pytest.approx(exact, abs=1e-3)
+
+
+def test_counting_begins_with_the_map_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+
+    def images() -> Iterator[Prediction]:
+        for size in (8, 4, 24, 8):
+            scores = random.random((size, size), np.float32)
+            truth = random.random((size, size)) < 0.3
+            yield scored("a", "crack", 0, rounded(Maps(scores, truth)).scores, truth)
+
+    given = list(images())
+    expected = measure(given)
+    monkeypatch.setattr(metrics, "MOST_PIXELS", 4 * 8 * 8)
+    assert measure(given) == pytest.approx(expected, abs=1e-12)
+
+
+def test_memory_of_counted_pixels_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_PIXELS", 0)
+    size = 512
+    truth = np.zeros((size, size), bool)
+    truth[:8, :8] = True
+    random = np.random.default_rng(0)
+
+    def peak(count: int) -> int:
+        images = (
+            scored("a", "crack", 0, random.random((size, size), np.float32), truth)
+            for _ in range(count)
+        )
+        tracemalloc.start()
+        try:
+            measure_class(images, n_train=1, n_test=count)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(40) < peak(4) + 2**20
+
+
 def test_easy_cases():
     def auroc(anomalous, normal):
         return measure_ranking(np.array(anomalous, float), np.array(normal, float)).auroc
