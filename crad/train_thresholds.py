@@ -9,7 +9,7 @@ import torch
 from crad.config import DecisionConfig
 from crad.data.samples import Sample
 from crad.devices import threads_for
-from crad.report.heat_maps import colour_scale
+from crad.report.heat_maps import colour_scale, some_pixels
 from crad.scoring.calibration import Calibration, Thresholds, calibrate
 from crad.scoring.held_back import draw_folds
 from crad.scoring.protocols import PROTOCOLS, scores_and_peaks
@@ -51,7 +51,7 @@ def take_checkpoint(
     config, model = options.config, training.model
     protocol = PROTOCOLS[config.decisions.decision_protocol]
     shown = inputs.train.some(_SCALE_IMAGES)
-    maps = protocol.score_each(
+    scored_maps = protocol.score_in_turn(
         map_features(model, inputs.train, device, shown),
         inputs.frame,
         [inputs.train.samples[image].size for image in shown],
@@ -64,7 +64,7 @@ def take_checkpoint(
         config=replace(config, model=replace(config.model, masked=bool(inputs.interest.masks))),
         epoch=training.epoch,
         feature_size=inputs.feature_size,
-        colour_scale=colour_scale(scored_map for scored_map, _ in maps),
+        colour_scale=colour_scale(some_pixels(scored_map) for scored_map, _ in scored_maps),
         n_train=inputs.n_train,
         seconds=(former.seconds if former else 0.0) + spent,
         precision=training.precision,

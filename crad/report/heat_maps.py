@@ -1,5 +1,6 @@
 """Heat maps: an anomaly map in colour, over its image."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,6 +18,14 @@ _PALETTE = np.rint(_COLOURS).astype(np.uint8).tobytes()
 # How opaque a colour lies on its image: not at all in the lowest fifth, where nearly all of a
 # normal image is, so that the image shows unchanged there.
 _OPACITY = [round(255 * 0.75 * min(1.0, max(0.0, (level - 50) / 100))) for level in range(256)]
+
+_SCALE_PIXELS = 2**17  # of a map, at most, for a colour scale
+
+
+def some_pixels(scored_map: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Copy some pixels of a map, evenly chosen, for `colour_scale`; all of one of usual size."""
+    step = math.ceil(math.sqrt(scored_map.size / _SCALE_PIXELS))
+    return scored_map[::step, ::step].copy()
 
 
 def colour_scale(maps: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from crad.data.samples import Sample
 from crad.files import remove_leftovers
 from crad.report.evidence import Mark, write_evidence
-from crad.report.heat_maps import colour_scale
+from crad.report.heat_maps import colour_scale, some_pixels
 from crad.report.results import Results, write_results
 from crad.report.sheets import write_sheet
 from crad.report.summary import summary
@@ -22,7 +22,7 @@ from crad.scoring.protocols import Protocol
 from crad.training.checkpoint import Checkpoint
 from crad.training.run_folder import RunFolder
 
-_SCALE_IMAGES, _SCALE_STEP = 64, 4  # normal images, and pixels of them, of a colour scale
+_SCALE_IMAGES = 64  # normal images whose maps set a colour scale
 
 
 def report(
@@ -108,7 +108,7 @@ def _passing(
         # Of a copy, as regions keep maps of the size of the image.
         verdicts.append(verdict_of(number, replace(prediction), threshold))
         if not prediction.is_anomaly and len(normal) < _SCALE_IMAGES:
-            normal.append(prediction.scored_map[::_SCALE_STEP, ::_SCALE_STEP].copy())
+            normal.append(some_pixels(prediction.scored_map))
         yield prediction
 
 

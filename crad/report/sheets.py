@@ -1,6 +1,5 @@
 """Sheets of pictures that a person can judge a detector by."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crad.data.decoding import DEFAULT_DECODING, Decoding
 from crad.data.images import open_image
 from crad.png import write_png
-from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of
+from crad.report.heat_maps import colour, colour_scale, heat_map, levels_of, some_pixels
 from crad.scoring.prediction import Prediction
 
 _CELL = 176  # side in pixels of the box that a picture is fitted into
@@ -22,7 +21,6 @@ _GAP = 8
 _MARGIN = 20
 _LABEL = 148
 _LABEL_HEIGHT = 64
-_SCALE_PIXELS = 2**17  # of a map of a normal image, at most, for the colour scale
 _COLUMNS = ("image", "truth", "anomaly map", "overlay")
 _INK = (32, 33, 36)
 _FAINT = (110, 113, 120)
@@ -52,17 +50,11 @@ def write_sheet(
     for image in predictions:
         kinds[image.defect] += 1
         if not image.is_anomaly:
-            normal.append(_thin(image.scored_map))
+            normal.append(some_pixels(image.scored_map))
         if kinds[image.defect] <= rows:  # more of a kind are never shown
             kept.append(image)
     if kept:
         write_png(file, _sheet(class_name, kept, normal, rows, note, decoding))
-
-
-def _thin(scored_map: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Some pixels of a map, evenly chosen; all of one of usual size."""
-    step = math.ceil(math.sqrt(scored_map.size / _SCALE_PIXELS))
-    return scored_map[::step, ::step].copy()
 
 
 def _choose(images: Sequence[Prediction], rows: int) -> list[Prediction]:

@@ -13,7 +13,6 @@ from crad.data.decoding import DEFAULT_DECODING, Decoding
 from crad.data.frames import ImageSize, frame_of
 from crad.data.masks import MaskResize
 from crad.data.samples import Sample
-from crad.data.sources import BATCH_SIZE
 from crad.scoring.calibration import Decisions, Thresholds, measure_decisions
 from crad.scoring.maps import Maps, choose
 from crad.scoring.metrics import Metrics, measure_class, summarise
@@ -191,11 +190,10 @@ class Evaluation:
             anomaly_maps: as for `measure`, of all.
             protocol: how they are scored.
         """
-        for start in range(0, len(members), BATCH_SIZE):
-            chosen = members[start : start + BATCH_SIZE]
-            samples = [self.samples[index] for index in chosen]
-            sizes = [sample.size for sample in samples]
-            scored = protocol.score_each(choose(anomaly_maps, chosen), self._truths.frame, sizes)
-            for sample, (scored_map, score) in zip(samples, scored, strict=True):
-                truth = self._truths(sample, protocol)
-                yield Prediction(**vars(sample), score=score, scored_map=scored_map, truth=truth)
+        samples = [self.samples[index] for index in members]
+        sizes = [sample.size for sample in samples]
+        maps = choose(anomaly_maps, members)
+        scored = protocol.score_in_turn(maps, self._truths.frame, sizes)
+        for sample, (scored_map, score) in zip(samples, scored, strict=True):
+            truth = self._truths(sample, protocol)
+            yield Prediction(**vars(sample), score=score, scored_map=scored_map, truth=truth)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -119,6 +119,19 @@ class Protocol(ABC):
                 scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
                 found |= zip(members, scored, strict=True)
         return [found[index] for index in range(len(kinds))]
+
+    def score_in_turn(
+        self, anomaly_maps: Maps, frame: Frame, sizes: Sequence[tuple[int, int] | None]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+        """As `score_each`, some images at a time; of tiled images, one.
+
+        So that the maps of many images, which are larger than what they are scored from, need not
+        be in memory.
+        """
+        step = 1 if frame.tiling else BATCH_SIZE
+        for start in range(0, len(sizes), step):
+            chosen = slice(start, start + step)
+            yield from self.score_each(choose(anomaly_maps, chosen), frame, sizes[chosen])
 
 
 class Prepared(nn.Module):
@@ -331,13 +344,8 @@ def scores_and_peaks(
         frame: what they were brought to.
         protocol: that of the thresholds.
     """
-    found: list[tuple[float, float]] = []
-    for start in range(0, len(anomaly_maps), BATCH_SIZE):
-        chosen = slice(start, start + BATCH_SIZE)
-        sizes = [sample.size for sample in samples[chosen]]
-        scored = protocol.score_each(choose(anomaly_maps, chosen), frame, sizes)
-        found += [(score, float(scored_map.max())) for scored_map, score in scored]
-    return found
+    scored = protocol.score_in_turn(anomaly_maps, frame, [sample.size for sample in samples])
+    return [(score, float(scored_map.max())) for scored_map, score in scored]
 
 
 def _odd(size: float) -> int:

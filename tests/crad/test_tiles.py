@@ -147,6 +147,26 @@ def test_maps_of_several_sizes_are_scored_each_by_itself() -> None:
         assert score == pytest.approx(its_score, rel=1e-5)
 
 
+def test_maps_are_scored_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of many images would not fit into memory."""
+    sizes = [(300, 400), (128, 128), (300, 400)]
+    maps = [torch.rand(TILES.grid(size).rows, TILES.grid(size).columns) for size in sizes]
+    protocol, at_once = PROTOCOLS["inside"], list[int]()
+    together = protocol.score_each(maps, TILES, sizes)
+    whole = type(protocol).score_each
+
+    def score_each(self: Any, maps: Any, *rest: Any) -> Any:
+        at_once.append(len(maps))
+        return whole(self, maps, *rest)
+
+    monkeypatch.setattr(type(protocol), "score_each", score_each)
+    in_turn = [*protocol.score_in_turn(maps, TILES, sizes)]
+    assert at_once == [1, 1, 1]
+    for (scored, score), (expected, its_score) in zip(in_turn, together, strict=True):
+        np.testing.assert_allclose(scored, expected, rtol=1e-5, atol=1e-6)
+        assert score == pytest.approx(its_score, rel=1e-5)
+
+
 def test_what_counts_is_a_part_of_the_whole_image() -> None:
     mask = np.zeros(TILES.mask_size, np.bool_)
     mask[:, : mask.shape[1] // 2] = True
