@@ -109,3 +109,33 @@ def test_images_match_the_reference(cpu_backend: str, mode: str, padding_mode: s
     for got, wanted in zip(*results, strict=True):
         # Mirrored at 129.5 or so, an index loses what float32 rounds of it.
         assert_near(got, wanted, 190 * torch.finfo(torch.float32).eps)
+
+
+# Of torch-interpol: the padding, and whether reflection mirrors at the centres of entries.
+INTERPOL = {
+    "zero": ("zeros", False),
+    "replicate": ("border", False),
+    "dct2": ("reflection", False),
+    "dct1": ("reflection", True),
+    "dft": ("circular", False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.* is deprecated")
+@pytest.mark.parametrize("bound", INTERPOL)
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_takes_what_torch_interpol_takes(backend: str, mode: str, bound: str) -> None:
+    """With the components in the other order."""
+    interpol = pytest.importorskip("interpol")
+    padding_mode, align_corners = INTERPOL[bound]
+    values, _, _ = Case((5, 4, 6), channels=2).tensors()
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.rand(50, 3, generator=generator, dtype=values.dtype) * 12 - 4
+    expected = interpol.grid_pull(
+        values.movedim(-1, 0), grid[:, None, None], mode, bound, extrapolate=True
+    )[:, :, 0, 0].T
+    options: dict[str, Any] = {"padding_mode": padding_mode, "align_corners": align_corners}
+    found = sample(
+        values, grid.flip(-1), mode=mode, coords_unit="index", backend=backend, **options
+    )
+    assert_near(found, expected, 1e-6)

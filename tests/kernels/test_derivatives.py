@@ -15,6 +15,7 @@ from crad_kernels import sample
 from tests.cases import (
     DTYPES,
     JUDGE,
+    MODES,
     SAME_INDEX,
     SIZES,
     Case,
@@ -123,7 +124,7 @@ def test_matches_finite_differences_in_many_dimensions(
         assert check(function, leaves, fast_mode=True, nondet_tol=nondet_tol())
 
 
-@pytest.mark.parametrize("case", cases(2, 3), ids=str)
+@pytest.mark.parametrize("case", cases(2, 3, modes=MODES), ids=str)
 def test_forward_and_reverse_mode_agree(backend: str, case: Case) -> None:
     values, coords, grad_output = case.tensors()
     directions = tuple(torch.flip(tensor, (0,)) for tensor in (values, coords))
