@@ -2,7 +2,7 @@
 #pragma once
 
 #include "corners.h"
-#include "plan.h"
+#include "shared_memory.h"
 
 namespace crad {
 
@@ -99,8 +99,7 @@ sample_on_chip(const Problem problem, const Plan plan, T* output) {
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
   T* const staged = reinterpret_cast<T*>(memory);
-  Batch<C> batch(plan.tables, plan.batch,
-                 memory + rounded_up(problem.entries * plan.tile_channels * sizeof(T)));
+  Batch<C> batch(plan.tables, plan.batch, memory + staged_bytes(problem, plan.tile_channels));
   stage<V>(problem, plan, share, staged);
   // The first batch waits for all threads before it is read, and so for the staged channels.
   sample_points<V, X, false>(problem, plan, share, batch, staged, plan.tile_channels, output);

@@ -40,28 +40,28 @@ void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream
   problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
 }
 
-// Calls f(X, kLow, kHigh, kCorners): the columns of corners, and how many corners there are if the
-// compiler is to know it, else 0. It knows those of linear in 2-D: on the chip that takes 857
-// instructions for 1176, and 80 registers for 96 (sm_90, float).
+// Calls f(X, kLow, kHigh, kCorners): how many slopes a corner has, and how many corners there are
+// if the compiler is to know it, else 0. It knows those of linear in 2-D: on the chip that takes
+// 857 instructions for 1176, and 80 registers for 96 (sm_90, float).
 template <class F>
-void with_columns(const Problem& problem, F f) {
+void with_slopes(const Problem& problem, F f) {
   using std::integral_constant;
   constexpr integral_constant<int, 0> none;
   constexpr integral_constant<int, 2> two;
   constexpr integral_constant<int, 4> four;
   constexpr integral_constant<int, 8> eight;
-  const Columns columns = columns_of(problem);
+  const CornerSlopes slopes = corner_slopes_of(problem);
   const bool wide = problem.coord_type == CoordType::float64;
-  if (columns.low == 8)  // of a simplex
+  if (slopes.low == 8)  // of a simplex
     wide ? f(double(), eight, none, none) : f(float(), eight, none, none);
   else if (wide)
     f(double(), four, four, none);
-  else if (columns.low == 2)
+  else if (slopes.low == 2)
     problem.ndim == 2 && problem.mode == Mode::linear && !problem.simplex
         ? f(float(), two, none, four)
         : f(float(), two, none, none);
   else
-    columns.high == 0 ? f(float(), four, none, none) : f(float(), four, four, none);
+    slopes.high == 0 ? f(float(), four, none, none) : f(float(), four, four, none);
 }
 
 template <class T>
@@ -82,7 +82,7 @@ void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stre
                         : run(std::integral_constant<int, 3>());
     return;
   }
-  with_columns(problem, [&](auto coord, auto low, auto high, auto corners) {
+  with_slopes(problem, [&](auto coord, auto low, auto high, auto corners) {
     using X = decltype(coord);
     constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
     constexpr int kCorners = decltype(corners)::value;
@@ -101,7 +101,7 @@ void Launches<T>::backward_planes(const Problem& problem, const Plan& plan, Stre
                                   void* coord_parts) {
   using A = accumulator<T>;
   const Gradients<A> gradients{static_cast<A*>(grad_values), static_cast<A*>(coord_parts)};
-  with_columns(problem, [&](auto coord, auto low, auto high, auto) {
+  with_slopes(problem, [&](auto coord, auto low, auto high, auto) {
     using X = decltype(coord);
     constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
     launch(

@@ -43,20 +43,22 @@ inline Tables tables_of(const Problem& problem) {
 
 // How many derivatives a corner of each table holds in the backward pass: a compile-time constant
 // of its kernels, so that there are few different ones.
-struct Columns {
+struct CornerSlopes {
   int low, high;
 };
-inline Columns columns_of(const Problem& problem) {
+inline CornerSlopes corner_slopes_of(const Problem& problem) {
   if (problem.simplex && problem.ndim > 4) return {kMaxDim, 0};
   if (problem.coord_type == CoordType::float64) return {4, 4};
   if (problem.ndim <= 2) return {2, 0};
-  return problem.ndim == tables_of(problem).low_axes ? Columns{4, 0} : Columns{4, 4};
+  return problem.ndim == tables_of(problem).low_axes ? CornerSlopes{4, 0} : CornerSlopes{4, 4};
 }
 
 // The bytes of a corner: its entry, its weight and its derivatives, so aligned that all threads of
 // a warp read it 16 or 8 bytes at a time.
-constexpr int64_t corner_alignment(int64_t bytes) { return (bytes + 7) / 8 % 2 == 0 ? 16 : 8; }
-constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
+CRAD_INLINE constexpr int64_t corner_alignment(int64_t bytes) {
+  return (bytes + 7) / 8 % 2 == 0 ? 16 : 8;
+}
+CRAD_INLINE constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
   const int64_t bytes = entry + (1 + slopes) * weight, alignment = corner_alignment(bytes);
   return (bytes + alignment - 1) / alignment * alignment;
 }
@@ -142,8 +144,10 @@ CRAD_INLINE int64_t cells_of(const Problem& problem) {
   return cells + 1;
 }
 
-// The slopes of a point that are summed together, a power of two.
+// By cell: the slopes of a point that are summed together, a power of two; and the numbers of its
+// taps along an axis, two weights and two slopes.
 CRAD_INLINE constexpr int slopes_by_cell(int ndim) { return ndim <= 2 ? 2 : 4; }
+constexpr int64_t kNumbersOfTaps = 4;
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xFFFFFFFF;  // a mask of its threads
@@ -155,7 +159,7 @@ constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 
 CRAD_INLINE int64_t rounded_up(int64_t bytes) { return round_up(bytes, kAlignment); }
 
-inline int64_t value_bytes(const Problem& problem) {
+CRAD_INLINE int64_t value_bytes(const Problem& problem) {
   switch (problem.value_type) {
     case ValueType::float64:
       return 8;

@@ -2,7 +2,7 @@
 // either pass is cut, where grids are read where they lie.
 #pragma once
 
-#include "plan.h"
+#include "shared_memory.h"
 
 namespace crad {
 
@@ -22,9 +22,7 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
       chosen(forced.batch,
              batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
   const int64_t beside = rounded_up(point * plan.batch) + kAlignment;
-  const auto shared_for = [&](int64_t tile) {
-    return rounded_up(problem.entries * tile * values) + beside;
-  };
+  const auto shared_for = [&](int64_t tile) { return staged_bytes(problem, tile) + beside; };
   plan.tile_channels = channels_on_chip(problem, values, room - beside);
   if (plan.tile_channels == 0) return plan;
   // As many blocks as run at once, by chunks of points so long as staging costs little beside
