@@ -66,7 +66,7 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
   const int vectors = channels_of(share) / V;
   const int entries = static_cast<int>(problem.entries);
   const int pitch = static_cast<int>(plan.tile_channels);
-  // Loads on their way at a time: 4 take 14 registers more, and a block of a multiprocessor less.
+  // Loads on their way at a time. With more, fewer blocks would have room for their registers.
   constexpr int kFlying = 2;
   const int step_entry = blockDim.x / vectors, step_c = blockDim.x % vectors;
   int entry = threadIdx.x / vectors, c = threadIdx.x % vectors;

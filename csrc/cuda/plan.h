@@ -198,10 +198,9 @@ inline int vector_of(const Problem& problem, const void* grad_output, int64_t by
              : 1;
 }
 constexpr int64_t kWideBytes = 16;
-// What a thread owns on the chip. On sm_90, linear in 2-D, 16 bytes would take 2.9 times fewer
-// instructions (1090 of a warp for 4 points of 128 channels; with 4 bytes, 857 for 32 channels),
-// but 117 registers, not 80, and would leave too few warps to hide latency: with 64 entries of
-// float, sums and values in shared memory, 3 on a multiprocessor, not 13. Not yet timed on a GPU.
+// What a thread owns on the chip. 16 bytes would take a third of the instructions, but shared
+// memory has room for the sums and values of few such warps: too few to hide latency. Counted in
+// docs/performance.md, and not yet timed on a GPU.
 constexpr int64_t kWordBytes = 4;
 
 inline int64_t shared_of_a_block(const Device& device) {

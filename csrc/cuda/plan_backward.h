@@ -15,7 +15,8 @@ inline int64_t most_chunks_of(const Problem& problem) {
                                   (2 * problem.entries * bytes_of_sum(problem.value_type)));
 }
 
-// Registers of a thread, about.
+// Registers of a thread, about: those of most variants for float32, in the table of
+// docs/performance.md.
 constexpr int kOnChipRegisters = 112;
 inline int registers_by_cell(const Problem& problem, int vector) {
   return bytes_of_sum(problem.value_type) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;

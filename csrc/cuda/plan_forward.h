@@ -9,7 +9,7 @@ namespace crad {
 // tile_channels is 0 where the grid does not fit.
 inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
                                  const Forced& forced) {
-  constexpr int kRegisters = 64;
+  constexpr int kRegisters = 80;  // of a thread, see plan_backward.h
   Plan plan{};
   plan.family = Family::on_chip;
   plan.vector = vector_of(problem, nullptr, kWideBytes, forced);
