@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "../core/numbers.h"
 #include "../core/problem.h"
@@ -93,15 +94,15 @@ struct Plan {
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
 
-// How far apart the grids, points and channels of a result lie, in elements.
-struct Rows {
+// How far apart the grids, points and channels of a sample or its gradient lie, in elements.
+struct PointStrides {
   int64_t grid, point, channel;
 };
 
 // Where the row of a point of a grid begins.
-CRAD_INLINE int64_t offset_of(const Problem& problem, const Rows& rows, int64_t grid,
+CRAD_INLINE int64_t offset_of(const Problem& problem, const PointStrides& strides, int64_t grid,
                               int64_t point) {
-  return grid * rows.grid + (point - grid * problem.points_per_grid) * rows.point;
+  return grid * strides.grid + (point - grid * problem.points_per_grid) * strides.point;
 }
 
 // What a block works on: the numbers of its grid, tile and chunk, and half-open ranges.
@@ -172,7 +173,7 @@ CRAD_INLINE int64_t value_bytes(const Problem& problem) {
 
 // Choices that CRAD_KERNELS_PLAN makes instead, for timings. 0: not made.
 struct Forced {
-  int64_t family = 0;   // 1 + Family
+  std::optional<Family> family;
   int64_t vector = 0;   // 1, or as many channels as a thread moves at most
   int64_t tile = 0;     // channels of a block
   int64_t chunks = 0;   // of the points of one grid

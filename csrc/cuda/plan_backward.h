@@ -185,7 +185,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
       const Plan plan =
           plan_backward_by_cell(problem, device, vector, warps, want_values, want_coords, forced);
       if (plan.tile_channels == 0) continue;
-      if (forced.family == 0 && plan.lanes * kMostGroups < kWarp) continue;
+      if (!forced.family && plan.lanes * kMostGroups < kWarp) continue;
       const double cycles = cycles_of(problem, device, plan);
       if (best.tile_channels > 0 && fewest <= cycles) continue;
       best = plan;
@@ -199,16 +199,13 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
 // before, of in_memory.
 inline Plan plan_backward(const Problem& problem, const Device& device, const void* grad_output,
                           bool want_values, bool want_coords, const Forced& forced = {}) {
-  const auto is_forced = [&](Family family) {
-    return forced.family == 1 + static_cast<int>(family);
-  };
   const Plan chip =
       plan_backward_on_chip(problem, device, grad_output, want_values, want_coords, forced);
-  if (is_forced(Family::on_chip)) return chip;
-  if (is_forced(Family::by_cell) || (forced.family == 0 && chip.tile_channels > 0)) {
+  if (forced.family == Family::on_chip) return chip;
+  if (forced.family == Family::by_cell || (!forced.family && chip.tile_channels > 0)) {
     const Plan cell =
         plan_backward_by_cell(problem, device, grad_output, want_values, want_coords, forced);
-    if (is_forced(Family::by_cell)) return cell;
+    if (forced.family == Family::by_cell) return cell;
     const bool pays = cell.tile_channels > 0 &&
                       cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
     return pays ? cell : chip;

@@ -6,17 +6,17 @@
 
 namespace crad {
 
-// Parts that lie one after the other, each aligned.
-struct Parts {
-  int64_t end = 0;    // of the parts so far
+// Arrays that lie one after the other, each aligned.
+struct Arrays {
+  int64_t end = 0;    // of those so far
   int64_t bytes = 0;  // the same, at most: every point of a batch adds equally many
 };
 
-// Appends a part. Returns its offset.
-CRAD_INLINE int64_t append(Parts& parts, int64_t bytes) {
-  const int64_t offset = parts.end;
-  parts.end += rounded_up(bytes);
-  parts.bytes += bytes + kAlignment;
+// Appends an array. Returns its offset.
+CRAD_INLINE int64_t append(Arrays& arrays, int64_t bytes) {
+  const int64_t offset = arrays.end;
+  arrays.end += rounded_up(bytes);
+  arrays.bytes += bytes + kAlignment;
   return offset;
 }
 
@@ -48,13 +48,13 @@ CRAD_INLINE OnChipMemory memory_on_chip(const Problem& problem, const Plan& plan
   const int64_t slopes = (of_corner.low + of_corner.high) * ceil_div(plan.lanes, kWarp);
   const int64_t located =
       located_bytes(plan.tables, corner_bytes(kOnChipEntry, of_a_sum, of_corner.low));
-  Parts parts;
+  Arrays arrays;
   OnChipMemory memory;
-  memory.sums = append(parts, want_values ? groups * row * of_a_sum : 0);
-  memory.staged = append(parts, want_coords ? row * value_bytes(problem) : 0);
-  memory.slopes = append(parts, want_coords ? plan.batch * slopes * of_a_sum : 0);
-  memory.located = append(parts, plan.batch * located);
-  memory.bytes = parts.bytes;
+  memory.sums = append(arrays, want_values ? groups * row * of_a_sum : 0);
+  memory.staged = append(arrays, want_coords ? row * value_bytes(problem) : 0);
+  memory.slopes = append(arrays, want_coords ? plan.batch * slopes * of_a_sum : 0);
+  memory.located = append(arrays, plan.batch * located);
+  memory.bytes = arrays.bytes;
   return memory;
 }
 
@@ -77,17 +77,17 @@ CRAD_INLINE CellMemory memory_by_cell(const Problem& problem, const Plan& plan, 
   const int64_t column = problem.entries * plan.tile_channels, groups = plan.threads / plan.lanes;
   const int64_t cells = cells_of(problem), slopes = slopes_by_cell(problem.ndim);
   const int64_t points = plan.batch + 1;
-  Parts parts;
+  Arrays arrays;
   CellMemory memory;
-  memory.sums = append(parts, want_values ? groups * column * of_a_sum : 0);
-  memory.staged = append(parts, want_coords ? column * value_bytes(problem) : 0);
-  memory.taps = append(parts, points * problem.ndim * kNumbersOfTaps * of_a_sum);
-  memory.slopes = append(parts, want_coords ? points * slopes * of_a_sum : 0);
-  memory.corners = append(parts, (cells << problem.ndim) * sizeof(int32_t));
-  memory.sorted = append(parts, (points + groups * (kSums / slopes)) * word);
-  memory.words = append(parts, points * word);
-  memory.counts = append(parts, plan.threads / kWarp * cells * sizeof(uint16_t));
-  memory.bytes = parts.bytes;
+  memory.sums = append(arrays, want_values ? groups * column * of_a_sum : 0);
+  memory.staged = append(arrays, want_coords ? column * value_bytes(problem) : 0);
+  memory.taps = append(arrays, points * problem.ndim * kNumbersOfTaps * of_a_sum);
+  memory.slopes = append(arrays, want_coords ? points * slopes * of_a_sum : 0);
+  memory.corners = append(arrays, (cells << problem.ndim) * sizeof(int32_t));
+  memory.sorted = append(arrays, (points + groups * (kSums / slopes)) * word);
+  memory.words = append(arrays, points * word);
+  memory.counts = append(arrays, plan.threads / kWarp * cells * sizeof(uint16_t));
+  memory.bytes = arrays.bytes;
   return memory;
 }
 
