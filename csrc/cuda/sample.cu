@@ -30,16 +30,7 @@ namespace {
 // Calls f with the launches for the type of the values.
 template <class F>
 void with_launches(const Problem& problem, F f) {
-  switch (problem.value_type) {
-    case ValueType::float64:
-      return f(Launches<double>());
-    case ValueType::float32:
-      return f(Launches<float>());
-    case ValueType::bfloat16:
-      return f(Launches<bfloat16>());
-    case ValueType::float16:
-      return f(Launches<float16>());
-  }
+  with_value_type(problem.value_type, [&](auto number) { f(Launches<decltype(number)>()); });
 }
 
 // Where a call runs, and what CRAD_KERNELS_PLAN says of its plan.
