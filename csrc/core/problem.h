@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "axis.h"
+#include "numbers.h"
 
 namespace crad {
 
@@ -11,6 +12,21 @@ constexpr int kMaxDim = 8;
 
 enum class ValueType { float64, float32, bfloat16, float16 };
 enum class CoordType { float64, float32 };
+
+// Calls f with a number of the type.
+template <class F>
+static CRAD_ALWAYS_INLINE void with_value_type(ValueType type, F f) {
+  switch (type) {
+    case ValueType::float64:
+      return f(double{});
+    case ValueType::float32:
+      return f(float{});
+    case ValueType::bfloat16:
+      return f(bfloat16{});
+    case ValueType::float16:
+      return f(float16{});
+  }
+}
 
 // The strides of the rows of a tensor (..., row) that is not contiguous, in elements.
 struct RowStrides {

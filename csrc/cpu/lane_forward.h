@@ -14,16 +14,9 @@ namespace {
 // Calls f with a number of the type that sums of floats are rounded to.
 template <class F>
 CRAD_INLINE void with_result_type(ValueType type, F f) {
-  switch (type) {
-    case ValueType::float32:
-      return f(float{});
-    case ValueType::bfloat16:
-      return f(bfloat16{});
-    case ValueType::float16:
-      return f(float16{});
-    case ValueType::float64:
-      break;
-  }
+  with_value_type(type, [&](auto number) __attribute__((always_inline)) {
+    if constexpr (!std::is_same_v<decltype(number), double>) f(number);
+  });
 }
 
 template <class T>

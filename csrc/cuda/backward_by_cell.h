@@ -154,65 +154,74 @@ CRAD_DEVICE void slopes_of_corners(const AxisTaps<A> (&taps)[kNdim], A (&product
   for (int d = 0; d < kNdim; ++d) slope[d] = along[d][0];
 }
 
-template <class T, int V, int kNdim>
-CRAD_KERNEL((V > 1 && kNdim > 2 ? 1 : kBlocksFor<accumulator<T>, V>))
-backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
-                 const Gradients<accumulator<T>> gradients) {
+// The shared memory of a block; memory_by_cell() says what is in it.
+template <class T>
+struct CellBlock {
   using A = accumulator<T>;
-  constexpr int kCorners = 1 << kNdim;
-  constexpr int kSlopes = slopes_by_cell(kNdim);
-  constexpr int kTogether = kSums / kSlopes;  // points
-  CRAD_SHARED_MEMORY(memory);
-  const Share share = share_of(problem, plan, blockIdx.x);
-  const int channels = channels_of(share);
-  const Group group(plan);
-  // The thread's own channels; if there are not so many, others that it only reads.
-  const bool own = group.lane * V < channels;
-  const int c = own ? group.lane * V : 0;
-  const int tile = static_cast<int>(plan.tile_channels);
-  const int column = static_cast<int>(problem.entries) * tile;
-  const int cells = static_cast<int>(cells_of(problem));
-  const uint32_t row = static_cast<uint32_t>(problem.channels * sizeof(T));
+  A* sums;
+  T* staged;
+  AxisTaps<A>* taps;
+  A* slopes;
+  int32_t* corners;
+  uint32_t *sorted, *words;
+  uint16_t* counts;
 
-  char* at = memory;
-  const auto room_for = [&](int64_t bytes) {
-    char* const here = at;
-    at += rounded_up(bytes);
-    return here;
-  };
-  // Of grad_values, (groups, entries, tile_channels).
-  A* const all_sums =
-      reinterpret_cast<A*>(room_for(gradients.values ? group.count * column * sizeof(A) : 0));
-  T* const staged = reinterpret_cast<T*>(room_for(gradients.coords ? column * sizeof(T) : 0));
-  // One point more than the batch has: `nobody`, of weights 0, which fills up the parts of groups.
-  auto* const taps =
-      reinterpret_cast<AxisTaps<A>*>(room_for((plan.batch + 1) * kNdim * sizeof(AxisTaps<A>)));
-  A* const slopes =
-      reinterpret_cast<A*>(room_for(gradients.coords ? plan.batch * kSlopes * sizeof(A) : 0));
-  auto* const offsets = reinterpret_cast<int32_t*>(room_for(cells * kCorners * sizeof(int32_t)));
-  auto* const sorted = reinterpret_cast<uint32_t*>(
-      room_for((plan.batch + group.count * kTogether) * sizeof(uint32_t)));
-  auto* const words = reinterpret_cast<uint32_t*>(room_for(plan.batch * sizeof(uint32_t)));
-  auto* const counts = reinterpret_cast<uint16_t*>(at);  // (warps, cells)
-  const uint32_t nobody = in_cell(cells - 1, plan.batch);
+  CRAD_DEVICE CellBlock(char* memory, const CellMemory& at)
+      : sums(reinterpret_cast<A*>(memory + at.sums)),
+        staged(reinterpret_cast<T*>(memory + at.staged)),
+        taps(reinterpret_cast<AxisTaps<A>*>(memory + at.taps)),
+        slopes(reinterpret_cast<A*>(memory + at.slopes)),
+        corners(reinterpret_cast<int32_t*>(memory + at.corners)),
+        sorted(reinterpret_cast<uint32_t*>(memory + at.sorted)),
+        words(reinterpret_cast<uint32_t*>(memory + at.words)),
+        counts(reinterpret_cast<uint16_t*>(memory + at.counts)) {}
+};
 
-  if (gradients.coords) stage<V>(problem, plan, share, staged);
-  list_corners<kNdim>(problem, cells, tile, offsets);
-  if (threadIdx.x < kNdim) taps[plan.batch * kNdim + threadIdx.x] = {};
-  A* const sums = all_sums + group.index * column + c;
-  if (gradients.values && own)
-    for (int entry = 0; entry < problem.entries; ++entry)
-      store<V>(sums + entry * tile, filled<A, V>(0));
+// Locates a batch of points and sorts them by cell, by all threads of the block. `nobody` fills
+// them up to `filled` points.
+template <int kNdim, class T>
+CRAD_DEVICE void sort_batch(const Problem& problem, const CellBlock<T>& block, int64_t first,
+                            int count, int cells, uint32_t nobody, int filled) {
+  __syncthreads();  // the former batch may still be read
+  for (int i = threadIdx.x; i < cells * (static_cast<int>(blockDim.x) / kWarp); i += blockDim.x)
+    block.counts[i] = 0;
+  for (int i = threadIdx.x; i < count; i += blockDim.x)
+    block.words[i] = locate_in_cell<float>(problem, first + i, block.taps + i * kNdim);
+  __syncthreads();
+  sort_by_cell(block.words, count, cells, block.counts, block.sorted);
+  for (int i = count + threadIdx.x; i < filled; i += blockDim.x) block.sorted[i] = nobody;
+  __syncthreads();
+}
 
-  // The cell that the group is in.
-  uint32_t current = cells - 1;
-  Pack<A, V> sum[kCorners], value[kCorners];
-  CRAD_UNROLL
-  for (int k = 0; k < kCorners; ++k) sum[k] = value[k] = filled<A, V>(0);
-  const auto leave = [&] {
-    if (!gradients.values || !own) return;
+// A thread's way through the points of its group, from cell to cell, with V channels of each.
+template <class T, int V, int kNdim>
+struct CellWalk {
+  static constexpr int kCorners = 1 << kNdim;
+  using A = accumulator<T>;
+  const int32_t* corners;  // of all cells
+  A* sums;                 // the thread's columns: of the gradient of the values,
+  const T* staged;         // and of the values
+  bool want_values, want_coords;
+  bool own;       // whether the channels are the thread's own, or such as it only reads
+  uint32_t cell;  // where the thread is
+  Pack<A, V> sum[kCorners] = {}, value[kCorners] = {};
+
+  CRAD_DEVICE void enter(uint32_t next) {
+    cell = next;
     Move<kCorners, int32_t> corner;
-    corner.read(offsets + current * kCorners);
+    corner.read(corners + cell * kCorners);
+    CRAD_UNROLL
+    for (int k = 0; k < kCorners; ++k) {
+      sum[k] = filled<A, V>(0);
+      value[k] = want_coords && corner.number[k] >= 0 ? load<V>(staged + corner.number[k])
+                                                      : filled<A, V>(0);
+    }
+  }
+
+  CRAD_DEVICE void leave() const {
+    if (!want_values || !own) return;
+    Move<kCorners, int32_t> corner;
+    corner.read(corners + cell * kCorners);
     Pack<A, V> total[kCorners];
     CRAD_UNROLL
     for (int k = 0; k < kCorners; ++k)
@@ -222,94 +231,135 @@ backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
       add_product(A(1), sum[k], total[k]);
       if (corner.number[k] >= 0) store<V>(sums + corner.number[k], total[k]);
     }
-  };
-  const auto enter = [&](uint32_t cell) {
-    current = cell;
-    Move<kCorners, int32_t> corner;
-    corner.read(offsets + cell * kCorners);
-    CRAD_UNROLL
-    for (int k = 0; k < kCorners; ++k) {
-      sum[k] = filled<A, V>(0);
-      value[k] = gradients.coords && corner.number[k] >= 0 ? load<V>(staged + c + corner.number[k])
-                                                           : filled<A, V>(0);
+  }
+
+  // Adds the gradient of a point to the sums, and writes what the thread's channels give for its
+  // slopes.
+  CRAD_DEVICE void take(uint32_t word, const AxisTaps<A>* all_taps, const Pack<A, V>& grad,
+                        A* slope) {
+    if (cell_of(word) != cell) {
+      leave();
+      enter(cell_of(word));
     }
-  };
+    AxisTaps<A> taps[kNdim];
+    CRAD_UNROLL
+    for (int d = 0; d < kNdim; ++d) taps[d] = whole(all_taps + number_of(word) * kNdim + d);
+    if (want_values) {
+      A weight[kCorners];
+      corner_weights(taps, weight);
+      CRAD_UNROLL
+      for (int k = 0; k < kCorners; ++k) add_product(weight[k], grad, sum[k]);
+    }
+    if (want_coords) {
+      A product[kCorners];
+      CRAD_UNROLL
+      for (int k = 0; k < kCorners; ++k) product[k] = dot(grad, value[k]);
+      if (own) slopes_of_corners(taps, product, slope);
+    }
+  }
+};
+
+// What a thread reads of the gradient of the output: V channels of the points of a batch.
+template <class T, int V>
+struct GradRows {
+  const char* first;
+  uint32_t bytes, last;  // of a row; the last point
+
+  // `nobody` reads the last point.
+  CRAD_DEVICE Pack<accumulator<T>, V> operator[](uint32_t point) const {
+    return load<V>(reinterpret_cast<const T*>(
+        first + static_cast<uint64_t>(point < last ? point : last) * bytes));
+  }
+};
+
+// Takes a group through its points, `words`, several at a time, and sums their slopes over its
+// threads. All threads of a warp take every turn: they exchange sums.
+template <class T, int V, int kNdim>
+CRAD_DEVICE void walk_points(const Group& group, int lanes, const CellBlock<T>& block,
+                             const uint32_t* words, int points, int count,
+                             const GradRows<T, V>& grads, CellWalk<T, V, kNdim>& walk) {
+  using A = accumulator<T>;
+  constexpr int kSlopes = slopes_by_cell(kNdim);
+  constexpr int kTogether = kSums / kSlopes;
+  Move<kTogether, uint32_t> now, next;
+  now.read(words);
+  // Gradients are on their way while those of the other points are worked on.
+  Pack<A, V> grad[kTogether];
+  CRAD_UNROLL
+  for (int j = 0; j < kTogether; ++j) grad[j] = grads[number_of(now.number[j])];
+  for (int turn = 0; turn < points; turn += kTogether) {
+    next.read(words + (turn + kTogether < points ? turn + kTogether : turn));
+    A slope[kSums];
+    CRAD_UNROLL
+    for (int i = 0; i < kSums; ++i) slope[i] = 0;
+    CRAD_UNROLL
+    for (int j = 0; j < kTogether; ++j) {
+      walk.take(now.number[j], block.taps, grad[j], slope + j * kSlopes);
+      grad[j] = grads[number_of(next.number[j])];
+    }
+    now = next;
+    if (!walk.want_coords) continue;
+    sum_over_lanes(slope, lanes);
+    for_each_sum(slope, group.lane, lanes, [&](int i, A sum) {
+      const int point = number_of(words[turn + i / kSlopes]);
+      if (point < count) block.slopes[point * kSlopes + i % kSlopes] = sum;
+    });
+  }
+}
+
+template <class T, int V, int kNdim>
+CRAD_KERNEL((V > 1 && kNdim > 2 ? 1 : kBlocksFor<accumulator<T>, V>))
+backward_by_cell(const Problem problem, const Plan plan, const T* grad_output,
+                 const Gradients<accumulator<T>> gradients) {
+  using A = accumulator<T>;
+  static_assert(sizeof(AxisTaps<A>) == kNumbersOfTaps * sizeof(A));
+  constexpr int kSlopes = slopes_by_cell(kNdim);
+  const bool want_values = gradients.values, want_coords = gradients.coords;
+  CRAD_SHARED_MEMORY(memory);
+  const CellBlock<T> block(memory, memory_by_cell(problem, plan, want_values, want_coords));
+  const Share share = share_of(problem, plan, blockIdx.x);
+  const int channels = channels_of(share);
+  const Group group(plan);
+  const bool own = group.lane * V < channels;
+  const int c = own ? group.lane * V : 0;
+  const int tile = static_cast<int>(plan.tile_channels);
+  const int column = static_cast<int>(problem.entries) * tile;
+  const int cells = static_cast<int>(cells_of(problem));
+
+  if (want_coords) stage<V>(problem, plan, share, block.staged);
+  list_corners<kNdim>(problem, cells, tile, block.corners);
+  if (threadIdx.x < kNdim) block.taps[plan.batch * kNdim + threadIdx.x] = {};
+  A* const sums = block.sums + group.index * column + c;
+  if (want_values && own)
+    for (int entry = 0; entry < problem.entries; ++entry)
+      store<V>(sums + entry * tile, filled<A, V>(0));
+  const uint32_t outside = cells - 1;  // a cell
+  CellWalk<T, V, kNdim> walk{block.corners, sums, block.staged + c, want_values,
+                             want_coords,   own,  outside};
+  // A point of weights 0 behind those of the batch.
+  const uint32_t nobody = in_cell(outside, plan.batch);
 
   for (int64_t first = share.point_begin; first < share.point_end; first += plan.batch) {
     const int count = points_from(share, first, plan.batch);
-    __syncthreads();  // the former batch may still be read
-    for (int i = threadIdx.x; i < cells * (static_cast<int>(blockDim.x) / kWarp); i += blockDim.x)
-      counts[i] = 0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x)
-      words[i] = locate_in_cell<float>(problem, first + i, taps + i * kNdim);
-    __syncthreads();
-    sort_by_cell(words, count, cells, counts, sorted);
-    const int part =
-        ((count + group.count - 1) / group.count + kTogether - 1) / kTogether * kTogether;
-    for (int i = count + threadIdx.x; i < group.count * part; i += blockDim.x) sorted[i] = nobody;
-    __syncthreads();
-
-    const uint32_t* const walk = sorted + group.index * part;
-    const char* const rows = reinterpret_cast<const char*>(grad_output + first * problem.channels +
-                                                           share.channel_begin + c);
-    // Gradients are on their way while those of the other points are worked on.
-    const auto grad_of = [&](uint32_t word) {
-      const uint32_t last = count - 1, point = number_of(word) < last ? number_of(word) : last;
-      return load<V>(reinterpret_cast<const T*>(rows + static_cast<uint64_t>(point) * row));
-    };
-    Move<kTogether, uint32_t> now, next;
-    now.read(walk);
-    Pack<A, V> grad[kTogether];
-    CRAD_UNROLL
-    for (int j = 0; j < kTogether; ++j) grad[j] = grad_of(now.number[j]);
-    // All threads of a warp take every turn: they exchange sums.
-    for (int turn = 0; turn < part; turn += kTogether) {
-      next.read(walk + (turn + kTogether < part ? turn + kTogether : turn));
-      A slope[kSums];
-      CRAD_UNROLL
-      for (int i = 0; i < kSums; ++i) slope[i] = 0;
-      CRAD_UNROLL
-      for (int j = 0; j < kTogether; ++j) {
-        if (cell_of(now.number[j]) != current) {
-          leave();
-          enter(cell_of(now.number[j]));
-        }
-        AxisTaps<A> along[kNdim];
-        CRAD_UNROLL
-        for (int d = 0; d < kNdim; ++d)
-          along[d] = whole(taps + number_of(now.number[j]) * kNdim + d);
-        if (gradients.values) {
-          A weight[kCorners];
-          corner_weights(along, weight);
-          CRAD_UNROLL
-          for (int k = 0; k < kCorners; ++k) add_product(weight[k], grad[j], sum[k]);
-        }
-        if (gradients.coords) {
-          A product[kCorners];
-          CRAD_UNROLL
-          for (int k = 0; k < kCorners; ++k) product[k] = dot(grad[j], value[k]);
-          if (own) slopes_of_corners(along, product, slope + j * kSlopes);
-        }
-        grad[j] = grad_of(next.number[j]);
-      }
-      now = next;
-      if (!gradients.coords) continue;
-      sum_over_lanes(slope, plan.lanes);
-      for_each_sum(slope, group.lane, plan.lanes, [&](int i, A sum) {
-        const int point = number_of(walk[turn + i / kSlopes]);
-        if (point < count) slopes[point * kSlopes + i % kSlopes] = sum;
-      });
-    }
-    if (!gradients.coords) continue;
+    const int of_a_group = (count + group.count - 1) / group.count;
+    const int part = static_cast<int>(round_up(of_a_group, kSums / kSlopes));
+    sort_batch<kNdim>(problem, block, first, count, cells, nobody, group.count * part);
+    const T* const rows = grad_output + first * problem.channels + share.channel_begin + c;
+    const GradRows<T, V> grads{reinterpret_cast<const char*>(rows),
+                               static_cast<uint32_t>(problem.channels * sizeof(T)),
+                               static_cast<uint32_t>(count - 1)};
+    walk_points(group, plan.lanes, block, block.sorted + group.index * part, part, count, grads,
+                walk);
+    if (!want_coords) continue;
     __syncthreads();
     A* const to = gradients.of_point(problem, share.tile, first);
     for (int i = threadIdx.x; i < count * kNdim; i += blockDim.x)
-      to[i] = slopes[i / kNdim * kSlopes + i % kNdim];
+      to[i] = block.slopes[i / kNdim * kSlopes + i % kNdim];
   }
 
-  if (!gradients.values) return;
-  leave();
-  sum_groups(problem, channels, all_sums, group.count, column, tile,
+  if (!want_values) return;
+  walk.leave();
+  sum_groups(problem, channels, block.sums, group.count, column, tile,
              gradients.of_share(problem, share));
 }
 

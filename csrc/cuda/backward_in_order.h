@@ -114,11 +114,6 @@ list_keys(const Problem problem, const Plan plan, const Order order, int64_t fir
   }
 }
 
-// A point in the list, counted from the first, and which of its items.
-struct Item {
-  int point, number;
-};
-
 // Adds the items of one colour to the gradient, in the order of `keys`, which are sorted; item i
 // was number numbers[i] of the list. A group of threads begins where a window or a piece does. The
 // sums of a window's first run go to the gradient, those that continue into further pieces to
@@ -137,8 +132,7 @@ add_colour(const Problem problem, const Plan plan, const Order order, int64_t co
   if (keys[begin] >= to || keys[begin + count - 1] < from) return;
   CRAD_SHARED_MEMORY(memory);
   Batch<C> batch(plan.tables, plan.batch, memory);
-  const int64_t located = located_bytes(plan.tables, sizeof(C)) * plan.batch;
-  Item* const item = reinterpret_cast<Item*>(memory + rounded_up(located));
+  Item* const item = reinterpret_cast<Item*>(memory + bytes_before_items(problem, plan));
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int number = static_cast<int>(numbers[begin + i]);
     item[i] = {number / order.items, number % order.items};

@@ -31,9 +31,9 @@ inline Forced forced_plan() {
     const std::string name = word.substr(0, sign);
     const std::string value = sign < word.size() ? word.substr(sign + 1) : "";
     bool known = false;
-    for (const auto& [family, number] : families)
-      if (name == "family" && value == family) {
-        forced.family = 1 + static_cast<int>(number);
+    for (const auto& [called, family] : families)
+      if (name == "family" && value == called) {
+        forced.family = family;
         known = true;
       }
     for (const auto& [choice, number] : choices)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "corners.h"
-#include "plan.h"
+#include "shared_memory.h"
 
 namespace crad {
 
@@ -66,7 +66,7 @@ CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& sh
   const int vectors = channels_of(share) / V;
   const int entries = static_cast<int>(problem.entries);
   const int pitch = static_cast<int>(plan.tile_channels);
-  // Loads on their way at a time: 4 take 14 registers more, and a block of a multiprocessor less.
+  // Loads on their way at a time. With more, fewer blocks would have room for their registers.
   constexpr int kFlying = 2;
   const int step_entry = blockDim.x / vectors, step_c = blockDim.x % vectors;
   int entry = threadIdx.x / vectors, c = threadIdx.x % vectors;
@@ -99,8 +99,7 @@ sample_on_chip(const Problem problem, const Plan plan, T* output) {
   CRAD_SHARED_MEMORY(memory);
   const Share share = share_of(problem, plan, blockIdx.x);
   T* const staged = reinterpret_cast<T*>(memory);
-  Batch<C> batch(plan.tables, plan.batch,
-                 memory + rounded_up(problem.entries * plan.tile_channels * sizeof(T)));
+  Batch<C> batch(plan.tables, plan.batch, memory + staged_bytes(problem, plan.tile_channels));
   stage<V>(problem, plan, share, staged);
   // The first batch waits for all threads before it is read, and so for the staged channels.
   sample_points<V, X, false>(problem, plan, share, batch, staged, plan.tile_channels, output);

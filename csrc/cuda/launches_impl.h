@@ -19,95 +19,104 @@ constexpr int kWord = sizeof(T) < kWordBytes ? kWordBytes / sizeof(T) : 1;
 template <class T>
 constexpr int kOfSums = kWideBytes / sizeof(accumulator<T>);  // by cell
 
-template <class T>
-void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream, const Rows& rows,
-                         void* output) {
-  T* const to = static_cast<T*>(output);
-  const auto run = [&](auto coord, auto vector) {
-    using X = decltype(coord);
-    constexpr int V = decltype(vector)::value;
-    launch(plan.family == Family::on_chip ? sample_on_chip<T, X, V> : sample_in_memory<T, X, V>,
-           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, to);
-  };
-  const auto with_vector = [&](auto coord) {
-    if (plan.family == Family::planes)
-      launch(sample_planes<T, decltype(coord)>, plan.blocks(problem), plan.threads, plan.shared,
-             stream, problem, plan, rows, to);
-    else
-      plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
-                      : run(coord, std::integral_constant<int, 1>());
-  };
-  problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
+// Runs a kernel as it was planned.
+template <class Kernel, class... Arguments>
+void launch_planned(Kernel kernel, const Problem& problem, const Plan& plan, Stream stream,
+                    Arguments... arguments) {
+  launch(kernel, plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
+         arguments...);
 }
 
-// Calls f(X, kLow, kHigh, kCorners): the columns of corners, and how many corners there are if the
-// compiler is to know it, else 0. It knows those of linear in 2-D: on the chip that takes 857
-// instructions for 1176, and 80 registers for 96 (sm_90, float).
+// Calls f with a number of the type of the coordinates.
 template <class F>
-void with_columns(const Problem& problem, F f) {
+void with_coord_type(const Problem& problem, F f) {
+  problem.coord_type == CoordType::float32 ? f(float()) : f(double());
+}
+
+template <class T>
+void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream,
+                         const PointStrides& strides, void* output) {
+  T* const to = static_cast<T*>(output);
+  const bool planes = plan.family == Family::planes, on_chip = plan.family == Family::on_chip;
+  const bool wide = plan.vector > 1;
+  with_coord_type(problem, [&](auto coord) {
+    using X = decltype(coord);
+    constexpr int V = kWide<T>;
+    if (planes) return launch_planned(sample_planes<T, X>, problem, plan, stream, strides, to);
+    launch_planned(on_chip && wide ? sample_on_chip<T, X, V>
+                   : on_chip       ? sample_on_chip<T, X, 1>
+                   : wide          ? sample_in_memory<T, X, V>
+                                   : sample_in_memory<T, X, 1>,
+                   problem, plan, stream, to);
+  });
+}
+
+// Calls f(X, kLow, kHigh, kCorners): how many slopes a corner has, and how many corners there are
+// if the compiler is to know it, else 0. It knows those of linear in 2-D, which takes fewer
+// instructions and registers on the chip.
+template <class F>
+void with_slopes(const Problem& problem, F f) {
   using std::integral_constant;
   constexpr integral_constant<int, 0> none;
   constexpr integral_constant<int, 2> two;
   constexpr integral_constant<int, 4> four;
   constexpr integral_constant<int, 8> eight;
-  const Columns columns = columns_of(problem);
+  const CornerSlopes slopes = corner_slopes_of(problem);
   const bool wide = problem.coord_type == CoordType::float64;
-  if (columns.low == 8)  // of a simplex
+  if (slopes.low == 8)  // of a simplex
     wide ? f(double(), eight, none, none) : f(float(), eight, none, none);
   else if (wide)
     f(double(), four, four, none);
-  else if (columns.low == 2)
+  else if (slopes.low == 2)
     problem.ndim == 2 && problem.mode == Mode::linear && !problem.simplex
         ? f(float(), two, none, four)
         : f(float(), two, none, none);
   else
-    columns.high == 0 ? f(float(), four, none, none) : f(float(), four, four, none);
+    slopes.high == 0 ? f(float(), four, none, none) : f(float(), four, four, none);
 }
 
 template <class T>
 void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stream,
                            const void* grad_output, void* value_parts, void* coord_parts) {
   using A = accumulator<T>;
+  const T* const grads = static_cast<const T*>(grad_output);
   const Gradients<A> gradients{static_cast<A*>(value_parts), static_cast<A*>(coord_parts)};
   const bool wide = plan.vector > 1, on_chip = plan.family == Family::on_chip;
   if (plan.family == Family::by_cell) {
     const auto run = [&](auto ndim) {
       constexpr int kNdim = decltype(ndim)::value;
-      launch(wide ? backward_by_cell<T, kOfSums<T>, kNdim> : backward_by_cell<T, 1, kNdim>,
-             plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
-             static_cast<const T*>(grad_output), gradients);
+      launch_planned(wide ? backward_by_cell<T, kOfSums<T>, kNdim> : backward_by_cell<T, 1, kNdim>,
+                     problem, plan, stream, grads, gradients);
     };
     problem.ndim == 1   ? run(std::integral_constant<int, 1>())
     : problem.ndim == 2 ? run(std::integral_constant<int, 2>())
                         : run(std::integral_constant<int, 3>());
     return;
   }
-  with_columns(problem, [&](auto coord, auto low, auto high, auto corners) {
+  with_slopes(problem, [&](auto coord, auto low, auto high, auto corners) {
     using X = decltype(coord);
     constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
     constexpr int kCorners = decltype(corners)::value;
-    launch(on_chip && wide ? backward_on_chip<T, X, kWord<T>, kLow, kHigh, kCorners>
-           : on_chip       ? backward_on_chip<T, X, 1, kLow, kHigh, kCorners>
-           : wide          ? backward_in_memory<T, X, kWide<T>, kLow, kHigh>
-                           : backward_in_memory<T, X, 1, kLow, kHigh>,
-           plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan,
-           static_cast<const T*>(grad_output), gradients);
+    launch_planned(on_chip && wide ? backward_on_chip<T, X, kWord<T>, kLow, kHigh, kCorners>
+                   : on_chip       ? backward_on_chip<T, X, 1, kLow, kHigh, kCorners>
+                   : wide          ? backward_in_memory<T, X, kWide<T>, kLow, kHigh>
+                                   : backward_in_memory<T, X, 1, kLow, kHigh>,
+                   problem, plan, stream, grads, gradients);
   });
 }
 
 template <class T>
 void Launches<T>::backward_planes(const Problem& problem, const Plan& plan, Stream stream,
-                                  const Rows& rows, const void* grad_output, void* grad_values,
-                                  void* coord_parts) {
+                                  const PointStrides& strides, const void* grad_output,
+                                  void* grad_values, void* coord_parts) {
   using A = accumulator<T>;
   const Gradients<A> gradients{static_cast<A*>(grad_values), static_cast<A*>(coord_parts)};
-  with_columns(problem, [&](auto coord, auto low, auto high, auto) {
+  with_slopes(problem, [&](auto coord, auto low, auto high, auto) {
     using X = decltype(coord);
     constexpr int kLow = decltype(low)::value, kHigh = decltype(high)::value;
-    launch(
+    launch_planned(
         coord_parts ? crad::backward_planes<T, X, kLow, kHigh> : crad::backward_planes<T, X, 0, 0>,
-        plan.blocks(problem), plan.threads, plan.shared, stream, problem, plan, rows,
-        static_cast<const T*>(grad_output), gradients);
+        problem, plan, stream, strides, static_cast<const T*>(grad_output), gradients);
   });
 }
 
@@ -121,25 +130,21 @@ void Launches<T>::add_in_order(const Problem& problem, const Plan& plan, const O
   const int64_t groups = plan.threads / plan.lanes;
   const int64_t continued = (ceil_div(items, order.piece) - 1) * order.corners;
   const Keys keys{sorted_keys, order.wide()};
-  const auto run = [&](auto coord, auto vector) {
-    using X = decltype(coord);
-    constexpr int V = decltype(vector)::value;
-    for (int64_t colour = 0; colour < order.corners; ++colour) {
-      launch(add_colour<T, X, V>, ceil_div(items, plan.batch), plan.threads, plan.shared, stream,
-             problem, plan, order, colour, first, items, keys, numbers,
-             static_cast<const T*>(grad_output), static_cast<A*>(grad_values),
+  const bool wide = plan.vector > 1;
+  constexpr int V = kWide<T>;
+  for (int64_t colour = 0; colour < order.corners; ++colour) {
+    with_coord_type(problem, [&](auto coord) {
+      using X = decltype(coord);
+      launch(wide ? add_colour<T, X, V> : add_colour<T, X, 1>, ceil_div(items, plan.batch),
+             plan.threads, plan.shared, stream, problem, plan, order, colour, first, items, keys,
+             numbers, static_cast<const T*>(grad_output), static_cast<A*>(grad_values),
              static_cast<A*>(rests));
-      if (continued > 0)
-        launch(add_rests<T, V>, ceil_div(continued, groups), plan.threads, 0, stream, problem, plan,
-               order, colour, items, keys, static_cast<A*>(grad_values),
-               static_cast<const A*>(rests));
-    }
-  };
-  const auto with_vector = [&](auto coord) {
-    plan.vector > 1 ? run(coord, std::integral_constant<int, kWide<T>>())
-                    : run(coord, std::integral_constant<int, 1>());
-  };
-  problem.coord_type == CoordType::float32 ? with_vector(float()) : with_vector(double());
+    });
+    if (continued > 0)
+      launch(wide ? add_rests<T, V> : add_rests<T, 1>, ceil_div(continued, groups), plan.threads, 0,
+             stream, problem, plan, order, colour, items, keys, static_cast<A*>(grad_values),
+             static_cast<const A*>(rests));
+  }
 }
 
 }  // namespace crad

@@ -28,18 +28,18 @@ Tensor new_laid_out_as(const Tensor& values, std::vector<int64_t> shape, int64_t
   return with_axis_moved(torch::stable::new_empty(values, shape), batch_axes, last);
 }
 
-// Where the rows of a tensor (..., channels) lie, if the points of a grid are equally far apart.
-std::optional<Rows> row_strides_of(const Tensor& tensor, int64_t batch_axes) {
+// Those of a tensor (..., channels), if the points of a grid are equally far apart.
+std::optional<PointStrides> point_strides_of(const Tensor& tensor, int64_t batch_axes) {
   const int64_t last = tensor.dim() - 1;
-  Rows rows{batch_axes > 0 ? tensor.stride(0) : 0, 0, tensor.stride(last)};
+  PointStrides strides{batch_axes > 0 ? tensor.stride(0) : 0, 0, tensor.stride(last)};
   int64_t points = 1;
   for (int64_t axis = last - 1; axis >= batch_axes; --axis) {
     if (tensor.size(axis) == 1) continue;
-    if (points == 1) rows.point = tensor.stride(axis);
-    if (tensor.stride(axis) != points * rows.point) return std::nullopt;
+    if (points == 1) strides.point = tensor.stride(axis);
+    if (tensor.stride(axis) != points * strides.point) return std::nullopt;
     points *= tensor.size(axis);
   }
-  return rows;
+  return strides;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "../core/numbers.h"
 #include "../core/problem.h"
@@ -43,20 +44,22 @@ inline Tables tables_of(const Problem& problem) {
 
 // How many derivatives a corner of each table holds in the backward pass: a compile-time constant
 // of its kernels, so that there are few different ones.
-struct Columns {
+struct CornerSlopes {
   int low, high;
 };
-inline Columns columns_of(const Problem& problem) {
+inline CornerSlopes corner_slopes_of(const Problem& problem) {
   if (problem.simplex && problem.ndim > 4) return {kMaxDim, 0};
   if (problem.coord_type == CoordType::float64) return {4, 4};
   if (problem.ndim <= 2) return {2, 0};
-  return problem.ndim == tables_of(problem).low_axes ? Columns{4, 0} : Columns{4, 4};
+  return problem.ndim == tables_of(problem).low_axes ? CornerSlopes{4, 0} : CornerSlopes{4, 4};
 }
 
 // The bytes of a corner: its entry, its weight and its derivatives, so aligned that all threads of
 // a warp read it 16 or 8 bytes at a time.
-constexpr int64_t corner_alignment(int64_t bytes) { return (bytes + 7) / 8 % 2 == 0 ? 16 : 8; }
-constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
+CRAD_INLINE constexpr int64_t corner_alignment(int64_t bytes) {
+  return (bytes + 7) / 8 % 2 == 0 ? 16 : 8;
+}
+CRAD_INLINE constexpr int64_t corner_bytes(int64_t entry, int64_t weight, int slopes) {
   const int64_t bytes = entry + (1 + slopes) * weight, alignment = corner_alignment(bytes);
   return (bytes + alignment - 1) / alignment * alignment;
 }
@@ -91,15 +94,15 @@ struct Plan {
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
 
-// How far apart the grids, points and channels of a result lie, in elements.
-struct Rows {
+// How far apart the grids, points and channels of a sample or its gradient lie, in elements.
+struct PointStrides {
   int64_t grid, point, channel;
 };
 
 // Where the row of a point of a grid begins.
-CRAD_INLINE int64_t offset_of(const Problem& problem, const Rows& rows, int64_t grid,
+CRAD_INLINE int64_t offset_of(const Problem& problem, const PointStrides& strides, int64_t grid,
                               int64_t point) {
-  return grid * rows.grid + (point - grid * problem.points_per_grid) * rows.point;
+  return grid * strides.grid + (point - grid * problem.points_per_grid) * strides.point;
 }
 
 // What a block works on: the numbers of its grid, tile and chunk, and half-open ranges.
@@ -142,8 +145,10 @@ CRAD_INLINE int64_t cells_of(const Problem& problem) {
   return cells + 1;
 }
 
-// The slopes of a point that are summed together, a power of two.
+// By cell: the slopes of a point that are summed together, a power of two; and the numbers of its
+// taps along an axis, two weights and two slopes.
 CRAD_INLINE constexpr int slopes_by_cell(int ndim) { return ndim <= 2 ? 2 : 4; }
+constexpr int64_t kNumbersOfTaps = 4;
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xFFFFFFFF;  // a mask of its threads
@@ -155,7 +160,7 @@ constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 
 CRAD_INLINE int64_t rounded_up(int64_t bytes) { return round_up(bytes, kAlignment); }
 
-inline int64_t value_bytes(const Problem& problem) {
+CRAD_INLINE int64_t value_bytes(const Problem& problem) {
   switch (problem.value_type) {
     case ValueType::float64:
       return 8;
@@ -168,7 +173,7 @@ inline int64_t value_bytes(const Problem& problem) {
 
 // Choices that CRAD_KERNELS_PLAN makes instead, for timings. 0: not made.
 struct Forced {
-  int64_t family = 0;   // 1 + Family
+  std::optional<Family> family;
   int64_t vector = 0;   // 1, or as many channels as a thread moves at most
   int64_t tile = 0;     // channels of a block
   int64_t chunks = 0;   // of the points of one grid
@@ -194,10 +199,9 @@ inline int vector_of(const Problem& problem, const void* grad_output, int64_t by
              : 1;
 }
 constexpr int64_t kWideBytes = 16;
-// What a thread owns on the chip. On sm_90, linear in 2-D, 16 bytes would take 2.9 times fewer
-// instructions (1090 of a warp for 4 points of 128 channels; with 4 bytes, 857 for 32 channels),
-// but 117 registers, not 80, and would leave too few warps to hide latency: with 64 entries of
-// float, sums and values in shared memory, 3 on a multiprocessor, not 13. Not yet timed on a GPU.
+// What a thread owns on the chip. 16 bytes would take a third of the instructions, but shared
+// memory has room for the sums and values of few such warps: too few to hide latency. Counted in
+// docs/performance.md, and not yet timed on a GPU.
 constexpr int64_t kWordBytes = 4;
 
 inline int64_t shared_of_a_block(const Device& device) {

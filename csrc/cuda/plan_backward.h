@@ -15,7 +15,8 @@ inline int64_t most_chunks_of(const Problem& problem) {
                                   (2 * problem.entries * bytes_of_sum(problem.value_type)));
 }
 
-// Registers of a thread, about.
+// Registers of a thread, about: those of most variants for float32, in the table of
+// docs/performance.md.
 constexpr int kOnChipRegisters = 112;
 inline int registers_by_cell(const Problem& problem, int vector) {
   return bytes_of_sum(problem.value_type) > 4 || (vector > 1 && problem.ndim > 2) ? 192 : 128;
@@ -26,56 +27,59 @@ inline int registers_by_cell(const Problem& problem, int vector) {
 inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
                                   const void* grad_output, bool want_values, bool want_coords,
                                   const Forced& forced) {
-  constexpr int kParts = 4;  // of the shared memory, each of which is rounded up
-  constexpr int64_t kFewPoints =
-      32;  // located together, at least: all other memory is for channels
-  const Columns columns = columns_of(problem);
-  const int64_t sums = bytes_of_sum(problem.value_type), values = value_bytes(problem);
+  // Located together, at least: all other memory is for channels.
+  constexpr int64_t kFewPoints = 32;
+  const CornerSlopes slopes = corner_slopes_of(problem);
   Plan plan{};
   plan.family = Family::on_chip;
   plan.vector = vector_of(problem, grad_output, kWordBytes, forced);
   plan.tables = tables_of(problem);
   const int most_threads = static_cast<int>(chosen(forced.threads, device.threads));
-  const auto warps_of = [&](int64_t tile) { return ceil_div(tile, kWarp * plan.vector); };
-  // With the slopes of a point, a row for each warp that shares it.
-  const auto point_bytes = [&](int64_t tile) {
-    return located_bytes(plan.tables, corner_bytes(kOnChipEntry, sums, columns.low)) +
-           (want_coords ? (columns.low + columns.high) * warps_of(tile) * sums : 0);
+  const int64_t warp_channels = int64_t{kWarp} * plan.vector;
+  const auto lanes_for = [&](int64_t tile) {
+    const int64_t vectors = ceil_div(tile, plan.vector);
+    return static_cast<int>(vectors > kWarp ? round_up(vectors, kWarp) : lanes_of(vectors));
   };
-  const int64_t room = shared_of_a_block(device) - kParts * kAlignment;
+  const auto bytes_for = [&](int64_t tile, int64_t groups, int64_t batch) {
+    Plan part = plan;
+    part.tile_channels = tile;
+    part.lanes = lanes_for(tile);
+    part.threads = static_cast<int>(groups * part.lanes);
+    part.batch = static_cast<int>(batch);
+    return memory_on_chip(problem, part, slopes, want_values, want_coords).bytes;
+  };
+  const auto point_bytes = [&](int64_t tile) {
+    return bytes_for(tile, 1, 1) - bytes_for(tile, 1, 0);
+  };
+  const int64_t room = shared_of_a_block(device), nothing = bytes_for(0, 0, 0);
   const int64_t most_point = point_bytes(int64_t{most_threads} * plan.vector);
-  const int64_t few = batch_of(most_point, room / 4, kFewPoints);
-  const int64_t own = want_values ? sums : 0, staged = want_coords ? values : 0;
-  const int64_t fitting = channels_on_chip(problem, own + staged, room - most_point * few);
+  const int64_t few = batch_of(most_point, (room - nothing) / 4, kFewPoints);
+  const int64_t channel = (bytes_for(1, 1, 0) - nothing) / problem.entries;
+  const int64_t fitting = channels_on_chip(problem, channel, room - nothing - most_point * few);
   if (fitting == 0) return plan;
   int64_t tile = std::min<int64_t>(fitting, int64_t{most_threads} * plan.vector);
   const int64_t most_chunks = most_chunks_of(problem);
   const auto blocks = [&] {
     return problem.grids * most_chunks * ceil_div(problem.channels, tile);
   };
-  const int64_t warp_channels = int64_t{kWarp} * plan.vector;
   while (tile > warp_channels && blocks() < device.multiprocessors)
-    tile = std::max(warp_channels, ceil_div(tile / 2, kWarp) * kWarp);
+    tile = std::max(warp_channels, round_up(tile / 2, kWarp));
   plan.tile_channels = tile = chosen(forced.tile, tile);
-  const int64_t vectors = ceil_div(tile, plan.vector);
-  plan.lanes = static_cast<int>(vectors > kWarp ? warps_of(tile) * kWarp : lanes_of(vectors));
-  const int64_t a_group = problem.entries * tile * own,
-                all_groups = problem.entries * tile * staged;
-  const int64_t point = point_bytes(tile);
+  plan.lanes = lanes_for(tile);
   const int64_t least_groups = std::max(1, kWarp / plan.lanes);
   int64_t groups = std::max<int64_t>(least_groups, most_threads / plan.lanes);
-  while (groups > least_groups && groups * a_group + all_groups + point * few > room) groups /= 2;
+  while (groups > least_groups && bytes_for(tile, groups, few) > room) groups /= 2;
   groups = chosen(forced.groups, groups);
   // No room for a whole warp of groups.
-  plan.shared = groups * a_group + all_groups;
-  if (plan.shared + point * few > room) return Plan{};
+  if (bytes_for(tile, groups, few) > room) return Plan{};
   plan.threads = static_cast<int>(groups * plan.lanes);
   // As many as a thread locates, or a group takes in one turn.
-  const int64_t together = kSums / (columns.low + columns.high);
+  const int64_t together = kSums / (slopes.low + slopes.high);
   const int64_t most = std::max(few, std::max<int64_t>(plan.threads, groups * together));
-  plan.batch = static_cast<int>(chosen(
-      forced.batch, batch_of(point, room - plan.shared, std::min(most, problem.points_per_grid))));
-  plan.shared += point * plan.batch + kParts * kAlignment;
+  plan.batch = static_cast<int>(
+      chosen(forced.batch, batch_of(point_bytes(tile), room - bytes_for(tile, groups, 0),
+                                    std::min(most, problem.points_per_grid))));
+  plan.shared = bytes_for(tile, groups, plan.batch);
   const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kOnChipRegisters);
   const int64_t others = problem.grids * ceil_div(problem.channels, tile);
   return cut(problem, plan, chosen(forced.chunks, std::min(at_once / others, most_chunks)));
@@ -86,48 +90,39 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
 inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, int vector,
                                   int64_t warps, bool want_values, bool want_coords,
                                   const Forced& forced) {
-  constexpr int kParts = 8;  // of the shared memory, each of which is rounded up
-  constexpr int64_t kEntry = sizeof(int32_t), kCount = sizeof(uint16_t), kMostPoints = 1024;
-  const int64_t cells = cells_of(problem), corners = corners_of(problem);
-  const int64_t sums = bytes_of_sum(problem.value_type), values = value_bytes(problem);
-  const int64_t slopes = slopes_by_cell(problem.ndim);
+  constexpr int64_t kMostPoints = 1024;
   Plan plan{};
   plan.family = Family::by_cell;
   plan.vector = vector;
   plan.tables = tables_of(problem);
   const int64_t warp_channels = int64_t{kWarp} * vector;
   const int64_t even = ceil_div(problem.channels, ceil_div(problem.channels, warp_channels));
-  const int64_t tile = chosen(forced.tile, ceil_div(even, vector) * vector);
+  const int64_t tile = chosen(forced.tile, round_up(even, vector));
   plan.lanes = lanes_of(ceil_div(tile, vector));
-  const int64_t groups = kWarp / plan.lanes;  // of a warp
-  const int64_t point =                       // its taps, its slopes, and twice its cell
-      4 * problem.ndim * sums + (want_coords ? slopes * sums : 0) + 2 * kEntry;
-  const int64_t column = problem.entries * tile;
-  const int64_t warp =
-      groups * ((want_values ? column * sums : 0) + kSums / slopes * kEntry) + cells * kCount;
-  const int64_t block =
-      (want_coords ? column * values : 0) + cells * corners * kEntry + point + kParts * kAlignment;
-  const int64_t room = std::min(device.block_bytes, device.shared_bytes - device.block_reserve);
-  plan.shared = warps * warp + block;
-  if (plan.shared + point > room || tile > warp_channels) return Plan{};
-  plan.tile_channels = tile;
   plan.threads = static_cast<int>(warps * kWarp);
+  plan.tile_channels = tile;
+  const auto bytes_for = [&](int64_t batch) {
+    plan.batch = static_cast<int>(batch);
+    return memory_by_cell(problem, plan, want_values, want_coords).bytes;
+  };
+  const int64_t room = std::min(device.block_bytes, device.shared_bytes - device.block_reserve);
+  if (bytes_for(1) > room || tile > warp_channels) return Plan{};
   // With more points the cell would hardly change less often.
-  const int64_t most = std::min(
-      {std::max<int64_t>(8 * cells, device.threads), kMostPoints, problem.points_per_grid});
-  plan.batch = static_cast<int>(chosen(forced.batch, batch_of(point, room - plan.shared, most)));
-  const int64_t at_once = blocks_at_once(device, plan.shared + point * plan.batch, plan.threads,
-                                         registers_by_cell(problem, vector));
+  const int64_t most = std::min({std::max<int64_t>(8 * cells_of(problem), device.threads),
+                                 kMostPoints, problem.points_per_grid});
+  const int64_t point = bytes_for(1) - bytes_for(0);
+  const int64_t batch = chosen(forced.batch, batch_of(point, room - bytes_for(0), most));
+  const int64_t at_once =
+      blocks_at_once(device, bytes_for(batch), plan.threads, registers_by_cell(problem, vector));
   const int64_t others = problem.grids * ceil_div(problem.channels, tile);
   int64_t chunks = at_once / others;
   // Twice as many as run at once, where these would leave a multiprocessor idle.
   if (chunks * others < device.multiprocessors) chunks = 2 * at_once / others;
-  chunks = std::min({chunks, most_chunks_of(problem), problem.points_per_grid / (warps * groups)});
+  chunks = std::min(
+      {chunks, most_chunks_of(problem), problem.points_per_grid / (plan.threads / plan.lanes)});
   plan = cut(problem, plan, chosen(forced.chunks, chunks));
-  if (!forced.batch)
-    plan.batch =
-        static_cast<int>(ceil_div(plan.chunk_points, ceil_div(plan.chunk_points, plan.batch)));
-  plan.shared += point * plan.batch;
+  const int64_t batches = ceil_div(plan.chunk_points, batch);
+  plan.shared = bytes_for(forced.batch > 0 ? batch : ceil_div(plan.chunk_points, batches));
   return plan;
 }
 
@@ -190,7 +185,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
       const Plan plan =
           plan_backward_by_cell(problem, device, vector, warps, want_values, want_coords, forced);
       if (plan.tile_channels == 0) continue;
-      if (forced.family == 0 && plan.lanes * kMostGroups < kWarp) continue;
+      if (!forced.family && plan.lanes * kMostGroups < kWarp) continue;
       const double cycles = cycles_of(problem, device, plan);
       if (best.tile_channels > 0 && fewest <= cycles) continue;
       best = plan;
@@ -204,16 +199,13 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device,
 // before, of in_memory.
 inline Plan plan_backward(const Problem& problem, const Device& device, const void* grad_output,
                           bool want_values, bool want_coords, const Forced& forced = {}) {
-  const auto is_forced = [&](Family family) {
-    return forced.family == 1 + static_cast<int>(family);
-  };
   const Plan chip =
       plan_backward_on_chip(problem, device, grad_output, want_values, want_coords, forced);
-  if (is_forced(Family::on_chip)) return chip;
-  if (is_forced(Family::by_cell) || (forced.family == 0 && chip.tile_channels > 0)) {
+  if (forced.family == Family::on_chip) return chip;
+  if (forced.family == Family::by_cell || (!forced.family && chip.tile_channels > 0)) {
     const Plan cell =
         plan_backward_by_cell(problem, device, grad_output, want_values, want_coords, forced);
-    if (is_forced(Family::by_cell)) return cell;
+    if (forced.family == Family::by_cell) return cell;
     const bool pays = cell.tile_channels > 0 &&
                       cycles_of(problem, device, cell) < cycles_of(problem, device, chip);
     return pays ? cell : chip;
@@ -221,13 +213,13 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
   // A large grid.
   return plan_in_memory(
       problem, device, grad_output,
-      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), columns_of(problem).low),
+      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), corner_slopes_of(problem).low),
       forced);
 }
 
 inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
                                  const Forced& forced = {}) {
-  const int slopes = want_coords ? columns_of(problem).low : 0;
+  const int slopes = want_coords ? corner_slopes_of(problem).low : 0;
   return plan_planes(problem, device,
                      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), slopes),
                      forced);

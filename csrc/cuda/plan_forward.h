@@ -2,14 +2,15 @@
 // either pass is cut, where grids are read where they lie.
 #pragma once
 
-#include "plan.h"
+#include "shared_memory.h"
 
 namespace crad {
+
+constexpr int kSampleRegisters = 80;  // of a thread, see plan_backward.h
 
 // tile_channels is 0 where the grid does not fit.
 inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
                                  const Forced& forced) {
-  constexpr int kRegisters = 64;
   Plan plan{};
   plan.family = Family::on_chip;
   plan.vector = vector_of(problem, nullptr, kWideBytes, forced);
@@ -22,15 +23,13 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
       chosen(forced.batch,
              batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
   const int64_t beside = rounded_up(point * plan.batch) + kAlignment;
-  const auto shared_for = [&](int64_t tile) {
-    return rounded_up(problem.entries * tile * values) + beside;
-  };
+  const auto shared_for = [&](int64_t tile) { return staged_bytes(problem, tile) + beside; };
   plan.tile_channels = channels_on_chip(problem, values, room - beside);
   if (plan.tile_channels == 0) return plan;
   // As many blocks as run at once, by chunks of points so long as staging costs little beside
   // sampling, and then by tiles of channels.
   const int64_t at_once =
-      blocks_at_once(device, shared_for(plan.tile_channels), plan.threads, kRegisters);
+      blocks_at_once(device, shared_for(plan.tile_channels), plan.threads, kSampleRegisters);
   int64_t most_chunks = std::max<int64_t>(1, problem.points_per_grid / (4 * problem.entries));
   if (problem.grids * most_chunks * ceil_div(problem.channels, plan.tile_channels) < at_once) {
     constexpr int64_t kLeast = 128;
@@ -132,13 +131,13 @@ inline Plan plan_planes(const Problem& problem, const Device& device, int64_t co
 
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
   const int64_t corner = corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0);
-  if (problem.channel_stride != 1 || forced.family == 1 + static_cast<int>(Family::planes))
+  if (problem.channel_stride != 1 || forced.family == Family::planes)
     return plan_planes(problem, device, corner, forced);
   const Plan memory = plan_in_memory(problem, device, nullptr, corner, forced);
   if (!is_dense(problem)) return memory;
   const Plan chip = plan_forward_on_chip(problem, device, forced);
-  if (forced.family == 1 + static_cast<int>(Family::on_chip)) return chip;
-  if (forced.family == 1 + static_cast<int>(Family::in_memory)) return memory;
+  if (forced.family == Family::on_chip) return chip;
+  if (forced.family == Family::in_memory) return memory;
   if (chip.tile_channels == 0) return memory;
   // Staging is for many points: with few of them, the blocks that share it are few.
   const int64_t chip_blocks = chip.blocks(problem);

@@ -1,7 +1,7 @@
 // How the points of a large grid are sorted and cut, for its gradient in order.
 #pragma once
 
-#include "plan.h"
+#include "shared_memory.h"
 
 namespace crad {
 
@@ -16,6 +16,11 @@ struct Order {
   int64_t together;  // points that are sorted together
 
   bool wide() const { return corners * keys > INT32_MAX; }  // keys, of 8 bytes and not 4
+};
+
+// A point in the list, counted from the first, and which of its items.
+struct Item {
+  int point, number;
 };
 
 // The windows of one colour that have an entry of the grid.
@@ -64,16 +69,15 @@ inline Plan plan_in_order(const Problem& problem, const Device& device, const vo
   plan.threads = device.threads;
   const int64_t located =
       located_bytes(plan.tables, corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0));
-  constexpr int64_t kItem = 2 * sizeof(int32_t);
   const int64_t room = shared_of_a_block(device) - kAlignment;
-  const int64_t most = batch_of(located + kItem, room, device.threads);
+  const int64_t most = batch_of(located + sizeof(Item), room, device.threads);
   // Two blocks of a colour for every multiprocessor, but at least an item for every group.
   const int64_t points = points_of(problem);
   const int64_t blocks = 2 * device.multiprocessors * order.corners;
   const int64_t least = std::max(points * order.items / blocks, int64_t{plan.threads} / plan.lanes);
   plan.batch = 1;
   while (2 * plan.batch <= most && plan.batch < least) plan.batch *= 2;
-  plan.shared = rounded_up(located * plan.batch) + kItem * plan.batch;
+  plan.shared = bytes_before_items(problem, plan) + plan.batch * sizeof(Item);
 
   order.piece = std::min<int64_t>(plan.batch, kPiece);
   const int64_t rests = kRests / (order.corners * problem.channels) * order.piece;

@@ -50,7 +50,7 @@ CRAD_DEVICE void blend_planes(const Batch<C>& batch, int point, const T* from, i
 
 template <class T, class X>
 CRAD_KERNEL(kBlocks)
-sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output) {
+sample_planes(const Problem problem, const Plan plan, const PointStrides strides, T* output) {
   using A = accumulator<T>;
   using C = Corner<int64_t, A, 0>;
   CRAD_SHARED_MEMORY(memory);
@@ -62,7 +62,7 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
     const int count = points_from(share, first, batch.points);
     batch.template fill<X, true>(problem, first, count);
     if (thread.point >= count) continue;
-    T* const row = output + offset_of(problem, rows, share.grid, first + thread.point);
+    T* const row = output + offset_of(problem, strides, share.grid, first + thread.point);
     for (int64_t c = share.channel_begin + thread.lane * kPlanes; c < share.channel_end;
          c += plan.lanes * kPlanes) {
       const int64_t left = share.channel_end - c;
@@ -74,7 +74,7 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
       for (int k = 0; k < kPlanes; ++k) {
         if (k >= channels) continue;
         const Pack<A, 1> number{batch.place[thread.point] ? total[k] : static_cast<A>(NAN)};
-        store_past_caches<1>(row + (c + k) * rows.channel, number);
+        store_past_caches<1>(row + (c + k) * strides.channel, number);
       }
     }
   }
@@ -85,8 +85,8 @@ sample_planes(const Problem problem, const Plan plan, const Rows rows, T* output
 // are then not read.
 template <class T, class X, int kLow, int kHigh>
 CRAD_KERNEL((kLow > 4 ? 1 : kBlocks))
-backward_planes(const Problem problem, const Plan plan, const Rows rows, const T* grad_output,
-                const Gradients<accumulator<T>> gradients) {
+backward_planes(const Problem problem, const Plan plan, const PointStrides strides,
+                const T* grad_output, const Gradients<accumulator<T>> gradients) {
   using A = accumulator<T>;
   using C = Corner<int64_t, A, (kLow > kHigh ? kLow : kHigh)>;
   constexpr bool kSlopes = kLow > 0;
@@ -103,7 +103,8 @@ backward_planes(const Problem problem, const Plan plan, const Rows rows, const T
     batch.template fill<X, true>(problem, first, count);
     if (thread.point >= count) continue;
     const bool place = batch.place[thread.point];
-    const T* const row = grad_output + offset_of(problem, rows, share.grid, first + thread.point);
+    const T* const row =
+        grad_output + offset_of(problem, strides, share.grid, first + thread.point);
     A slope[kOwn + kHigh] = {};
     for (int64_t c = share.channel_begin + thread.lane * kPlanes; place && c < share.channel_end;
          c += plan.lanes * kPlanes) {
@@ -111,7 +112,7 @@ backward_planes(const Problem problem, const Plan plan, const Rows rows, const T
       A grad[kPlanes];
       CRAD_UNROLL
       for (int k = 0; k < kPlanes; ++k)
-        grad[k] = k < left ? widened(row[(c + k) * rows.channel]) : A(0);
+        grad[k] = k < left ? widened(row[(c + k) * strides.channel]) : A(0);
       for (int h = 0; h < batch.tables.high; ++h) {
         const C high = batch.high_corner(h, thread.point);
         Slopes<A, kOwn, kHigh> slopes_of_high;

@@ -3,11 +3,12 @@
 //
 // The way of `coords`: sample() or sample_backward() below checks them (operator/call.h) and
 // describes them in a Problem (core/problem.h). plan_forward.h or plan_backward.h chooses a kernel
-// and cuts the work into blocks; launches_impl.h chooses the compiled variant of the kernel. In the
-// kernel (forward.h, backward_*.h, planes.h) a block locates a batch of its points, one a thread,
-// by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it into taps, and their
-// products are the corners, kept in shared memory. Then all threads of the block read the corners
-// and move channels, as vectors of vector.h. sums.h adds up the partial sums of blocks.
+// (by what, it says at its top) and cuts the work into blocks; launches_impl.h chooses the compiled
+// variant of the kernel. In the kernel (forward.h, backward_*.h, planes.h) a block locates a batch
+// of its points, one a thread, by corners.h: core/jitter.h moves a coordinate, core/axis.h turns it
+// into taps, and their products are the corners, kept in shared memory. Then all threads of the
+// block read the corners and move channels, as vectors of vector.h. sums.h adds up the partial sums
+// of blocks.
 #include <algorithm>
 #include <array>
 #include <tuple>
@@ -29,16 +30,7 @@ namespace {
 // Calls f with the launches for the type of the values.
 template <class F>
 void with_launches(const Problem& problem, F f) {
-  switch (problem.value_type) {
-    case ValueType::float64:
-      return f(Launches<double>());
-    case ValueType::float32:
-      return f(Launches<float>());
-    case ValueType::bfloat16:
-      return f(Launches<bfloat16>());
-    case ValueType::float16:
-      return f(Launches<float16>());
-  }
+  with_value_type(problem.value_type, [&](auto number) { f(Launches<decltype(number)>()); });
 }
 
 // Where a call runs, and what CRAD_KERNELS_PLAN says of its plan.
@@ -66,7 +58,7 @@ Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Te
   const Plan plan = plan_forward(problem, site.device, site.forced);
   check_plan(plan, site.device);
   with_launches(problem, [&](auto launches) {
-    launches.sample(problem, plan, site.stream, *row_strides_of(output, call.batch_axes),
+    launches.sample(problem, plan, site.stream, *point_strides_of(output, call.batch_axes),
                     output.data_ptr());
   });
   return output;
@@ -207,7 +199,7 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
                                        bool want_values, bool want_coords) {
   const Tensor& values = call.values;
   const Tensor grad_output =
-      row_strides_of(grad_output_in, call.batch_axes) ? grad_output_in : dense(grad_output_in);
+      point_strides_of(grad_output_in, call.batch_axes) ? grad_output_in : dense(grad_output_in);
   call.set_strided(values);
   const Problem& problem = call.problem;
   const Plan plan = plan_backward_planes(problem, site.device, want_coords, site.forced);
@@ -217,8 +209,8 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
   to_values.set_zero(site);
   with_launches(problem, [&](auto launches) {
     launches.backward_planes(problem, plan, site.stream,
-                             *row_strides_of(grad_output, call.batch_axes), grad_output.data_ptr(),
-                             to_values.data(), to_coords.data());
+                             *point_strides_of(grad_output, call.batch_axes),
+                             grad_output.data_ptr(), to_values.data(), to_coords.data());
   });
   return {to_values.sum(site), to_coords.sum(site)};
 }

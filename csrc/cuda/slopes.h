@@ -64,10 +64,10 @@ CRAD_DEVICE void store_slopes(const Problem& problem, const Tables& tables,
   }
 }
 
-// The sums of kSums numbers over the lanes that share a point. Of 8 lanes and more, that takes 7
-// exchanges and a few instead of kSums a bit: at each, a lane gives away half of its numbers and
-// adds what it is given to the others; afterwards v[0] of a lane is the sum of number
-// `index_of_sum(lane)`. Of fewer, every lane has all sums.
+// The sums of kSums numbers over the lanes that share a point. Of fewer than kSums lanes, every
+// lane has all sums afterwards. Of others, v[0] of a lane is the sum of number
+// `index_of_sum(lane)`: at each exchange, a lane gives away half of its numbers and adds what it is
+// given to the others, which takes fewer exchanges.
 template <class A>
 CRAD_DEVICE void sum_over_lanes(A (&v)[kSums], int lanes) {
   const int lane = threadIdx.x % kWarp;

@@ -89,8 +89,9 @@ def test_components_that_differ(cuda_library: str, case: Case) -> None:
 @pytest.mark.parametrize("size", [(1,), (1, 1), (1, 7), (7, 1), (1, 1, 1), (3, 1, 2)], ids=str)
 def test_axes_of_one_entry(cuda_library: str, size: tuple[int, ...], padding_mode: str) -> None:
     for align_corners in (False, True):
-        case = Case(size, 8, (90,), None, "linear", padding_mode, align_corners, torch.float32)
-        assert_matches_the_reference(replace(case, coords_dtype=torch.float32), cuda_library)
+        case = Case(size, 8, (90,), padding_mode=padding_mode, align_corners=align_corners)
+        case = replace(case, dtype=torch.float32, coords_dtype=torch.float32)
+        assert_matches_the_reference(case, cuda_library)
 
 
 @pytest.mark.parametrize("case", linear(1, 2, 3, channels=4, points=(300,), batch=2), ids=str)

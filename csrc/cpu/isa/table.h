@@ -43,21 +43,6 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
 
 // ---- from run-time types to compile-time ones ----
 
-// Calls f with a number of the type.
-template <class F>
-void with_value_type(ValueType type, F f) {
-  switch (type) {
-    case ValueType::float64:
-      return f(double{});
-    case ValueType::float32:
-      return f(float{});
-    case ValueType::bfloat16:
-      return f(bfloat16{});
-    case ValueType::float16:
-      return f(float16{});
-  }
-}
-
 template <class F>
 void with_coord_type(CoordType type, F f) {
   type == CoordType::float64 ? f(double{}) : f(float{});
