@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crad_kernels import sample
+from crad_kernels._schema import MODES
 from tests.cases import (
     DTYPES,
     JUDGE,
-    MODES,
     SAME_INDEX,
     SIZES,
     Case,
