@@ -38,7 +38,7 @@ def dump_address(address: str, profile: Path, *options: str) -> str:
     if browser is None:
         pytest.skip(f"needs a browser: {' or '.join(_NAMES)} (Debian: apt install chromium)")
     command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu"),
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
         *(f"--user-data-dir={profile}", *options, "--dump-dom", address),
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
