@@ -20,7 +20,7 @@ from crad.png import is_own_jpeg, write_jpeg
 from crad.report.page import make_page
 from crad.report.verdicts import Verdict, choose_sections, with_margins
 from crad.training.run_folder import PAGE_HEAD, SCORES_HEAD
-from tests.crad.browser import dump
+from tests.crad.browser import dump, overflow_on_a_phone, print_pages
 from tests.crad.html_page import Page, loads_from_elsewhere
 from tests.fixtures import files_of
 
@@ -85,6 +85,12 @@ def test_the_page_needs_nothing_from_elsewhere(measured: Path) -> None:
     assert {a.removeprefix("#") for a in page.addresses if a.startswith("#")} <= {*page.names}
 
 
+def test_pictures_are_loaded_once_they_are_seen(measured: Path) -> None:
+    page = Page((measured / "report.html").read_text(encoding="utf-8"))
+    assert len(page.images) >= len([*(measured / "pictures").iterdir()]) > 0
+    assert {image.get("loading") for image in page.images} == {"lazy"}
+
+
 @pytest.mark.slow
 def test_a_browser_opens_sorts_and_filters_it_and_shows_the_worst_miss(measured: Path) -> None:
     def rows(text: str) -> list[str]:
@@ -128,6 +134,19 @@ def test_a_browser_opens_sorts_and_filters_it_and_shows_the_worst_miss(measured:
         assert picture.width == int(found[2]) == image.width
         difference = np.asarray(picture.convert("RGB"), int) - np.asarray(image.convert("RGB"), int)
     assert np.abs(difference).mean() < 6  # of JPEG
+
+
+@pytest.mark.slow
+def test_it_fits_a_phone_and_is_printed(measured: Path) -> None:
+    assert overflow_on_a_phone(measured / "report.html") == 0
+    assert print_pages(measured / "report.html") > 1
+
+
+@pytest.mark.slow
+def test_what_is_wider_than_a_phone_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "wide #1.html"
+    page.write_text('<!doctype html><body style="margin: 0"><p style="width: 400px">wide', "utf-8")
+    assert overflow_on_a_phone(page) == 10
 
 
 @pytest.mark.slow
