@@ -19,8 +19,10 @@ from crad.report.environment import commit
 from crad.report.report import report
 from crad.report.results import Results, make_results
 from crad.report.suspects import list_suspects
+from crad.report.suspects_page import write_suspects
 from crad.scoring.calibration import warn_if_few
 from crad.scoring.evaluation import Evaluation
+from crad.scoring.maps import Maps, choose, concatenate
 from crad.scoring.metrics import EpochMetrics, better
 from crad.scoring.protocols import PROTOCOLS, Protocol, choose_protocols, decision_scores
 from crad.scoring.suspects import Suspect, find_suspects
@@ -190,7 +192,7 @@ def train_model(
             if processes.is_main():
                 checkpoint.save(run.path)
 
-        suspects = _find_suspects(training, inputs, decision_protocol, device)
+        suspects, suspect_maps = _find_suspects(training, inputs, decision_protocol, device)
 
         started = time.perf_counter()
         maps = map_features(training.model, inputs.test, device)
@@ -228,6 +230,13 @@ def train_model(
                 decisions=decisions,
                 baselines=baselines,
                 best_on_test=checkpoint.best_on_test,
+                suspects=suspects,
+            )
+            write_suspects(
+                *(run, suspects, suspect_maps, decision_protocol),
+                frame=inputs.frame,
+                decoding=inputs.decoding,
+                colour_scale=checkpoint.colour_scale,
             )
             report(
                 *(results, evaluation, maps, decision_protocol, run),
@@ -237,7 +246,7 @@ def train_model(
             if show and (recognised := _count_recognised(inputs)):
                 print(recognised)
             normal = [*inputs.train.samples, *inputs.held_back.samples]
-            for line in list_suspects(suspects, len(normal)):
+            for line in list_suspects(suspects, len(normal), run.suspects):
                 print(line)
             return results
 
@@ -260,15 +269,19 @@ def _count_recognised(inputs: Inputs) -> str | None:
 
 def _find_suspects(
     training: Training, inputs: Inputs, protocol: Protocol, device: torch.device
-) -> list[Suspect]:
-    """The normal images that may not be normal, worst first."""
-    found = []
+) -> tuple[list[Suspect], Maps]:
+    """The normal images that may not be normal, the worst first, and their maps."""
+    found: list[Suspect] = []
+    parts = []
     for each in (inputs.train, inputs.held_back):  # those of the second score higher
         maps = map_features(training.model, each, device)
         scores = decision_scores(maps, each.samples, inputs.frame, protocol)
-        found += find_suspects(each.samples, scores)
-    found = [suspect for suspect in found if suspect.sample.path]  # others are not at hand
-    return sorted(found, key=lambda suspect: -suspect.times)
+        at_hand = [one for one in find_suspects(each.samples, scores) if one.sample.path]
+        found += at_hand
+        if at_hand:  # the maps of no images have no size
+            parts.append(choose(maps, [suspect.number for suspect in at_hand]))
+    order = sorted(range(len(found)), key=lambda place: -found[place].times)
+    return [found[place] for place in order], choose(concatenate(parts), order)
 
 
 def _class_names(config: Config) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from crad.devices import select_device
 from crad.errors import CheckpointError
 from crad.report.results import Results, combine_results, write_results
 from crad.report.summary import summary
+from crad.report.suspects_page import join_suspects
 from crad.scoring.held_back import check_share
 from crad.scoring.interest import mask_files
 from crad.train_options import TrainOptions
@@ -95,10 +96,14 @@ def train_separately(options: TrainOptions, train_one: TrainOne) -> Results:
                 note = " (finished)" if done else ""
                 print(f"class {number} of {len(names)}: {name}{note}", flush=True)
                 parts.append(done or train_one(run, show=False, whole=whole))
-                if not done and processes.is_main():  # its page is of former models
+                if not done and processes.is_main():  # its pages are of former models
                     folder.clear_evidence()
+                    folder.clear_suspects()
             results = combine_results(parts)
+            processes.on_main(lambda: join_suspects(folder, parts))
             _finish(options, whole.record, dataset, results)
+            if number := len(results.get("suspects", ())):
+                print(f"suspicious: {number} in all; open {folder.suspects} in a browser")
         except KeyboardInterrupt as interrupt:
             way_on = (
                 f"{len(parts)} of {len(names)} classes are finished; continue with: "

@@ -3,14 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from crad.data.images import open_image
 from crad.files import remove_leftovers, write_atomically
-from crad.png import write_jpeg, write_png
-from crad.report.heat_maps import colour, heat_map, levels_of, outline
-from crad.report.page import Pictures, make_page
+from crad.report.markup import Pictures
+from crad.report.page import make_page
+from crad.report.pictures import draw
 from crad.report.results import Results
 from crad.report.scores import Csv, boxes_of
 from crad.report.verdicts import Verdict, choose_sections, with_margins
@@ -23,8 +19,6 @@ from crad.training.run_folder import SCORES_HEAD, RunFolder
 Mark = Callable[[Prediction], Prediction]
 
 COLUMNS = (*SCORES_HEAD.rstrip(",").split(","), "p_value", "threshold", "decision", "regions")
-_OUTLINE = (0, 255, 255)  # which no heat map has
-_SIDE = 448  # of the box that a picture is fitted into, in pixels; smaller ones stay
 
 
 def write_evidence(
@@ -64,7 +58,7 @@ def write_evidence(
         chosen, evaluation.score(chosen, anomaly_maps, protocol), strict=True
     ):
         name = str(prediction.class_name)
-        written = _draw(mark(prediction), files[number], evaluation, scales[name])
+        written = draw(mark(prediction), files[number], evaluation.decoding, scales[name])
         pictures[number] = {
             title: f"{run.pictures.name}/{files[number][title].name}" if written[title] else None
             for title in files[number]
@@ -98,26 +92,3 @@ def _files(run: RunFolder, number: int) -> dict[str, Path]:
         "anomaly map": run.pictures / f"{number:05}-map.jpg",
         "overlay": run.pictures / f"{number:05}-overlay.jpg",
     }
-
-
-def _draw(
-    prediction: Prediction,
-    files: Mapping[str, Path],
-    evaluation: Evaluation,
-    colour_scale: tuple[float, float],
-) -> dict[str, bool]:
-    """Write the pictures of an image; say which there are."""
-    assert prediction.path is not None  # test images are files
-    image = open_image(prediction.path, evaluation.decoding)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    levels = levels_of(prediction.scored_map, *colour_scale)
-    write_jpeg(files["image"], image)
-    write_jpeg(files["anomaly map"], colour(levels.resize(image.size, Image.Resampling.BICUBIC)))
-    overlay = heat_map(image, prediction.scored_map, *colour_scale)
-    if prediction.anomaly_mask is not None:
-        overlay.paste(_OUTLINE, mask=outline(prediction.anomaly_mask, image.size))
-    write_jpeg(files["overlay"], overlay)
-    if prediction.truth is not None:
-        mask = Image.fromarray(prediction.truth.astype(np.uint8) * np.uint8(255))
-        write_png(files["truth"], mask.resize(image.size), durable=False)
-    return {title: title != "truth" or prediction.truth is not None for title in files}

@@ -5,8 +5,6 @@ import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,12 @@ import numpy as np
 
 from crad.data.samples import GOOD
 from crad.report.charts import histogram, roc_curve
+from crad.report.markup import Pictures, content, document, escaped, figures
 from crad.report.results import Results
 from crad.report.verdicts import Section, Verdict
 from crad.scoring.metrics import COLUMNS as METRICS
 from crad.scoring.metrics import measure_ranking
-from crad.training.run_folder import PAGE_HEAD
 from crad.words import count
-
-Pictures = Mapping[str, str | None]
-"""The pictures of an image, by what they show: a path from the page, or None if not known."""
 
 _TABLE = {
     "image": ("image", True),
@@ -57,11 +52,8 @@ def make_page(
     shown = {each.number for section in sections for each in section.shown}
     classes = [name for name in results["classes"] if any(_is_of(name, v) for v in verdicts)]
     title = f"crad: {Path(results.get('data', '')).name or 'test images'}"
-    parts = [
-        PAGE_HEAD,
-        '<meta charset="utf-8">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        f"<title>{_text(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n",
+    return document(
+        title,
         _head(results, verdicts, title),
         _contents(sections),
         _filter(verdicts, classes),
@@ -72,18 +64,8 @@ def make_page(
         _image_table(),
         "</main>\n",
         _data(verdicts, sections, names, shown),
-        f"<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
-    ]
-    return "".join(parts)
-
-
-def _text(text: str) -> str:
-    """A text as HTML; bytes of a file name that are no character are escaped."""
-    return escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def _file(name: str) -> str:
-    return resources.files("crad.report").joinpath(name).read_text(encoding="utf-8")
+        f"<script>\n{content('page.js')}</script>\n",
+    )
 
 
 def _is_of(name: str, verdict: Verdict) -> bool:
@@ -112,7 +94,7 @@ def _head(results: Results, verdicts: Sequence[Verdict], title: str) -> str:
     if not decisions:
         del counts["missed defects"], counts["false alarms"]
     cells = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
+        f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>"
         for name, value in counts.items()
     )
     rule = (
@@ -122,7 +104,7 @@ def _head(results: Results, verdicts: Sequence[Verdict], title: str) -> str:
         if decisions
         else "The checkpoint has no thresholds, so nothing is decided."
     )
-    note = f'<p class="note">{_text(results["note"])}</p>\n' if "note" in results else ""
+    note = f'<p class="note">{escaped(results["note"])}</p>\n' if "note" in results else ""
     told = results["environment"]
     versions = ", ".join(
         f"{name} {told[name]}"
@@ -130,9 +112,9 @@ def _head(results: Results, verdicts: Sequence[Verdict], title: str) -> str:
         if told.get(name)
     )
     return (
-        f"<header>\n<h1>{_text(title)}</h1>\n"
-        f'<p class="faint">{_text(results.get("data", ""))}; epoch {results["epoch"]}, seed '
-        f"{results['seed']}; {_text(versions)}</p>\n{note}<p>{_text(rule)}</p>\n"
+        f"<header>\n<h1>{escaped(title)}</h1>\n"
+        f'<p class="faint">{escaped(results.get("data", ""))}; epoch {results["epoch"]}, seed '
+        f"{results['seed']}; {escaped(versions)}</p>\n{note}<p>{escaped(rule)}</p>\n"
         f'<dl class="counts">{cells}</dl>\n</header>\n'
     )
 
@@ -142,13 +124,15 @@ def _contents(sections: Sequence[Section]) -> str:
     for number, section in enumerate(sections):
         places[f"section-{number}"] = f"{section.title.partition(',')[0]} ({section.total})"
     places["all"] = "All test images"
-    links = " ".join(f'<li><a href="#{at}">{_text(title)}</a></li>' for at, title in places.items())
+    links = " ".join(
+        f'<li><a href="#{at}">{escaped(title)}</a></li>' for at, title in places.items()
+    )
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
 
 
 def _filter(verdicts: Sequence[Verdict], classes: Sequence[str]) -> str:
     def choice(name: str, label: str, values: Iterable[str]) -> str:
-        options = "".join(f'<option value="{_text(v)}">{_text(v)}</option>' for v in values)
+        options = "".join(f'<option value="{escaped(v)}">{escaped(v)}</option>' for v in values)
         return (
             f'<label>{label} <select name="{name}"><option value="">all</option>{options}'
             "</select></label>\n"
@@ -186,18 +170,18 @@ def _table(
     kinds = [' class="words"' if words else "" for _, words in heads]
 
     def line(cells: Sequence[str], of: str | None = None) -> str:
-        data = "" if of is None else f' data-class="{_text(of)}"'
+        data = "" if of is None else f' data-class="{escaped(of)}"'
         inner = "".join(
-            f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)
+            f"<td{kind}>{escaped(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)
         )
         return f"<tr{data}>{inner}</tr>\n"
 
     head = "".join(
-        f'<th scope="col"{kind}>{_text(title)}</th>'
+        f'<th scope="col"{kind}>{escaped(title)}</th>'
         for kind, (title, _) in zip(kinds, heads, strict=True)
     )
     above = "".join(
-        f'<th scope="colgroup" class="group" colspan="{number}">{_text(title)}</th>'
+        f'<th scope="colgroup" class="group" colspan="{number}">{escaped(title)}</th>'
         for title, number in groups
     )
     above = f"<tr>{above}</tr>\n" if groups else ""
@@ -278,7 +262,7 @@ def _charts(verdicts: Sequence[Verdict], classes: Sequence[str]) -> str:
         threshold = members[0].threshold
         curve = roc_curve(good, defective, threshold, name) if good and defective else ""
         charts.append(
-            f'<section class="chart" data-class="{_text(name)}"><h3>{_text(name)}</h3>\n<div>'
+            f'<section class="chart" data-class="{escaped(name)}"><h3>{escaped(name)}</h3>\n<div>'
             f"{histogram(good, defective, threshold, name)}{curve}</div></section>\n"
         )
     return (
@@ -296,7 +280,7 @@ def _section(
     else:
         note = "" if section.total else "There are none."
     cases = "".join(_case(each, pictures[each.number], names) for each in section.shown)
-    title = f"{_text(section.title)} ({section.total})"
+    title = f"{escaped(section.title)} ({section.total})"
     return (
         f'<section class="cases">\n<h2 id="section-{number}">{title}</h2>\n'
         f"{f'<p>{note}</p>' if note else ''}\n{cases}</section>\n"
@@ -305,10 +289,6 @@ def _section(
 
 def _case(verdict: Verdict, pictures: Pictures, names: Mapping[int, str]) -> str:
     sample, kind = verdict.sample, (verdict.outcome or "").replace(" ", "-")
-    figures = "".join(
-        f"<figure>{_picture(title, file)}<figcaption>{title}</figcaption></figure>"
-        for title, file in pictures.items()
-    )
     score = f"score {verdict.score:.4g}"
     if verdict.threshold is not None:
         score += f", threshold {verdict.threshold:.4g}"
@@ -317,17 +297,11 @@ def _case(verdict: Verdict, pictures: Pictures, names: Mapping[int, str]) -> str
     outcome = f'<span class="{kind}">{verdict.outcome}</span>' if verdict.outcome else ""
     return (
         f'<article class="case {kind}-case" id="image-{verdict.number}" '
-        f'data-number="{verdict.number}">\n<header><h3>{_text(str(sample.class_name))}: '
-        f"{_text(sample.defect or '')}</h3>{outcome}<span>{score}</span></header>\n"
-        f'<p class="faint">{_text(names[verdict.number])}</p>\n'
-        f'<div class="pictures">{figures}</div>\n</article>\n'
+        f'data-number="{verdict.number}">\n<header><h3>{escaped(str(sample.class_name))}: '
+        f"{escaped(sample.defect or '')}</h3>{outcome}<span>{score}</span></header>\n"
+        f'<p class="faint">{escaped(names[verdict.number])}</p>\n'
+        f"{figures(pictures)}</article>\n"
     )
-
-
-def _picture(title: str, file: str | None) -> str:
-    if not file:
-        return '<div class="none">not known</div>'
-    return f'<a href="{_text(file)}"><img src="{_text(file)}" loading="lazy" alt="{title}"></a>'
 
 
 def _image_table() -> str:

@@ -4,17 +4,24 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from crad.data.demo import is_demo
 from crad.files import write_json
 from crad.report.environment import environment
 from crad.scoring.calibration import Decisions
 from crad.scoring.metrics import EpochMetrics, Metrics, summarise
+from crad.scoring.suspects import Suspect
 from crad.training.checkpoint import Checkpoint
 
 DEMO_NOTE = "demo set: a stand-in, not a benchmark"
 """The `note` of every result on a generated set."""
+
+
+SuspectEntry = TypedDict(
+    "SuspectEntry", {"image": str, "class": str, "score": float, "times_the_median": float}
+)
+"""A normal image that may not be normal; the median is that of the scores of its class."""
 
 
 class Results(Metrics):
@@ -29,6 +36,7 @@ class Results(Metrics):
         other_protocols: the metrics of the same maps by further protocols.
         best_on_test: the epoch with the best mean image AUROC. It is chosen on the test images, so
             it is not what the run reaches. In the separate setting, an epoch for each class.
+        suspects: normal images that may not be normal, the worst first.
     """
 
     protocol: str
@@ -42,6 +50,7 @@ class Results(Metrics):
     other_protocols: NotRequired[dict[str, Metrics]]
     best_on_test: NotRequired[EpochMetrics]
     decisions: NotRequired[Decisions]
+    suspects: NotRequired[list[SuspectEntry]]
 
 
 def make_results(
@@ -55,6 +64,7 @@ def make_results(
     decisions: Decisions | None = None,
     baselines: Mapping[str, Metrics] | None = None,
     best_on_test: EpochMetrics | None = None,
+    suspects: Sequence[Suspect] = (),
 ) -> Results:
     """Say what was measured on what.
 
@@ -68,6 +78,7 @@ def make_results(
         decisions: left out if None, as are the next two.
         baselines: by the first protocol.
         best_on_test: by the first protocol.
+        suspects: normal images that may not be normal; left out if there are none.
     """
     (protocol, reported), *others = metrics.items()
     results: Results = {
@@ -86,8 +97,19 @@ def make_results(
         "other_protocols": dict(others),
         "best_on_test": best_on_test,
         "decisions": decisions,
+        "suspects": [suspect_entry(each) for each in suspects],
     }
     return cast(Results, {**results, **{name: value for name, value in extra.items() if value}})
+
+
+def suspect_entry(suspect: Suspect) -> SuspectEntry:
+    """What is written of an image that may not be normal."""
+    return {
+        "image": str(suspect.sample.path),
+        "class": str(suspect.sample.class_name),
+        "score": suspect.score,
+        "times_the_median": suspect.times,
+    }
 
 
 def combine_results(parts: Sequence[Results]) -> Results:
@@ -118,6 +140,9 @@ def combine_results(parts: Sequence[Results]) -> Results:
             "false_alarm_rate": decided[0]["false_alarm_rate"],
             "classes": {name: each for part in decided for name, each in part["classes"].items()},
         }
+    results.pop("suspects", None)  # those of the last part alone
+    if suspects := [each for part in parts for each in part.get("suspects", ())]:
+        results["suspects"] = sorted(suspects, key=lambda each: -each["times_the_median"])
     return results
 
 

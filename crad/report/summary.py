@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from crad.report.results import Results
 from crad.report.tables import lay_out, printable
-from crad.scoring.calibration import ClassDecisions, Decisions
+from crad.scoring.calibration import ClassDecisions, Decisions, promise
 from crad.scoring.metrics import COLUMNS, EpochMetrics, Metrics
 from crad.words import count
 
@@ -79,6 +79,8 @@ def _decisions(decisions: Decisions) -> list[str]:
             "normal images, use --calibration-folds or a larger --calibration-share, or give crad "
             "calibrate new ones"
         )
+    elif promised := promise(numbers, rate):
+        lines.append(promised)
     return lines
 
 

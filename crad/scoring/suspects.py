@@ -21,11 +21,13 @@ class Suspect:
         sample: the image.
         score: its anomaly score.
         times: the score as a multiple of the median of those it is compared with.
+        number: its place among the images that were searched, from 0.
     """
 
     sample: Sample
     score: float
     times: float
+    number: int
 
 
 def find_suspects(samples: Iterable[Sample], scores: Iterable[float]) -> list[Suspect]:
@@ -38,21 +40,21 @@ def find_suspects(samples: Iterable[Sample], scores: Iterable[float]) -> list[Su
         samples: images that were all trained on, or all not.
         scores: one for each, above 0.
     """
-    by_class: dict[str | None, list[tuple[Sample, float]]] = defaultdict(list)
-    for sample, score in zip(samples, scores, strict=True):
-        by_class[sample.class_name].append((sample, score))
+    by_class: dict[str | None, list[tuple[int, Sample, float]]] = defaultdict(list)
+    for number, (sample, score) in enumerate(zip(samples, scores, strict=True)):
+        by_class[sample.class_name].append((number, sample, score))
     found = [each for members in by_class.values() for each in _outliers(members)]
     return sorted(found, key=lambda suspect: -suspect.times)
 
 
-def _outliers(members: Sequence[tuple[Sample, float]]) -> list[Suspect]:
+def _outliers(members: Sequence[tuple[int, Sample, float]]) -> list[Suspect]:
     if len(members) < _FEWEST:
         return []
-    levels = np.log(np.maximum([score for _, score in members], np.finfo(np.float64).tiny))
+    levels = np.log(np.maximum([score for *_, score in members], np.finfo(np.float64).tiny))
     above = levels - np.median(levels)
     deviation = max(1.4826 * float(np.median(np.abs(above))), _LEAST_DEVIATION)
     return [
-        Suspect(sample, score, float(np.exp(each)))
-        for (sample, score), each in zip(members, above, strict=True)
+        Suspect(sample, score, float(np.exp(each)), number)
+        for (number, sample, score), each in zip(members, above, strict=True)
         if each > _FAR * deviation
     ]

@@ -21,9 +21,10 @@ SCORES_HEAD = "image,class,kind,truth,score,"
 """How the table of the test images begins, whatever columns follow."""
 
 PAGE_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="crad">\n'
-"""How the page of the test images begins."""
+"""How a page with pictures begins."""
 
 _PICTURE = re.compile(r"\d{5,}-(image|map|overlay)\.jpg|\d{5,}-truth\.png")
+_SUSPECT_PICTURE = re.compile(r"suspect-\d{5,}-(image|overlay)\.jpg")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,13 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def suspects(self) -> Path:
+        """The page that shows normal images that may not be normal."""
+        return self.path / "suspects.html"
+
+    @property
     def pictures(self) -> Path:
-        """Folder of the pictures of the page."""
+        """Folder of the pictures of both pages."""
         return self.path / "pictures"
 
     def locked(self) -> AbstractContextManager[None]:
@@ -84,7 +90,8 @@ class RunFolder:
         """
         own = (
             *(self.checkpoint, self.results, self.sheets, self.path / RECORD_NAME),
-            *(self.scores, self.page, self.pictures, self.exemplars, self.products),
+            *(self.scores, self.page, self.suspects, self.pictures),
+            *(self.exemplars, self.products),
         )
         if name.casefold() in [path.name for path in own]:
             raise OutputError(
@@ -110,6 +117,7 @@ class RunFolder:
         self.check_foreign()
         files = (self.checkpoint, self.path / RECORD_NAME)
         found = [file for file in files if file.exists()] + self.measurements()
+        found += [self.suspects] if self.suspects.exists() else []
         if overwrite or not found:
             return
         has_checkpoint, name = self.checkpoint in found, found[0].relative_to(self.path)
@@ -137,7 +145,7 @@ class RunFolder:
             OutputError: there is such a file.
         """
         folders = (self.sheets, self.pictures)
-        evidence = (self.scores, self.page)
+        evidence = (self.scores, self.page, self.suspects)
         files = (
             *(self.checkpoint, self.path / RECORD_NAME, self.results, *evidence),
             *(self.exemplars, self.products),
@@ -158,7 +166,12 @@ class RunFolder:
                 Output("--output", self.results, lambda _: self.read_results() is not None),
                 Output("--output", self.scores, lambda file: _begins(file, SCORES_HEAD)),
                 Output("--output", self.page, lambda file: _begins(file, PAGE_HEAD)),
-                *(Output("--output", file, _is_own_picture) for file in self._pictures()),
+                Output("--output", self.suspects, lambda file: _begins(file, PAGE_HEAD)),
+                *(
+                    Output("--output", file, _is_own_picture)
+                    for pattern in (_PICTURE, _SUSPECT_PICTURE)
+                    for file in self._pictures(pattern)
+                ),
             ],
             inputs=(),
         )
@@ -208,6 +221,7 @@ class RunFolder:
         for file in sheets:
             file.unlink(missing_ok=True)
         self.clear_evidence()
+        self.clear_suspects()
         for folder in (self.sheets, self.pictures):
             with suppress(OSError):  # it is not empty, or missing
                 folder.rmdir()
@@ -218,7 +232,17 @@ class RunFolder:
         So no page shows pictures of another measurement. Files of another origin stay.
         """
         remove_leftovers([self.page, self.scores])
-        for file in (self.page, *filter(_is_own_picture, self._pictures()), self.scores):
+        pictures = filter(_is_own_picture, self._pictures(_PICTURE))
+        for file in (self.page, *pictures, self.scores):
+            file.unlink(missing_ok=True)
+
+    def clear_suspects(self) -> None:
+        """Remove the page of suspicious training images, then its pictures.
+
+        An evaluation leaves them, as they are of the training.
+        """
+        remove_leftovers([self.suspects])
+        for file in (self.suspects, *filter(_is_own_picture, self._pictures(_SUSPECT_PICTURE))):
             file.unlink(missing_ok=True)
 
     def sheet(self, class_name: str) -> Path:
@@ -239,10 +263,10 @@ class RunFolder:
         sheets = [self.sheet(name) for name in sorted(names)]
         return [file for file in sheets if file.parent == self.sheets and file.is_file()]
 
-    def _pictures(self) -> list[Path]:
-        """The files with a name that a picture of the page may have."""
+    def _pictures(self, pattern: re.Pattern[str]) -> list[Path]:
+        """The files with a name that a picture of a page may have."""
         found = self.pictures.iterdir() if self.pictures.is_dir() else ()
-        return sorted(file for file in found if _PICTURE.fullmatch(file.name))
+        return sorted(file for file in found if pattern.fullmatch(file.name))
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left of files half written."""

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from crad.png import is_own_jpeg, write_jpeg
 from crad.report.page import make_page
 from crad.report.verdicts import Verdict, choose_sections, with_margins
 from crad.training.run_folder import PAGE_HEAD, SCORES_HEAD
-from tests.crad.browser import dump
+from tests.crad.browser import dump, overflow_on_a_phone, print_pages
+from tests.crad.html_page import Page, loads_from_elsewhere
 from tests.fixtures import files_of
 
 Command = Callable[..., int]
@@ -73,42 +73,22 @@ def test_the_table_says_what_is_decided_of_each_image(trained, measured: Path) -
     ]
 
 
-class Page(HTMLParser):
-    """The links, pictures and scripts of a page, and whether its elements are closed."""
-
-    VOID = ("meta", "img", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.open: list[str] = []
-        self.names: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.addresses += [str(given[name]) for name in ("src", "href") if name in given]
-        self.names += [str(given["id"])] if "id" in given else []
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_the_page_needs_nothing_from_elsewhere(measured: Path) -> None:
     text = (measured / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert "//" not in re.sub(r"\s//.*", "", text).replace("http://www.w3.org/2000/svg", "")
+    assert not loads_from_elsewhere(text)
     files = {address for address in page.addresses if not address.startswith("#")}
     assert all((measured / file).is_file() for file in files)
     drawn = {str(path.relative_to(measured)) for path in (measured / "pictures").iterdir()}
     assert drawn == files - {"scores.csv"}
     assert {a.removeprefix("#") for a in page.addresses if a.startswith("#")} <= {*page.names}
+
+
+def test_pictures_are_loaded_once_they_are_seen(measured: Path) -> None:
+    page = Page((measured / "report.html").read_text(encoding="utf-8"))
+    assert len(page.images) >= len([*(measured / "pictures").iterdir()]) > 0
+    assert {image.get("loading") for image in page.images} == {"lazy"}
 
 
 @pytest.mark.slow
@@ -154,6 +134,19 @@ def test_a_browser_opens_sorts_and_filters_it_and_shows_the_worst_miss(measured:
         assert picture.width == int(found[2]) == image.width
         difference = np.asarray(picture.convert("RGB"), int) - np.asarray(image.convert("RGB"), int)
     assert np.abs(difference).mean() < 6  # of JPEG
+
+
+@pytest.mark.slow
+def test_it_fits_a_phone_and_is_printed(measured: Path) -> None:
+    assert overflow_on_a_phone(measured / "report.html") == 0
+    assert print_pages(measured / "report.html") > 1
+
+
+@pytest.mark.slow
+def test_what_is_wider_than_a_phone_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "wide #1.html"
+    page.write_text('<!doctype html><body style="margin: 0"><p style="width: 400px">wide', "utf-8")
+    assert overflow_on_a_phone(page) == 10
 
 
 @pytest.mark.slow
@@ -259,6 +252,7 @@ def test_a_truth_that_is_not_known_is_said(trained, command: Command, tmp_path: 
 
 
 NAMES = ("scores.csv", "report.html", "pictures/00000-image.jpg", "pictures/00003-truth.png")
+NAMES += ("suspects.html", "pictures/suspect-00000-overlay.jpg")
 
 
 @pytest.mark.parametrize("name", NAMES)

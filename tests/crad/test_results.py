@@ -210,7 +210,22 @@ def test_decisions_have_a_table(results):
         "a long class name          199     0.5123             -        -",
         "----------------------------------------------------------------",
         "all                                             2 of 10  1 of 10",
+        "thresholds from 99 to 199 images a class: at most 0.01 of normal images like them are "
+        "false alarms, as asked for",
     ]
+
+
+def test_the_table_says_what_rate_the_images_can_promise(results):
+    for rate, numbers, told in [
+        (0.05, (19, 19), "from 19 normal images a class: at most 0.05 of normal images"),
+        (0.05, (18, 40), "on average 1 of 19 new normal images"),
+        (0.05, (19, 0), "from 19 normal images a class: at most 0.05 of normal images"),
+    ]:
+        classes = dict(zip(("brick", "gauge"), map(decision, numbers), strict=True))
+        results["decisions"] = {"protocol": "crad", "false_alarm_rate": rate, "classes": classes}
+        assert told in summary(results).splitlines()[-1]
+    results["decisions"]["classes"] = {"brick": decision(0)}  # kept from another model
+    assert summary(results).splitlines()[-1].startswith("a class without good images")
 
 
 def test_the_table_says_what_thresholds_from_few_images_are_worth(results):

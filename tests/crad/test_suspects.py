@@ -4,14 +4,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import crad.evaluate
 from crad.data.demo import write_demo
 from crad.data.samples import Sample
 from crad.scoring.suspects import find_suspects
+from tests.crad.html_page import Page, loads_from_elsewhere
+from tests.fixtures import run
 
 
 def samples(name: str, count: int) -> list[Sample]:
@@ -46,20 +50,84 @@ def test_scores_that_hardly_differ_or_are_few(scores: list[float]) -> None:
     assert find_suspects(samples("nut", len(scores)), scores) == []
 
 
+def write_with_a_defect(root: Path, *others: str) -> Path:
+    """Write normal images of bricks, and one among them that is the path given back."""
+    write_demo(root, n_train=24, n_test=2, size=64, classes=("brick", *others))
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[::4, 32:] = 255
+    bad = root / "brick" / "train" / "good" / "bad.png"
+    Image.fromarray(stripes).save(bad)
+    return bad
+
+
+def shows(picture: Path, image: Path) -> bool:
+    """Whether a JPEG is that of a picture."""
+    with Image.open(picture) as drawn, Image.open(image) as true:
+        difference = np.asarray(drawn.convert("L"), int) - np.asarray(true.convert("L"), int)
+    return bool(np.abs(difference).mean() < 6)
+
+
 @pytest.mark.slow
 def test_training_names_a_defect_among_the_normal_images(
     train_command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_demo(tmp_path, n_train=24, n_test=2, size=64, classes=("brick",))
-    data = tmp_path / "brick"
-    stripes = np.zeros((64, 64), np.uint8)
-    stripes[::4, 32:] = 255
-    Image.fromarray(stripes).save(data / "train" / "good" / "bad.png")
-    assert train_command(data, tmp_path / "run", "--calibration-share", "0") == 0
+    bad = write_with_a_defect(tmp_path / "data")
+    output, data = tmp_path / "run", tmp_path / "data" / "brick"
+    no_share = ("--calibration-share", "0")
+    assert train_command(data, output, *no_share) == 0
     out = capsys.readouterr().out
     assert "suspicious: 1 of 25 normal images" in out
-    listed = out.partition("times the median")[2]
-    assert str(data / "train" / "good" / "bad.png") in listed
+    assert f"open {output / 'suspects.html'} in a browser" in out
+    assert str(bad) in out.partition("times the median")[2]
+    (suspect,) = json.loads((output / "results.json").read_text())["suspects"]
+    assert (suspect["image"], suspect["class"]) == (str(bad), "brick")
+
+    text = (output / "suspects.html").read_text(encoding="utf-8")
+    for told in (str(bad), f"score {suspect['score']:.4g}", "--contamination", "remove those"):
+        assert told in text
+    assert f"{suspect['times_the_median']:.2f} times the median of its class" in text
+    assert not loads_from_elsewhere(text)
+    page = Page(text)
+    assert page.open == []
+    assert [each["alt"] for each in page.images] == ["image", "overlay"]
+    assert {each["loading"] for each in page.images} == {"lazy"}
+    first, overlay = (output / str(each["src"]) for each in page.images)
+    assert shows(first, bad)
+    assert not shows(overlay, bad)
+
+    # An evaluation leaves it, a training without suspects removes it, but nothing of the user's.
+    evaluation = ("--checkpoint", str(output), "--output", str(output), "--overwrite")
+    assert run(crad.evaluate.main, *evaluation) == 0
+    assert (output / "suspects.html").read_text(encoding="utf-8") == text
+    assert first.exists()
+    (output / "pictures" / "suspect.jpg").write_text("mine")
+    bad.unlink()
+    assert train_command(data, output, *no_share, "--overwrite", "--epochs", "1") == 0
+    assert not (output / "suspects.html").exists()
+    assert [*(output / "pictures").glob("suspect*")] == [output / "pictures" / "suspect.jpg"]
+    assert "suspects" not in json.loads((output / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_models_of_classes_have_a_page_together(
+    train_command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write_with_a_defect(tmp_path / "data", "gauge")
+    brick, output = tmp_path / "data" / "brick", tmp_path / "run"
+    brick = brick.rename(brick.with_name("50% brick #1?"))
+    bad = brick / bad.relative_to(tmp_path / "data" / "brick")
+    options = ("--separate", "--calibration-share", "0")
+    assert train_command(tmp_path / "data", output, *options) == 0
+    assert f"open {output / 'suspects.html'} in a browser" in capsys.readouterr().out
+    pages = [
+        Page((folder / "suspects.html").read_text()) for folder in (output, output / brick.name)
+    ]
+    first, alone = (str(page.images[0]["src"]) for page in pages)
+    assert unquote(first) == f"{brick.name}/{alone}"
+    assert shows(output / unquote(first), bad)
+    suspects = json.loads((output / "results.json").read_text())["suspects"]
+    assert suspects[0]["image"] == str(bad)
+    assert len(suspects) * 2 == len(pages[0].images)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import crad
 import crad_kernels
 from crad.__main__ import COMMANDS
 from crad.config import Config, settings
-from tests.crad.browser import dump_address
+from tests.crad.browser import dump_address, overflow_on_a_phone
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +134,7 @@ def test_the_site_is_built_and_searched_from_disk(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     examples = {path.stem for path in (ROOT / "docs/examples").glob("*.py")}
     assert {path.stem for path in (tmp_path / "built").rglob("*.ipynb")} == examples
+    assert overflow_on_a_phone(tmp_path / "built/detector.html") == 0
     for words, page in (("jitter_std", "site/kernels-api"), ("--token-file", "site/options")):
         address = f"{(tmp_path / 'built/search.html').as_uri()}?q={words}"
         found = dump_address(address, tmp_path / "browser", "--virtual-time-budget=20000")
