@@ -93,7 +93,7 @@ def _write(run: RunFolder, suspects: Sequence[tuple[SuspectEntry, Mapping[str, P
     cases = []
     for each, files in suspects[:_MOST]:
         pictures = {
-            title: _address(file, run) if file.exists() else None for title, file in files.items()
+            what: _address(file, run) if file.exists() else None for what, file in files.items()
         }
         cases.append(_case(each, pictures))
     most = f"<p>{_MOST} of {len(suspects)}; all are in results.json.</p>\n"
