@@ -155,6 +155,37 @@ def test_features_stand_for_images_that_are_gone(
     assert {each.class_name for each in kept.train.samples} == {"brick", "gauge", "grass"}
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_from_features_alone_the_old_classes_are_not_forgotten(
+    train_command: Train, command: Train, tmp_path: Path
+) -> None:
+    """Without an image of them, their image AUROC falls by at most 0.1."""
+    root, base, new = (tmp_path / name for name in ("data", "base", "new"))
+    old = ("circuit_board", "gauge")
+    write_demo(root, n_train=30, n_test=20, size=64, classes=(*old, "brick"))
+    (tmp_path / "apart").mkdir()
+    grown = (root / "brick").rename(tmp_path / "apart" / "brick")
+    settings = ("--image-size", "64", "--batch-size", "16")
+    assert train_command(root, base, *settings, "--epochs", "30") == 0
+    (base / "run.json").write_text(json.dumps({"data": GONE}))
+    assert add(grown, base, new, "--epochs", "30") == 0
+    assert {*read_checkpoint(new).n_train} == {*old, "brick"}
+    for checkpoint in (base, new):  # on the same images
+        output = tmp_path / f"{checkpoint.name} measured"
+        arguments = ("--checkpoint", str(checkpoint), "--data", str(root))
+        assert command(crad.evaluate.main, *arguments, "--output", str(output)) == 0
+    before, after = (
+        json.loads((tmp_path / f"{name} measured" / "results.json").read_text())["classes"]
+        for name in ("base", "new")
+    )
+    print({name: (before[name]["image_auroc"], after[name]["image_auroc"]) for name in old})
+    assert [*before] == [*after] == [*old]
+    for name in old:
+        assert before[name]["image_auroc"] > 0.7
+        assert after[name]["image_auroc"] > before[name]["image_auroc"] - 0.1
+
+
 def test_the_added_model_is_added_to(
     added: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
