@@ -331,7 +331,10 @@ def test_processes_of_mpirun_share_a_run(trained, tmp_path: Path) -> None:
     codes, lines = launched("mpirun", 2, "-m", "crad", "train", *arguments, folder=tmp_path)
     assert set(codes) == {0}
     assert not [line for line in lines if "warn" in line.lower() or "error" in line.lower()]
-    files = [{p.relative_to(each) for p in each.rglob("*")} for each in (run, trained.output)]
+    files = [
+        {p.relative_to(each) for p in each.rglob("*") if not p.name.startswith("suspect")}
+        for each in (run, trained.output)  # which differ in what they find suspicious
+    ]
     assert files[0] == files[1]
 
 
