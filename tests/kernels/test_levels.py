@@ -242,6 +242,20 @@ def test_any_number_of_threads_gives_the_same_bits(
         assert_near(got, wanted, 4 * SAME_INDEX[torch.float32], max(map(max, sizes)))
 
 
+@pytest.mark.usefixtures("_restored_threads")
+def test_gradients_of_more_points_than_are_taken_at_a_time(cpu_backend: str) -> None:
+    sizes, tensors = large(2, 70_001)
+
+    def results(threads: int, call: Any) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        return everything(lambda v, x: call(v, sizes, x, backend=cpu_backend), SORTED, tensors)
+
+    alone, shared = results(1, sample_levels), results(2, sample_levels)
+    for got, wanted, expected in zip(shared, alone, results(1, composed), strict=True):
+        assert torch.equal(got, wanted)
+        assert_near(got, expected, 4 * SAME_INDEX[torch.float32], max(map(max, sizes)))
+
+
 def test_results_larger_than_the_caches(cpu_backend: str) -> None:
     """Which are written past them, where rows are whole lines."""
     sizes: Sizes = [(6, 5)] * 16
