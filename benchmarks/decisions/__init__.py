@@ -1,0 +1,1 @@
+"""Whether thresholds keep what they promise, on images that no training has seen."""

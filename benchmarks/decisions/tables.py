@@ -1,0 +1,132 @@
+"""The tables of what thresholds did."""
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+from benchmarks.decisions.measured import CONTAMINATION, RATES, WAYS
+from benchmarks.markdown import table
+
+BEGIN = "<!-- decisions: written by python -m benchmarks.decisions --report docs/decisions.md -->"
+END = "<!-- end of decisions -->"
+
+_WAYS = {"tenth": "a tenth held back", "third": "a third held back", "folds": "5 folds"}
+
+
+def tables(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """All tables, a line each; none of what was not measured."""
+    clean = [each for each in records if not each["contamination"]]
+    if not clean:
+        yield "Nothing is measured yet."
+        return
+    yield from _promises(clean)
+    if any(each["contamination"] for each in records):
+        yield ""
+        yield from _contaminated(records)
+
+
+def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """False alarms and misses where all images are normal."""
+    asked = [f"{rate:.0%}" for rate in RATES]
+    head = ["images", "thresholds from", "images a class", "promise"]
+    head += [f"false alarms at {rate}" for rate in asked] + [f"misses at {asked[0]}", "seeds"]
+
+    def rows() -> Iterator[list[str]]:
+        for data in _sets(clean):
+            for way in WAYS:
+                chosen = [each for each in clean if each["data"] == data and each["way"] == way]
+                if not chosen:
+                    continue
+                numbers = {c["n_calibration"] for each in chosen for c in each["classes"].values()}
+                alarms = [
+                    _spread([_share(each, rate, "false_alarms") for each in chosen])
+                    for rate in RATES
+                ]
+                misses = _spread([_share(each, RATES[0], "misses") for each in chosen])
+                least = max(RATES[0], 1 / (min(numbers) + 1))
+                shown = "/".join(map(str, sorted(numbers)))
+                yield [data, _WAYS[way], shown, _percent(least), *alarms, misses, str(len(chosen))]
+
+    yield from table(head, rows())
+
+
+def _contaminated(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What defective images among the normal ones do."""
+    share = f"{CONTAMINATION:.0%}"
+    head = [
+        "images",
+        "thresholds from",
+        f"image AUROC, clean -> {share} defective",
+        "misses, clean",
+    ]
+    head += [f"misses, {share}", f"misses, {share} and stated", "false alarms, clean"]
+    head += [f"{share} and stated", "stated, but clean", "listed: defects, normal images"]
+
+    def rows() -> Iterator[list[str]]:
+        for data in _sets(records):
+            for way in WAYS:
+                chosen = [each for each in records if (each["data"], each["way"]) == (data, way)]
+                chosen.sort(key=lambda each: int(each["seed"]))
+                clean = [each for each in chosen if not each["contamination"]]
+                wrong = [each for each in chosen if each["contamination"]]
+                if not clean or not wrong:
+                    continue
+                pairs = zip(clean, wrong, strict=False)
+                yield [
+                    data,
+                    _WAYS[way],
+                    ", ".join(f"{_auroc(one):.3f} -> {_auroc(other):.3f}" for one, other in pairs),
+                    _mean(clean, "misses"),
+                    _mean(wrong, "misses"),
+                    _mean(wrong, "misses", CONTAMINATION),
+                    _mean(clean, "false_alarms"),
+                    _mean(wrong, "false_alarms", CONTAMINATION),
+                    _mean(clean, "false_alarms", CONTAMINATION),
+                    _listed(wrong),
+                ]
+
+    yield from table(head, rows())
+
+
+def _sets(records: Sequence[dict[str, Any]]) -> list[str]:
+    return [*dict.fromkeys(each["data"] for each in records)]
+
+
+def _auroc(record: dict[str, Any]) -> float:
+    return fmean(each["image_auroc"] for each in record["classes"].values())
+
+
+def _share(record: dict[str, Any], rate: float, kind: str, stated: float = 0.0) -> float:
+    """The share of false alarms or misses, the mean over classes."""
+    total = {"false_alarms": "n_good", "misses": "n_defective"}[kind]
+    return fmean(
+        decided[kind] / each[total]
+        for each in record["classes"].values()
+        for decided in each["decisions"]
+        if (decided["false_alarm_rate"], decided["stated_contamination"]) == (rate, stated)
+    )
+
+
+def _mean(records: Sequence[dict[str, Any]], kind: str, stated: float = 0.0) -> str:
+    """Of the shares of several seeds, at the lowest rate."""
+    return _percent(fmean(_share(each, RATES[0], kind, stated) for each in records))
+
+
+def _listed(records: Sequence[dict[str, Any]]) -> str:
+    found = [each["suspects"] for each in records]
+    right, listed, defective, normal = (
+        sum(each[name] for each in found)
+        for name in ("listed_defective", "listed", "n_defective", "n_normal")
+    )
+    return f"{right} of {defective}, {listed - right} of {normal - defective}"
+
+
+def _spread(shares: Sequence[float]) -> str:
+    """The mean, with the smallest and the largest if there are several."""
+    if len(shares) == 1:
+        return _percent(shares[0])
+    return f"{_percent(fmean(shares))} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
