@@ -98,7 +98,7 @@ def divide(
     """
     generator = torch.Generator().manual_seed(seed)
     normal, fresh, defective = {}, {}, {}
-    n_wrong = round(CONTAMINATION * n_images) if contaminated else 0
+    n_wrong = max(round(CONTAMINATION * n_images), 1) if contaminated else 0
     for name in classes:
         kinds: list[list[int]] = [[], []]
         for number, sample in enumerate(samples):
