@@ -12,10 +12,11 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from crad_kernels import sample
+from crad_kernels import sample, sample_levels
 from crad_kernels._op import normals
 
 
@@ -32,6 +33,12 @@ class Call:
     align_corners: bool = False
     deterministic: bool = False
     batch: int | None = None
+    levels: int | None = None  # in one call of `crad_kernels.sample_levels`, each larger by one
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Of the levels."""
+        return [tuple(each + level for each in self.size) for level in range(self.levels or 1)]
 
 
 # Small grids with many points, few points with many channels, large grids; odd numbers everywhere.
@@ -47,6 +54,7 @@ SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (
     ((130, 150), 16, 500),
     ((30, 31, 29), 7, 300),
 )
+LEVELS = (((9,), 1), ((30, 4), 2), ((7, 3, 4), 8), ((4, 2, 3, 3), 3))  # size of the first, channels
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -65,17 +73,23 @@ def calls() -> Iterator[Call]:
     for size, channels, points in SHAPES:
         yield Call(size, channels, points, deterministic=True)
         yield Call(size, channels, points, batch=3)
+    for size, channels in LEVELS:
+        yield Call(size, channels, 300, padding_mode="border", levels=5)
 
 
 def run(call: Call, backend: str, device: str) -> None:
     """Sample with jitter, differentiate, and compare with the reference on the CPU."""
     batch = () if call.batch is None else (call.batch,)
-    values = torch.randn(*batch, *call.size, call.channels, device=device, dtype=call.dtype)
+    shape = [*batch, *call.size]
+    if call.levels:
+        shape = [sum(map(math.prod, call.sizes))]
+    values = torch.randn(*shape, call.channels, device=device, dtype=call.dtype)
     coords = torch.rand(*batch, call.points, len(call.size), device=device) * 3 - 1.5
     # The first component of the first points.
     nowhere = (math.nan, math.inf, -math.inf, 1e30, -1e30)
     coords[..., : len(nowhere), 0] = torch.tensor(nowhere, device=device)[: call.points]
-    grad_output = torch.randn(*coords.shape[:-1], call.channels, device=device, dtype=call.dtype)
+    channels = call.channels * (call.levels or 1)
+    grad_output = torch.randn(*coords.shape[:-1], channels, device=device, dtype=call.dtype)
     seed = torch.tensor(3, device=device)
     noise = normals(backend, seed, coords.numel() // coords.shape[-1], coords.shape[-1])
     moved = coords + 0.1 * noise.reshape(coords.shape)
@@ -85,8 +99,13 @@ def run(call: Call, backend: str, device: str) -> None:
         ("reference", (values.cpu(), moved.cpu(), grad_output.cpu()), 0.0),
     ):
         leaves = [tensor.detach().requires_grad_() for tensor in tensors[:2]]
-        out = sample(
-            *leaves,
+        take = (
+            partial(sample_levels, leaves[0], call.sizes)
+            if call.levels
+            else partial(sample, leaves[0])
+        )
+        out = take(
+            leaves[1],
             mode=call.mode,
             padding_mode=call.padding_mode,
             align_corners=call.align_corners,

@@ -2,9 +2,11 @@
 
 A sample of several levels is the concatenation of the samples of each. So are its derivatives of
 every order, the rules of `torch.vmap` and the form in ONNX: level by level those of `sample`. The
-operators do the sample and its first derivatives at once, for what `fits`, on the CPU backend.
+operators do the sample and its first derivatives at once, for what `fits`, on the backends cpu and
+cuda.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +30,8 @@ _SCHEMAS = {
     ),
 }
 
-# What csrc/cpu/levels.cpp takes.
+# What csrc/operator/level_call.h takes, and csrc/cuda/levels.h.
+MOST_LEVELS = {"cpu": math.inf, "cuda": 32}
 _MOST_AXES = 4
 _MOST_CHANNELS = 8
 _MOST_ENTRIES_ALONG = 1 << 24
@@ -36,16 +39,18 @@ _MOST_ELEMENTS = 1 << 30  # of a level
 
 
 def fits(
+    backend: str,
     values: Tensor,
     coords: Tensor,
     sizes: Sequence[Sequence[int]],
     mode: str,
     padding_mode: str | Sequence[str],
 ) -> bool:
-    """Whether the operators take this call, whose arguments fit together."""
+    """Whether a backend has operators that take this call, whose arguments fit together."""
     ndim, channels = coords.shape[-1], values.shape[-1]
     return (
-        values.dtype == coords.dtype == torch.float32
+        len(sizes) <= MOST_LEVELS.get(backend, 0)
+        and values.dtype == coords.dtype == torch.float32
         and ndim <= _MOST_AXES
         and 1 <= channels <= _MOST_CHANNELS
         and mode == "linear"
@@ -273,6 +278,7 @@ def _vmap_backward(
 
 
 def _check(
+    backend: str,
     values: Tensor,
     coords: Tensor,
     seed: Tensor | None,
@@ -290,23 +296,27 @@ def _check(
     mode, padding_mode, _, _, derivative, unit = _schema.unpack(options, ndim)
     if min(flat) < 1 or values.shape[0] != sum(map(prod, sizes)):
         raise ValueError("sample_levels(): expected values to have the entries of all levels")
-    if not fits(values, coords, sizes, mode, padding_mode) or derivative or unit != "normalized":
+    if (
+        not fits(backend, values, coords, sizes, mode, padding_mode)
+        or derivative
+        or unit != "normalized"
+    ):
         raise ValueError("sample_levels(): expected a call that the operators take")
     # Which looks at all but the entries: one row of them, for the first level.
     first = values[:1].expand(prod(sizes[0]), values.shape[1]).view(*sizes[0], values.shape[1])
     _schema.check_call(first, coords, seed, jitter_std, options)
 
 
-def _fake(values: Tensor, coords: Tensor, *rest: Any) -> Tensor:
-    _check(values, coords, *rest)
+def _fake(backend: str, values: Tensor, coords: Tensor, *rest: Any) -> Tensor:
+    _check(backend, values, coords, *rest)
     levels = len(rest[2]) // coords.shape[-1]
     return values.new_empty((*coords.shape[:-1], levels * values.shape[-1]))
 
 
-def _backward_fake(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _backward_fake(backend: str, grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     *call, want_values, want_coords = args
     values, coords = args[:2]
-    shape = _fake(*call).shape
+    shape = _fake(backend, *call).shape
     _schema.check_like(
         "sample_levels_backward()", "grad_output", grad_output, shape, values.dtype, values.device
     )
@@ -327,7 +337,9 @@ def install(backend: str, operators: Operators, calls: Operators) -> tuple[Level
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     for name, fake in (("sample_levels", _fake), ("sample_levels_backward", _backward_fake)):
         library.define(f"{name}.{backend}{_SCHEMAS[name]}", tags=tags)
-        torch.library.register_fake(f"crad_kernels::{name}.{backend}", fake, lib=library)
+        torch.library.register_fake(
+            f"crad_kernels::{name}.{backend}", partial(fake, backend), lib=library
+        )
     levels = Levels(
         getattr(torch.ops.crad_kernels.sample_levels, backend),
         getattr(torch.ops.crad_kernels.sample_levels_backward, backend),
@@ -349,7 +361,7 @@ def install(backend: str, operators: Operators, calls: Operators) -> tuple[Level
     short.sample_levels = _derivatives.install_operator(
         levels.sample_levels,
         4,
-        _check,
+        partial(_check, backend),
         partial(_vjp, calls, short),
         partial(_jvp, calls),
         partial(compose, _onnx.sample),

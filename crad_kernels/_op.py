@@ -55,8 +55,14 @@ CALLS: dict[str, Any] = {
 }
 CALLS["reference"] = _Reference
 
-# The operators of several levels, and the shortest ways to call them.
-LEVEL_OPERATORS, LEVEL_CALLS = _level_operators.install("cpu", OPERATORS["cpu"], CALLS["cpu"])
+# The operators of several levels, of the backends that have them, and the shortest ways to call
+# them.
+LEVEL_OPERATORS: dict[str, _level_operators.Levels] = {}
+LEVEL_CALLS: dict[str, _level_operators.Levels] = {}
+for _name in _level_operators.MOST_LEVELS:
+    LEVEL_OPERATORS[_name], LEVEL_CALLS[_name] = _level_operators.install(
+        _name, OPERATORS[_name], CALLS[_name]
+    )
 
 
 def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:

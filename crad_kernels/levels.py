@@ -38,11 +38,13 @@ def sample_levels(
 
     These are the dense levels of instant-ngp (Müller et al., 2022, section 3), in one parameter.
 
-    On the CPU, float32 values of 1 to 8 channels at float32 coordinates of 1 to 4 components take
-    one pass over the points forward, and two backward, if the mode is linear, no padding is
-    circular, every axis has 2 to 2^24 entries and every level at most 2^30 elements. All else is
-    composed as above, of a sample for each level: on a GPU, on other backends, in exported
-    programs, in forward mode, under vmap, and in derivatives of second and higher order.
+    The backends cpu and cuda take float32 values of 1 to 8 channels at float32 coordinates of 1 to
+    4 components at once, if the mode is linear, no padding is circular, every axis has 2 to 2^24
+    entries, every level at most 2^30 elements, and cuda is given at most 32 levels: the CPU in one
+    pass over the points, forward and backward, and a GPU in one launch, but for the gradient of
+    ``values``, which is that of each level. All else is composed as above, of a sample for each
+    level: on the other backends, in exported programs, in forward mode, under vmap, and in
+    derivatives of second and higher order.
 
     Args:
         values: ``(entries, C)``: the entries of all levels, one level behind the other, and each in
@@ -109,8 +111,8 @@ def sample_levels(
     else:
         name = (default(device, ndim) if backend is None else choose(backend, device, ndim)).name
     out: Tensor
-    if name == "cpu" and _level_operators.fits(values, coords, sizes, mode, padding_mode):
-        out = LEVEL_CALLS.sample_levels(values, coords, *noise, flat, options)
+    if _level_operators.fits(name, values, coords, sizes, mode, padding_mode):
+        out = LEVEL_CALLS[name].sample_levels(values, coords, *noise, flat, options)
     else:
         out = _level_operators.compose(CALLS[name].sample, values, coords, *noise, flat, options)
     return out

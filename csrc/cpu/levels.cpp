@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../core/numbers.h"
-#include "../operator/call.h"
+#include "../operator/level_call.h"
 #include "empty.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -32,63 +32,21 @@ const LevelKernels& level_kernels() {
   return level_kernels_baseline;
 }
 
-// A call with its tensors kept alive.
-class LevelsCall {
+// A call whose points are taken in an order of their own.
+class OrderedLevels : public LevelsCall {
  public:
-  LevelsCall(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
-             const std::optional<Tensor>& jitter_std, const std::vector<int64_t>& sizes,
-             int64_t options)
-      : values_(dense(values)),
-        finest_(DeviceType::CPU, finest_level(values_, coords, sizes), dense(coords), seed,
-                jitter_std, options) {
-    const Problem& problem = finest_.problem;
-    ndim_ = problem.ndim;
-    STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float &&
-                        coords.scalar_type() == ScalarType::Float && ndim_ <= kMostLevelAxes &&
-                        problem.channels <= kMostLevelChannels && problem.mode == Mode::linear &&
-                        !problem.simplex && problem.derivative == 0 &&
-                        problem.unit == Unit::normalized,
-                    "sample_levels(): expected a linear sample of float32 with 1 to 4 components "
-                    "and 1 to 8 channels");
-    for (int axis = 0; axis < ndim_; ++axis)
-      STD_TORCH_CHECK(problem.padding[axis] != Padding::circular,
-                      "sample_levels(): unexpected padding");
-    const float* at = static_cast<const float*>(values_.data_ptr());
-    for (size_t i = 0; i < sizes.size(); i += ndim_) {
-      Problem level = problem;
-      level.entries = 1;
-      for (int axis = 0; axis < ndim_; ++axis) {
-        level.size[axis] = sizes[i + axis];
-        level.entries *= level.size[axis];
-      }
-      STD_TORCH_CHECK(level.entries * problem.channels <= kMostElements,
-                      "sample_levels(): expected a level of 2^30 elements at most");
-      set_dense(level, problem.channels);
-      level.values = at + entries_ * problem.channels;
-      entries_ += level.entries;
-      levels_.push_back(level);
-    }
-  }
+  OrderedLevels(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
+                const std::optional<Tensor>& jitter_std, const std::vector<int64_t>& sizes,
+                int64_t options)
+      : LevelsCall(DeviceType::CPU, values, coords, seed, jitter_std, sizes, options) {}
 
-  Levels levels() const { return {levels_.data(), number()}; }
-  const Problem& level(int64_t i) const { return levels_[i]; }
-  int64_t number() const { return static_cast<int64_t>(levels_.size()); }
-  int64_t entries() const { return entries_; }
-  int64_t channels() const { return finest_.problem.channels; }
-  int64_t points() const { return finest_.points; }
-  const Tensor& coords() const { return finest_.coords; }
-
-  Shape output_shape() const {
-    Shape shape(coords().sizes().begin(), coords().sizes().end());
-    shape.back() = number() * channels();
-    return shape;
-  }
+  Levels table() const { return {levels().data(), number()}; }
 
   // Bytes that all points move in one level: what it takes to locate them, and their corners, each
   // so many times.
   int64_t bytes_of_level(int64_t times) const {
     constexpr int64_t kLocated = 16;
-    return points() * (kLocated + (times * corners_of(finest_.problem) + 1) * channels() * 4);
+    return points() * (kLocated + (times * corners_of(finest().problem) + 1) * channels() * 4);
   }
 
   // Whether the result is larger than the caches, and has rows that can be written past them.
@@ -103,9 +61,10 @@ class LevelsCall {
   void sort() {
     constexpr int64_t kNear = 512 * 1024;  // bytes
     constexpr int64_t kFewest = 4096;      // points
-    const Problem& problem = finest_.problem;
-    if (entries_ * channels() * kForwardBytes <= kNear || points() < kFewest) return;
-    if (ndim_ <= 3 && reads_near_by(problem)) return;
+    const Problem& problem = finest().problem;
+    if (entries() * channels() * kForwardBytes <= kNear || points() < kFewest) return;
+    const int ndim = problem.ndim;
+    if (ndim <= 3 && reads_near_by(problem)) return;
     // Cells of the finest level, cut along two axes.
     constexpr int64_t kMostParts = 4096, kPoints = 32;
     const int64_t parts = std::min(kMostParts, points() / kPoints);
@@ -115,14 +74,14 @@ class LevelsCall {
     };
     Bands cells{0, -1, 0, 0, 1, 1, false};
     int64_t along = parts;
-    if (ndim_ > 1)
+    if (ndim > 1)
       while (along * along > parts) along /= 2;
     cells.number = cut(0, cells.shift, along);
-    if (ndim_ > 1) {
+    if (ndim > 1) {
       cells.second = 1;
       cells.second_number = cut(1, cells.second_shift, parts / cells.number);
     }
-    sorted_.emplace(finest_, cells, number() * bytes_of_level(1));
+    sorted_.emplace(finest(), cells, number() * bytes_of_level(1));
     order_ = sorted_->band(0, 0, {0, points(), 0, 0}).order;
   }
 
@@ -144,43 +103,6 @@ class LevelsCall {
   }
 
  private:
-  static constexpr int64_t kMostElements = 1 << 30;  // whose offsets are of 32 bits
-
-  // The level with the most entries, as values of a sample.
-  static Tensor finest_level(Tensor& values, const Tensor& coords,
-                             const std::vector<int64_t>& sizes) {
-    STD_TORCH_CHECK(values.dim() == 2 && coords.dim() >= 1 && coords.size(coords.dim() - 1) >= 1,
-                    "sample_levels(): expected values of two axes, and coords of one or more");
-    const size_t ndim = coords.size(coords.dim() - 1);
-    STD_TORCH_CHECK(!sizes.empty() && sizes.size() % ndim == 0 && ndim <= size_t{kMostLevelAxes},
-                    "sample_levels(): expected a number of entries along each axis of each level");
-    int64_t begin = 0, before = 0, most = 0;
-    Shape shape;
-    for (size_t i = 0; i < sizes.size(); i += ndim) {
-      int64_t entries = 1;
-      for (size_t axis = i; axis < i + ndim; ++axis)
-        STD_TORCH_CHECK(sizes[axis] >= 2 && sizes[axis] <= kExactSize &&
-                            !__builtin_mul_overflow(entries, sizes[axis], &entries) &&
-                            entries <= values.size(0) - before,
-                        "sample_levels(): expected values to have the entries of all levels");
-      if (entries > most) {
-        begin = before;
-        most = entries;
-        shape.assign(sizes.begin() + i, sizes.begin() + i + ndim);
-      }
-      before += entries;
-    }
-    STD_TORCH_CHECK(before == values.size(0),
-                    "sample_levels(): expected values to have the entries of all levels");
-    shape.push_back(values.size(1));
-    return torch::stable::view(torch::stable::narrow(values, 0, begin, most), shape);
-  }
-
-  Tensor values_;
-  const Call finest_;
-  int ndim_;
-  int64_t entries_ = 0;  // of all levels
-  std::vector<Problem> levels_;
   std::optional<SortedPoints> sorted_;
   const int64_t* order_ = nullptr;  // of the points; null: their own
 };
@@ -188,14 +110,14 @@ class LevelsCall {
 Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
                      const std::optional<Tensor>& jitter_std, const std::vector<int64_t>& sizes,
                      int64_t options) {
-  LevelsCall call(values, coords, seed, jitter_std, sizes, options);
+  OrderedLevels call(values, coords, seed, jitter_std, sizes, options);
   const Tensor output = empty(call.output_shape(), ScalarType::Float);
-  if (call.points() == 0 || call.channels() == 0) return output;
+  if (call.empty()) return output;
   call.sort();
   float* const to = static_cast<float*>(output.data_ptr());
   const bool streaming = call.streams();
   call.for_points(
-      [&](const Range& range) { level_kernels().sample(call.levels(), range, to, streaming); });
+      [&](const Range& range) { level_kernels().sample(call.table(), range, to, streaming); });
   return output;
 }
 
@@ -229,7 +151,7 @@ class Parts {
 // A backward pass.
 class LevelsBackward {
  public:
-  LevelsBackward(const LevelsCall& call, const float* grad_output, float* grad_values,
+  LevelsBackward(const OrderedLevels& call, const float* grad_output, float* grad_values,
                  float* grad_coords)
       : call_(call), grad_output_(grad_output), grad_coords_(grad_coords) {
     for (int64_t l = 0; grad_values && l < call.number(); ++l) {
@@ -252,14 +174,14 @@ class LevelsBackward {
     parallel(parts.number, call_.number() * call_.bytes_of_level(3),
              [&](int64_t first, int64_t last) {
                clear(parts, first, last);
-               level_kernels().gradients(call_.levels(), parts, first, last, call_.all(),
+               level_kernels().gradients(call_.table(), parts, first, last, call_.all(),
                                          grad_output_, {grad_values_.data(), nullptr, nullptr});
              });
   }
 
   void coords(const LevelParts& parts) {
     call_.for_points([&](const Range& range) {
-      level_kernels().gradients(call_.levels(), parts, 0, parts.number, range, grad_output_,
+      level_kernels().gradients(call_.table(), parts, 0, parts.number, range, grad_output_,
                                 {nullptr, grad_coords_, nullptr});
     });
   }
@@ -284,14 +206,14 @@ class LevelsBackward {
                  const bool all = last - first == parts.number;
                  if (all) alone = true;
                  level_kernels().gradients(
-                     call_.levels(), parts, first, last, range, grad_output_,
+                     call_.table(), parts, first, last, range, grad_output_,
                      {grad_values_.data(), all ? grad_coords_ : nullptr, all ? nullptr : sums_at});
                });
       if (alone) continue;
       parallel(ceil_div(points, int64_t{kLevelBlock}), points * ndim * parts.number * 4,
                [&](int64_t first, int64_t last) {
-                 level_kernels().add_parts(call_.levels(), parts.number, range, first, last,
-                                           sums_at, grad_coords_);
+                 level_kernels().add_parts(call_.table(), parts.number, range, first, last, sums_at,
+                                           grad_coords_);
                });
     }
   }
@@ -305,7 +227,7 @@ class LevelsBackward {
 
   static constexpr int64_t kParts = 8;  // which share the gradient of coords
 
-  const LevelsCall& call_;
+  const OrderedLevels& call_;
   const float* const grad_output_;
   std::vector<float*> grad_values_;
   float* const grad_coords_;
@@ -317,17 +239,11 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
     const Tensor& grad_output_in, const Tensor& values, const Tensor& coords,
     const std::optional<Tensor>& seed, const std::optional<Tensor>& jitter_std,
     const std::vector<int64_t>& sizes, int64_t options, bool want_values, bool want_coords) {
-  LevelsCall call(values, coords, seed, jitter_std, sizes, options);
-  const Shape shape = call.output_shape();
-  STD_TORCH_CHECK(same_device(grad_output_in, values) &&
-                      grad_output_in.scalar_type() == ScalarType::Float &&
-                      std::equal(shape.begin(), shape.end(), grad_output_in.sizes().begin(),
-                                 grad_output_in.sizes().end()),
-                  "sample_levels_backward(): expected grad_output of the shape of the sample, with "
-                  "the dtype and device of values");
+  OrderedLevels call(values, coords, seed, jitter_std, sizes, options);
+  call.check(grad_output_in);
   Tensor grad_values = empty(gradient_shape(values, want_values), ScalarType::Float);
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), ScalarType::Float);
-  if (call.points() == 0 || call.channels() == 0) {
+  if (call.empty()) {
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_coords);
     return {grad_values, grad_coords};

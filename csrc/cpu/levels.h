@@ -3,12 +3,11 @@
 
 #include <cstdint>
 
+#include "../core/levels.h"
 #include "kernels.h"
 
 namespace crad {
 
-constexpr int kMostLevelAxes = 4;
-constexpr int64_t kMostLevelChannels = 8;
 constexpr int kLevelBlock = 128;  // points, which are located in one level after the other
 
 // Grids of float32, each a call of its own whose points and options are those of all. They are

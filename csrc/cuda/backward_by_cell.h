@@ -25,7 +25,7 @@ CRAD_DEVICE uint32_t locate_in_cell(const Problem& problem, int64_t point, AxisT
   int cell = 0, cells_apart = 1;
   for (int d = 0; d < problem.ndim; ++d) {
     const int axis = problem.ndim - 1 - d, size = static_cast<int>(problem.size[axis]);
-    const Component<X> at = component_of<X>(problem, point, d, normal);
+    const Component<X> at = component_of<X>(problem, size, point, d, normal);
     place &= at.place;
     const int lower = entry_at(at.base, size, 2);
     near &= lower >= -1 && lower < size;

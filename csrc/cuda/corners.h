@@ -52,12 +52,12 @@ struct Component {
   bool place;
 };
 
-// Component d of a point, d = 0, 1 and so on: `normal` holds the jitter of four of them.
+// Component d of a point, d = 0, 1 and so on, along an axis of so many entries: `normal` holds the
+// jitter of four of them.
 template <class X>
-CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t point, int d,
+CRAD_DEVICE Component<X> component_of(const Problem& problem, int64_t size, int64_t point, int d,
                                       float (&normal)[4]) {
   const int axis = problem.ndim - 1 - d;
-  const int64_t size = problem.size[axis];
   const Padding padding = problem.padding[axis];
   const bool align_corners = problem.align_corners[axis];
   X coord = static_cast<const X*>(problem.coords)[point * problem.ndim + d];
@@ -102,7 +102,7 @@ CRAD_DEVICE bool locate_simplex(const Problem& problem, int64_t point, Corner<I,
   for (int d = 0; d < problem.ndim; ++d) {
     const int axis = problem.ndim - 1 - d;
     const int64_t size = problem.size[axis];
-    const Component<X> at = component_of<X>(problem, point, d, normal);
+    const Component<X> at = component_of<X>(problem, size, point, d, normal);
     place &= at.place;
     const auto entry_of = [&](int tap) {
       const X position = tap_position(at.base, tap, size, problem.mode, problem.padding[axis],
@@ -187,7 +187,7 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
     const int64_t size = problem.size[axis];
     const Padding padding = problem.padding[axis];
     const bool align_corners = problem.align_corners[axis];
-    const Component<X> at = component_of<X>(problem, point, d, normal);
+    const Component<X> at = component_of<X>(problem, size, point, d, normal);
     place &= at.place;
     const int order = order_along(problem, axis);
     const int64_t apart = kStrided ? problem.stride[axis] : entries_apart;
@@ -232,17 +232,15 @@ CRAD_DEVICE C whole(const C* corner) {
   return copy;
 }
 
-// The neighbouring threads that share a point, as many as the plan has lanes. Each group of a block
-// takes its own points.
+// The neighbouring threads that share a point. Each group of a block takes its own points.
 struct Group {
   int lane;   // of this thread in its group
   int index;  // of the group in its block
   int count;  // of the groups of the block
 
-  CRAD_DEVICE explicit Group(const Plan& plan)
-      : lane(threadIdx.x % plan.lanes),
-        index(threadIdx.x / plan.lanes),
-        count(blockDim.x / plan.lanes) {}
+  CRAD_DEVICE explicit Group(int lanes)
+      : lane(threadIdx.x % lanes), index(threadIdx.x / lanes), count(blockDim.x / lanes) {}
+  CRAD_DEVICE explicit Group(const Plan& plan) : Group(plan.lanes) {}
 };
 
 // The tables of a batch of points, and whether each is a place.

@@ -22,6 +22,7 @@
 #include "normals.h"
 #include "plan_backward.h"
 #include "plan_in_order.h"
+#include "sample_backward.h"
 #include "sums.h"
 
 namespace crad {
@@ -215,9 +216,10 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
   return {to_values.sum(site), to_coords.sum(site)};
 }
 
-// The gradients of sum(grad_output * sample(values, coords)). A large grid that is not dense stays
-// where it lies, unless the call is to be deterministic: backward_planes() adds atomically, to
-// values that are channels first.
+}  // namespace
+
+// A large grid that is not dense stays where it lies, unless the call is to be deterministic:
+// backward_planes() adds atomically, to values that are channels first.
 GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& values,
                                     const Tensor& coords, const std::optional<Tensor>& seed,
                                     const std::optional<Tensor>& jitter_std, int64_t options,
@@ -247,6 +249,8 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
   if (values_in_place == want_values) return {grad_values, grad_coords};
   return {std::get<0>(backward_by_rows(call, site, grad_output, true, false)), grad_coords};
 }
+
+namespace {
 
 Tensor philox_of_counters(const Tensor& counter_in, const Tensor& key_in) {
   const Current current(counter_in);

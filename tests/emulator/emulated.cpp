@@ -4,6 +4,7 @@
 #include "emulator.h"
 // clang-format on
 
+#include "../../csrc/cuda/levels.cu"
 #include "../../csrc/cuda/sample.cu"
 #include "../../csrc/cuda/sample_bfloat16.cu"
 #include "../../csrc/cuda/sample_float16.cu"

@@ -4,6 +4,7 @@
 
 #include "../../csrc/cuda/plan_backward.h"
 #include "../../csrc/cuda/plan_in_order.h"
+#include "../../csrc/cuda/plan_levels.h"
 
 int main() {
   using namespace crad;
@@ -16,6 +17,13 @@ int main() {
       int64_t number, count;
       std::cin >> number >> count;
       std::cout << columns_of_sums(device, number, count) << '\n';
+      continue;
+    }
+    if (pass == "levels") {
+      int64_t points, levels, channels;
+      std::cin >> points >> levels >> channels;
+      const LevelPlan plan = plan_levels(points, levels, channels, device);
+      std::cout << plan.lanes << ' ' << plan.threads << ' ' << plan.blocks << '\n';
       continue;
     }
     Problem problem{};

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sysconfig
 from dataclasses import dataclass
+from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
@@ -293,6 +294,33 @@ def test_sums_of_few_results_have_many_blocks(program: Path) -> None:
             assert columns & (columns - 1) == 0
             if number > 4:
                 assert ceil(count / columns) >= min(device.multiprocessors, count)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_threads_share_the_levels_of_a_point(program: Path, name: str) -> None:
+    device = DEVICES[name]
+    cases = list(product((1, 10, 1000, 2**14, 2**20), (1, 2, 5, 12, 16, 32), (1, 2, 4, 8)))
+    lines = [
+        f"levels {' '.join(map(str, device))} {points} {levels} {channels}"
+        for points, levels, channels in cases
+    ]
+    faults = []
+    for case, (lanes, threads, blocks) in zip(cases, answers(program, lines), strict=True):
+        points, levels, channels = case
+        work = points * levels // WARP
+        faults += [
+            f"{case}: {fault}; {lanes} lanes, {threads} threads, {blocks} blocks"
+            for fault, holds in {
+                "covers all": blocks * threads >= points * lanes > (blocks - 1) * threads,
+                "whole warps": threads % WARP == 0 and 0 < threads <= device.threads,
+                "lanes of a warp": WARP % lanes == 0,
+                "half of the lanes": levels / (ceil(levels / lanes) * lanes) > 0.5,
+                "whole sectors": lanes * channels * 4 >= 32 or lanes >= min(levels, WARP),
+                "a block a multiprocessor": blocks >= min(device.multiprocessors, work // 2),
+            }.items()
+            if not holds
+        ]
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("name", DEVICES)
