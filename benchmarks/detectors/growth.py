@@ -30,6 +30,9 @@ COMMAND = "python -m benchmarks.detectors.growth"
 NAME = "growth.json"
 """The file in the folder of the comparison."""
 
+OF_A_CLASS = 200
+"""Training images of each class, where there are more and more classes."""
+
 _DESCRIPTION = "Measure what detectors cost as training images and classes become more."
 _NOISE = 0.1  # of the deviation of each channel
 _TESTED = 32  # images at once
@@ -62,7 +65,7 @@ class GrowthOptions:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Pairs of images a class and classes, each once."""
-        pairs = [*((n, 1) for n in self.images), *((200, n) for n in self.classes)]
+        pairs = [*((n, 1) for n in self.images), *((OF_A_CLASS, n) for n in self.classes)]
         return [*dict.fromkeys(pairs)]
 
     def check(self) -> None:

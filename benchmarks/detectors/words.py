@@ -40,8 +40,9 @@ GROWTH = """\
 One class with more and more images, and 200 images of each of more and more classes, in one
 model. Images are those of the set, whose features are taken again with noise. *Look-up* is the
 time from the features of an image to its map, 32 at once; *memory* is what fitting and mapping
-take at most on top of the features. CRAD was trained for half a minute each time; `crad train`
-chooses how long by the number of images: the same up to 1,000, then in proportion to the root."""
+take at most on top of the features. CRAD was trained for half a minute each time, or for one
+epoch where that takes longer; `crad train` chooses how long by the number of images: the same up to
+1,000, then in proportion to the root."""
 
 WHY: Mapping[str, str] = {
     "magnetic_tile": (

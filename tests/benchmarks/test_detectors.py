@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.detectors import costs, nearest_neighbour, runs
+from benchmarks.detectors import nearest_neighbour, runs
 from benchmarks.detectors.__main__ import main
 from benchmarks.detectors.inputs import inputs_of, prepare_all, select
 from benchmarks.detectors.nearest_neighbour import NearestNeighbour, averaged, k_center
@@ -165,12 +165,8 @@ def test_padim_takes_all_channels_of_few_and_needs_few_images(
 
 
 @pytest.fixture
-def compare(
-    command: Callable[..., int], demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
-    """The command on two small classes, whose speeds are rough: (*arguments) -> exit code."""
-    monkeypatch.setattr(costs, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(costs, "LEAST_REPEATS", 1)
+def compare(command: Callable[..., int], demo_root: Path, tmp_path: Path) -> Callable[..., int]:
+    """The command on two small classes: (*arguments) -> exit code."""
     always = ("--data", str(demo_root), "--backbone", "scattering", "--image-size", "64")
     return lambda *more: command(main, *always, "--output", str(tmp_path / "out"), *more)
 

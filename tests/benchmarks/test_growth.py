@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.detectors import growth
 from benchmarks.detectors.growth import NAME, GrowthOptions, enlarged, main, read_growth
 from benchmarks.detectors.inputs import prepare_all
 from benchmarks.detectors.options import DetectorOptions
@@ -33,8 +34,9 @@ def test_a_set_grows_by_its_own_features(demo_root: Path) -> None:
 
 
 def test_the_command_and_its_part_of_the_page(
-    demo_root: Path, tmp_path: Path, one_thread: None
+    demo_root: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(growth, "OF_A_CLASS", 12)
     given = ["--data", str(demo_root), "--backbone", "scattering", "--image-size", "64"]
     numbers = ["--images", "4", "8", "--classes", "1", "2", "--minutes", "0.001"]
     main([*given, *numbers, "--output", str(tmp_path)])
@@ -43,15 +45,15 @@ def test_the_command_and_its_part_of_the_page(
     sizes = [(each["method"], each["n_images"], each["n_classes"]) for each in found["records"]]
     assert sizes == [
         (method, *size)
-        for size in ((4, 1), (8, 1), (200, 1), (400, 2))
+        for size in ((4, 1), (8, 1), (12, 1), (24, 2))
         for method in ("crad", "nearest_neighbour", "padim")
     ]
     size = {(each["method"], each["n_images"]): each["n_bytes"] for each in found["records"]}
-    assert size["crad", 4] == size["crad", 400]
-    assert size["nearest_neighbour", 400] > 10 * size["nearest_neighbour", 8]
+    assert size["crad", 4] == size["crad", 24]
+    assert size["nearest_neighbour", 24] > 2 * size["nearest_neighbour", 8]
     text = page([], growth=found)
     assert "How costs grow" in text
-    assert text.count("| CRAD | 2 | 400 |") == 1
+    assert text.count("| CRAD | 2 | 24 |") == 1
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

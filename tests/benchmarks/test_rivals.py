@@ -227,9 +227,8 @@ def test_records_of_rivals_and_their_page(
 @needs_weights
 @pytest.mark.slow
 def test_records_of_our_rivals_in_both_settings(
-    command: Callable[..., int], demo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., int], demo_root: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(costs, "LEAST_SECONDS", 0.0)
     arguments = (
         *("--data", str(demo_root), "--image-size", str(SIZE), "--minutes", "0.001"),
         *("--seeds", "0", "--output", str(tmp_path), "--methods", "hvq_trans", "mkd"),
