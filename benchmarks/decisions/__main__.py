@@ -1,5 +1,6 @@
 """The command ``python -m benchmarks.decisions``: false alarms and misses against the promise."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 import tyro
 
 from benchmarks import markdown
-from benchmarks.decisions.measured import CONTAMINATION, WAYS, Record, Whole, divide, measure
+from benchmarks.decisions.measured import WAYS, Record, Whole, count_defective, divide, measure
 from benchmarks.decisions.tables import BEGIN, END, tables
 from benchmarks.detectors import clock
 from benchmarks.detectors.inputs import prepare_all
 from benchmarks.detectors.options import DetectorOptions
-from crad.backbones import LITE
+from crad.backbones import AUTO, LITE
 from crad.command_line import run_command
 from crad.config import Config
 from crad.data import check_apart, full_source
@@ -27,8 +28,8 @@ from crad.report.environment import commit, environment
 COMMAND = "python -m benchmarks.decisions"
 _DESCRIPTION = (
     "Measure how many false alarms and misses thresholds make on fresh images, and write a JSON "
-    "file for each training to --output. What is there is not measured again. Normal images are "
-    "those of training and test together, divided anew for each seed."
+    "file for each training to --output. What is there is not measured again. Images to train on "
+    "are chosen from the training part of a set anew for each seed."
 )
 
 
@@ -76,10 +77,23 @@ class DecisionsOptions:
         """
         if not self.data and not self.report:
             raise UsageError("--data: expected a data set, or --report for the tables")
+        if self.backbone == AUTO:
+            raise UsageError(f"--backbone: the tables name one; give {LITE} or another, not {AUTO}")
+        for name, values in (("--ways", self.ways), ("--seeds", self.seeds)):
+            if not values or len({*values}) < len(values):
+                raise UsageError(f"{name}: expected one or more, each once")
+        names = Counter(Path(source).name for source in map(full_source, self.data))
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise UsageError(f"--data: two sets are named '{twice[0]}'; rename the folder of one")
         if unknown := [way for way in self.ways if way not in WAYS]:
             raise UsageError(f"--ways: no '{unknown[0]}'; choose from {', '.join(WAYS)}")
         if self.images < 2:
             raise UsageError(f"--images: expected at least 2, but got {self.images}")
+        if not self.minutes > 0:
+            raise UsageError(f"--minutes: expected more than 0, but got {self.minutes}")
+        for source in map(full_source, self.data):
+            for seed in self.seeds:
+                self.config(source, seed).check()
 
 
 @dataclass(frozen=True)
@@ -119,9 +133,15 @@ class Run:
             "n_images": self.options.images,
             "minutes": self.options.minutes,
             "way": self.way,
-            "contamination": CONTAMINATION if self.contaminated else 0.0,
+            "contamination": self.contamination,
             "seed": self.config.training.seed,
         }
+
+    @property
+    def contamination(self) -> float:
+        """Share of its images that is defective."""
+        n_images = self.options.images
+        return count_defective(n_images) / n_images if self.contaminated else 0.0
 
     def is_done(self) -> bool:
         """Whether its JSON file is there.
@@ -175,6 +195,7 @@ def measure_all(options: DecisionsOptions) -> None:
             classes = [*whole.inputs.n_train]
             images = divide(
                 whole.features.samples,
+                len(whole.inputs.train),
                 classes,
                 options.images,
                 run.config.training.seed,

@@ -81,13 +81,28 @@ class Images:
     defective: Mapping[str, Sequence[int]]
 
 
+def count_defective(n_images: int) -> int:
+    """How many of the images of a class are defective where some are: one at least."""
+    return max(round(CONTAMINATION * n_images), 1)
+
+
 def divide(
-    samples: Sequence[Sample], classes: Sequence[str], n_images: int, seed: int, contaminated: bool
+    samples: Sequence[Sample],
+    n_train: int,
+    classes: Sequence[str],
+    n_images: int,
+    seed: int,
+    contaminated: bool,
 ) -> Images:
     """Choose the images of a training at random, and those that its thresholds are tried on.
 
+    Images of the set's training part are trained on, and of its test part thresholds are tried:
+    the same thing may be on several images of a part. Trainings with and without defective images
+    are tried on the same ones.
+
     Args:
         samples: all images of a set.
+        n_train: how many of them, the first, are of its training part.
         classes: their classes.
         n_images: of each class to train on, with those that set the threshold.
         seed: of the choice.
@@ -98,23 +113,27 @@ def divide(
     """
     generator = torch.Generator().manual_seed(seed)
     normal, fresh, defective = {}, {}, {}
-    n_wrong = max(round(CONTAMINATION * n_images), 1) if contaminated else 0
+    n_wrong = count_defective(n_images)
     for name in classes:
-        kinds: list[list[int]] = [[], []]
-        for number, sample in enumerate(samples):
-            if sample.class_name == name:
-                kinds[sample.is_anomaly].append(number)
-        good, wrong = (
+        own = [number for number, each in enumerate(samples) if each.class_name == name]
+        kinds = (
+            [number for number in own if number < n_train],
+            [number for number in own if number >= n_train and not samples[number].is_anomaly],
+            [number for number in own if samples[number].is_anomaly],
+        )
+        train, good, wrong = (
             [kind[place] for place in torch.randperm(len(kind), generator=generator).tolist()]
             for kind in kinds
         )
-        if len(good) <= n_images or len(wrong) <= n_wrong:
+        if len(train) < n_images or not good or len(wrong) <= n_wrong:
             raise UsageError(
-                f"--images: class '{name}' has {len(good)} normal and {len(wrong)} defective "
-                f"images; with {n_images} to train on, none would be left to test on"
+                f"--images: class '{name}' has {len(train)} images to train on, {len(good)} "
+                f"normal and {len(wrong)} defective ones to test on; {n_images}, 1 and "
+                f"{n_wrong + 1} are needed"
             )
-        normal[name] = sorted([*good[: n_images - n_wrong], *wrong[:n_wrong]])
-        fresh[name] = sorted(good[n_images : n_images + _FRESH])
+        defects = wrong[:n_wrong] if contaminated else []
+        normal[name] = sorted([*train[: n_images - len(defects)], *defects])
+        fresh[name] = sorted(good[:_FRESH])
         defective[name] = sorted(wrong[n_wrong:])
     return Images(normal, fresh, defective)
 
@@ -225,10 +244,10 @@ def _count(
             "image_auroc": ranking.auroc if ranking else None,
             "decisions": [],
         }
-    of = [Sample(class_name=name) for name, own in calibration.items() for _ in own]
-    ranked = [*chain(*calibration.values())]
+    held = [Sample(class_name=name) for name, own in calibration.items() for _ in own]
+    held_scores = [*chain(*calibration.values())]
     for stated in (0.0, CONTAMINATION):
-        kept = calibrate(of, ranked, stated)
+        kept = calibrate(held, held_scores, stated)
         for rate in RATES:
             decided = measure_decisions(samples, scores, kept.thresholds(rate), calibration)
             for name, each in decided.items():

@@ -1,5 +1,6 @@
 """The tables of what thresholds did."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -10,6 +11,7 @@ from benchmarks.markdown import table
 BEGIN = "<!-- decisions: written by python -m benchmarks.decisions --report docs/decisions.md -->"
 END = "<!-- end of decisions -->"
 
+_ALIKE = ("data", "backbone", "image_size", "n_images", "minutes")
 _WAYS = {"tenth": "a tenth held back", "third": "a third held back", "folds": "5 folds"}
 
 
@@ -28,13 +30,13 @@ def tables(records: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
     """False alarms and misses where all images are normal."""
     asked = [f"{rate:.0%}" for rate in RATES]
-    head = ["images", "thresholds from", "images a class", "promise"]
+    head = ["images", "thresholds from", "images a class", f"promise at {asked[0]}"]
     head += [f"false alarms at {rate}" for rate in asked] + [f"misses at {asked[0]}", "seeds"]
 
     def rows() -> Iterator[list[str]]:
-        for data in _sets(clean):
+        for name, of_set in _sets(clean):
             for way in WAYS:
-                chosen = [each for each in clean if each["data"] == data and each["way"] == way]
+                chosen = [each for each in of_set if each["way"] == way]
                 if not chosen:
                     continue
                 numbers = {c["n_calibration"] for each in chosen for c in each["classes"].values()}
@@ -45,7 +47,7 @@ def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
                 misses = _spread([_share(each, RATES[0], "misses") for each in chosen])
                 least = max(RATES[0], 1 / (min(numbers) + 1))
                 shown = "/".join(map(str, sorted(numbers)))
-                yield [data, _WAYS[way], shown, _percent(least), *alarms, misses, str(len(chosen))]
+                yield [name, _WAYS[way], shown, _percent(least), *alarms, misses, str(len(chosen))]
 
     yield from table(head, rows())
 
@@ -53,27 +55,26 @@ def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _contaminated(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What defective images among the normal ones do."""
     share = f"{CONTAMINATION:.0%}"
-    head = [
-        "images",
-        "thresholds from",
-        f"image AUROC, clean -> {share} defective",
-        "misses, clean",
-    ]
-    head += [f"misses, {share}", f"misses, {share} and stated", "false alarms, clean"]
-    head += [f"{share} and stated", "stated, but clean", "listed: defects, normal images"]
+    head = ["images", "thresholds from", f"image AUROC, clean -> {share} defective"]
+    head += ["misses, clean", f"misses, {share}", f"misses, {share} and stated"]
+    head += ["false alarms, clean", f"false alarms, {share} and stated"]
+    head += ["false alarms, stated but clean", "listed: defects, normal images"]
 
     def rows() -> Iterator[list[str]]:
-        for data in _sets(records):
+        for name, of_set in _sets(records):
             for way in WAYS:
-                chosen = [each for each in records if (each["data"], each["way"]) == (data, way)]
-                chosen.sort(key=lambda each: int(each["seed"]))
-                clean = [each for each in chosen if not each["contamination"]]
-                wrong = [each for each in chosen if each["contamination"]]
-                if not clean or not wrong:
+                chosen = [each for each in of_set if each["way"] == way]
+                by_seed = [
+                    {each["seed"]: each for each in chosen if bool(each["contamination"]) == some}
+                    for some in (False, True)
+                ]
+                seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+                if not seeds:
                     continue
-                pairs = zip(clean, wrong, strict=False)
+                clean, wrong = ([each[seed] for seed in seeds] for each in by_seed)
+                pairs = zip(clean, wrong, strict=True)
                 yield [
-                    data,
+                    name,
                     _WAYS[way],
                     ", ".join(f"{_auroc(one):.3f} -> {_auroc(other):.3f}" for one, other in pairs),
                     _mean(clean, "misses"),
@@ -88,8 +89,14 @@ def _contaminated(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from table(head, rows())
 
 
-def _sets(records: Sequence[dict[str, Any]]) -> list[str]:
-    return [*dict.fromkeys(each["data"] for each in records)]
+def _sets(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The records of each set that were measured alike, and its name."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for each in records:
+        found[tuple(each[part] for part in _ALIKE)].append(each)
+    for key, members in found.items():
+        one_of_the_name = sum(other[0] == key[0] for other in found) == 1
+        yield key[0] if one_of_the_name else ", ".join(map(str, key)), members
 
 
 def _auroc(record: dict[str, Any]) -> float:

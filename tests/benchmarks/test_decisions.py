@@ -16,10 +16,10 @@ __all__ = ["demo_root", "one_thread"]
 
 def test_images_are_divided_so_that_no_training_sees_what_is_tried(demo_root: Path) -> None:
     found = find_dataset(demo_root)
-    samples = [*found.train, *found.test]
+    samples, n_train = [*found.train, *found.test], len(found.train)
     n_images = 6
     for contaminated in (False, True):
-        images = divide(samples, found.classes, n_images, 0, contaminated)
+        images = divide(samples, n_train, found.classes, n_images, 0, contaminated)
         for name in found.classes:
             parts = images.normal[name], images.fresh[name], images.defective[name]
             rows = [row for part in parts for row in part]
@@ -27,16 +27,18 @@ def test_images_are_divided_so_that_no_training_sees_what_is_tried(demo_root: Pa
             assert {samples[row].class_name for row in rows} == {name}
             wrong = [row for row in images.normal[name] if samples[row].is_anomaly]
             assert len(wrong) == (1 if contaminated else 0)
+            assert all(row < n_train or row in wrong for row in images.normal[name])
             assert not any(samples[row].is_anomaly for row in images.fresh[name])
+            assert min(images.fresh[name]) >= n_train  # the same thing may be on images of a part
             assert all(samples[row].is_anomaly for row in images.defective[name])
-    assert divide(samples, found.classes, n_images, 0, False) == divide(
-        samples, found.classes, n_images, 0, False
+    assert divide(samples, n_train, found.classes, n_images, 0, False) == divide(
+        samples, n_train, found.classes, n_images, 0, False
     )
-    assert divide(samples, found.classes, n_images, 0, False) != divide(
-        samples, found.classes, n_images, 1, False
+    assert divide(samples, n_train, found.classes, n_images, 0, False) != divide(
+        samples, n_train, found.classes, n_images, 1, False
     )
     with pytest.raises(UsageError, match="--images: class"):
-        divide(samples, found.classes, 10_000, 0, False)
+        divide(samples, n_train, found.classes, 10_000, 0, False)
 
 
 def test_the_command_and_its_tables(
@@ -45,7 +47,7 @@ def test_the_command_and_its_tables(
     page = tmp_path / "decisions.md"
     page.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     records = tmp_path / "records"
-    given = ["--data", str(demo_root), "--images", "8", "--seeds", "0", "--minutes", "0.001"]
+    given = ["--data", str(demo_root), "--images", "6", "--seeds", "0", "--minutes", "0.001"]
     given += [
         "--ways",
         "third",
@@ -66,23 +68,23 @@ def test_the_command_and_its_tables(
     ]
     for each in found:
         for of_class in each["classes"].values():
-            n_calibration = {"third": 3, "folds": 8}[each["way"]]
+            n_calibration = {"third": 2, "folds": 6}[each["way"]]
             assert of_class["n_calibration"] == n_calibration
             assert len(of_class["decisions"]) == 2 * len(RATES)
             for decided in of_class["decisions"]:
                 assert 0 <= decided["false_alarms"] <= of_class["n_good"]
                 assert 0 <= decided["misses"] <= of_class["n_defective"]
-        assert each["suspects"]["n_normal"] == 8 * len(each["classes"])
+        assert each["suspects"]["n_normal"] == 6 * len(each["classes"])
     text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
     assert text.count("held back |") == 2  # clean, and with defects
-    assert "| 5 folds | 8 | 11.1 % |" in text
+    assert "| 5 folds | 6 | 14.3 % |" in text
     capsys.readouterr()
     main(given)  # nothing is measured twice
     assert "written to" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main([*given, "--images", "7"])
+        main([*given, "--images", "5"])
     assert "was measured with another n_images" in capsys.readouterr().err
 
 
@@ -104,6 +106,10 @@ def test_tables_are_of_means_over_classes_and_seeds() -> None:
 
         return {
             "data": "screws",
+            "backbone": "eyes",
+            "image_size": 8,
+            "n_images": 100,
+            "minutes": 1.0,
             "way": "tenth",
             "seed": seed,
             "contamination": contamination,
@@ -117,11 +123,17 @@ def test_tables_are_of_means_over_classes_and_seeds() -> None:
         "| screws | a tenth held back | 10 | 9.1 % | 3.0 % (2.0 to 4.0) | 3.0 % (2.0 to 4.0) "
         "| 3.0 % (2.0 to 4.0) | 15.0 % (10.0 to 20.0) | 2 |"
     )
-    last = [*tables([*clean, record(0, 1, 5, CONTAMINATION)])][-1]
-    assert last == (
-        "| screws | a tenth held back | 0.900 -> 0.900 | 15.0 % | 50.0 % | 50.0 % | 3.0 % | 2.0 % "
-        "| 3.0 % | 1 of 2, 2 of 18 |"
+    last = [*tables([*clean, record(1, 1, 5, CONTAMINATION)])][-1]
+    assert last == (  # of the seed that both have
+        "| screws | a tenth held back | 0.900 -> 0.900 | 20.0 % | 50.0 % | 50.0 % | 4.0 % | 2.0 % "
+        "| 4.0 % | 1 of 2, 2 of 18 |"
     )
+    other = {**record(0, 1, 1), "backbone": "ears"}
+    rows = [line for line in tables([*clean, other]) if "held back" in line]
+    assert [line.split(" | ")[0] for line in rows] == [
+        "| screws, eyes, 8, 100, 1.0",
+        "| screws, ears, 8, 100, 1.0",
+    ]
 
 
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -129,6 +141,11 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture, tmp_p
         ([], "--data"),
         (["--data", "demo", "--ways", "half"], "--ways"),
         (["--data", "demo", "--images", "1"], "--images"),
+        (["--data", "demo", "--minutes", "0"], "--minutes"),
+        (["--data", "demo", "--seeds"], "--seeds"),
+        (["--data", "demo", "--ways", "third", "third"], "--ways"),
+        (["--data", "demo", "--backbone", "auto"], "--backbone"),
+        (["--data", "demo", "./demo"], "--data"),
         (["--report", str(tmp_path / "none.md")], "report"),
     ):
         with pytest.raises(SystemExit):
