@@ -1,6 +1,6 @@
 """Several levels in one call, beside a call for each.
 
-``python -m benchmarks.levels [--threads N] [--points N] [--rounds N]``
+``python -m benchmarks.levels [--threads N] [--points N] [--rounds N] [--device cuda]``
 
 Prints milliseconds, the fastest of some rounds, and how many times as long each of the others takes
 as `crad_kernels.sample_levels`: the median over the rounds, of which each runs all of them. On one
@@ -52,14 +52,14 @@ class Case:
         grown = level_resolutions(self.levels, 16, self.finest)
         return [(resolution,) * self.ndim for resolution in grown]
 
-    def tensors(self, points: int) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors(self, points: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
         """Values, coords anywhere in the grids, and the output's gradient."""
         generator = torch.Generator().manual_seed(0)
         entries = sum(map(math.prod, self.sizes))
         values = torch.randn(entries, self.channels, generator=generator)
         coords = torch.rand(points, self.ndim, generator=generator) * 2 - 1
         grad_output = torch.randn(points, self.levels * self.channels, generator=generator)
-        return values, coords, grad_output
+        return values.to(device), coords.to(device), grad_output.to(device)
 
 
 CASES = (Case(2, 512), Case(3, 128))
@@ -105,10 +105,24 @@ def step(
     return [out.detach(), *torch.autograd.grad(out, leaves, grad_output)]
 
 
-def measure(case: Case, points: int, rounds: int, direction: str) -> dict[str, list[float]]:
+def clock_of(device: str) -> Callable[[], float]:
+    """What to time calls on a device with."""
+    if device == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def measure(
+    case: Case, points: int, rounds: int, direction: str, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds of every call in every round; all must give the same results."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    tensors = case.tensors(points)
+    clock = clock_of(device)
+    tensors = case.tensors(points, device)
     expected = step(sample_levels, case, tensors, direction)
     for call in CALLS.values():
         for got, wanted in zip(step(call, case, tensors, direction), expected, strict=True):
@@ -128,12 +142,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--points", type=int, default=1 << 17)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for case in CASES:
         for direction in DIRECTIONS:
             sys.stdout.write(f"{case}, {options.points:,} points, {direction}\n")
-            seconds = measure(case, options.points, options.rounds, direction)
+            seconds = measure(case, options.points, options.rounds, direction, options.device)
             ours = seconds["sample_levels"]
             for name, theirs in seconds.items():
                 times = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))

@@ -94,7 +94,9 @@ def table(found: list[tuple[str, int]]) -> Iterator[str]:
         first, *others = rest.rstrip(">").split(", ")
         wide = kernel != "sum_parts" and others[:1] == ["double"]
         row = rows.setdefault(f"`{kernel}`{', float64 coordinates' if wide else ''}", {})
-        for dtype in [first] if first else DTYPES:
+        # Those whose first argument is a number are of float32 alone.
+        dtypes = ["float"] if first.isdigit() else [first] if first else [*DTYPES]
+        for dtype in dtypes:
             row.setdefault(dtype, []).append(registers)
     lines = ([k, *(_range(row.get(d, [])) for d in DTYPES)] for k, row in sorted(rows.items()))
     yield from markdown.table(["kernel", *DTYPES.values()], lines)

@@ -54,7 +54,13 @@ SHAPES: tuple[tuple[tuple[int, ...], int, int], ...] = (
     ((130, 150), 16, 500),
     ((30, 31, 29), 7, 300),
 )
-LEVELS = (((9,), 1), ((30, 4), 2), ((7, 3, 4), 8), ((4, 2, 3, 3), 3))  # size of the first, channels
+# Size of the first level, levels, channels, points. Of many points, a thread takes several levels.
+LEVELS: tuple[tuple[tuple[int, ...], int, int, int], ...] = (
+    ((9,), 5, 1, 300),
+    ((30, 4), 17, 2, 2000),
+    ((7, 3, 4), 5, 8, 300),
+    ((4, 2, 3, 3), 5, 3, 300),
+)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -73,8 +79,8 @@ def calls() -> Iterator[Call]:
     for size, channels, points in SHAPES:
         yield Call(size, channels, points, deterministic=True)
         yield Call(size, channels, points, batch=3)
-    for size, channels in LEVELS:
-        yield Call(size, channels, 300, padding_mode="border", levels=5)
+    for size, levels, channels, points in LEVELS:
+        yield Call(size, channels, points, padding_mode="border", levels=levels)
 
 
 def run(call: Call, backend: str, device: str) -> None:

@@ -42,7 +42,7 @@ def sample_levels(
     4 components at once, if the mode is linear, no padding is circular, every axis has 2 to 2^24
     entries, every level at most 2^30 elements, and cuda is given at most 32 levels: the CPU in one
     pass over the points, forward and backward, and a GPU in one launch, but for the gradient of
-    ``values``, which is that of each level. All else is composed as above, of a sample for each
+    ``values``, which is taken level by level. All else is composed as above, of a sample for each
     level: on the other backends, in exported programs, in forward mode, under vmap, and in
     derivatives of second and higher order.
 

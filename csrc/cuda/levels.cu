@@ -1,9 +1,9 @@
 // The operators sample_levels and sample_levels_backward of the CUDA backend: several grids of
 // different sizes, packed one behind the other into one tensor, sampled at the same points.
 //
-// A sample is one launch, and so is the gradient of coords (levels.h). That of the values is the
-// gradient of each level, in memory that is split once: see sample_backward() in sample.cu. What
-// the operators do not take is composed of samples: see crad_kernels/_level_operators.py.
+// A sample is one launch, and so is the gradient of coords (levels.h). That of the values is taken
+// level by level: see sample_backward() in sample.cu. What the operators do not take is composed of
+// samples: see crad_kernels/_level_operators.py.
 #include <tuple>
 
 #include "../operator/level_call.h"
@@ -35,7 +35,8 @@ int level_vector(int64_t channels, std::initializer_list<const void*> memory) {
   const auto fits = [&](const void* at) {
     return reinterpret_cast<uintptr_t>(at) % (vector * sizeof(float)) == 0;
   };
-  while (channels % vector != 0 || !std::all_of(memory.begin(), memory.end(), fits)) vector /= 2;
+  while (vector > 1 && (channels % vector != 0 || !std::all_of(memory.begin(), memory.end(), fits)))
+    vector /= 2;
   return vector;
 }
 

@@ -11,8 +11,8 @@ struct LevelPlan {
   int64_t blocks;
 };
 
-// Neighbours write whole sectors of memory together. Where there would be few blocks, more of them
-// share a point, and then blocks are smaller.
+// Neighbours write a sector of memory together, at least. Where there would be few blocks, more of
+// them share a point, and then blocks are smaller.
 inline LevelPlan plan_levels(int64_t points, int64_t levels, int64_t channels,
                              const Device& device) {
   constexpr int64_t kSector = 32, kChannel = sizeof(float);  // bytes

@@ -1,4 +1,4 @@
-// The operators of the CUDA backend. Nothing here waits for the device, so a CUDA graph can capture
+// The operators of the CUDA backend, of one grid. Nothing here waits for the device, so a CUDA graph can capture
 // it.
 //
 // The way of `coords`: sample() or sample_backward() below checks them (operator/call.h) and

@@ -64,7 +64,7 @@ def test_the_command_and_its_tables(
     assert sorted((each["way"], each["contamination"]) for each in found) == [
         ("folds", 0.0),
         ("third", 0.0),
-        ("third", CONTAMINATION),
+        ("third", 1 / 6),
     ]
     for each in found:
         for of_class in each["classes"].values():

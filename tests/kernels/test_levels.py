@@ -144,6 +144,19 @@ def test_is_the_samples_of_all_levels(backend: str, case: Levels) -> None:
         assert_near(got, wanted, 2 * SAME_INDEX[case.dtype], slope(case))
 
 
+@pytest.mark.parametrize(
+    "case", [Levels(3, 2, (2000,), number=17), Levels(2, 8, (4100,), number=12)], ids=str
+)
+def test_threads_take_several_levels_in_turn(cuda_library: str, case: Levels) -> None:
+    """Where points are many: 4 threads take 17 levels, or one takes all."""
+    options: dict[str, Any] = {"jitter_std": 0.1, "seed": 3, "backend": cuda_library}
+    actual = everything(lambda v, x: sample_levels(v, case.sizes, x, **options), case)
+    expected = everything(lambda v, x: composed(v, case.sizes, x, **options), case)
+    assert torch.equal(actual[0], expected[0])
+    for got, wanted in zip(actual[1:], expected[1:], strict=True):
+        assert_near(got, wanted, 2 * SAME_INDEX[torch.float32], slope(case))
+
+
 @pytest.mark.parametrize("case", FUSED[::3], ids=str)
 def test_is_what_the_specification_says(compiled_backend: str, case: Levels) -> None:
     options = case.options
