@@ -9,7 +9,8 @@ from typing import Any
 import tyro
 
 from benchmarks import markdown
-from benchmarks.decisions.measured import WAYS, Record, Whole, count_defective, divide, measure
+from benchmarks.comparison import Record, check_same, read_record, read_records
+from benchmarks.decisions.measured import WAYS, Whole, count_defective, divide, measure
 from benchmarks.decisions.tables import BEGIN, END, tables
 from benchmarks.detectors import clock
 from benchmarks.detectors.inputs import prepare_all
@@ -21,7 +22,7 @@ from crad.data import check_apart, full_source
 from crad.data.frames import show_size
 from crad.devices import select_device
 from crad.errors import OutputError, UsageError
-from crad.files import read_json, write_atomically, write_json
+from crad.files import write_atomically, write_json
 from crad.outputs import locked
 from crad.report.environment import commit, environment
 
@@ -149,20 +150,10 @@ class Run:
         Raises:
             OutputError: there is another one by that name, or one of other settings.
         """
-        if not self.path.exists():
-            return False
-        stored = read_json(self.path)
-        if not isinstance(stored, dict) or stored.get("made_by") != COMMAND:
-            raise OutputError(
-                f"output: '{self.path}' was not written by {COMMAND}; move it away, or choose "
-                "another folder with --output"
-            )
-        if changed := [key for key, value in self.identity.items() if stored.get(key) != value]:
-            raise OutputError(
-                f"output: '{self.path}' was measured with another {changed[0]}; measure it again "
-                "with --overwrite, or choose another folder with --output"
-            )
-        return True
+        stored = read_record(self.path, COMMAND)
+        if stored is not None:
+            check_same(self.path, stored, self.identity)
+        return stored is not None
 
 
 def runs_on(source: str, options: DecisionsOptions) -> list[Run]:
@@ -214,12 +205,6 @@ def measure_all(options: DecisionsOptions) -> None:
             print(f"written to {run.path} after {record['seconds']:.0f} s", flush=True)
 
 
-def read_records(output: Path) -> list[Record]:
-    """All records in a folder; other files are passed over."""
-    found = [read_json(path) for path in sorted(output.glob("*/*.json"))]
-    return [each for each in found if isinstance(each, dict) and each.get("made_by") == COMMAND]
-
-
 def run(options: DecisionsOptions) -> None:
     """Do what the command line says.
 
@@ -239,7 +224,7 @@ def run(options: DecisionsOptions) -> None:
         with locked(options.output):
             measure_all(options)
     if options.report and around:
-        lines = [BEGIN, "", *tables(read_records(options.output)), "", END]
+        lines = [BEGIN, "", *tables(read_records(options.output, COMMAND)), "", END]
         text = around[0] + "\n".join(lines) + around[1]
         write_atomically(options.report, lambda file: file.write(text.encode()))
         print(f"written to {options.report}")

@@ -8,11 +8,11 @@ from io import StringIO
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.comparison import Record
 from benchmarks.detectors import clock
 from benchmarks.detectors.inputs import SetInputs, select
 from crad.command_line import ComputeOptions
@@ -29,9 +29,6 @@ from crad.train import train_model
 from crad.train_options import OutputOptions, TrainOptions
 from crad.training.checkpoint import read_checkpoint
 from crad.training.features import Features, map_features
-
-Record = dict[str, Any]
-"""What a training measured, as its JSON file holds it."""
 
 RATES = (0.01, 0.05, 0.1)
 """Rates of false alarms that are asked for."""

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.comparison import compare
+from benchmarks.comparison import compare, read_records
 from benchmarks.detectors.options import COMMAND, DetectorOptions, parse_options
 from benchmarks.detectors.page import page_of
 from benchmarks.detectors.picture import draw, has_costs
-from benchmarks.detectors.runs import measure_all, read_records
+from benchmarks.detectors.runs import measure_all
 from crad.command_line import run_command
 
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str] | None) -> None:
 def _report(options: DetectorOptions) -> str:
     """Draw the picture beside the page, if there is one to draw; give the text of the page."""
     assert options.report
-    records = read_records(options.output)
+    records = read_records(options.output, COMMAND)
     if not has_costs(records):
         return page_of(options.output)
     picture = options.report.with_suffix(".svg")

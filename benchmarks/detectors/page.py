@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import markdown
-from benchmarks.comparison import mark
+from benchmarks.comparison import Record, mark, read_records
 from benchmarks.detectors import words
 from benchmarks.detectors.growth import COMMAND as GROWTH
 from benchmarks.detectors.growth import read_growth
@@ -16,7 +16,7 @@ from benchmarks.detectors.in_paper import paper_table
 from benchmarks.detectors.methods import methods
 from benchmarks.detectors.options import COMMAND, SETTINGS
 from benchmarks.detectors.own_scores import OWN
-from benchmarks.detectors.runs import Record, minutes_of, read_records
+from benchmarks.detectors.runs import minutes_of
 from benchmarks.paper.metrics import Measured
 from benchmarks.report import number
 from crad.data.demo import DEMO_NAMES, is_demo
@@ -53,7 +53,7 @@ def page_of(output: Path, picture: str | None = None) -> str:
         OSError: a file cannot be read.
         OutputError: there are no records, or they do not belong together.
     """
-    records = read_records(output)
+    records = read_records(output, COMMAND)
     if not records:
         raise OutputError(f"output: '{output}' holds no results; measure some with --data")
     return page(records, picture, read_growth(output))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import Record
 from benchmarks.detectors.page import (
     COLUMNS,
     in_order,
@@ -13,7 +14,6 @@ from benchmarks.detectors.page import (
     sections_by,
     title_of,
 )
-from benchmarks.detectors.runs import Record
 from crad.errors import MissingPackageError
 from crad.files import replacing
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import Record, check_same, measured, read_record
 from benchmarks.detectors import clock
 from benchmarks.detectors.costs import PeakMemory, images_per_second
 from benchmarks.detectors.inputs import SetInputs, inputs_of, prepare_all, select
@@ -21,16 +22,12 @@ from crad.data import Dataset, check_apart, find_dataset
 from crad.data.frames import frame_of, show_size
 from crad.data.sources import BATCH_SIZE
 from crad.devices import select_device
-from crad.errors import OutputError
-from crad.files import read_json, write_json
+from crad.files import write_json
 from crad.report.environment import commit, environment
 from crad.scoring.evaluation import Evaluation
 from crad.scoring.held_back import check_share, hold_back
 from crad.scoring.protocols import choose_protocols
 from crad.training.features import Features
-
-Record = dict[str, Any]
-"""What a run measured, as its JSON file holds it."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +94,14 @@ class Run:
         Raises:
             OutputError: there is another one by that name, or one of other settings.
         """
-        if not self.path.exists():
+        stored = read_record(self.path, COMMAND)
+        if stored is None:
             return False
-        stored = read_json(self.path)
-        if not isinstance(stored, dict) or stored.get("made_by") != COMMAND:
-            raise OutputError(
-                f"output: '{self.path}' was not written by {COMMAND}; move it away, or choose "
-                "another folder with --output"
-            )
         wanted = [protocol.name for protocol in choose_protocols(self.config.decisions.protocol)]
         if missing := [name for name in wanted if name not in stored["protocols"]]:
-            change = f"without --protocol {missing[0]}"
-        elif changed := [key for key, value in self.identity.items() if stored.get(key) != value]:
-            change = f"with another {changed[0]}"
-        else:
-            return True
-        raise OutputError(
-            f"output: '{self.path}' was measured {change}; measure it again with --overwrite, or "
-            "choose another folder with --output"
-        )
+            raise measured(self.path, f"without --protocol {missing[0]}")
+        check_same(self.path, stored, self.identity)
+        return True
 
     def measure(self, inputs: SetInputs, device: torch.device) -> Record:
         """Fit the models and measure their maps of all test images.
@@ -248,12 +234,6 @@ def _runs(options: DetectorOptions, config: Config, dataset: Dataset) -> Iterato
                 yield Run(
                     seeded, dataset.classes, name, known[name], setting, n_train, options.output
                 )
-
-
-def read_records(output: Path) -> Sequence[Record]:
-    """All records in a folder; other files are passed over."""
-    found = [read_json(path) for path in sorted(output.glob("*/*.json"))]
-    return [each for each in found if isinstance(each, dict) and each.get("made_by") == COMMAND]
 
 
 def _in_short(record: Record) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import markdown
-from benchmarks.comparison import mark
+from benchmarks.comparison import Record, mark, read_records
 from benchmarks.images.cases import CASES, FORWARD, MODES
 from benchmarks.images.options import COMMAND
-from benchmarks.images.runs import Record, read_records
 from benchmarks.report import number
 from crad.errors import OutputError
 from crad.words import count
@@ -77,7 +76,7 @@ def page_of(output: Path) -> str:
         OSError: a file cannot be read.
         OutputError: there are no runs.
     """
-    records = read_records(output)
+    records = read_records(output, COMMAND)
     if not records:
         raise OutputError(f"output: '{output}' holds no results; measure some with --isa")
     return page(records)

@@ -4,22 +4,18 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.comparison import Record, check_same, read_record
 from benchmarks.images.cases import FORWARD, Case
 from benchmarks.images.clock import fastest
 from benchmarks.images.options import COMMAND, ImageOptions
 from benchmarks.images.others import others
 from benchmarks.images.steps import Tensors, check, ours, step, torchs
 from benchmarks.machine import machine
-from crad.errors import OutputError
-from crad.files import read_json, write_json
+from crad.files import write_json
 from crad.words import count
-
-Record = dict[str, Any]
-"""What a run measured, as its JSON file holds it."""
 
 
 def path_of(output: Path, isa: str, threads: int) -> Path:
@@ -66,13 +62,8 @@ def _begun(path: Path, options: ImageOptions, threads: int) -> Record:
     """
     where = machine()
     identity = {"made_by": COMMAND, "isa": options.isa, "threads": threads, "machine": where}
-    stored = read_json(path)
-    if path.exists() and not (isinstance(stored, dict) and stored.get("made_by") == COMMAND):
-        raise OutputError(
-            f"output: '{path}' was not written by {COMMAND}; move it away, or choose another "
-            "folder with --output"
-        )
-    if not path.exists() or options.overwrite:
+    stored = read_record(path, COMMAND)
+    if stored is None or options.overwrite:
         stored = {
             **identity,
             "date": time.strftime("%Y-%m-%d"),
@@ -80,14 +71,10 @@ def _begun(path: Path, options: ImageOptions, threads: int) -> Record:
             "notes": [],
             "cases": {},
         }
-    elif changed := [key for key in where if stored["machine"].get(key) != where[key]]:
-        raise OutputError(
-            f"output: '{path}' was measured with another {changed[0]}; measure it again with "
-            "--overwrite, or choose another folder with --output"
-        )
+    else:
+        check_same(path, stored["machine"], where)
     stored["notes"] = [*dict.fromkeys([*stored["notes"], *options.notes])]
-    record: Record = stored
-    return record
+    return stored
 
 
 def measure(case: Case, seconds: float, *, noise: bool) -> Record:
@@ -137,9 +124,3 @@ def _in_short(record: Record) -> str:
     return ", ".join(
         f"{what} {times['torch'] / times['ours']:.2f}" for what, times in record["seconds"].items()
     )
-
-
-def read_records(output: Path) -> list[Record]:
-    """All records in a folder; other files are passed over."""
-    found = [read_json(path) for path in sorted(output.glob("*.json"))]
-    return [each for each in found if isinstance(each, dict) and each.get("made_by") == COMMAND]

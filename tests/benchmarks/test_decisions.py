@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.decisions.__main__ import main, read_records
+from benchmarks.comparison import read_records
+from benchmarks.decisions.__main__ import COMMAND, main
 from benchmarks.decisions.measured import CONTAMINATION, RATES, WAYS, divide
 from benchmarks.decisions.tables import BEGIN, END, tables
 from crad.data import find_dataset
@@ -60,7 +61,7 @@ def test_the_command_and_its_tables(
         str(records),
     ]
     main([*given, "--report", str(page)])
-    found = read_records(records)
+    found = read_records(records, COMMAND)
     assert sorted((each["way"], each["contamination"]) for each in found) == [
         ("folds", 0.0),
         ("third", 0.0),

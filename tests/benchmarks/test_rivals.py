@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import Record
 from benchmarks.detectors import budget, clock, costs
 from benchmarks.detectors.__main__ import main
 from benchmarks.detectors.budget import Epochs
@@ -24,7 +25,6 @@ from benchmarks.detectors.page import page
 from benchmarks.detectors.picture import draw
 from benchmarks.detectors.pixels import Pixels
 from benchmarks.detectors.pyramid import stages
-from benchmarks.detectors.runs import Record
 from benchmarks.detectors.through_anomalib import RECIPES, ThroughAnomalib
 from benchmarks.detectors.words import METHODS
 from crad.backbones import LITE
