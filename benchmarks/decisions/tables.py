@@ -31,7 +31,11 @@ def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
     """False alarms and misses where all images are normal."""
     asked = [f"{rate:.0%}" for rate in RATES]
     head = ["images", "thresholds from", "images a class", f"promise at {asked[0]}"]
-    head += [f"false alarms at {rate}" for rate in asked] + [f"misses at {asked[0]}", "seeds"]
+    head += [f"false alarms at {rate}" for rate in asked] + [
+        f"misses at {asked[0]}",
+        f"at {asked[-1]}",
+        "seeds",
+    ]
 
     def rows() -> Iterator[list[str]]:
         for name, of_set in _sets(clean):
@@ -44,10 +48,13 @@ def _promises(clean: Sequence[dict[str, Any]]) -> Iterator[str]:
                     _spread([_share(each, rate, "false_alarms") for each in chosen])
                     for rate in RATES
                 ]
-                misses = _spread([_share(each, RATES[0], "misses") for each in chosen])
+                misses = [
+                    _spread([_share(each, rate, "misses") for each in chosen])
+                    for rate in (RATES[0], RATES[-1])
+                ]
                 least = max(RATES[0], 1 / (min(numbers) + 1))
                 shown = "/".join(map(str, sorted(numbers)))
-                yield [name, _WAYS[way], shown, _percent(least), *alarms, misses, str(len(chosen))]
+                yield [name, _WAYS[way], shown, _percent(least), *alarms, *misses, str(len(chosen))]
 
     yield from table(head, rows())
 
