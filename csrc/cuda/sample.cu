@@ -1,5 +1,5 @@
-// The operators of the CUDA backend, of one grid. Nothing here waits for the device, so a CUDA graph can capture
-// it.
+// The operators of the CUDA backend, of one grid. Nothing here waits for the device, so a CUDA
+// graph can capture it.
 //
 // The way of `coords`: sample() or sample_backward() below checks them (operator/call.h) and
 // describes them in a Problem (core/problem.h). plan_forward.h or plan_backward.h chooses a kernel
