@@ -79,8 +79,15 @@ def calls() -> Iterator[Call]:
     for size, channels, points in SHAPES:
         yield Call(size, channels, points, deterministic=True)
         yield Call(size, channels, points, batch=3)
-    for size, levels, channels, points in LEVELS:
-        yield Call(size, channels, points, padding_mode="border", levels=levels)
+    for (size, levels, channels, points), deterministic in itertools.product(LEVELS, (False, True)):
+        yield Call(
+            size,
+            channels,
+            points,
+            padding_mode="border",
+            deterministic=deterministic,
+            levels=levels,
+        )
 
 
 def run(call: Call, backend: str, device: str) -> None:

@@ -1,9 +1,9 @@
 // The operators sample_levels and sample_levels_backward of the CUDA backend: several grids of
 // different sizes, packed one behind the other into one tensor, sampled at the same points.
 //
-// A sample is one launch, and so is the gradient of coords (levels.h). That of the values is taken
-// level by level: see sample_backward() in sample.cu. What the operators do not take is composed of
-// samples: see crad_kernels/_level_operators.py.
+// A sample is one launch, and so are both gradients (levels.h). If the call is to be deterministic,
+// that of the values is taken level by level: see sample_backward() in sample.cu. What the
+// operators do not take is composed of samples: see crad_kernels/_level_operators.py.
 #include <tuple>
 
 #include "../operator/level_call.h"
@@ -84,24 +84,26 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
   return output;
 }
 
-void add_slopes(const LevelsCall& call, const LevelTable& table, Stream stream,
-                const Tensor& grad_output, const Tensor& grad_coords) {
+// Both gradients at once; null for the one that is not wanted.
+void launch_backward(const LevelsCall& call, const LevelTable& table, Stream stream,
+                     const Tensor& grad_output, float* grad_values, float* grad_coords) {
   const Problem& problem = call.finest().problem;
   const LevelPlan plan =
       plan_levels(call.points(), call.number(), call.channels(), current_device());
   const float *const from = floats(call.values()), *const grads = floats(grad_output);
-  with_level_shape(problem, level_vector(call.channels(), {from, grads}),
-                   [&](auto axes, auto vector) {
-                     launch(slopes_of_levels<decltype(axes)::value, decltype(vector)::value>,
-                            plan.blocks, plan.threads, 0, stream, problem, table, plan.lanes, from,
-                            grads, new_floats(grad_coords));
-                   });
+  const int vector = level_vector(call.channels(), {from, grads, grad_values});
+  with_level_shape(problem, vector, [&](auto axes, auto vector) {
+    launch(backward_of_levels<decltype(axes)::value, decltype(vector)::value>, plan.blocks,
+           plan.threads, 0, stream, problem, table, plan.lanes, from, grads, grad_values,
+           grad_coords);
+  });
 }
 
-// Level by level, each by the kernels that its size calls for.
-void put_gradients(const LevelsCall& call, const Tensor& grad_output,
-                   const std::optional<Tensor>& seed, const std::optional<Tensor>& jitter_std,
-                   int64_t options, Tensor& grad_values) {
+// The gradient of the values in a fixed order: level by level, each by the kernels that its size
+// calls for.
+void put_in_order(const LevelsCall& call, const Tensor& grad_output,
+                  const std::optional<Tensor>& seed, const std::optional<Tensor>& jitter_std,
+                  int64_t options, Tensor& grad_values) {
   const int64_t channels = call.channels(), points = call.points();
   const Tensor rows = torch::stable::view(grad_output, {points, call.number(), channels});
   Tensor by_level = dense(torch::stable::permute(rows, {1, 0, 2}));
@@ -142,8 +144,15 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
     return {grad_values, grad_coords};
   }
   const Tensor grad_output = dense(grad_output_in);
-  if (want_values) put_gradients(call, grad_output, seed, jitter_std, options, grad_values);
-  if (want_coords) add_slopes(call, table, current.stream, grad_output, grad_coords);
+  const bool in_order = want_values && call.finest().deterministic;
+  const bool atomically = want_values && !in_order;
+  if (in_order) put_in_order(call, grad_output, seed, jitter_std, options, grad_values);
+  if (atomically)
+    clear(new_floats(grad_values), grad_values.numel() * sizeof(float), current.stream);
+  if (atomically || want_coords)
+    launch_backward(call, table, current.stream, grad_output,
+                    atomically ? new_floats(grad_values) : nullptr,
+                    want_coords ? new_floats(grad_coords) : nullptr);
   return {grad_values, grad_coords};
 }
 

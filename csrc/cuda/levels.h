@@ -107,12 +107,12 @@ sample_of_levels(const Problem problem, const LevelTable levels, int lanes, cons
   }
 }
 
-// The gradient of coords, summed over the levels. Of 4 axes it takes more registers than two blocks
-// have.
+// The gradients. That of coords is summed over the levels; that of the values, zeroed before, is
+// added to atomically. Null: not wanted. Of 4 axes it takes more registers than two blocks have.
 template <int D, int V>
 CRAD_KERNEL((D < 4 ? kBlocks : 1))
-slopes_of_levels(const Problem problem, const LevelTable levels, int lanes, const float* values,
-                 const float* grad_output, float* grad_coords) {
+backward_of_levels(const Problem problem, const LevelTable levels, int lanes, const float* values,
+                   const float* grad_output, float* grad_values, float* grad_coords) {
   const Group group(lanes);
   const int64_t point = point_of_group(group);
   const bool own = point < points_of(problem);
@@ -120,23 +120,31 @@ slopes_of_levels(const Problem problem, const LevelTable levels, int lanes, cons
   // All threads of a warp come to its end: they exchange sums.
   for (int level = group.lane; own && level < levels.number; level += lanes) {
     const LevelTaps<D> taps = taps_of<D>(problem, levels, level, point);
-    const float* const rows = values + levels.first[level] * problem.channels;
+    CRAD_UNROLL
+    for (int d = 0; d < D && !taps.place; ++d) slope[d] = NAN;
+    if (!taps.place) continue;
+    const int64_t first = levels.first[level] * problem.channels;
     const float* const grads = grad_output + (point * levels.number + level) * problem.channels;
     for (int64_t c = 0; c < problem.channels; c += V) {
       const Pack<float, V> grad = load<V>(grads + c);
       for_corners(taps, [&](int k, int32_t entry) {
-        // Outside lie zeros, which an infinite gradient makes NaN.
-        const Pack<float, V> value =
-            entry < 0 ? filled<float, V>(0) : load<V>(rows + entry * problem.channels + c);
-        const float product = dot(grad, value);
-        CRAD_UNROLL
-        for (int d = 0; d < D; ++d)
-          slope[d] = multiply_add(corner_weight(taps, k, d), product, slope[d]);
+        const int64_t at = first + entry * problem.channels + c;
+        if (grad_coords) {
+          // Outside lie zeros, which an infinite gradient makes NaN.
+          const Pack<float, V> value = entry < 0 ? filled<float, V>(0) : load<V>(values + at);
+          const float product = dot(grad, value);
+          CRAD_UNROLL
+          for (int d = 0; d < D; ++d)
+            slope[d] = multiply_add(corner_weight(taps, k, d), product, slope[d]);
+        }
+        if (!grad_values || entry < 0) return;
+        Pack<float, V> share = filled<float, V>(0);
+        add_product(corner_weight(taps, k), grad, share);
+        add_atomically<V>(grad_values + at, share);
       });
     }
-    CRAD_UNROLL
-    for (int d = 0; d < D && !taps.place; ++d) slope[d] = NAN;
   }
+  if (!grad_coords) return;
   CRAD_UNROLL
   for (int d = 0; d < D; ++d)
     for (int bit = 1; bit < lanes; bit *= 2) slope[d] += __shfl_xor_sync(kWholeWarp, slope[d], bit);

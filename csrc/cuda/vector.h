@@ -98,6 +98,10 @@ CRAD_DEVICE void add_atomically(float* to, const Pack<float, V>& pack) {
     for (int i = 0; i < V; i += 4)
       atomicAdd(reinterpret_cast<float4*>(to + i),
                 make_float4(pack.lane[i], pack.lane[i + 1], pack.lane[i + 2], pack.lane[i + 3]));
+  } else if constexpr (V % 2 == 0) {
+    CRAD_UNROLL
+    for (int i = 0; i < V; i += 2)
+      atomicAdd(reinterpret_cast<float2*>(to + i), make_float2(pack.lane[i], pack.lane[i + 1]));
   } else
 #endif
   {

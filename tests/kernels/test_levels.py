@@ -157,6 +157,17 @@ def test_threads_take_several_levels_in_turn(cuda_library: str, case: Levels) ->
         assert_near(got, wanted, 2 * SAME_INDEX[torch.float32], slope(case))
 
 
+@pytest.mark.parametrize("case", FUSED[::4], ids=str)
+def test_a_deterministic_gradient_is_that_of_each_level(cuda_backend: str, case: Levels) -> None:
+    """To the last bit; else that of the values is added to atomically."""
+    values, coords, grad_output = case.tensors()
+    leaf = values.requires_grad_()
+    options = {**case.options, "backend": cuda_backend, "deterministic": True}
+    outs = [call(leaf, case.sizes, coords, **options) for call in (sample_levels, composed)]
+    actual, expected = (torch.autograd.grad(out, leaf, grad_output)[0] for out in outs)
+    assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("case", FUSED[::3], ids=str)
 def test_is_what_the_specification_says(compiled_backend: str, case: Levels) -> None:
     options = case.options
