@@ -1,5 +1,6 @@
 """The page of the comparison, made of the JSON files that runs left."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -115,7 +116,9 @@ class Row:
 
 def page(records: Sequence[Record]) -> str:
     """The text of the page."""
-    records = sorted(records, key=lambda each: (each["isa"] == "avx512", each["threads"]))
+    records = sorted(
+        records, key=lambda each: (_cpu(each), each["isa"] == "avx512", each["threads"])
+    )
     rows = [Row(records, case, step) for case, steps in _cases(records).items() for step in steps]
     parts = [
         f"{mark(COMMAND)}\n{_ABOUT}".rstrip(),
@@ -158,9 +161,21 @@ def _ratio(value: float | None) -> str:
     return number(value) if round(value, 2) >= 1 else f"**{value:.2f}**"
 
 
-def _label(record: Record) -> str:
-    isa = {"avx2": "AVX2", "avx512": "AVX-512"}.get(record["isa"], record["isa"])
-    return f"{isa}, {count(record['threads'], 'thread')}"
+def _cpu(record: Record) -> str:
+    """Its name, short."""
+    name: str = record["machine"]["cpu"]
+    return re.sub(r"\(R\)|\(TM\)| (Processor|CPU)\b.*| @.*", "", name)
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    """A name of each run, as short as tells them apart."""
+    several = len({*map(_cpu, records)}) > 1
+    labels = []
+    for record in records:
+        isa = {"avx2": "AVX2", "avx512": "AVX-512"}.get(record["isa"], record["isa"])
+        machine = f"{_cpu(record)}, " if several else ""
+        labels.append(f"{machine}{isa}, {count(record['threads'], 'thread')}")
+    return labels
 
 
 def _example(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
@@ -171,17 +186,17 @@ def _example(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
         return
     place = chosen.ratios.index(ratio)
     yield "For example:"
-    yield "\n".join(markdown.table(["case", "step", *map(_label, records)], [chosen.cells]))
+    yield "\n".join(markdown.table(["case", "step", *_labels(records)], [chosen.cells]))
     yield (
         "A photograph of three channels and 512 x 512 pixels is warped by a smooth movement, with "
-        f"bilinear interpolation and zeros beyond its borders. With {_label(records[place])}, "
+        f"bilinear interpolation and zeros beyond its borders. With {_labels(records)[place]}, "
         f"torch takes {number(ratio)} times as long as ours; the other columns are other "
-        "instruction sets and numbers of threads."
+        "machines, instruction sets and numbers of threads."
     )
 
 
 def _in_short(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[str]:
-    labels = [*map(_label, records)]
+    labels = _labels(records)
     head = ["case", "step", *labels]
     slowest = sorted(rows, key=lambda row: min(row.known))[:_SLOWEST]
     fastest = sorted(rows, key=lambda row: -max(row.known))[:_FASTEST]
@@ -226,7 +241,7 @@ def _below(ratios: Sequence[float]) -> str:
 
 def _section(records: Sequence[Record], rows: Iterable[Row], group: str) -> Iterator[str]:
     yield f"## {group}"
-    head = ["case", "step", *map(_label, records)]
+    head = ["case", "step", *_labels(records)]
     yield "\n".join(markdown.table(head, (row.cells for row in rows if row.group == group)))
 
 
@@ -256,7 +271,7 @@ def _others(records: Sequence[Record]) -> Iterator[str]:
         "* kornia's `remap` calls `F.grid_sample`; *patched*, it calls ours in its place.\n\n"
         "The last column is the share of results that are more than half a grey level from torch's."
     )
-    head = ["case", "function", *map(_label, records), "differs"]
+    head = ["case", "function", *_labels(records), "differs"]
     yield "\n".join(
         markdown.table(head, ([case, name, *cells] for (case, name), cells in found.items()))
     )

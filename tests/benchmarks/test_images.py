@@ -110,6 +110,12 @@ def test_a_run_is_continued_and_shown(
     assert f"| {TINY[1]} | forward |" in reading
     assert "With baseline, 1 thread, torch takes " in reading
 
+    another = {**first["machine"], "cpu": "Some(R) Processor @ 2.80GHz"}
+    other = {**second, "machine": another}
+    text = page.page([second, other])
+    assert "| Some, baseline, 1 thread |" in text
+    assert "| baseline, 1 thread |" not in text
+
     monkeypatch.setattr(runs, "machine", lambda: {**first["machine"], "torch": "another"})
     assert command(main, *arguments) == 1
 
