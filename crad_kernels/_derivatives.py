@@ -22,7 +22,7 @@ below it: the compiler sees one opaque operator, and forward-mode AD works, whic
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
 from crad_kernels import _onnx
+from crad_kernels._direct import Kernels, try_first
 from crad_kernels._layout import as_torch
 from crad_kernels._schema import DERIVATIVE, Operators, check_tensors, library
 
@@ -209,8 +210,10 @@ def _is_little(tensors: Sequence[Tensor | None], channels_axis: int) -> bool:
     """
     if is_anomaly_enabled():
         return False
-    values, coords = cast(Sequence[Tensor], tensors[-4:-2])
-    return values.numel() + coords.numel() * values.shape[channels_axis] < 1 << 17
+    values, coords = tensors[-4], tensors[-3]
+    assert values is not None
+    assert coords is not None
+    return values.numel() + coords.numel() * values.size(channels_axis) < 1 << 17
 
 
 def _needed(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[bool]:
@@ -285,6 +288,7 @@ def install_operator(
     vjp: Callable[..., list[Tensor | None]],
     jvp: Callable[..., Any],
     in_onnx: Callable[..., Any],
+    direct: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Give an operator its kernel for the Autograd key, and return the shortest way to call it.
 
@@ -295,9 +299,16 @@ def install_operator(
         vjp: from (which tensors need a gradient, arguments, cotangents) to the gradients.
         jvp: from (arguments, tangents) to the tangents of the results.
         in_onnx: what it is made of in ONNX.
+        direct: its kernel as `_direct.Kernels` has it.
     """
 
-    straight = operator._op
+    boxed = operator._op
+
+    def by_dispatcher(*args: Any) -> Any:
+        with _AutoDispatchBelowAutograd():
+            return boxed(*args)
+
+    straight = try_first(direct, by_dispatcher, tensors)
 
     def redispatch(keys: Any, *args: Any) -> Any:
         with _AutoDispatchBelowAutograd():
@@ -315,8 +326,7 @@ def install_operator(
             ctx.asks = asks
             ctx.options = options
             if keys is None:
-                with _AutoDispatchBelowAutograd():
-                    return straight(*given, *options)
+                return straight(*given, *options)
             ctx.save_for_forward(*given)
             with _derivatives_around():
                 return redispatch(keys, *given, *options)
@@ -363,26 +373,44 @@ def install_operator(
         given = args[:tensors]
         needing = _number_that_need_grad(given) if is_grad_enabled() else 0
         if not needing:
-            with _AutoDispatchBelowAutograd():
-                return straight(*args)
+            return straight(*args)
         return _apply(apply, given, args[tensors:], needing, -1)
 
     return call
 
 
-def _install_grid_sample(operator: Any, calls: Operators) -> Callable[..., Tensor]:
+def _install_grid_sample(
+    operator: Any, calls: Operators, direct: Kernels | None
+) -> Callable[..., Tensor]:
     """Return the shortest way to `sample` with channels first, laid out as torch does.
 
     To move the axes takes 11 us, forward and backward, where autograd records it, and 5 us here.
     """
 
-    straight = operator._op
+    boxed = operator._op
 
-    def run(input: Tensor, *rest: Any) -> Tensor:
+    def by_dispatcher(input: Tensor, *rest: Any) -> Tensor:
         # Below what keeps track of views, too: the result is not to be known as one.
         with _AutoDispatchBelowADInplaceOrView():
             values = input.movedim(1, -1)
-            return as_torch(straight(values, *rest), values, input)
+            return as_torch(boxed(values, *rest), values, input)
+
+    def backward_by_calls(grad: Tensor, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        to_values, to_coords = calls.sample_backward(
+            grad.movedim(1, -1), input.movedim(1, -1), *rest
+        )
+        return to_values.movedim(-1, 1) if rest[-2] else to_values, to_coords
+
+    straight = try_first(direct and direct.grid_sample, by_dispatcher, 4)
+    straight_backward = try_first(direct and direct.grid_sample_backward, backward_by_calls, 5)
+
+    def backward(*args: Any) -> tuple[Tensor, Tensor]:
+        """`sample_backward` with channels first, which has derivatives where they are recorded."""
+        run = backward_by_calls if is_grad_enabled() or _is_watched() else straight_backward
+        gradients: tuple[Tensor, Tensor] = run(*args)
+        return gradients
+
+    channels_first = replace(calls, sample_backward=backward)
 
     class Function(_Function):
         @staticmethod
@@ -390,16 +418,14 @@ def _install_grid_sample(operator: Any, calls: Operators) -> Callable[..., Tenso
             ctx.save_for_backward(*given)
             ctx.asks = asks
             ctx.options = options
-            return run(*given, *options)
+            out: Tensor = straight(*given, *options)
+            return out
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
-            input, *rest = given = ctx.saved_tensors
-            args = (input.movedim(1, -1), *rest, *ctx.options)
-            gradients = _sample_vjp(calls, _needed(ctx, given), args, grad.movedim(1, -1))
-            to_values = gradients[0]
-            if to_values is not None:
-                gradients[0] = to_values.movedim(-1, 1)
+            given = ctx.saved_tensors
+            args = (*given, *ctx.options)
+            gradients = _sample_vjp(channels_first, _needed(ctx, given), args, grad)
             return None, None, None, *gradients
 
     apply = cast(Any, Function).apply
@@ -411,9 +437,7 @@ def _install_grid_sample(operator: Any, calls: Operators) -> Callable[..., Tenso
             return as_torch(calls.sample(values, *rest), values, input)
         given = args[:4]
         needing = _number_that_need_grad(given) if is_grad_enabled() else 0
-        if not needing:
-            return run(*args)
-        out: Tensor = _apply(apply, given, args[4:], needing, 1)
+        out: Tensor = _apply(apply, given, args[4:], needing, 1) if needing else straight(*args)
         return out
 
     return call
@@ -430,10 +454,15 @@ class Calls(Operators):
     grid_sample: Any
 
 
-def install(ops: Operators) -> Calls:
-    """Give the operators of a backend their derivatives; return the shortest way to call them."""
+def install(ops: Operators, direct: Kernels | None) -> Calls:
+    """Give the operators of a backend their derivatives; return the shortest way to call them.
+
+    Args:
+        ops: the operators.
+        direct: their kernels, if they can be called around the dispatcher.
+    """
     calls = Calls(**vars(ops), grid_sample=None)
-    calls.grid_sample = _install_grid_sample(ops.sample, calls)
+    calls.grid_sample = _install_grid_sample(ops.sample, calls, direct)
     calls.sample = install_operator(
         ops.sample,
         4,
@@ -441,6 +470,7 @@ def install(ops: Operators) -> Calls:
         partial(_sample_vjp, calls),
         partial(sample_jvp, calls),
         _onnx.sample,
+        direct and direct.sample,
     )
     calls.sample_backward = install_operator(
         ops.sample_backward,
@@ -449,5 +479,6 @@ def install(ops: Operators) -> Calls:
         partial(sample_backward_vjp, calls),
         partial(sample_backward_jvp, calls),
         _onnx.refuse_derivative,
+        direct and direct.sample_backward,
     )
     return calls

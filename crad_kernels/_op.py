@@ -6,6 +6,7 @@ from torch import Tensor
 
 from crad_kernels import (
     _derivatives,
+    _direct,
     _exported,
     _level_operators,
     _onnx,
@@ -51,7 +52,8 @@ class _Reference:
 # does. All arguments must have been checked but for the tensors that are sampled, which each
 # refuses where they do not fit.
 CALLS: dict[str, Any] = {
-    name: _derivatives.install(operators) for name, operators in OPERATORS.items()
+    name: _derivatives.install(operators, _direct.CPU if name == "cpu" else None)
+    for name, operators in OPERATORS.items()
 }
 CALLS["reference"] = _Reference
 

@@ -272,7 +272,10 @@ def _run(
         name = _schema.NEUTRAL  # the program picks one where it runs
     else:
         name = (default(device, ndim) if backend is None else choose(backend, device, ndim)).name
-    of_noise = noise_of(jitter_std, seed, coords)
+    if seed is None and isinstance(jitter_std, float) and jitter_std == 0:
+        of_noise: tuple[Tensor | None, Tensor | None] = None, None  # 0.2 us faster than to ask
+    else:
+        of_noise = noise_of(jitter_std, seed, coords)
     if not (isinstance(fill, float) and fill == 0):
         fill = _check_fill(fill, padding_mode, values, ndim, 1 if channels_first else -1)
         unpacked = _schema.unpack(options, ndim)

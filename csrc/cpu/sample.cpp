@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "../operator/call.h"
+#include "direct.h"
 #include "empty.h"
 #include "kernels.h"
 #include "layout.h"
@@ -100,28 +101,54 @@ void sample_to_planes(const Tensor& planes, const Call& call, const Plan& plan) 
       });
 }
 
-// The result lies in memory as `values` do: channels first if they are so, or else channels last.
-Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
-              const std::optional<Tensor>& jitter_std, int64_t options) {
-  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+// Whether memory tells channels first from channels last: not that of one channel, nor of one
+// point.
+bool has_order(const Problem& problem) {
+  return problem.channels > 1 && problem.points_per_grid > 1;
+}
+
+// The result lies in memory with its channels first, or else last.
+Tensor result_of(Call& call, bool first) {
   const Problem& problem = call.problem;
+  const ScalarType type = call.values.scalar_type();
   RowStrides coords_strides;
-  call.problem.coords_strides = strides_of(coords, coords_strides);
-  const bool first = is_channels_first(values, call.batch_axes);
-  const int64_t axes_before = first ? call.batch_axes : coords.dim() - 1;
-  const Tensor output = empty(call.output_shape(), values.scalar_type(), axes_before);
+  call.problem.coords_strides = strides_of(call.coords, coords_strides);
+  const int64_t axes_before = first ? call.batch_axes : call.coords.dim() - 1;
+  const Tensor output = empty(call.output_shape(), type, axes_before);
   if (call.empty()) return output;
+  const bool planes = first && has_order(problem);
   read_values(call, Pass::forward, false);
   call.problem.point_lanes = samples_point_lanes(problem);
   if (problem.point_lanes && problem.value_type != ValueType::float32)
     call.set_strided(torch::stable::to(call.values, ScalarType::Float));
   const Plan plan = plan_forward(problem);
   copy_rows(call, copied_row(problem, plan, 1));
-  if (first && !problem.point_lanes)
+  if (planes && !problem.point_lanes)
     sample_to_planes(output, call, plan);
   else
-    sample_to({output.data_ptr(), problem.channels, streams(problem), first}, call, plan);
+    sample_to({output.data_ptr(), problem.channels, streams(problem), planes}, call, plan);
   return output;
+}
+
+// The result lies in memory as `values` do: channels first if they are so, or else channels last.
+Tensor sample(const Tensor& values, const Tensor& coords, const std::optional<Tensor>& seed,
+              const std::optional<Tensor>& jitter_std, int64_t options) {
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  return result_of(call, is_channels_first(values, call.batch_axes));
+}
+
+// With channels first in the shapes of `input` and of the result, which lies in memory as
+// crad_kernels/_layout.py says.
+Tensor grid_sample(const Tensor& input, const Tensor& coords, const std::optional<Tensor>& seed,
+                   const std::optional<Tensor>& jitter_std, int64_t options) {
+  const int64_t last = input.dim() - 1;
+  const Tensor values = moved(input, 1, last);
+  Call call(DeviceType::CPU, values, coords, seed, jitter_std, options);
+  const bool ordered = !call.empty() && has_order(call.problem);
+  const bool first = !ordered || is_channels_first(values, call.batch_axes);
+  const Tensor output = moved(result_of(call, first), last, 1);
+  if (first || (values.is_contiguous() && !input.is_contiguous())) return output;
+  return torch::stable::contiguous(output);
 }
 
 // ---- backward ----
@@ -389,6 +416,67 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   return {channels_first(grad_values, call.batch_axes), grad_coords};
 }
 
+// With channels first in the shapes of `grad_output`, `input` and its gradient.
+std::tuple<Tensor, Tensor> grid_sample_backward(const Tensor& grad_output, const Tensor& input,
+                                                const Tensor& coords,
+                                                const std::optional<Tensor>& seed,
+                                                const std::optional<Tensor>& jitter_std,
+                                                int64_t options, bool want_values,
+                                                bool want_coords) {
+  const int64_t last = input.dim() - 1;
+  auto [grad_values, grad_coords] =
+      sample_backward(moved(grad_output, 1, last), moved(input, 1, last), coords, seed, jitter_std,
+                      options, want_values, want_coords);
+  return {want_values ? moved(grad_values, last, 1) : grad_values, grad_coords};
+}
+
+// ---- from Python, around the dispatcher ----
+
+template <Tensor (*operation)(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                              const std::optional<Tensor>&, int64_t)>
+PyObject* call_forward(PyObject*, PyObject* const* arguments, intptr_t) {
+  return result_or_none([&] {
+    const Tensor values = from_python(arguments[0]), coords = from_python(arguments[1]);
+    const std::optional<Tensor> seed = from_python_or_none(arguments[2]);
+    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[3]);
+    const int64_t options = PyLong_AsLongLong(arguments[4]);
+    const auto run = [&] {
+      const Unlocked unlocked;
+      return operation(values, coords, seed, jitter_std, options);
+    };
+    return to_python(run());
+  });
+}
+
+template <std::tuple<Tensor, Tensor> (*operation)(
+    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+    const std::optional<Tensor>&, int64_t, bool, bool)>
+PyObject* call_backward(PyObject*, PyObject* const* arguments, intptr_t) {
+  return result_or_none([&] {
+    const Tensor grad_output = from_python(arguments[0]), values = from_python(arguments[1]);
+    const Tensor coords = from_python(arguments[2]);
+    const std::optional<Tensor> seed = from_python_or_none(arguments[3]);
+    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[4]);
+    const int64_t options = PyLong_AsLongLong(arguments[5]);
+    const bool want_values = PyObject_IsTrue(arguments[6]);
+    const bool want_coords = PyObject_IsTrue(arguments[7]);
+    const auto run = [&] {
+      const Unlocked unlocked;
+      return operation(grad_output, values, coords, seed, jitter_std, options, want_values,
+                       want_coords);
+    };
+    const auto [to_values, to_coords] = run();
+    return Py_BuildValue("(NN)", to_python(to_values), to_python(to_coords));
+  });
+}
+
+PyMethodDef direct[] = {
+    {"sample", call_forward<sample>, kFastCall, nullptr},
+    {"sample_backward", call_backward<sample_backward>, kFastCall, nullptr},
+    {"grid_sample", call_forward<grid_sample>, kFastCall, nullptr},
+    {"grid_sample_backward", call_backward<grid_sample_backward>, kFastCall, nullptr},
+};
+
 // In the child of a fork. It has one thread, and no use for the blocks that its parent keeps: to
 // write to them would copy them.
 void begin_as_child() noexcept {
@@ -403,6 +491,16 @@ void begin_as_child() noexcept {
 // Returns the memory that is kept for results to the system.
 extern "C" __attribute__((visibility("default"))) void crad_kernels_release_memory() {
   crad::recycler.release();
+}
+
+// Functions of Python with the arguments of the operators sample and sample_backward, and the same
+// with channels first; None if this PyTorch has no way from Python's tensors to ours.
+extern "C" __attribute__((visibility("default"))) PyObject* crad_kernels_direct() {
+  using crad::direct;
+  if (!crad::can_convert_python_tensors()) return Py_BuildValue("");
+  const auto function = [](PyMethodDef& of) { return PyCFunction_NewEx(&of, nullptr, nullptr); };
+  return Py_BuildValue("(NNNN)", function(direct[0]), function(direct[1]), function(direct[2]),
+                       function(direct[3]));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
