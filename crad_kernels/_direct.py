@@ -37,7 +37,10 @@ class Kernels(NamedTuple):
 def _load() -> Kernels | None:
     if cpu.MISSING:
         return None
-    function = ctypes.PyDLL(path_of("_cpu")).crad_kernels_direct
+    # A library that was built from older sources has none.
+    function = getattr(ctypes.PyDLL(path_of("_cpu")), "crad_kernels_direct", None)
+    if function is None:
+        return None
     function.restype = ctypes.py_object
     found = function()
     return None if found is None else Kernels(*found)
