@@ -31,14 +31,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.cases import TARGETS as CASES
-from crad_kernels._backends.triton import INTERPRETED, launch
+from crad_kernels._backends.triton import INTERPRETED, launch, levels
 from crad_kernels._schema import pack
 
 TARGETS = {
     **{f"sm_{number}": GPUTarget("cuda", number, 32) for number in (80, 90, 100)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MOST = 64
+MOST = 68
 
 # Bytes of shared memory that a block may have on the GPUs with the least: of compute capability 8.6
 # and 8.9.
@@ -107,6 +107,43 @@ class Call:
         launch.sample_backward(*(grad_output, *arguments, True, True))
 
 
+@dataclass(frozen=True)
+class LevelsCall:
+    """A call of the operators of several levels.
+
+    Attributes:
+        ndim: axes of each level.
+        channels: channels of an entry.
+        levels: how many, of growing sizes.
+        points: number of points.
+        padding_mode: as `crad_kernels.sample_levels` takes it.
+        jittered: whether the coordinates are jittered.
+    """
+
+    ndim: int
+    channels: int
+    levels: int = 16
+    points: int = 1 << 17
+    padding_mode: str = "zeros"
+    jittered: bool = False
+
+    def __call__(self) -> None:
+        """Launch, on tensors without memory."""
+        empty = partial(torch.empty, device="meta")
+        sizes = [(16 + level,) * self.ndim for level in range(self.levels)]
+        arguments: tuple[Any, ...] = (
+            empty(sum(map(prod, sizes)), self.channels),
+            empty(self.points, self.ndim),
+            empty((), dtype=torch.int64) if self.jittered else None,
+            empty(self.ndim) if self.jittered else None,
+            [number for size in sizes for number in size],
+            pack("linear", self.padding_mode, False, False),
+        )
+        grad_output = empty(self.points, self.levels * self.channels)
+        levels.sample_levels(*arguments)
+        levels.sample_levels_backward(*(grad_output, *arguments, True, True))
+
+
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"dtype": torch.bfloat16},
     {"dtype": torch.float64, "coords_dtype": torch.float64},
@@ -128,6 +165,8 @@ CALLS: tuple[Any, ...] = (
     Call((4,) * 4, 64, mode="cubic"),
     Call((2,) * 8, 64, jittered=True),
     Call((4,) * 6, 64, mode="simplex", padding_mode="border"),
+    LevelsCall(4, 8, padding_mode="reflection", jittered=True),
+    LevelsCall(3, 2),
     lambda: launch.normals(torch.empty((), dtype=torch.int64, device="meta"), 1000, 8),
     lambda: launch.philox(*(torch.empty(9, n, dtype=torch.int64, device="meta") for n in (4, 2))),
 )

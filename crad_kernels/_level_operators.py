@@ -2,8 +2,8 @@
 
 A sample of several levels is the concatenation of the samples of each. So are its derivatives of
 every order, the rules of `torch.vmap` and the form in ONNX: level by level those of `sample`. The
-operators do the sample and its first derivatives at once, for what `fits`, on the backends cpu and
-cuda.
+operators do the sample and its first derivatives at once, for what `fits`, on the backends cpu,
+cuda and triton.
 """
 
 import math
@@ -30,8 +30,8 @@ _SCHEMAS = {
     ),
 }
 
-# What csrc/operator/level_call.h takes, and csrc/cuda/levels.h.
-MOST_LEVELS = {"cpu": math.inf, "cuda": 32}
+# What csrc/operator/level_call.h takes, csrc/cuda/levels.h, and, of code, Triton's kernels.
+MOST_LEVELS = {"cpu": math.inf, "cuda": 32, "triton": 32}
 _MOST_AXES = 4
 _MOST_CHANNELS = 8
 _MOST_ENTRIES_ALONG = 1 << 24
@@ -67,7 +67,7 @@ def fits(
 # ---- level by level ----
 
 
-def _each(flat: Sequence[int], ndim: int) -> list[Sequence[int]]:
+def each_size(flat: Sequence[int], ndim: int) -> list[Sequence[int]]:
     """The sizes of the levels, of which the operators are given one list."""
     return [flat[i : i + ndim] for i in range(0, len(flat), ndim)]
 
@@ -89,7 +89,7 @@ def compose(
     options: int,
 ) -> Tensor:
     """The sample of all levels by `sample` of each. With one seed for all: a point moves once."""
-    levels = split(values, _each(flat, coords.shape[-1]))
+    levels = split(values, each_size(flat, coords.shape[-1]))
     return torch.cat([sample(level, coords, seed, jitter_std, options) for level in levels], -1)
 
 
@@ -152,7 +152,7 @@ def _vjp(
 def _jvp(ops: Operators, args: Sequence[Any], tangents: Sequence[Tensor | None]) -> Tensor:
     values, coords, *noise, flat, options = args
     d_values, *others = tangents
-    of_levels = _levels_of(_each(flat, coords.shape[-1]), values, d_values)
+    of_levels = _levels_of(each_size(flat, coords.shape[-1]), values, d_values)
     parts = [
         _derivatives.sample_jvp(ops, (level, coords, *noise, options), (d_level, *others))
         for level, d_level in of_levels
@@ -169,7 +169,7 @@ def _backward_vjp(
 ) -> list[Tensor | None]:
     grad, values, *points, flat, options, want_values, want_coords = args
     ndim = points[0].shape[-1]
-    sizes = _each(flat, ndim)
+    sizes = each_size(flat, ndim)
     wanted = (options, want_values, want_coords)
     to_values = to_values if want_values else None  # which is of no entries else
     terms = [
@@ -196,7 +196,7 @@ def _backward_jvp(
     grad, values, *points, flat, options, want_values, want_coords = args
     d_grad, d_values, *others = tangents
     ndim = points[0].shape[-1]
-    sizes = _each(flat, ndim)
+    sizes = each_size(flat, ndim)
     terms = [
         _derivatives.sample_backward_jvp(
             ops,
@@ -238,7 +238,7 @@ def _vmap_sample(
     ndim = _front(coords, coords_dim).shape[-1]
     dims = (None if values_dim is None else 0, coords_dim, seed_dim, std_dim, None)
     parts = []
-    for level in split(_front(values, values_dim), _each(flat, ndim)):
+    for level in split(_front(values, values_dim), each_size(flat, ndim)):
         out, dim = _vmap.sample(ops, info, dims, level, coords, seed, jitter_std, options)
         parts.append(_front(out, dim))
     return torch.cat(parts, -1), 0
@@ -259,7 +259,7 @@ def _vmap_backward(
     grad_dim, values_dim, *point_dims = in_dims[:5]
     want_values, want_coords = options[-2:]
     ndim = _front(coords, point_dims[0]).shape[-1]
-    sizes = _each(flat, ndim)
+    sizes = each_size(flat, ndim)
     grad_output, values = _front(grad_output, grad_dim), _front(values, values_dim)
     front = (None if grad_dim is None else 0, None if values_dim is None else 0)
     of_values, of_coords = [], []
@@ -292,7 +292,7 @@ def _check(
     ndim = coords.shape[-1] if coords.ndim else 0
     if ndim == 0 or not flat or len(flat) % ndim or values.ndim != 2:
         raise ValueError("sample_levels(): expected values, coords and sizes that fit together")
-    sizes = _each(flat, ndim)
+    sizes = each_size(flat, ndim)
     mode, padding_mode, _, _, derivative, unit = _schema.unpack(options, ndim)
     if min(flat) < 1 or values.shape[0] != sum(map(prod, sizes)):
         raise ValueError("sample_levels(): expected values to have the entries of all levels")
@@ -307,16 +307,18 @@ def _check(
     _schema.check_call(first, coords, seed, jitter_std, options)
 
 
-def _fake(backend: str, values: Tensor, coords: Tensor, *rest: Any) -> Tensor:
+def empty_sample(backend: str, values: Tensor, coords: Tensor, *rest: Any) -> Tensor:
+    """Memory for the result of `sample_levels`, whose arguments are checked."""
     _check(backend, values, coords, *rest)
     levels = len(rest[2]) // coords.shape[-1]
     return values.new_empty((*coords.shape[:-1], levels * values.shape[-1]))
 
 
-def _backward_fake(backend: str, grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def empty_gradients(backend: str, grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Memory for the results of `sample_levels_backward`, whose arguments are checked."""
     *call, want_values, want_coords = args
     values, coords = args[:2]
-    shape = _fake(backend, *call).shape
+    shape = empty_sample(backend, *call).shape
     _schema.check_like(
         "sample_levels_backward()", "grad_output", grad_output, shape, values.dtype, values.device
     )
@@ -335,7 +337,10 @@ def install(backend: str, operators: Operators, calls: Operators) -> tuple[Level
         calls: the shortest ways to call these.
     """
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-    for name, fake in (("sample_levels", _fake), ("sample_levels_backward", _backward_fake)):
+    for name, fake in (
+        ("sample_levels", empty_sample),
+        ("sample_levels_backward", empty_gradients),
+    ):
         library.define(f"{name}.{backend}{_SCHEMAS[name]}", tags=tags)
         torch.library.register_fake(
             f"crad_kernels::{name}.{backend}", partial(fake, backend), lib=library

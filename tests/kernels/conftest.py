@@ -12,3 +12,4 @@ def _few_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     places = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
     if INTERPRETED and any(getattr(place, "name", "") in backends() for place in places):
         monkeypatch.setattr(plan, "FEW", 0)
+        monkeypatch.setattr(plan, "PAIRS", 512)

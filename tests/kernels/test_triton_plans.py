@@ -287,6 +287,20 @@ def test_a_level_has_the_partial_sums_of_the_last(pairs: int) -> None:
         assert shorter == 2 * plan.ceil_div(longer, plan.PIECE)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 16, 17, 24, 32])
+def test_programs_of_several_levels(number: int) -> None:
+    """They have every pair of a point and a level, and as many more at most; whole channels."""
+    for points, channels in product((1, 100, 10**6), range(1, 9)):
+        chosen = plan.taking_levels(points, number, channels)
+        block_points, block_levels, block_channels = (
+            chosen.arguments[f"BLOCK_{name}"] for name in ("POINTS", "LEVELS", "CHANNELS")
+        )
+        assert block_points * block_levels == plan.PAIRS == chosen.warps * plan.WARP
+        assert chosen.programs == plan.ceil_div(points, block_points)
+        assert padded(number, block_levels) <= 2 * number
+        assert channels % block_channels == 0
+
+
 # ---- what is cut otherwise ----
 
 FEW = {"BUSY": 1, "FEW": 0}  # programs, which loop

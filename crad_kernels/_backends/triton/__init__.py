@@ -48,10 +48,10 @@ def unfit_gpu(index: int) -> str:
     )
 
 
-def _implement(operator: str) -> None:
+def _implement(operator: str, module: str) -> None:
     def implementation(*arguments: Any) -> Any:
-        launch = importlib.import_module("crad_kernels._backends.triton.launch")
-        return getattr(launch, operator)(*arguments)
+        loaded = importlib.import_module(f"crad_kernels._backends.triton.{module}")
+        return getattr(loaded, operator)(*arguments)
 
     key = "CPU" if INTERPRETED else "CUDA"
     library.impl(f"{operator}.triton", implementation, key)
@@ -59,4 +59,6 @@ def _implement(operator: str) -> None:
 
 MISSING = _missing()
 for _operator in ("sample", "sample_backward", "philox", "normals"):
-    _implement(_operator)
+    _implement(_operator, "launch")
+for _operator in ("sample_levels", "sample_levels_backward"):
+    _implement(_operator, "levels")

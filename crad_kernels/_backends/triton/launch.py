@@ -22,7 +22,7 @@ from crad_kernels._backends.triton.kernels.backward import (
 from crad_kernels._backends.triton.kernels.backward_in_order import corners_kernel, pieces_kernel
 from crad_kernels._backends.triton.kernels.forward import sample_kernel
 from crad_kernels._backends.triton.kernels.normals import normals_kernel, philox_kernel
-from crad_kernels._backends.triton.kernels.options import corners_of, options_of
+from crad_kernels._backends.triton.kernels.options import Options, corners_of, options_of
 from crad_kernels._backends.triton.kernels.small_grid import (
     dense_sample_kernel,
     owned_grad_values_kernel,
@@ -45,13 +45,33 @@ from crad_kernels._schema import (
 )
 
 # Here alone: what torch.compile traces calls no cache.
-_unpacked = lru_cache(maxsize=256)(unpack)
+unpacked = lru_cache(maxsize=256)(unpack)
 
 
 def run(kernel: Any, programs: int, device: torch.device, warps: int = 4, **arguments: Any) -> None:
     """Launch so many programs of a kernel on the device of its tensors."""
     with torch.cuda.device(device if device.type == "cuda" else -1):
         kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=False)
+
+
+def known_of(options: int, ndim: int, wide: bool) -> Options:
+    """What the compiler knows of a call with these options."""
+    mode, padding_mode, align_corners, _, derivative, unit = unpacked(options, ndim)
+    # In the order of the axes, which is the reverse of that of the components.
+    padding = along_each(padding_mode, ndim)[::-1]
+    aligned = along_each(align_corners, ndim)[::-1]
+    return options_of(ndim, mode, padding, aligned, unit, derivative, wide)
+
+
+def arguments_of(
+    coords: Tensor, seed: Tensor | None, jitter_std: Tensor | None
+) -> dict[str, Tensor | None]:
+    """The arguments of kernels that locate points; seed and jitter_std are None together."""
+    return {
+        "coords": coords.contiguous(),
+        "seed": seed,
+        "jitter_std": None if jitter_std is None else jitter_std.contiguous(),
+    }
 
 
 @dataclass(frozen=True)
@@ -89,34 +109,26 @@ def _call(
     options: int,
 ) -> _Call:
     ndim = coords.shape[-1]
-    mode, padding_mode, align_corners, _, derivative, unit = _unpacked(options, ndim)
-    # In the order of the axes, which is the reverse of that of the components.
-    padding = along_each(padding_mode, ndim)[::-1]
-    aligned = along_each(align_corners, ndim)[::-1]
     size = tuple(values.shape[-1 - ndim : -1])
     batch = values.shape[0] if values.ndim == ndim + 2 else 1
     points = coords.numel() // ndim
-    points_per_item = points // max(batch, 1)
-    jittered = seed is not None and jitter_std is not None
     wide = values.dtype == torch.float64
     numbers = (batch, prod(size), values.shape[-1], points)
+    known = known_of(options, ndim, wide)
     return _Call(
-        Problem(*numbers, ndim, corners_of(mode, ndim), 8 if wide else 4),
+        Problem(*numbers, ndim, corners_of(unpacked(options, ndim).mode, ndim), 8 if wide else 4),
         torch.float64 if wide else torch.float32,
         coords.device,
         (
-            *(values.dtype, coords.dtype, jittered, ndim),
-            *(mode, padding, aligned, unit, derivative),
+            *(values.dtype, coords.dtype, seed is not None, known),
             *(number.bit_length() for number in numbers),
         ),
         {
-            "coords": coords.contiguous(),
-            "seed": seed if jittered else None,
-            "jitter_std": jitter_std.contiguous() if jittered and jitter_std is not None else None,
-            "points_per_item": points_per_item,
+            **arguments_of(coords, seed, jitter_std),
+            "points_per_item": points // max(batch, 1),
             "entries": prod(size),
             "size": size,
-            "OPTIONS": options_of(ndim, mode, padding, aligned, unit, derivative, wide),
+            "OPTIONS": known,
         },
     )
 
@@ -176,7 +188,7 @@ def sample_backward(
         grad_values = values.new_empty(0)
     elif call.problem.small:
         grad_values = _owned_grad_values(call, grad_output, values)
-    elif _unpacked(options, coords.shape[-1]).deterministic:
+    elif unpacked(options, coords.shape[-1]).deterministic:
         grad_values = _sorted_grad_values(call, grad_output, values)
     else:
         grad_values = _atomic_grad_values(call, grad_output, values)

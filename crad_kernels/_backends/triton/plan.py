@@ -22,6 +22,9 @@ FEW = 256
 
 WARP = 32
 
+# Pairs of a point and a level that a program takes at a time, a thread each.
+PAIRS = 4 * WARP
+
 # Of a sorted list, one lane sums so many elements in a row, in groups that are on their way at the
 # same time.
 PIECE = 64
@@ -191,6 +194,28 @@ def grad_coords(problem: Problem) -> Plan:
     They are written and read: an eighth of the elements of the output's gradient, at most.
     """
     return gathering(problem, GATHERING[0], problem.channels // (16 * problem.ndim))
+
+
+def taking_levels(points: int, number: int, channels: int) -> Plan:
+    """For a kernel that gathers from several levels: a program takes all of a block of points.
+
+    A thread takes a point in a level, and as many channels at a time as are sure to be aligned
+    together; its neighbours take other levels of the point.
+    """
+    block_levels = width(number, WARP)
+    block_points = PAIRS // block_levels
+    return Plan(
+        ceil_div(points, block_points),
+        4,
+        1,
+        {
+            "points": points,
+            "CHANNELS": channels,
+            "BLOCK_POINTS": block_points,
+            "BLOCK_LEVELS": block_levels,
+            "BLOCK_CHANNELS": gcd(channels, 4),
+        },
+    )
 
 
 def holding(problem: Problem, configuration: Configuration, summed: bool) -> Plan:

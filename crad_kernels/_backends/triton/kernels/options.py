@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 import triton.language as tl
@@ -66,3 +68,31 @@ def options_of(
     values = (ndim, mode, padding, align_corners, unit, derivative, taps, corners, accumulator)
     # The compiler has to be told that these are constants, the interpreter must not be.
     return Options(*(values if INTERPRETED else map(tl.constexpr, values)))
+
+
+# Constants, too: a table in memory would have to be copied to the device.
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The levels of a call, which lie one behind the other: one argument of a kernel.
+
+    Attributes:
+        number: how many.
+        size: entries per axis, of one level behind the other.
+        first: the first entry of each.
+    """
+
+    number: Any
+    size: Any
+    first: Any
+
+    def __str__(self) -> str:
+        """All of it, for tables, and for Triton to find the compiled kernel on disk."""
+        return f"levels {getattr(self.size, 'value', self.size)}"
+
+
+@cache
+def levels_of(ndim: int, flat: tuple[int, ...]) -> Levels:
+    """Those of a call, always in the same object; `flat` has the sizes one behind the other."""
+    entries = [prod(flat[i : i + ndim]) for i in range(0, len(flat), ndim)]
+    values = (len(entries), flat, (0, *accumulate(entries[:-1])))
+    return Levels(*(values if INTERPRETED else map(tl.constexpr, values)))
