@@ -41,11 +41,11 @@ def sample_levels(
     The backends cpu, cuda and triton take float32 values of 1 to 8 channels at float32 coordinates
     of 1 to 4 components at once, if the mode is linear, no padding is circular, every axis has 2 to
     2^24 entries, every level at most 2^30 elements, and cuda and triton are given at most 32
-    levels: the CPU in one pass over the points, forward and backward, and a GPU in one launch each,
-    but for the gradient of ``values``, which cuda takes level by level, and triton adds atomically,
-    or takes level by level if it is to be deterministic. triton compiles its kernels for the sizes
-    of the levels. All else is composed as above, of a sample for each level: by the reference, in
-    exported programs, in forward mode, under vmap, and in derivatives of second and higher order.
+    levels: the CPU in one pass over the points, forward and backward, and a GPU in one launch each.
+    On a GPU the gradient of ``values`` is added to atomically, or taken level by level if it is to
+    be deterministic; triton compiles its kernels for the sizes of the levels. All else is composed
+    as above, of a sample for each level: by the reference, in exported programs, in forward mode,
+    under vmap, and in derivatives of second and higher order.
 
     Args:
         values: ``(entries, C)``: the entries of all levels, one level behind the other, and each in
