@@ -159,30 +159,21 @@ def test_threads_take_several_levels_in_turn(cuda_library: str, case: Levels) ->
         assert_near(got, wanted, 2 * SAME_INDEX[torch.float32], slope(case))
 
 
-@pytest.mark.parametrize("case", FUSED[::4], ids=str)
-def test_a_deterministic_gradient_is_that_of_each_level(cuda_library: str, case: Levels) -> None:
-    """To the last bit; else that of the values is added to atomically."""
-    values, coords, grad_output = case.tensors()
-    leaf = values.requires_grad_()
-    options = {**case.options, "backend": cuda_library, "deterministic": True}
-    outs = [call(leaf, case.sizes, coords, **options) for call in (sample_levels, composed)]
-    actual, expected = (torch.autograd.grad(out, leaf, grad_output)[0] for out in outs)
-    assert torch.equal(actual, expected)
+def test_a_deterministic_gradient_is_that_of_each_level(compiled_backend: str) -> None:
+    """Of a level that a GPU sums on chip, and of one whose points it sorts: to the last bit.
 
-
-def test_a_gradient_in_order_is_that_of_all_levels(triton_backend: str) -> None:
-    """To the last bit: of levels that are summed in registers, and of those that are sorted."""
+    The CPU sums several levels in an order of its own.
+    """
     sizes: Sizes = [(3, 4), (12, 13)]
-    case = Levels(2, 2, points=(9,), number=2)
-    _, coords, grad_output = case.tensors()
-    values = torch.randn(sum(map(math.prod, sizes)), 2)
-    options: dict[str, Any] = {"backend": triton_backend, "deterministic": True}
-    given = values, coords, grad_output
-    actual = everything(lambda v, x: sample_levels(v, sizes, x, **options), case, given)
-    expected = everything(lambda v, x: composed(v, sizes, x, **options), case, given)
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-    assert_near(actual[2], expected[2], 2 * SAME_INDEX[torch.float32], slope(case))
+    _, coords, grad_output = Levels(2, 2, points=(15,), number=2).tensors()
+    leaf = torch.randn(sum(map(math.prod, sizes)), 2).requires_grad_()
+    options: dict[str, Any] = {"backend": compiled_backend, "deterministic": True}
+    outs = [call(leaf, sizes, coords, **options) for call in (sample_levels, composed)]
+    actual, expected = (torch.autograd.grad(out, leaf, grad_output)[0] for out in outs)
+    if compiled_backend == "cpu":
+        assert_near(actual, expected, 4 * SAME_INDEX[torch.float32])
+    else:
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("case", FUSED[::3], ids=str)
@@ -673,16 +664,19 @@ def test_operators_refuse_what_does_not_fit(compiled_backend: str, wrong: str) -
 def test_no_more_levels_than_an_operator_takes(compiled_backend: str) -> None:
     operators = operators_of(compiled_backend)
     most = MOST_LEVELS[compiled_backend]
-    if math.isinf(most):
-        pytest.skip("there is no such number")
-    for number in (most, most + 1):
-        arguments = operator_arguments(Levels(1, 1, number=int(number)), jitter=False)
-        arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
-        if number == most:
-            assert operators.sample_levels(*arguments).shape == (150, number)
-            continue
+
+    def sampled(number: int) -> Tensor:
+        arguments = operator_arguments(Levels(1, 1, number=number), jitter=False)
+        out: Tensor = operators.sample_levels(
+            *(each.detach() if isinstance(each, Tensor) else each for each in arguments)
+        )
+        return out
+
+    taken = 40 if math.isinf(most) else int(most)
+    assert sampled(taken).shape == (150, taken)
+    if taken == most:
         with pytest.raises((RuntimeError, ValueError)):
-            operators.sample_levels(*arguments)
+            sampled(taken + 1)
 
 
 def test_the_operator_refuses_another_gradient(compiled_backend: str) -> None:

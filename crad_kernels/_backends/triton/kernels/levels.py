@@ -93,7 +93,7 @@ def sample_levels_backward_kernel(
 ):
     """A program adds to the gradient of the values, and sums that of the coordinates of its points.
 
-    Or does one of both.
+    One of the gradients may be None: it is not wanted.
     """
     NDIM: tl.constexpr = OPTIONS.ndim
     CORNERS: tl.constexpr = OPTIONS.corners
