@@ -61,7 +61,7 @@ FAULTS = {
         "leaving the grid": ("simplex", "| second_inside", "& second_inside"),
     },
     "csrc/cpu/walk.h": {
-        "equal fractions": ("simplex", "key_k[i] > key_j[i]", "key_k[i] < key_j[i]"),
+        "equal fractions": ("simplex", "key[k][i] > key[j][i]", "key[k][i] < key[j][i]"),
         "slope of a step": ("simplex", "dot[k + 1][i] - dot", "dot[k + 0][i] - dot"),
     },
     "csrc/core/problem.h": {
@@ -161,10 +161,9 @@ def copy_to(folder: Path) -> str:
     flags = Path("/proc/cpuinfo").read_text()
     best = next(isa for isa, flag in ISAS.items() if flag in flags)
     for isa in set(ISAS) - {best}:
-        empty = (
-            f'#include "../kernels.h"\nnamespace crad {{\nconst Kernels kernels_{isa}{{}};\n}}\n'
-        )
-        (folder / f"csrc/cpu/isa/{isa}.cpp").write_text(empty)
+        for file, table in ((isa, "Kernels kernels"), (f"{isa}_levels", "LevelKernels level_kernels")):
+            empty = f'#include "../kernels.h"\nnamespace crad {{\nconst {table}_{isa}{{}};\n}}\n'
+            (folder / f"csrc/cpu/isa/{file}.cpp").write_text(empty)
     return best
 
 

@@ -9,6 +9,9 @@
 namespace crad {
 
 constexpr int kMaxDim = 8;
+// Of a call with several grids.
+constexpr int kMostLevelAxes = 4;
+constexpr int64_t kMostLevelChannels = 8;
 
 enum class ValueType { float64, float32, bfloat16, float16 };
 enum class CoordType { float64, float32 };

@@ -86,8 +86,7 @@ struct LanesAtEdge {
             follow ? first[axis]
                    : tap_position(base[axis], tap, size, mode, padding, along_axis.align_corners);
         const IntLanes entry = entry_at(position, size, taps) + (follow ? tap : 0);
-        in_bounds[axis][tap] =
-            lanes_inside(entry - along_axis.begin, along_axis.end - along_axis.begin);
+        in_bounds[axis][tap] = bits_of(within(entry, along_axis.begin, along_axis.end - 1));
         along[axis][tap] = kept_inside(entry, size) * along_axis.stride;
       }
     }
@@ -225,9 +224,7 @@ struct LaneCorners {
     }
 #pragma GCC unroll 16
     for (int row = 0; row < rows; ++row) {
-      const float* from = plane;
-      for (int axis = 0, left = row; axis < last; ++axis, left /= taps)
-        from += left % taps * stride[axis];
+      const float* const from = plane + step(row, stride);
       FloatLanes tap[taps];
       if (taps == 1 || stride[last] == 1)
         gather(from, entry, tap);
@@ -254,9 +251,7 @@ struct LaneCorners {
     const auto add_point = [&](int i) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int row = 0; row < rows; ++row) {
-        float* to = plane + at[i];
-        for (int axis = 0, left = row; axis < last; ++axis, left /= taps)
-          to += left % taps * stride[axis];
+        float* const to = plane + at[i] + step(row, stride);
         for (int tap = 0; tap < taps; ++tap) to[tap * stride[last]] += terms[row + tap * rows][i];
       }
     };
@@ -264,6 +259,14 @@ struct LaneCorners {
       for (int i = 0; i < kLanes; ++i) add_point(i);
     else
       for (int i = 0; i < points; ++i) add_point(i);
+  }
+
+  // From the offset of the first corner to that of corner k.
+  CRAD_ALWAYS_INLINE static int64_t step(int k, const int64_t (&stride)[ndim]) {
+    int64_t step = 0;
+    for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+      step += left % taps * stride[axis];
+    return step;
   }
 
   // Four channels that follow each other, of corner k.
@@ -300,14 +303,6 @@ struct LaneCorners {
   }
 
  private:
-  // From the offset of the first corner to that of corner k.
-  CRAD_ALWAYS_INLINE static int64_t step(int k, const int64_t (&stride)[ndim]) {
-    int64_t step = 0;
-    for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
-      step += left % taps * stride[axis];
-    return step;
-  }
-
   // Sets what the weights along an axis are made of; returns the positions of the first taps.
   CRAD_ALWAYS_INLINE FloatLanes set(int axis, Index<FloatLanes> index) {
     const FloatLanes base = base_of(index.at, mode);

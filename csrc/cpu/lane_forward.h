@@ -55,11 +55,8 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
       FourLanes total[fours] = {};
 #pragma GCC unroll 16
       for (int k = 0; k < count; ++k) {
-        const float* from = grid + entry[i];
-        for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
-          from += left % taps * stride[axis];
         FourLanes row[fours];
-        memcpy(row, from, sizeof(row));
+        memcpy(row, grid + entry[i] + corners.step(k, stride), sizeof(row));
         for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
       }
       finish(i, total);
@@ -98,11 +95,7 @@ void forward_rows(const Problem& problem, const Range& range, const Output& outp
                         rows + v * kLanes * channels);
     with_result_type(problem.value_type, [&](auto result) {
       using T = decltype(result);
-      if (!range.order && output.row == channels)
-        return round_to(rows, points * channels, row_of<T>(output, p));
-      for (int i = 0; i < points; ++i)
-        round_to(rows + i * channels, channels,
-                 row_of<T>(output, range.order ? batch.points.point[i] : p + i));
+      round_to(rows, points * channels, row_of<T>(output, p));
     });
   }
 }
@@ -114,7 +107,6 @@ class LaneOutput {
  public:
   LaneOutput(const Problem& problem, const Range& range, const Output& output)
       : type_(problem.value_type),
-        ordered_(range.order),
         point_step_(output.planes ? 1 : output.row),
         channel_step_(output.planes ? problem.points_per_grid : 1) {
     // Of planes, the results of other grids' channels lie before those of the range's points.
@@ -127,22 +119,21 @@ class LaneOutput {
   // Where those of channel 0 of whole vectors are stored, from number `first` of the range on; null
   // if they are not stored so as they are. Those of the next channel lie `channel_step` from there.
   float* whole(int64_t first) const {
-    const bool can = type_ == ValueType::float32 && point_step_ == 1 && !ordered_;
+    const bool can = type_ == ValueType::float32 && point_step_ == 1;
     return can ? static_cast<float*>(data_) + before_ + first : nullptr;
   }
   int64_t channel_step() const { return channel_step_; }
 
-  // Stores those of a channel of the vector whose first point is number `first` of the range; the
-  // points' own numbers are `number`.
-  CRAD_ALWAYS_INLINE void store(int64_t channel, int64_t first, const int64_t* number, int points,
+  // Stores those of a channel of the vector whose first point is number `first` of the range.
+  CRAD_ALWAYS_INLINE void store(int64_t channel, int64_t first, int points,
                                 FloatLanes result) const {
     with_result_type(type_, [&](auto rounded) {
       using T = decltype(rounded);
       T* const to = static_cast<T*>(data_) + before_ + channel * channel_step_;
-      if (point_step_ == 1 && !ordered_ && points >= kLanes)
+      if (point_step_ == 1 && points >= kLanes)
         return crad::store(to + first, Vector<float>{result});
       for (int i = 0; i < std::min(points, kLanes); ++i)
-        narrow(float{result[i]}, to[(ordered_ ? number[i] : first + i) * point_step_]);
+        narrow(float{result[i]}, to[(first + i) * point_step_]);
     });
   }
 
@@ -150,7 +141,6 @@ class LaneOutput {
   void* data_;
   int64_t before_;
   const ValueType type_;
-  const bool ordered_;
   const int64_t point_step_, channel_step_;
 };
 
@@ -212,7 +202,7 @@ class PlaneSampler {
   __attribute__((noinline)) void store_apart(int64_t first, int points) const {
     for (int at = 0; at < points; at += kLanes)
       blend(at / kLanes, [&](int64_t c, FloatLanes result) __attribute__((always_inline)) {
-        to_.store(c, first + at, batch_.points.point + at, points - at, result);
+        to_.store(c, first + at, points - at, result);
       });
   }
 
@@ -245,7 +235,7 @@ void forward_plane_by_plane(const Problem& problem, const Range& range, const Ou
         const LaneCorners<mode, ndim> corners = batch.corners[v];
         FloatLanes weight[corners.count];
         corners.weigh(-1, weight);
-        to.store(c, p + at, batch.points.point + v * kLanes, static_cast<int>(points - at),
+        to.store(c, p + at, static_cast<int>(points - at),
                  blend_plane(grid + c * problem.channel_stride, corners, lanes.stride,
                              batch.at_edge[v], weight));
       }

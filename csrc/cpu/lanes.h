@@ -50,6 +50,35 @@ CRAD_INLINE FourLanes load_four(const float* from, int count) {
 #endif
 }
 
+// Lanes of which something holds.
+#if CRAD_VECTOR_BYTES == 64
+using LaneMask = __mmask16;
+#else
+using LaneMask = IntLanes;
+#endif
+
+CRAD_INLINE bool every(LaneMask lanes) {
+#if CRAD_VECTOR_BYTES == 64
+  return lanes == 0xFFFF;
+#elif CRAD_VECTOR_BYTES == 32
+  return _mm256_movemask_ps((__m256)lanes) == 0xFF;
+#else
+  int32_t bits = -1;
+  for (int i = 0; i < kLanes; ++i) bits &= lanes[i];
+  return bits != 0;
+#endif
+}
+
+// Those in (low, high).
+CRAD_INLINE LaneMask between(FloatLanes x, float low, float high) {
+#if CRAD_VECTOR_BYTES == 64
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(low), _CMP_GT_OQ);
+  return _mm512_mask_cmp_ps_mask(above, (__m512)x, _mm512_set1_ps(high), _CMP_LT_OQ);
+#else
+  return (x > low) & (x < high);
+#endif
+}
+
 // ---- csrc/core ----
 
 template <>
@@ -81,11 +110,7 @@ struct Numbers<FloatLanes> {
 #endif
   }
 
-  // Whether all lanes lie in (-limit, limit).
-  CRAD_INLINE bool within(FloatLanes x, float limit) {
-    const IntLanes outside = ~((x > -limit) & (x < limit));
-    return !any(outside);
-  }
+  CRAD_INLINE bool within(FloatLanes x, float limit) { return every(between(x, -limit, limit)); }
 
   template <class F>
   static __attribute__((noinline)) Index<FloatLanes> for_each_lane(const Index<FloatLanes>& index,
@@ -99,20 +124,8 @@ struct Numbers<FloatLanes> {
     return result;
   }
 
- private:
-  CRAD_INLINE bool any(IntLanes lanes) {
-#if CRAD_VECTOR_BYTES == 64
-    return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
-#elif CRAD_VECTOR_BYTES == 32
-    return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
-#else
-    int32_t bits = 0;
-    for (int i = 0; i < kLanes; ++i) bits |= lanes[i];
-    return bits != 0;
-#endif
-  }
-
 #if CRAD_VECTOR_BYTES == 16
+ private:
   static constexpr float kWhole = 1 << 23;  // from here on all floats are whole numbers
   CRAD_INLINE IntLanes is_small(FloatLanes x) { return (x > -kWhole) & (x < kWhole); }
   CRAD_INLINE IntLanes whole_or_zero(FloatLanes x) {
@@ -123,50 +136,6 @@ struct Numbers<FloatLanes> {
 
 // (Laid out here, see simd.h.)
 template struct Index<FloatLanes>;
-
-// The lanes, a bit each, in [0, size).
-CRAD_INLINE uint32_t lanes_inside(IntLanes entry, int32_t size) {
-#if CRAD_VECTOR_BYTES == 64
-  return _mm512_cmplt_epu32_mask((__m512i)entry, _mm512_set1_epi32(size));
-#elif CRAD_VECTOR_BYTES == 32
-  const __m256i last = _mm256_set1_epi32(size - 1), least = _mm256_min_epu32((__m256i)entry, last);
-  return _mm256_movemask_ps((__m256)_mm256_cmpeq_epi32(least, (__m256i)entry));
-#else
-  uint32_t lanes = 0;
-  for (int i = 0; i < kLanes; ++i)
-    lanes |= static_cast<uint32_t>(is_entry<int32_t>(entry[i], size)) << i;
-  return lanes;
-#endif
-}
-
-// Lanes of which something holds.
-#if CRAD_VECTOR_BYTES == 64
-using LaneMask = __mmask16;
-#else
-using LaneMask = IntLanes;
-#endif
-
-CRAD_INLINE bool every(LaneMask lanes) {
-#if CRAD_VECTOR_BYTES == 64
-  return lanes == 0xFFFF;
-#elif CRAD_VECTOR_BYTES == 32
-  return _mm256_movemask_ps((__m256)lanes) == 0xFF;
-#else
-  int32_t bits = -1;
-  for (int i = 0; i < kLanes; ++i) bits &= lanes[i];
-  return bits != 0;
-#endif
-}
-
-// Those in (low, high).
-CRAD_INLINE LaneMask between(FloatLanes x, float low, float high) {
-#if CRAD_VECTOR_BYTES == 64
-  const __mmask16 above = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(low), _CMP_GT_OQ);
-  return _mm512_mask_cmp_ps_mask(above, (__m512)x, _mm512_set1_ps(high), _CMP_LT_OQ);
-#else
-  return (x > low) & (x < high);
-#endif
-}
 
 // The whole number, or some number below 0 if it is none or out of range.
 CRAD_INLINE IntLanes to_int(FloatLanes whole) {
@@ -203,6 +172,19 @@ CRAD_INLINE LaneMask within(IntLanes entry, int32_t first, int32_t last) {
 #endif
 }
 
+// A bit for each lane.
+CRAD_INLINE uint32_t bits_of(LaneMask lanes) {
+#if CRAD_VECTOR_BYTES == 64
+  return lanes;
+#elif CRAD_VECTOR_BYTES == 32
+  return _mm256_movemask_ps((__m256)lanes);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (lanes[i] & 1u) << i;
+  return bits;
+#endif
+}
+
 // In every lane the number of the entry, or of the one that is nearest to it.
 CRAD_INLINE IntLanes kept_inside(IntLanes entry, int32_t size) {
   const IntLanes first = {}, last = first + (size - 1);
@@ -235,22 +217,10 @@ CRAD_INLINE FloatLanes only(FloatLanes from, uint32_t lanes) {
 // keeps this one from reading ahead (Intel before Sapphire Rapids), it takes 27 cycles for any
 // number of lanes, and elsewhere it saves an eighth at most.
 
-// The offsets, none of them negative, one by one. (From memory: GCC would take them out of a
-// vector, by more instructions.)
-CRAD_INLINE void offsets_apart(const IntLanes& offset, int64_t (&apart)[kLanes]) {
-  const char* from = reinterpret_cast<const char*>(&offset);
-  asm("" : "+r"(from));
-  for (int i = 0; i < kLanes; ++i) {
-    uint32_t one;
-    memcpy(&one, from + i * sizeof(one), sizeof(one));
-    apart[i] = one;
-  }
-}
-
 #if CRAD_VECTOR_BYTES > 16
 // What lies at eight offsets, and behind: N in all.
 template <int N>
-CRAD_INLINE void gather_eight(const float* base, const int64_t* at, __m256 (&result)[N]) {
+CRAD_INLINE void gather_eight(const float* base, const uint32_t* at, __m256 (&result)[N]) {
   if constexpr (N == 1) {
     const auto lane = [&](int i) __attribute__((always_inline)) {
       return _mm256_broadcast_ss(base + at[i]);
@@ -289,22 +259,9 @@ CRAD_INLINE void gather_eight(const float* base, const int64_t* at, __m256 (&res
 }
 #endif
 
-// What lies at the offsets, and behind: N in all.
+// What lies at an offset for each lane, and behind: N in all. No offset is negative.
 template <int N>
-CRAD_INLINE void gather(const float* base, const IntLanes& offset, FloatLanes (&result)[N]) {
-#if CRAD_VECTOR_BYTES == 64
-  if constexpr (N == 1) {
-    // (Of so many lanes as quick as loads. It waits for the register that it fills, so that is
-    // cleared before; GCC would leave this out if it knew that all lanes are gathered.)
-    __mmask16 every = 0xFFFF;
-    asm("" : "+Yk"(every));
-    result[0] =
-        (FloatLanes)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), every, (__m512i)offset, base, 4);
-    return;
-  }
-#endif
-  int64_t at[kLanes];
-  offsets_apart(offset, at);
+CRAD_INLINE void gather(const float* base, const uint32_t* at, FloatLanes (&result)[N]) {
 #if CRAD_VECTOR_BYTES == 64
   __m256 low[N], high[N];
   gather_eight(base, at, low);
@@ -321,6 +278,24 @@ CRAD_INLINE void gather(const float* base, const IntLanes& offset, FloatLanes (&
     for (int n = 0; n < N; ++n) lane[n][i] = base[at[i] + n];
   for (int n = 0; n < N; ++n) result[n] = load_lanes(lane[n]);
 #endif
+}
+
+template <int N>
+CRAD_INLINE void gather(const float* base, const IntLanes& offset, FloatLanes (&result)[N]) {
+#if CRAD_VECTOR_BYTES == 64
+  if constexpr (N == 1) {
+    // (Of so many lanes as quick as loads. It waits for the register that it fills, so that is
+    // cleared before; GCC would leave this out if it knew that all lanes are gathered.)
+    __mmask16 every = 0xFFFF;
+    asm("" : "+Yk"(every));
+    result[0] =
+        (FloatLanes)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), every, (__m512i)offset, base, 4);
+    return;
+  }
+#endif
+  const uint32_t* at = reinterpret_cast<const uint32_t*>(&offset);
+  asm("" : "+r"(at));  // in memory: GCC would take them out of the vector, by more instructions
+  gather(base, at, result);
 }
 
 // What lies at the offsets alone.

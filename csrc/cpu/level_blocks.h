@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "level_corners.h"
-#include "levels.h"
 #include "transpose.h"
 
 namespace crad {

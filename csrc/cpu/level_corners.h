@@ -78,14 +78,14 @@ template <int ndim>
 struct LevelCorners {
   static constexpr int count = 1 << ndim, rows = count / 2, last = ndim - 1;
 
-  IntLanes offset;  // of the lowest corner, in elements
+  uint32_t at[kLanes];  // the offset of the lowest corner, in elements, of every lane
   FloatLanes along[ndim][2];
   FloatLanes slope[ndim];  // of the second weight; that of the first is its opposite
   LaneMask taps[ndim][2];  // those of which the entry is a tap
   FloatLanes beginning;    // of sums: 0, or NaN where the index is no place
 
   CRAD_ALWAYS_INLINE void locate(const LevelAxes<ndim>& axes, const FloatLanes (&coord)[ndim]) {
-    offset = IntLanes{};
+    IntLanes offset = {};
     beginning = FloatLanes{};
 #pragma GCC unroll 4
     for (int axis = 0; axis < ndim; ++axis) {
@@ -105,6 +105,8 @@ struct LevelCorners {
       offset += to_int(first) * axis_of.stride;
       beginning += index.at - index.at;
     }
+    memcpy(at, &offset, sizeof(at));
+    asm("" : "+m"(at));  // to be loaded from there: GCC would take them out of the vector
   }
 
   // The first axis is the fastest to vary in the order of corners. Those of a row differ along the

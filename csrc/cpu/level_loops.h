@@ -5,7 +5,6 @@
 
 #include "level_blocks.h"
 #include "level_corners.h"
-#include "levels.h"
 
 namespace crad {
 namespace {
@@ -30,8 +29,7 @@ CRAD_INLINE void read_rows(const float* grid, const LevelCorners<ndim>& corners,
                            const LevelSteps<ndim>& steps,
                            FloatLanes (&entry)[LevelCorners<ndim>::rows][2 * few]) {
 #pragma GCC unroll 8
-  for (int row = 0; row < corners.rows; ++row)
-    gather(grid + steps.of[row], corners.offset, entry[row]);
+  for (int row = 0; row < corners.rows; ++row) gather(grid + steps.of[row], corners.at, entry[row]);
 }
 
 // ---- the sample ----
@@ -59,7 +57,7 @@ CRAD_INLINE void blend(const float* grid, int64_t channels, const LevelCorners<n
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(grid + steps.of[k] + first, corners.offset, entry);
+        gather(grid + steps.of[k] + first, corners.at, entry);
         const FloatLanes weight = corners.weight(k);
         const LaneMask inside = corners.inside(k);
         for (int c = 0; c < number; ++c)
@@ -119,7 +117,7 @@ CRAD_INLINE void add_dots(const float* grid, int64_t channels, const LevelCorner
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(grid + steps.of[k] + first, corners.offset, entry);
+        gather(grid + steps.of[k] + first, corners.at, entry);
         for (int c = 0; c < number; ++c)
           dot[k] = multiply_add(corners.inside(k), load_lanes(grad + (first + c) * kBlock),
                                 entry[c], dot[k]);
@@ -160,9 +158,7 @@ CRAD_INLINE void add_pair(float* to, __m128 addend) {
 // lanes are not taken one after the other: they often add to the same entries, and what has just
 // been stored in pieces takes long to be read.
 template <int N>
-CRAD_INLINE void add_at(float* base, const IntLanes& offset, const FloatLanes (&addend)[N]) {
-  int64_t at[kLanes];
-  offsets_apart(offset, at);
+CRAD_INLINE void add_at(float* base, const uint32_t (&at)[kLanes], const FloatLanes (&addend)[N]) {
 #if CRAD_VECTOR_BYTES > 16
   if constexpr (N == 4) {
     // In each quarter the lanes of four points become rows of four channels.
@@ -206,7 +202,7 @@ CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<
           product[tap * few + c] =
               only(corners.inside(row + tap * rows),
                    corners.weight(row + tap * rows) * load_lanes(grad + c * kBlock));
-      add_at(grid + steps.of[row], corners.offset, product);
+      add_at(grid + steps.of[row], corners.at, product);
     }
   } else {
     for_each_group(channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
@@ -216,7 +212,7 @@ CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<
         for (int c = 0; c < number; ++c)
           product[c] =
               only(corners.inside(k), corners.weight(k) * load_lanes(grad + (first + c) * kBlock));
-        add_at(grid + steps.of[k] + first, corners.offset, product);
+        add_at(grid + steps.of[k] + first, corners.at, product);
       }
     });
   }
@@ -319,6 +315,6 @@ void add_parts(const Levels& levels, int64_t parts, const Range& range, int64_t 
 
 }  // namespace
 
-const LevelKernels CRAD_KERNELS = {sample_levels, gradients, add_parts};
+const LevelKernels CRAD_LEVEL_KERNELS = {sample_levels, gradients, add_parts};
 
 }  // namespace crad

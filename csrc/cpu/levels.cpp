@@ -3,8 +3,6 @@
 //
 // level_loops.h has the loops, compiled for each instruction set. What they do not do, such as
 // other modes, is composed of samples: see crad_kernels/_level_operators.py.
-#include "levels.h"
-
 #include <algorithm>
 #include <cstring>
 #include <optional>
@@ -21,16 +19,6 @@
 
 namespace crad {
 namespace {
-
-// Those of the instruction set that `sample` runs on.
-const LevelKernels& level_kernels() {
-#if defined(__x86_64__)
-  const Kernels* const chosen = &kernels();
-  if (chosen == &kernels_avx512) return level_kernels_avx512;
-  if (chosen == &kernels_avx2) return level_kernels_avx2;
-#endif
-  return level_kernels_baseline;
-}
 
 // A call whose points are taken in an order of their own.
 class OrderedLevels : public LevelsCall {
@@ -117,7 +105,7 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
   float* const to = static_cast<float*>(output.data_ptr());
   const bool streaming = call.streams();
   call.for_points(
-      [&](const Range& range) { level_kernels().sample(call.table(), range, to, streaming); });
+      [&](const Range& range) { kernels().levels->sample(call.table(), range, to, streaming); });
   return output;
 }
 
@@ -174,15 +162,15 @@ class LevelsBackward {
     parallel(parts.number, call_.number() * call_.bytes_of_level(3),
              [&](int64_t first, int64_t last) {
                clear(parts, first, last);
-               level_kernels().gradients(call_.table(), parts, first, last, call_.all(),
-                                         grad_output_, {grad_values_.data(), nullptr, nullptr});
+               kernels().levels->gradients(call_.table(), parts, first, last, call_.all(),
+                                           grad_output_, {grad_values_.data(), nullptr, nullptr});
              });
   }
 
   void coords(const LevelParts& parts) {
     call_.for_points([&](const Range& range) {
-      level_kernels().gradients(call_.table(), parts, 0, parts.number, range, grad_output_,
-                                {nullptr, grad_coords_, nullptr});
+      kernels().levels->gradients(call_.table(), parts, 0, parts.number, range, grad_output_,
+                                  {nullptr, grad_coords_, nullptr});
     });
   }
 
@@ -205,15 +193,15 @@ class LevelsBackward {
                  if (begin == 0) clear(parts, first, last);
                  const bool all = last - first == parts.number;
                  if (all) alone = true;
-                 level_kernels().gradients(
+                 kernels().levels->gradients(
                      call_.table(), parts, first, last, range, grad_output_,
                      {grad_values_.data(), all ? grad_coords_ : nullptr, all ? nullptr : sums_at});
                });
       if (alone) continue;
       parallel(ceil_div(points, int64_t{kLevelBlock}), points * ndim * parts.number * 4,
                [&](int64_t first, int64_t last) {
-                 level_kernels().add_parts(call_.table(), parts.number, range, first, last, sums_at,
-                                           grad_coords_);
+                 kernels().levels->add_parts(call_.table(), parts.number, range, first, last,
+                                             sums_at, grad_coords_);
                });
     }
   }

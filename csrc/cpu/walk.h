@@ -77,26 +77,18 @@ struct Walk {
 
   // Step j comes before step k; equal ones stay as they are.
   void sort(int j, int k) {
-    PerPoint<X>&key_j = key[j], &key_k = key[k];
-    PerPoint<int32_t>&axis_j = axis[j], &axis_k = axis[k];
-    PerPoint<int64_t>&change_j = change[j], &change_k = change[k];
     PerPoint<int32_t> exchanged;
-    for (int i = 0; i < kBatch; ++i) exchanged[i] = key_k[i] > key_j[i];
-    for (int i = 0; i < kBatch; ++i) {
-      const X a = key_j[i], b = key_k[i];
-      key_j[i] = exchanged[i] ? b : a;
-      key_k[i] = exchanged[i] ? a : b;
-    }
-    for (int i = 0; i < kBatch; ++i) {
-      const int32_t a = axis_j[i], b = axis_k[i];
-      axis_j[i] = exchanged[i] ? b : a;
-      axis_k[i] = exchanged[i] ? a : b;
-    }
-    for (int i = 0; i < kBatch; ++i) {
-      const int64_t a = change_j[i], b = change_k[i];
-      change_j[i] = exchanged[i] ? b : a;
-      change_k[i] = exchanged[i] ? a : b;
-    }
+    for (int i = 0; i < kBatch; ++i) exchanged[i] = key[k][i] > key[j][i];
+    const auto exchange = [&](auto& of_j, auto& of_k) __attribute__((always_inline)) {
+      for (int i = 0; i < kBatch; ++i) {
+        const auto a = of_j[i], b = of_k[i];
+        of_j[i] = exchanged[i] ? b : a;
+        of_k[i] = exchanged[i] ? a : b;
+      }
+    };
+    exchange(key[j], key[k]);
+    exchange(axis[j], axis[k]);
+    exchange(change[j], change[k]);
   }
 };
 

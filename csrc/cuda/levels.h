@@ -3,7 +3,6 @@
 // point in a level in registers: there are at most 4 axes.
 #pragma once
 
-#include "../core/levels.h"
 #include "corners.h"
 #include "plan_levels.h"
 

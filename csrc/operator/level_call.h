@@ -4,7 +4,6 @@
 
 #include <cstddef>
 
-#include "../core/levels.h"
 #include "call.h"
 
 namespace crad {

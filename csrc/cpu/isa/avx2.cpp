@@ -1,23 +1,6 @@
-// The CPU kernels for processors with AVX2 and FMA (Intel Haswell, AMD Zen, and later).
 #if defined(__x86_64__)
+#include "avx2.h"
 
-#include "standard.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-
-#define CRAD_VECTOR_BYTES 32
-#define CRAD_KERNELS kernels_avx2
 #include "table.h"
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
+#include "untarget.h"
 #endif

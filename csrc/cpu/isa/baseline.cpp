@@ -1,6 +1,3 @@
-// The CPU kernels for any processor.
-#include "standard.h"
+#include "baseline.h"
 
-#define CRAD_VECTOR_BYTES 16
-#define CRAD_KERNELS kernels_baseline
 #include "table.h"

@@ -96,6 +96,7 @@ void sum(ValueType type, const void* parts, int64_t number, int64_t stride, void
 
 }  // namespace
 
-const Kernels CRAD_KERNELS = {forward, backward, bounds, locate_parts, sum, transpose_matrix};
+const Kernels CRAD_KERNELS = {forward,          backward,           bounds, locate_parts, sum,
+                              transpose_matrix, &CRAD_LEVEL_KERNELS};
 
 }  // namespace crad

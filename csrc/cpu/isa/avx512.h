@@ -1,7 +1,4 @@
-// The loops over several grids, for processors with AVX-512 (Intel Skylake-X, AMD Zen 4, and
-// later).
-#if defined(__x86_64__)
-
+// From here to untarget.h: for processors with AVX-512 (Intel Skylake-X, AMD Zen 4, and later).
 #include "standard.h"
 
 #if defined(__clang__)
@@ -20,13 +17,5 @@
 #endif
 
 #define CRAD_VECTOR_BYTES 64
-#define CRAD_KERNELS level_kernels_avx512
-#include "../level_loops.h"
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif
+#define CRAD_KERNELS kernels_avx512
+#define CRAD_LEVEL_KERNELS level_kernels_avx512

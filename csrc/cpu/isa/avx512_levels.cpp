@@ -1,0 +1,6 @@
+#if defined(__x86_64__)
+#include "avx512.h"
+
+#include "../level_loops.h"
+#include "untarget.h"
+#endif

@@ -1,0 +1,3 @@
+#include "baseline.h"
+
+#include "../level_loops.h"
