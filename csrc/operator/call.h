@@ -203,16 +203,7 @@ inline std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) 
   return {argument.sizes().begin(), argument.sizes().end()};
 }
 
-// The arguments of `philox`, and of `normals`: see crad_kernels/reference.py.
-inline void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
-  STD_TORCH_CHECK(counter.dim() == 2 && counter.size(1) == 4 && key.dim() == 2 &&
-                      key.size(1) == 2 && key.size(0) == counter.size(0) &&
-                      counter.scalar_type() == ScalarType::Long &&
-                      key.scalar_type() == ScalarType::Long && same_device(counter, key) &&
-                      counter.device().type() == device,
-                  "philox(): expected int64 counter (N, 4) and key (N, 2) on one device");
-}
-
+// The arguments of `normals`: see crad_kernels/reference.py.
 inline void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
   STD_TORCH_CHECK(
       seed.dim() == 0 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
