@@ -27,6 +27,28 @@ static CRAD_ALWAYS_INLINE void with_value_type(ValueType type, F f) {
       return f(float16{});
   }
 }
+template <class F>
+static CRAD_ALWAYS_INLINE void with_coord_type(CoordType type, F f) {
+  type == CoordType::float64 ? f(double{}) : f(float{});
+}
+
+// Calls f with a number of 1 to 4 as a constant, for the compiler to know what it bounds; whether
+// it is such a number.
+template <class F>
+static CRAD_ALWAYS_INLINE bool with_small(int64_t number, F f) {
+  switch (number) {
+    case 1:
+      return f(std::integral_constant<int, 1>()), true;
+    case 2:
+      return f(std::integral_constant<int, 2>()), true;
+    case 3:
+      return f(std::integral_constant<int, 3>()), true;
+    case 4:
+      return f(std::integral_constant<int, 4>()), true;
+    default:
+      return false;
+  }
+}
 
 // The strides of the rows of a tensor (..., row) that is not contiguous, in elements.
 struct RowStrides {
