@@ -432,49 +432,30 @@ std::tuple<Tensor, Tensor> grid_sample_backward(const Tensor& grad_output, const
 
 // ---- from Python, around the dispatcher ----
 
-template <Tensor (*operation)(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                              const std::optional<Tensor>&, int64_t)>
-PyObject* call_forward(PyObject*, PyObject* const* arguments, intptr_t) {
-  return result_or_none([&] {
-    const Tensor values = from_python(arguments[0]), coords = from_python(arguments[1]);
-    const std::optional<Tensor> seed = from_python_or_none(arguments[2]);
-    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[3]);
-    const int64_t options = PyLong_AsLongLong(arguments[4]);
-    const auto run = [&] {
-      const Unlocked unlocked;
-      return operation(values, coords, seed, jitter_std, options);
-    };
-    return to_python(run());
-  });
+// Calls an operator with arguments of Python.
+template <class Result, class... Arguments>
+PyObject* call(Result (*operation)(Arguments...), PyObject* const* arguments) {
+  const auto next = [&] { return *arguments++; };  // in their order, within braces
+  const std::tuple<std::decay_t<Arguments>...> given{
+      from_python<std::decay_t<Arguments>>(next())...};
+  const auto run = [&] {
+    const Unlocked unlocked;
+    return std::apply(operation, given);
+  };
+  return to_python(run());
 }
 
-template <std::tuple<Tensor, Tensor> (*operation)(
-    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-    const std::optional<Tensor>&, int64_t, bool, bool)>
-PyObject* call_backward(PyObject*, PyObject* const* arguments, intptr_t) {
-  return result_or_none([&] {
-    const Tensor grad_output = from_python(arguments[0]), values = from_python(arguments[1]);
-    const Tensor coords = from_python(arguments[2]);
-    const std::optional<Tensor> seed = from_python_or_none(arguments[3]);
-    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[4]);
-    const int64_t options = PyLong_AsLongLong(arguments[5]);
-    const bool want_values = PyObject_IsTrue(arguments[6]);
-    const bool want_coords = PyObject_IsTrue(arguments[7]);
-    const auto run = [&] {
-      const Unlocked unlocked;
-      return operation(grad_output, values, coords, seed, jitter_std, options, want_values,
-                       want_coords);
-    };
-    const auto [to_values, to_coords] = run();
-    return Py_BuildValue("(NN)", to_python(to_values), to_python(to_coords));
-  });
+// That as a function of Python.
+template <auto operation>
+PyObject* call(PyObject*, PyObject* const* arguments, intptr_t) {
+  return result_or_none([&] { return call(operation, arguments); });
 }
 
 PyMethodDef direct[] = {
-    {"sample", call_forward<sample>, kFastCall, nullptr},
-    {"sample_backward", call_backward<sample_backward>, kFastCall, nullptr},
-    {"grid_sample", call_forward<grid_sample>, kFastCall, nullptr},
-    {"grid_sample_backward", call_backward<grid_sample_backward>, kFastCall, nullptr},
+    {"sample", call<sample>, kFastCall, nullptr},
+    {"sample_backward", call<sample_backward>, kFastCall, nullptr},
+    {"grid_sample", call<grid_sample>, kFastCall, nullptr},
+    {"grid_sample_backward", call<grid_sample_backward>, kFastCall, nullptr},
 };
 
 // In the child of a fork. It has one thread, and no use for the blocks that its parent keeps: to
