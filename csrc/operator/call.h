@@ -14,7 +14,6 @@
 #include "../core/problem.h"
 
 namespace crad {
-namespace {
 
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
@@ -80,6 +79,14 @@ inline bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
   take(last);
   for (int64_t axis = batch_axes - 1; axis >= 0; --axis) take(axis);
   return dense;
+}
+
+// Whether this can be the gradient of a result of a shape, with the dtype and device of values.
+inline bool is_gradient(const Tensor& grad_output, const std::vector<int64_t>& shape,
+                        const Tensor& values) {
+  return same_device(grad_output, values) && grad_output.scalar_type() == values.scalar_type() &&
+         std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
+                    grad_output.sizes().end());
 }
 
 // A call with its tensors kept alive, in the layout that they are given in; `problem` takes values
@@ -187,11 +194,7 @@ struct Call {
 
   // Raises unless this is the gradient of an output.
   void check(const Tensor& grad_output) const {
-    const std::vector<int64_t> shape = output_shape();
-    STD_TORCH_CHECK(same_device(grad_output, values) &&
-                        grad_output.scalar_type() == values.scalar_type() &&
-                        std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
-                                   grad_output.sizes().end()),
+    STD_TORCH_CHECK(is_gradient(grad_output, output_shape(), values),
                     "sample_backward(): expected grad_output of the shape of the sample, with the "
                     "dtype and device of values");
   }
@@ -212,5 +215,4 @@ inline void check_normals(DeviceType device, const Tensor& seed, int64_t points,
                   "normals(): expected a number of points and at most 8 components");
 }
 
-}  // namespace
 }  // namespace crad
