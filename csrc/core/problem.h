@@ -87,8 +87,8 @@ struct Problem {
   int64_t derivative;  // see order_along
 };
 
-// Says that the channels of an entry follow each other, and the entries, `row` elements apart, as
-// those of the gradient do.
+// Says that the channels of an entry follow each other, and the entries of a grid, `row` elements
+// apart, as those of the gradient do.
 inline void set_dense(Problem& problem, int64_t row) {
   problem.row = row;
   problem.channel_stride = 1;
@@ -100,8 +100,7 @@ inline void set_dense(Problem& problem, int64_t row) {
   problem.grid_stride = stride;
 }
 
-// Whether the channels of an entry follow each other, and the entries of a grid, `row` elements
-// apart, as those of its gradient do.
+// Whether they do.
 CRAD_INLINE bool is_dense(const Problem& problem) {
   int64_t stride = problem.row;
   bool dense = problem.channel_stride == 1;

@@ -1,4 +1,4 @@
-// The operators sample and sample_backward. The way of `coords` from here to the innermost loop:
+// The operators sample, sample_backward, normals. The way of `coords` from here to the inner loop:
 //   operator/call.h   checks tensors; kernels are given a Problem (core/problem.h)
 //   layout.h          has tensors read where they lie, or copies them
 //   plan.h, sort.h    cut the call into ranges of points and channels, for parallel.h
@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/jitter.h"
 #include "../operator/call.h"
 #include "direct.h"
 #include "empty.h"
@@ -400,6 +401,25 @@ std::tuple<Tensor, Tensor> grid_sample_backward(const Tensor& grad_output, const
   return {want_values ? moved(grad_values, last, 1) : grad_values, grad_coords};
 }
 
+// ---- the jitter by itself ----
+
+Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
+  check_normals(DeviceType::CPU, seed, points, ndim);
+  Tensor result = empty({points, ndim}, ScalarType::Float);
+  const uint64_t key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data_ptr()));
+  float* to = static_cast<float*>(result.data_ptr());
+  constexpr int64_t kBytes = 1024;  // moved in the time of four normals
+  parallel(points, points * ceil_div(ndim, 4) * kBytes, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t d = 0; d < ndim; d += 4) {
+        float normal[4];
+        jitter_normals(key, p, static_cast<uint32_t>(d / 4), normal);
+        for (int64_t i = d; i < ndim && i < d + 4; ++i) to[p * ndim + i] = normal[i - d];
+      }
+  });
+  return result;
+}
+
 // ---- from Python, around the dispatcher ----
 
 // Calls an operator with arguments of Python.
@@ -457,4 +477,5 @@ extern "C" __attribute__((visibility("default"))) PyObject* crad_kernels_direct(
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
   library.impl("sample.cpu", TORCH_BOX(&crad::sample));
   library.impl("sample_backward.cpu", TORCH_BOX(&crad::sample_backward));
+  library.impl("normals.cpu", TORCH_BOX(&crad::normals));
 }

@@ -131,8 +131,7 @@ struct Call {
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
     const int64_t mode = options & 3, differences = options >> 40;
     const bool simplex = mode == kSimplex;
-    STD_TORCH_CHECK((simplex || is_mode(mode)) && differences >> 3 * (ndim - 1) == 0,
-                    "sample(): unexpected options");
+    STD_TORCH_CHECK(differences >> 3 * (ndim - 1) == 0, "sample(): unexpected options");
     problem.mode = simplex ? Mode::linear : static_cast<Mode>(mode);
     problem.simplex = simplex && ndim > 1;  // along one axis it is linear
     for (int64_t d = 0; d < ndim; ++d) {
