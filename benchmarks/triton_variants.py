@@ -168,7 +168,6 @@ CALLS: tuple[Any, ...] = (
     LevelsCall(4, 8, padding_mode="reflection", jittered=True),
     LevelsCall(3, 2),
     lambda: launch.normals(torch.empty((), dtype=torch.int64, device="meta"), 1000, 8),
-    lambda: launch.philox(*(torch.empty(9, n, dtype=torch.int64, device="meta") for n in (4, 2))),
 )
 
 

@@ -39,10 +39,6 @@ def define(backends: Mapping[str, Operators]) -> Operators:
         want_values = rest[-2]
         return lay_out_as(to_values, values, coords) if want_values else to_values, to_coords
 
-    def philox(counter: Tensor, key: Tensor) -> Tensor:
-        words: Tensor = best(counter.device, 1).philox(counter, key)
-        return words
-
     def normals(seed: Tensor, points: int, ndim: int) -> Tensor:
         result: Tensor = best(seed.device, ndim).normals(seed, points, ndim)
         return result
@@ -50,7 +46,6 @@ def define(backends: Mapping[str, Operators]) -> Operators:
     for operator, kernel in (
         (operators.sample, sample),
         (operators.sample_backward, sample_backward),
-        (operators.philox, philox),
         (operators.normals, normals),
     ):
         _schema.library.impl(operator, kernel, "CompositeExplicitAutograd")
@@ -123,4 +118,4 @@ def _sample_backward(
     )
 
 
-_REFERENCE = Operators(_sample, _sample_backward, reference.philox, reference.normals)
+_REFERENCE = Operators(_sample, _sample_backward, reference.normals)

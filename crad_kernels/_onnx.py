@@ -6,7 +6,7 @@ does, the operators' kernels for the Autograd key run these forms instead.
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,22 +27,15 @@ def is_exporting() -> bool:
 
 
 def install(operators: Operators) -> None:
-    """Give the operators of the noise their form; `_derivatives` does so for the others."""
-    for operator, form in (
-        (operators.philox, reference.philox),
-        (operators.normals, reference.normals),
-    ):
-        _install(operator, form)
+    """Give the operator of the noise its form; `_derivatives` does so for the others."""
 
-
-def _install(operator: Any, form: Callable[..., Any]) -> None:
     def kernel(keys: Any, *args: Any) -> Any:
         if is_exporting():
-            return form(*args)
+            return reference.normals(*args)
         with _AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+            return operators.normals.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-    library.impl(operator, kernel, "Autograd", with_keyset=True)
+    library.impl(operators.normals, kernel, "Autograd", with_keyset=True)
 
 
 def refuse_derivative(*_: Any) -> Any:

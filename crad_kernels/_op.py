@@ -67,14 +67,6 @@ for _name in _level_operators.MOST_LEVELS:
     )
 
 
-def philox(backend: str, counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10 on a backend; shapes as in `crad_kernels.reference.philox`."""
-    if backend == "reference":
-        return reference.philox(counter, key)
-    words: Tensor = OPERATORS[backend].philox(counter, key)
-    return words
-
-
 def normals(backend: str, seed: Tensor, points: int, ndim: int) -> Tensor:
     """The jitter's normals; shapes as in `crad_kernels.reference.normals`."""
     if backend == "reference":

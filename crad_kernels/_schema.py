@@ -40,7 +40,6 @@ _SCHEMAS = {
         "int options, bool want_values, bool want_coords) -> (Tensor, Tensor)"
     ),
     # The jitter by itself: for `torch.vmap`, which cannot leave it to the kernels, and the tests.
-    "philox": "(Tensor counter, Tensor key) -> Tensor",
     "normals": "(Tensor seed, SymInt points, int ndim) -> Tensor",
 }
 
@@ -138,7 +137,6 @@ class Operators:
 
     sample: Any
     sample_backward: Any
-    philox: Any
     normals: Any
 
 
@@ -230,14 +228,6 @@ def check_grad_output(grad_output: Tensor, values: Tensor, coords: Tensor) -> No
     check_like("sample_backward()", "grad_output", grad_output, shape, values.dtype, values.device)
 
 
-def check_philox(counter: Tensor, key: Tensor) -> None:
-    """Raise unless these are arguments of `philox`."""
-    check_dense("philox()", "counter", counter)
-    number = counter.shape[0] if counter.ndim else 0
-    check_like("philox()", "counter", counter, (number, 4), torch.int64, counter.device)
-    check_like("philox()", "key", key, (number, 2), torch.int64, counter.device)
-
-
 def check_normals(seed: Tensor, points: int, ndim: int) -> None:
     """Raise unless these are arguments of `normals`."""
     check_dense("normals()", "seed", seed)
@@ -313,11 +303,6 @@ def _sample_backward_fake(
     )
 
 
-def _philox_fake(counter: Tensor, key: Tensor) -> Tensor:
-    check_philox(counter, key)
-    return counter.new_empty(counter.shape)
-
-
 def _normals_fake(seed: Tensor, points: int, ndim: int) -> Tensor:
     check_normals(seed, points, ndim)
     return seed.new_empty(points, ndim, dtype=torch.float32)
@@ -330,7 +315,6 @@ def define(backend: str) -> Operators:
     fakes: dict[str, Callable[..., Any]] = {
         "sample": partial(_sample_fake, empty),
         "sample_backward": partial(_sample_backward_fake, empty),
-        "philox": _philox_fake,
         "normals": _normals_fake,
     }
     # The compiler must not lay values out in another way than it was told of.

@@ -1,6 +1,5 @@
-// One axis of a sample: coordinate -> index -> padding -> taps. Every mode is a product of these
-// over the axes, but for simplex (simplex.h), which is linear along an axis. The docstring of
-// crad_kernels/reference.py is the specification.
+// One axis of a sample: coordinate -> index -> padding -> taps, as crad_kernels/reference.py
+// specifies them. Simplex (simplex.h) is linear along an axis.
 #pragma once
 
 #include <cmath>
@@ -18,11 +17,8 @@ enum class Unit : int64_t { normalized = 0, index = 1 };  // of coordinates
 
 namespace {
 
-constexpr int64_t kModes = 3;
 constexpr int64_t kSimplex = 3;  // its number after those of the modes
 constexpr int kMaxTaps = 4;      // per axis
-
-constexpr bool is_mode(int64_t value) { return value >= 0 && value < kModes; }
 
 // Calls f with the mode, or the padding, as a compile-time constant.
 template <class F>

@@ -4,24 +4,46 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "macros.h"
-#include "philox.h"
+#include "numbers.h"
 
 namespace crad {
 namespace {
 
+// Four words. A word may be a vector of them, whose type has the functions that follow, too.
+template <class Word>
+struct WordsOf {
+  Word word[4];
+};
+using Words = WordsOf<uint32_t>;
+
+CRAD_INLINE uint64_t product_of(uint32_t a, uint32_t b) { return uint64_t{a} * b; }
+CRAD_INLINE uint32_t low_half(uint64_t product) { return static_cast<uint32_t>(product); }
+CRAD_INLINE uint32_t high_half(uint64_t product) { return static_cast<uint32_t>(product >> 32); }
+CRAD_INLINE uint32_t exclusive_or(uint32_t a, uint32_t b, uint32_t c) { return a ^ b ^ c; }
+
+// Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). A
+// recursion and not a loop, so that compilers vectorise over counters.
+template <int rounds = 10, class Word>
+CRAD_INLINE WordsOf<Word> philox(WordsOf<Word> counter, uint32_t key0, uint32_t key1) {
+  if constexpr (rounds == 0) {
+    return counter;
+  } else {
+    const auto product0 = product_of(counter.word[0], 0xD2511F53);
+    const auto product1 = product_of(counter.word[2], 0xCD9E8D57);
+    const WordsOf<Word> next{
+        {exclusive_or(high_half(product1), counter.word[1], key0), low_half(product1),
+         exclusive_or(high_half(product0), counter.word[3], key1), low_half(product0)}};
+    return philox<rounds - 1>(next, key0 + 0x9E3779B9, key1 + 0xBB67AE85);
+  }
+}
+
 // log(u) for u in (0, 1], normal. u = m * 2^e with m in [sqrt(1/2), sqrt(2)), and
 // log(m) = 2 artanh(s), s = (m - 1) / (m + 1), |s| < 0.172: the series to s^9 is exact to rounding.
 CRAD_INLINE float log_unit(float u) {
-  int32_t bits;
-  memcpy(&bits, &u, sizeof(bits));
-  const int32_t sqrt_half = 0x3F3504F3;
+  const int32_t bits = bit_cast<int32_t>(u), sqrt_half = 0x3F3504F3;
   const int32_t exponent = (bits - sqrt_half) >> 23;
-  bits -= exponent * (1 << 23);
-  float m;
-  memcpy(&m, &bits, sizeof(m));
+  const float m = bit_cast<float>(bits - exponent * (1 << 23));
   const float s = (m - 1.0f) / (m + 1.0f);
   const float s2 = s * s;
   const float tail = s2 * (1.0f / 3 + s2 * (1.0f / 5 + s2 * (1.0f / 7 + s2 * (1.0f / 9))));
@@ -63,7 +85,8 @@ CRAD_INLINE void normal_pair(uint32_t a, uint32_t b, float& first, float& second
 // Words 0 and 1 make the normals of components 4 * block and 4 * block + 1 of a point, words 2 and
 // 3 those of the two after them.
 CRAD_INLINE Words jitter_words(uint64_t seed, uint64_t point, uint32_t block) {
-  return philox<uint32_t>({{low_half(point), high_half(point), block, 0}}, seed);
+  const Words counter{{low_half(point), high_half(point), block, 0}};
+  return philox(counter, low_half(seed), high_half(seed));
 }
 
 // The standard normals of components 4 * block to 4 * block + 3 of a point.

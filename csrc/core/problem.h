@@ -30,6 +30,28 @@ static CRAD_ALWAYS_INLINE void with_value_type(ValueType type, F f) {
       return f(float16{});
   }
 }
+template <class F>
+static CRAD_ALWAYS_INLINE void with_coord_type(CoordType type, F f) {
+  type == CoordType::float64 ? f(double{}) : f(float{});
+}
+
+// Calls f with a number of 1 to 4 as a constant, for the compiler to know what it bounds; whether
+// it is such a number.
+template <class F>
+static CRAD_ALWAYS_INLINE bool with_small(int64_t number, F f) {
+  switch (number) {
+    case 1:
+      return f(std::integral_constant<int, 1>()), true;
+    case 2:
+      return f(std::integral_constant<int, 2>()), true;
+    case 3:
+      return f(std::integral_constant<int, 3>()), true;
+    case 4:
+      return f(std::integral_constant<int, 4>()), true;
+    default:
+      return false;
+  }
+}
 
 // The strides of the rows of a tensor (..., row) that is not contiguous, in elements.
 struct RowStrides {
@@ -68,8 +90,8 @@ struct Problem {
   int64_t derivative;  // see order_along
 };
 
-// Says that the channels of an entry follow each other, and the entries, `row` elements apart, as
-// those of the gradient do.
+// Says that the channels of an entry follow each other, and the entries of a grid, `row` elements
+// apart, as those of the gradient do.
 inline void set_dense(Problem& problem, int64_t row) {
   problem.row = row;
   problem.channel_stride = 1;
@@ -81,8 +103,7 @@ inline void set_dense(Problem& problem, int64_t row) {
   problem.grid_stride = stride;
 }
 
-// Whether the channels of an entry follow each other, and the entries of a grid, `row` elements
-// apart, as those of its gradient do.
+// Whether they do.
 CRAD_INLINE bool is_dense(const Problem& problem) {
   int64_t stride = problem.row;
   bool dense = problem.channel_stride == 1;

@@ -1,9 +1,7 @@
-// Simplex interpolation: along every axis the two taps of linear, but of their products only the
-// D + 1 corners of the simplex that the point lies in (Kuhn's triangulation of the cube; Rovatti et
-// al., IEEE Trans. Computers 1998; in 3-D the tetrahedral interpolation of Kasson et al., 1995).
-// They are those of a walk from the first corner, which steps along one axis after the other, by
-// descending t: corner k is where it is after k steps, and its weight is the t of step k less that
-// of step k + 1. The docstring of crad_kernels/reference.py is the specification.
+// Simplex interpolation, as crad_kernels/reference.py specifies it (Kuhn's triangulation of the
+// cube; Rovatti et al., IEEE Trans. Computers 1998; in 3-D the tetrahedral one of Kasson et al.,
+// 1995). Corner k is where the walk is after k steps; its weight is the t of step k less that of
+// step k + 1.
 #pragma once
 
 #include "problem.h"

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <exception>
 #include <optional>
+#include <tuple>
+#include <type_traits>
 
 #include "../operator/call.h"
 
@@ -42,27 +44,36 @@ constexpr int kFastCall = 0x80;  // METH_FASTCALL
 
 bool can_convert_python_tensors() { return torch_tensor_from_pyobject != nullptr; }
 
-Tensor from_python(PyObject* object) {
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_tensor_from_pyobject(object, &handle));
-  const Tensor tensor(handle);
-  // The dispatcher knows what to do about a tensor that is not in the memory of the CPU.
-  bool has_storage = false;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_has_storage(handle, &has_storage));
-  STD_TORCH_CHECK(tensor.device().type() == DeviceType::CPU && has_storage &&
-                      (tensor.numel() == 0 || tensor.data_ptr() != nullptr),
-                  "expected a dense tensor on the CPU");
-  return tensor;
-}
-
-std::optional<Tensor> from_python_or_none(PyObject* object) {
-  return Py_IsNone(object) ? std::nullopt : std::optional(from_python(object));
+// An argument of an operator.
+template <class T>
+T from_python(PyObject* object) {
+  if constexpr (std::is_same_v<T, int64_t>) {
+    return PyLong_AsLongLong(object);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    return PyObject_IsTrue(object);
+  } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+    return Py_IsNone(object) ? std::nullopt : std::optional(from_python<Tensor>(object));
+  } else {
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_tensor_from_pyobject(object, &handle));
+    const Tensor tensor(handle);
+    // The dispatcher knows what to do about a tensor that is not in the memory of the CPU.
+    bool has_storage = false;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_has_storage(handle, &has_storage));
+    STD_TORCH_CHECK(tensor.device().type() == DeviceType::CPU && has_storage &&
+                        (tensor.numel() == 0 || tensor.data_ptr() != nullptr),
+                    "expected a dense tensor on the CPU");
+    return tensor;
+  }
 }
 
 PyObject* to_python(const Tensor& tensor) {
   void* object = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_tensor_to_pyobject(tensor.get(), nullptr, &object));
   return static_cast<PyObject*>(object);
+}
+PyObject* to_python(const std::tuple<Tensor, Tensor>& tensors) {
+  return Py_BuildValue("(NN)", to_python(std::get<0>(tensors)), to_python(std::get<1>(tensors)));
 }
 
 // While it lives, other threads run Python.

@@ -48,9 +48,9 @@ struct Gradients {
   const RowStrides* grad_output_strides;  // null: contiguous
   // Of the range's grid, of the accumulator's type. Where grad_coords is wanted, too, its entries
   // lie as those of the values do.
-  void* grad_values;
-  void* grad_coords;  // (points, ndim), of coord_type: the share of the range's channels
-  bool add_coords;    // to what is there
+  void* grad_values = nullptr;
+  void* grad_coords = nullptr;  // (points, ndim), of coord_type: the share of the range's channels
+  bool add_coords = false;      // to what is there
   // Where the lanes of vectors are points: the entries along the first axis that are added to. Not
   // all of them only where grad_coords is not wanted.
   int64_t first_row = 0, end_row = INT64_MAX;

@@ -142,8 +142,8 @@ inline void jitter_words(uint64_t seed, const int64_t (&point)[kBatch], uint32_t
   for (int i = 0; i < kBatch; i += Wide::width) {
     Wide number;
     memcpy(&number, point + i, sizeof(number));
-    const WordsOf<Wide> words = philox<Wide>(
-        {{number, high_half(number), broadcast<uint64_t>(block), broadcast<uint64_t>(0)}}, seed);
+    const WordsOf<Wide> counter{{number, high_half(number), broadcast<uint64_t>(block), {}}};
+    const WordsOf<Wide> words = philox(counter, low_half(seed), high_half(seed));
     store_words(a + i, words.word[first]);
     store_words(b + i, words.word[first + 1]);
   }

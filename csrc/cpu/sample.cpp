@@ -1,18 +1,13 @@
-// The operators sample and sample_backward: tensors in and out, on the LibTorch stable ABI.
-//
-// The way of `coords` from here to the innermost loop, in the backward pass as in the forward pass:
-//   operator/call.h   checks the tensors; what kernels need of them is a Problem (core/problem.h)
-//   layout.h          has values, coords and gradients read where they lie, or copies them
-//   plan.h, sort.h    cut the call into ranges: tiles of channels, and chunks or bands of points
-//   parallel.h        has threads take the ranges
-//   isa/              select.cpp finds the kernels of this processor; table.h, compiled for each
-//                     instruction set, makes dtypes template parameters and chooses the loops
+// The operators sample, sample_backward, normals. The way of `coords` from here to the inner loop:
+//   operator/call.h   checks tensors; kernels are given a Problem (core/problem.h)
+//   layout.h          has tensors read where they lie, or copies them
+//   plan.h, sort.h    cut the call into ranges of points and channels, for parallel.h
+//   isa/select.cpp    finds the kernels of this processor, isa/table.h the loops for the dtypes
 //   many_channels.h   (or few_channels.h, tap_rows.h) loops over batches of 32 points
-//   corners.h         offsets and weights of their corners: the products of their taps
-//   locate.h          the taps: coordinates, jitter, padding and mode (core/jitter.h, axis.h)
+//   corners.h         has coordinates located (locate.h; core/jitter.h, axis.h): taps, then corners
 //   simd.h            loads, weighs, sums and stores vectors of values
-// Where points are the lanes of vectors, lane_forward.h and lane_backward.h stand for the loops,
-// and lane_corners.h and lanes.h for what follows them; strips.h cuts the backward pass.
+// Where the lanes of vectors are points, lane_forward.h or lane_backward.h, lane_corners.h and
+// lanes.h stand for the last three; strips.h cuts the backward pass.
 #include <pthread.h>
 
 #include <cstring>
@@ -21,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/jitter.h"
 #include "../operator/call.h"
 #include "direct.h"
 #include "empty.h"
@@ -153,6 +149,16 @@ Tensor grid_sample(const Tensor& input, const Tensor& coords, const std::optiona
 
 // ---- backward ----
 
+// Zeroes a dense tensor, and returns where it lies.
+template <class A>
+A* clear(const Tensor& tensor) {
+  char* const to = static_cast<char*>(tensor.data_ptr());
+  const int64_t bytes = tensor.numel() * bytes_of(tensor.scalar_type());
+  parallel(bytes, bytes,
+           [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, end - begin); });
+  return reinterpret_cast<A*>(to);
+}
+
 // Partial sums of a gradient: `parts` arrays that are summed in the end, or the gradient itself
 // where one part of its type is all there is.
 struct PartialSums {
@@ -171,15 +177,7 @@ struct PartialSums {
     if (apart) storage = empty({parts, stride}, type);
   }
 
-  int64_t bytes() const { return parts * stride * element; }
-
   char* at(int64_t index) const { return static_cast<char*>(storage.data_ptr()) + index * element; }
-
-  void clear() const {
-    parallel(parts * stride, bytes(), [&](int64_t begin, int64_t end) {
-      std::memset(at(begin), 0, (end - begin) * element);
-    });
-  }
 
   // Sums the parts, whose rows of `width` elements lie `row` elements apart.
   void sum(int64_t row, int64_t width) const {
@@ -188,23 +186,13 @@ struct PartialSums {
     const ValueType type = value_type_of(gradient);
     char* const to = static_cast<char*>(gradient.data_ptr());
     const int64_t to_row = width * bytes_of(gradient.scalar_type());
-    parallel(stride / row, bytes(), [&](int64_t begin, int64_t end) {
+    parallel(stride / row, parts * stride * element, [&](int64_t begin, int64_t end) {
       const int64_t together = row == 1 ? end - begin : 1;
       for (int64_t i = begin; i < end; i += together)
         kernels().sum(type, at(i * row), parts, stride, to + i * to_row, together * width);
     });
   }
 };
-
-// Zeroes a dense tensor, and returns where it lies.
-template <class A>
-A* clear(const Tensor& tensor) {
-  char* const to = static_cast<char*>(tensor.data_ptr());
-  const int64_t bytes = tensor.numel() * bytes_of(tensor.scalar_type());
-  parallel(bytes, bytes,
-           [&](int64_t begin, int64_t end) { std::memset(to + begin, 0, end - begin); });
-  return reinterpret_cast<A*>(to);
-}
 
 // Zeroes a range's channels of every entry of a grid.
 void clear(char* grid, const Problem& problem, const Range& range, int64_t element) {
@@ -218,15 +206,13 @@ void clear(char* grid, const Problem& problem, const Range& range, int64_t eleme
 }
 
 // Sets gradients of sum(grad_output * sample(values, coords)); null: not wanted. With both, the
-// values are dense. They are always deterministic.
-void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad_output_strides,
-                   const Tensor* grad_values, const Tensor* grad_coords) {
+// values are dense. They are always deterministic. `from` has grad_output, here and below.
+void differentiate(Call& call, const Gradients& from, const Tensor* grad_values,
+                   const Tensor* grad_coords) {
   const Problem& problem = call.problem;
   const Plan plan = plan_backward(problem, grad_values, grad_coords);
-  if (!grad_values)
-    copy_rows(call, copied_row(problem, plan, 1));
-  else if (plan.chunks > 1)
-    copy_rows(call, copied_row(problem, plan, 1 + plan.chunks));
+  if (!grad_values || plan.chunks > 1)
+    copy_rows(call, copied_row(problem, plan, grad_values ? 1 + plan.chunks : 1));
   std::optional<PartialSums> values, coords;
   if (grad_values)
     values.emplace(*grad_values, plan.chunks, problem.grids * problem.entries * problem.row,
@@ -237,40 +223,37 @@ void differentiate(Call& call, const Tensor& grad_output, const RowStrides* grad
   const int64_t bytes = backward_bytes(problem);
   // Here by all threads, where the ranges that follow would not do it in parallel.
   const bool cleared = plan.bands.number > 0 || is_serial(problem);
-  if (grad_values && cleared) values->clear();
-  for_each_range(
-      call, plan, bytes, [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
-        Gradients gradients{grad_output.data_ptr(), grad_output_strides, nullptr, nullptr, false};
-        if (grad_values) {
-          char* const to =
-              values->at(chunk * values->stride + grid * problem.entries * problem.row);
-          if (!cleared) clear(to, problem, range, values->element);
-          gradients.grad_values = to;
-        }
-        if (grad_coords) {
-          gradients.grad_coords = coords->at(tile % plan.tiles_at_once * coords->stride);
-          gradients.add_coords = tile >= plan.tiles_at_once;
-        }
-        kernels().backward(problem, range, gradients);
-      });
+  if (grad_values && cleared) clear<char>(values->storage);
+  for_each_range(call, plan, bytes,
+                 [&](int64_t grid, int64_t tile, int64_t chunk, const Range& range) {
+                   Gradients gradients = from;
+                   if (grad_values) {
+                     char* const to =
+                         values->at(chunk * values->stride + grid * problem.entries * problem.row);
+                     if (!cleared) clear(to, problem, range, values->element);
+                     gradients.grad_values = to;
+                   }
+                   if (grad_coords) {
+                     gradients.grad_coords = coords->at(tile % plan.tiles_at_once * coords->stride);
+                     gradients.add_coords = tile >= plan.tiles_at_once;
+                   }
+                   kernels().backward(problem, range, gradients);
+                 });
   if (grad_values) values->sum(problem.row, problem.channels);
   if (grad_coords) coords->sum(1, 1);
 }
 
-// Sets them, too, and returns true, if that can be done in strips.
-bool differentiate_strips(const Call& call, const Tensor& grad_output,
-                          const RowStrides* grad_output_strides, const Tensor& grad_values,
-                          const Tensor* grad_coords) {
+// Sets that of values, and that of coords where `from` has it, and returns true, if strips can.
+bool differentiate_strips(const Call& call, const Gradients& from, const Tensor& grad_values) {
   const Problem& problem = call.problem;
   const Strips strips(problem);
   if (strips.of_grid > 1 && strips.rounds.empty()) return false;
   float* const to = clear<float>(grad_values);
   const auto take = [&](const Range& range) {
     const int64_t grid = range.point_begin / problem.points_per_grid;
-    kernels().backward(problem, range,
-                       {grad_output.data_ptr(), grad_output_strides,
-                        to + grid * problem.entries * problem.channels,
-                        grad_coords ? grad_coords->data_ptr() : nullptr, false});
+    Gradients gradients = from;
+    gradients.grad_values = to + grid * problem.entries * problem.channels;
+    kernels().backward(problem, range, gradients);
   };
   const int64_t bytes = backward_bytes(problem);
   if (strips.of_grid == 1) {
@@ -290,16 +273,12 @@ bool differentiate_strips(const Call& call, const Tensor& grad_output,
   return true;
 }
 
-// Sets them, wherever points lie in grids that stay in a cache. A thread goes through all points of
-// a grid, and adds to some of its rows: so all entries are added to in the order of the points, by
-// any number of threads.
-void differentiate_rows(const Call& call, const Tensor& grad_output,
-                        const RowStrides* grad_output_strides, const Tensor& grad_values,
-                        const Tensor* grad_coords) {
+// Sets the same, wherever points lie in grids that stay in a cache. A thread takes all points of a
+// grid, and adds to some of its rows: any number of threads adds in the order of the points.
+void differentiate_rows(const Call& call, const Gradients& from, const Tensor& grad_values) {
   const Problem& problem = call.problem;
   const int64_t rows = problem.size[0], points = problem.points_per_grid;
   float* const to = clear<float>(grad_values);
-  void* const to_coords = grad_coords ? grad_coords->data_ptr() : nullptr;
   parallel(problem.grids * rows, backward_bytes(problem), [&](int64_t begin, int64_t end) {
     for (int64_t grid = begin / rows; grid * rows < end; ++grid) {
       const int64_t first_row = std::max(begin - grid * rows, int64_t{0});
@@ -307,52 +286,47 @@ void differentiate_rows(const Call& call, const Tensor& grad_output,
       const bool whole = first_row == 0 && end_row == rows;
       const Range all{grid * points, (grid + 1) * points, 0, problem.channels};
       kernels().backward(problem, all,
-                         {grad_output.data_ptr(), grad_output_strides,
+                         {from.grad_output, from.grad_output_strides,
                           to + grid * problem.entries * problem.channels,
-                          whole ? to_coords : nullptr, false, first_row, end_row});
-      if (whole || !grad_coords) continue;
+                          whole ? from.grad_coords : nullptr, false, first_row, end_row});
+      if (whole || !from.grad_coords) continue;
       // Those of a share of the points.
       Range share = all;
       share.point_begin += points * first_row / rows;
       share.point_end = all.point_begin + points * end_row / rows;
-      kernels().backward(problem, share,
-                         {grad_output.data_ptr(), grad_output_strides, nullptr, to_coords, false});
+      kernels().backward(problem, share, from);
     }
   });
 }
 
 // Sets the gradients of a call whose points are the lanes of vectors. That of values lies as they
 // do where `alike`, or else it is contiguous, and then one gradient is taken after the other.
-void differentiate_lanes(Call& call, const Tensor& grad_output, const Tensor* grad_values,
+void differentiate_lanes(Call& call, Gradients from, const Tensor* grad_values,
                          const Tensor* grad_coords, bool alike) {
-  RowStrides rows;
-  const RowStrides* const strides = strides_of(grad_output, rows);
   if (!alike && grad_coords) {
-    differentiate(call, grad_output, strides, nullptr, grad_coords);
+    differentiate(call, from, nullptr, grad_coords);
     grad_coords = nullptr;
   }
   if (!grad_values && !grad_coords) return;
   if (!alike) call.set_contiguous(call.values, call.problem.channels);  // none is read
   if (grad_values) {
-    if (differentiate_strips(call, grad_output, strides, *grad_values, grad_coords)) return;
-    if (adds_in_order(call.problem))
-      return differentiate_rows(call, grad_output, strides, *grad_values, grad_coords);
+    if (grad_coords) from.grad_coords = grad_coords->data_ptr();
+    if (differentiate_strips(call, from, *grad_values)) return;
+    if (adds_in_order(call.problem)) return differentiate_rows(call, from, *grad_values);
   }
-  differentiate(call, grad_output, strides, grad_values, grad_coords);
+  differentiate(call, from, grad_values, grad_coords);
 }
 
 // Sets the gradient of values, channels first, where it belongs.
-void differentiate_planes(Call& call, const Tensor& grad_output,
-                          const RowStrides* grad_output_strides, const Tensor& grad_values) {
+void differentiate_planes(Call& call, Gradients from, const Tensor& grad_values) {
   const Problem& problem = call.problem;
   const int64_t points = problem.points_per_grid;
   call.set_strided(grad_values);  // no value is read
   char* const to = clear<char>(grad_values);
-  for (int64_t grid = 0; grid < problem.grids; ++grid)
-    kernels().backward(
-        problem, {grid * points, (grid + 1) * points, 0, problem.channels},
-        {grad_output.data_ptr(), grad_output_strides,
-         to + grid * problem.grid_stride * bytes_of(grad_values.scalar_type()), nullptr, false});
+  for (int64_t grid = 0; grid < problem.grids; ++grid) {
+    from.grad_values = to + grid * problem.grid_stride * bytes_of(grad_values.scalar_type());
+    kernels().backward(problem, {grid * points, (grid + 1) * points, 0, problem.channels}, from);
+  }
 }
 
 // The gradients of sum(grad_output * sample(values, coords)) with respect to values, which lies in
@@ -386,31 +360,28 @@ std::tuple<Tensor, Tensor> sample_backward(const Tensor& grad_output, const Tens
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), coords.scalar_type());
   const Tensor* const to_values = want_values ? &grad_values : nullptr;
   const Tensor* const to_coords = want_coords ? &grad_coords : nullptr;
-  if (call.empty()) {
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
-  }
+  if (call.empty()) return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
+  RowStrides strides;
   if (problem.point_lanes) {
-    differentiate_lanes(call, grad_output, to_values, to_coords, first || values.is_contiguous());
+    differentiate_lanes(call, {grad_output.data_ptr(), strides_of(grad_output, strides)}, to_values,
+                        to_coords, first || values.is_contiguous());
     return {grad_values, grad_coords};
   }
   call.set_contiguous(values, problem.channels);
   if (want_coords) read_values(call, Pass::backward, want_values);
   const Tensor rows = gradient_by_rows(call, grad_output);
-  RowStrides rows_strides;
-  const RowStrides* const strides = strides_of(rows, rows_strides);
+  const Gradients from{rows.data_ptr(), strides_of(rows, strides)};
   if (want_values && want_coords && !planes && is_dense(problem)) {
-    differentiate(call, rows, strides, to_values, to_coords);
+    differentiate(call, from, to_values, to_coords);
   } else {
-    if (want_coords) differentiate(call, rows, strides, nullptr, to_coords);
+    if (want_coords) differentiate(call, from, nullptr, to_coords);
     if (planes) {
-      differentiate_planes(call, rows, strides, grad_values);
+      differentiate_planes(call, from, grad_values);
       return {grad_values, grad_coords};
     }
     // Which reads no values.
     call.set_contiguous(values, problem.channels);
-    if (want_values) differentiate(call, rows, strides, to_values, nullptr);
+    if (want_values) differentiate(call, from, to_values, nullptr);
   }
   if (!want_values || !first) return {grad_values, grad_coords};
   return {channels_first(grad_values, call.batch_axes), grad_coords};
@@ -430,51 +401,51 @@ std::tuple<Tensor, Tensor> grid_sample_backward(const Tensor& grad_output, const
   return {want_values ? moved(grad_values, last, 1) : grad_values, grad_coords};
 }
 
-// ---- from Python, around the dispatcher ----
+// ---- the jitter by itself ----
 
-template <Tensor (*operation)(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                              const std::optional<Tensor>&, int64_t)>
-PyObject* call_forward(PyObject*, PyObject* const* arguments, intptr_t) {
-  return result_or_none([&] {
-    const Tensor values = from_python(arguments[0]), coords = from_python(arguments[1]);
-    const std::optional<Tensor> seed = from_python_or_none(arguments[2]);
-    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[3]);
-    const int64_t options = PyLong_AsLongLong(arguments[4]);
-    const auto run = [&] {
-      const Unlocked unlocked;
-      return operation(values, coords, seed, jitter_std, options);
-    };
-    return to_python(run());
+Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
+  check_normals(DeviceType::CPU, seed, points, ndim);
+  Tensor result = empty({points, ndim}, ScalarType::Float);
+  const uint64_t key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data_ptr()));
+  float* to = static_cast<float*>(result.data_ptr());
+  constexpr int64_t kBytes = 1024;  // moved in the time of four normals
+  parallel(points, points * ceil_div(ndim, 4) * kBytes, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t d = 0; d < ndim; d += 4) {
+        float normal[4];
+        jitter_normals(key, p, static_cast<uint32_t>(d / 4), normal);
+        for (int64_t i = d; i < ndim && i < d + 4; ++i) to[p * ndim + i] = normal[i - d];
+      }
   });
+  return result;
 }
 
-template <std::tuple<Tensor, Tensor> (*operation)(
-    const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-    const std::optional<Tensor>&, int64_t, bool, bool)>
-PyObject* call_backward(PyObject*, PyObject* const* arguments, intptr_t) {
-  return result_or_none([&] {
-    const Tensor grad_output = from_python(arguments[0]), values = from_python(arguments[1]);
-    const Tensor coords = from_python(arguments[2]);
-    const std::optional<Tensor> seed = from_python_or_none(arguments[3]);
-    const std::optional<Tensor> jitter_std = from_python_or_none(arguments[4]);
-    const int64_t options = PyLong_AsLongLong(arguments[5]);
-    const bool want_values = PyObject_IsTrue(arguments[6]);
-    const bool want_coords = PyObject_IsTrue(arguments[7]);
-    const auto run = [&] {
-      const Unlocked unlocked;
-      return operation(grad_output, values, coords, seed, jitter_std, options, want_values,
-                       want_coords);
-    };
-    const auto [to_values, to_coords] = run();
-    return Py_BuildValue("(NN)", to_python(to_values), to_python(to_coords));
-  });
+// ---- from Python, around the dispatcher ----
+
+// Calls an operator with arguments of Python.
+template <class Result, class... Arguments>
+PyObject* call(Result (*operation)(Arguments...), PyObject* const* arguments) {
+  const auto next = [&] { return *arguments++; };  // in their order, within braces
+  const std::tuple<std::decay_t<Arguments>...> given{
+      from_python<std::decay_t<Arguments>>(next())...};
+  const auto run = [&] {
+    const Unlocked unlocked;
+    return std::apply(operation, given);
+  };
+  return to_python(run());
+}
+
+// That as a function of Python.
+template <auto operation>
+PyObject* call(PyObject*, PyObject* const* arguments, intptr_t) {
+  return result_or_none([&] { return call(operation, arguments); });
 }
 
 PyMethodDef direct[] = {
-    {"sample", call_forward<sample>, kFastCall, nullptr},
-    {"sample_backward", call_backward<sample_backward>, kFastCall, nullptr},
-    {"grid_sample", call_forward<grid_sample>, kFastCall, nullptr},
-    {"grid_sample_backward", call_backward<grid_sample_backward>, kFastCall, nullptr},
+    {"sample", call<sample>, kFastCall, nullptr},
+    {"sample_backward", call<sample_backward>, kFastCall, nullptr},
+    {"grid_sample", call<grid_sample>, kFastCall, nullptr},
+    {"grid_sample_backward", call<grid_sample_backward>, kFastCall, nullptr},
 };
 
 // In the child of a fork. It has one thread, and no use for the blocks that its parent keeps: to
@@ -506,4 +477,5 @@ extern "C" __attribute__((visibility("default"))) PyObject* crad_kernels_direct(
 STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
   library.impl("sample.cpu", TORCH_BOX(&crad::sample));
   library.impl("sample_backward.cpu", TORCH_BOX(&crad::sample_backward));
+  library.impl("normals.cpu", TORCH_BOX(&crad::normals));
 }

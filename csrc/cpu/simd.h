@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../core/numbers.h"
+#include "../core/problem.h"
 
 // The intrinsics that take whole vectors.
 #if CRAD_VECTOR_BYTES > 16
@@ -20,24 +20,6 @@
 
 namespace crad {
 namespace {
-
-// Calls f with a number of 1 to 4 as a constant, for the compiler to make vector code of what it
-// bounds; whether it is such a number.
-template <class F>
-CRAD_INLINE bool with_small(int64_t number, F f) {
-  switch (number) {
-    case 1:
-      return f(std::integral_constant<int, 1>()), true;
-    case 2:
-      return f(std::integral_constant<int, 2>()), true;
-    case 3:
-      return f(std::integral_constant<int, 3>()), true;
-    case 4:
-      return f(std::integral_constant<int, 4>()), true;
-    default:
-      return false;
-  }
-}
 
 template <class A>
 struct Vector {

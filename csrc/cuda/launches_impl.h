@@ -27,19 +27,13 @@ void launch_planned(Kernel kernel, const Problem& problem, const Plan& plan, Str
          arguments...);
 }
 
-// Calls f with a number of the type of the coordinates.
-template <class F>
-void with_coord_type(const Problem& problem, F f) {
-  problem.coord_type == CoordType::float32 ? f(float()) : f(double());
-}
-
 template <class T>
 void Launches<T>::sample(const Problem& problem, const Plan& plan, Stream stream,
                          const PointStrides& strides, void* output) {
   T* const to = static_cast<T*>(output);
   const bool planes = plan.family == Family::planes, on_chip = plan.family == Family::on_chip;
   const bool wide = plan.vector > 1;
-  with_coord_type(problem, [&](auto coord) {
+  with_coord_type(problem.coord_type, [&](auto coord) {
     using X = decltype(coord);
     constexpr int V = kWide<T>;
     if (planes) return launch_planned(sample_planes<T, X>, problem, plan, stream, strides, to);
@@ -133,7 +127,7 @@ void Launches<T>::add_in_order(const Problem& problem, const Plan& plan, const O
   const bool wide = plan.vector > 1;
   constexpr int V = kWide<T>;
   for (int64_t colour = 0; colour < order.corners; ++colour) {
-    with_coord_type(problem, [&](auto coord) {
+    with_coord_type(problem.coord_type, [&](auto coord) {
       using X = decltype(coord);
       launch(wide ? add_colour<T, X, V> : add_colour<T, X, 1>, ceil_div(items, plan.batch),
              plan.threads, plan.shared, stream, problem, plan, order, colour, first, items, keys,

@@ -44,17 +44,8 @@ int level_vector(int64_t channels, std::initializer_list<const void*> memory) {
 template <class F>
 void with_level_shape(const Problem& problem, int vector, F f) {
   const auto with_axes = [&](auto channels) {
-    switch (problem.ndim) {
-      case 1:
-        return f(std::integral_constant<int, 1>(), channels);
-      case 2:
-        return f(std::integral_constant<int, 2>(), channels);
-      case 3:
-        return f(std::integral_constant<int, 3>(), channels);
-      default:
-        static_assert(kMostLevelAxes == 4);
-        return f(std::integral_constant<int, 4>(), channels);
-    }
+    static_assert(kMostLevelAxes == 4, "those of with_small");
+    with_small(problem.ndim, [&](auto axes) { f(axes, channels); });
   };
   vector == 4   ? with_axes(std::integral_constant<int, 4>())
   : vector == 2 ? with_axes(std::integral_constant<int, 2>())

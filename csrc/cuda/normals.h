@@ -7,17 +7,6 @@
 namespace crad {
 
 CRAD_KERNEL(kBlocks)
-philox_words(const int64_t* counter, const int64_t* key, int64_t number, int64_t* words) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= number) return;
-  Words in;
-  for (int w = 0; w < 4; ++w) in.word[w] = static_cast<uint32_t>(counter[4 * i + w]);
-  const Words out =
-      philox(in, static_cast<uint32_t>(key[2 * i]) | static_cast<uint64_t>(key[2 * i + 1]) << 32);
-  for (int w = 0; w < 4; ++w) words[4 * i + w] = out.word[w];
-}
-
-CRAD_KERNEL(kBlocks)
 normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
   const int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (p >= points) return;

@@ -252,18 +252,6 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
 
 namespace {
 
-Tensor philox_of_counters(const Tensor& counter_in, const Tensor& key_in) {
-  const Current current(counter_in);
-  const Tensor counter = dense(counter_in), key = dense(key_in);
-  check_philox(kDevice, counter, key);
-  const int64_t number = counter.size(0);
-  Tensor words = torch::stable::new_empty(counter, {number, 4});
-  if (number > 0)
-    launch(philox_words, ceil_div(number, kThreads), kThreads, 0, current.stream,
-           pointer<int64_t>(counter), pointer<int64_t>(key), number, pointer<int64_t>(words));
-  return words;
-}
-
 Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   const Current current(seed);
   check_normals(kDevice, seed, points, ndim);
@@ -289,6 +277,5 @@ STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
 #endif
   library.impl("sample.cuda", TORCH_BOX(&crad::sample));
   library.impl("sample_backward.cuda", TORCH_BOX(&crad::sample_backward));
-  library.impl("philox.cuda", TORCH_BOX(&crad::philox_of_counters));
   library.impl("normals.cuda", TORCH_BOX(&crad::normals));
 }

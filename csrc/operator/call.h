@@ -14,7 +14,6 @@
 #include "../core/problem.h"
 
 namespace crad {
-namespace {
 
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
@@ -82,6 +81,14 @@ inline bool is_channels_first(const Tensor& tensor, int64_t batch_axes) {
   return dense;
 }
 
+// Whether this can be the gradient of a result of a shape, with the dtype and device of values.
+inline bool is_gradient(const Tensor& grad_output, const std::vector<int64_t>& shape,
+                        const Tensor& values) {
+  return same_device(grad_output, values) && grad_output.scalar_type() == values.scalar_type() &&
+         std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
+                    grad_output.sizes().end());
+}
+
 // A call with its tensors kept alive, in the layout that they are given in; `problem` takes values
 // and coords to be contiguous until it is told otherwise. For its options, which are one integer,
 // see crad_kernels/_schema.py.
@@ -124,8 +131,7 @@ struct Call {
     problem.points_per_grid = problem.grids > 0 ? points / problem.grids : 0;
     const int64_t mode = options & 3, differences = options >> 40;
     const bool simplex = mode == kSimplex;
-    STD_TORCH_CHECK((simplex || is_mode(mode)) && differences >> 3 * (ndim - 1) == 0,
-                    "sample(): unexpected options");
+    STD_TORCH_CHECK(differences >> 3 * (ndim - 1) == 0, "sample(): unexpected options");
     problem.mode = simplex ? Mode::linear : static_cast<Mode>(mode);
     problem.simplex = simplex && ndim > 1;  // along one axis it is linear
     for (int64_t d = 0; d < ndim; ++d) {
@@ -187,11 +193,7 @@ struct Call {
 
   // Raises unless this is the gradient of an output.
   void check(const Tensor& grad_output) const {
-    const std::vector<int64_t> shape = output_shape();
-    STD_TORCH_CHECK(same_device(grad_output, values) &&
-                        grad_output.scalar_type() == values.scalar_type() &&
-                        std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
-                                   grad_output.sizes().end()),
+    STD_TORCH_CHECK(is_gradient(grad_output, output_shape(), values),
                     "sample_backward(): expected grad_output of the shape of the sample, with the "
                     "dtype and device of values");
   }
@@ -203,16 +205,7 @@ inline std::vector<int64_t> gradient_shape(const Tensor& argument, bool wanted) 
   return {argument.sizes().begin(), argument.sizes().end()};
 }
 
-// The arguments of `philox`, and of `normals`: see crad_kernels/reference.py.
-inline void check_philox(DeviceType device, const Tensor& counter, const Tensor& key) {
-  STD_TORCH_CHECK(counter.dim() == 2 && counter.size(1) == 4 && key.dim() == 2 &&
-                      key.size(1) == 2 && key.size(0) == counter.size(0) &&
-                      counter.scalar_type() == ScalarType::Long &&
-                      key.scalar_type() == ScalarType::Long && same_device(counter, key) &&
-                      counter.device().type() == device,
-                  "philox(): expected int64 counter (N, 4) and key (N, 2) on one device");
-}
-
+// The arguments of `normals`: see crad_kernels/reference.py.
 inline void check_normals(DeviceType device, const Tensor& seed, int64_t points, int64_t ndim) {
   STD_TORCH_CHECK(
       seed.dim() == 0 && seed.scalar_type() == ScalarType::Long && seed.device().type() == device,
@@ -221,5 +214,4 @@ inline void check_normals(DeviceType device, const Tensor& seed, int64_t points,
                   "normals(): expected a number of points and at most 8 components");
 }
 
-}  // namespace
 }  // namespace crad

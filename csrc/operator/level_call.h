@@ -7,7 +7,6 @@
 #include "call.h"
 
 namespace crad {
-namespace {
 
 // With its tensors kept alive, and a Problem for each level. The values are dense, and so are the
 // coordinates.
@@ -69,11 +68,7 @@ class LevelsCall {
 
   // Raises unless this is the gradient of an output.
   void check(const Tensor& grad_output) const {
-    const std::vector<int64_t> shape = output_shape();
-    STD_TORCH_CHECK(same_device(grad_output, values_) &&
-                        grad_output.scalar_type() == ScalarType::Float &&
-                        std::equal(shape.begin(), shape.end(), grad_output.sizes().begin(),
-                                   grad_output.sizes().end()),
+    STD_TORCH_CHECK(is_gradient(grad_output, output_shape(), values_),
                     "sample_levels_backward(): expected grad_output of the shape of the sample, "
                     "with the dtype and device of values");
   }
@@ -117,5 +112,4 @@ class LevelsCall {
   std::vector<Problem> levels_;
 };
 
-}  // namespace
 }  // namespace crad

@@ -28,12 +28,12 @@ def test_a_kernel_is_a_line_with_the_range_of_its_variants() -> None:
         ("sample<float16, float, 8>", 96),
         ("sample<float, double, 1>", 114),
         ("sum_parts<float, double>", 20),
-        ("philox", 40),
+        ("normals_of_points", 40),
         ("sample_of_levels<4, 2>", 90),
         ("sample_of_levels<1, 1>", 52),
     ]
     assert list(ptxas.table(found))[2:] == [
-        "| `philox` | 40 | 40 | 40 | 40 |",
+        "| `normals_of_points` | 40 | 40 | 40 | 40 |",
         "| `sample_of_levels` | 52 to 90 |  |  |  |",
         "| `sample` | 79 to 80 |  | 96 |  |",
         "| `sample`, float64 coordinates | 114 |  |  |  |",

@@ -24,8 +24,6 @@ Arguments = dict[str, Any]
 
 def arguments(operator: str, case: Case = CASE) -> Arguments:
     """Such as fit together, by name."""
-    if operator == "philox":
-        return {"counter": torch.ones(7, 4).long(), "key": torch.ones(7, 2).long()}
     if operator == "normals":
         return {"seed": torch.tensor(3), "points": 5, "ndim": 2}
     values, coords, grad_output = case.tensors()
@@ -66,7 +64,6 @@ FITS = {
         *("coords: an axis more", "coords: one too few", "coords: one too many"),
     },
     "sample_backward": {"values: one too few", "values: one too many"},
-    "philox": set(),
     "normals": {"seed: another device"},
 }
 
@@ -90,7 +87,7 @@ def wrong_calls(operator: str) -> Iterator[tuple[str, Arguments]]:
 
 CALLS = [
     (operator, wrong)
-    for operator in ("sample", "sample_backward", "philox", "normals")
+    for operator in ("sample", "sample_backward", "normals")
     for wrong, _ in wrong_calls(operator)
 ]
 
@@ -128,7 +125,7 @@ def test_what_does_not_fit_is_refused_when_traced(
         traced(compiled_backend, operator, given)
 
 
-@pytest.mark.parametrize("operator", ["sample", "sample_backward", "philox", "normals"])
+@pytest.mark.parametrize("operator", ["sample", "sample_backward", "normals"])
 def test_what_fits_is_not(compiled_backend: str, operator: str) -> None:
     for case in (CASE, replace(CASE, batch=2), replace(CASE, points=(2, 3))):
         given = arguments(operator, case)

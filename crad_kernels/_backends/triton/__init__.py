@@ -58,7 +58,7 @@ def _implement(operator: str, module: str) -> None:
 
 
 MISSING = _missing()
-for _operator in ("sample", "sample_backward", "philox", "normals"):
+for _operator in ("sample", "sample_backward", "normals"):
     _implement(_operator, "launch")
 for _operator in ("sample_levels", "sample_levels_backward"):
     _implement(_operator, "levels")

@@ -8,14 +8,6 @@ import triton.language as tl
 
 
 @triton.jit
-def philox(key, word0, word1, word2, word3):
-    """Philox4x32-10 of Salmon et al., SC 2011: four words of a counter, and a 64-bit key."""
-    return tl.philox(
-        key, word0.to(tl.uint32), word1.to(tl.uint32), word2.to(tl.uint32), word3.to(tl.uint32), 10
-    )
-
-
-@triton.jit
 def log_unit(u):
     """The logarithm of a normal float32 in (0, 1].
 
@@ -68,7 +60,8 @@ def normal_pair(a, b):
 def jitter_normal(seed, point, component: tl.constexpr):
     """The standard normal of a component of a point, from a block of four words."""
     block = tl.full((), component // 4, tl.uint32)
-    word0, word1, word2, word3 = philox(seed, point, point >> 32, block, block * 0)
+    low, high = point.to(tl.uint32), (point >> 32).to(tl.uint32)
+    word0, word1, word2, word3 = tl.philox(seed, low, high, block, block * 0, 10)
     if component % 4 < 2:
         first, second = normal_pair(word0, word1)
     else:

@@ -21,7 +21,7 @@ from crad_kernels._backends.triton.kernels.backward import (
 )
 from crad_kernels._backends.triton.kernels.backward_in_order import corners_kernel, pieces_kernel
 from crad_kernels._backends.triton.kernels.forward import sample_kernel
-from crad_kernels._backends.triton.kernels.normals import normals_kernel, philox_kernel
+from crad_kernels._backends.triton.kernels.normals import normals_kernel
 from crad_kernels._backends.triton.kernels.options import Options, corners_of, options_of
 from crad_kernels._backends.triton.kernels.small_grid import (
     dense_sample_kernel,
@@ -40,7 +40,6 @@ from crad_kernels._schema import (
     check_call,
     check_grad_output,
     check_normals,
-    check_philox,
     unpack,
 )
 
@@ -302,24 +301,6 @@ def _add_terms(
             **chosen.arguments,
         )
         terms, rows, order, weights, first_point = parts, part_rows, None, None, 0
-
-
-def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox4x32-10 on int64 tensors of words, ``(N, 4)`` and ``(N, 2)``."""
-    check_philox(counter, key)
-    words = torch.empty_like(counter, memory_format=torch.contiguous_format)
-    if len(counter):
-        chosen = plan.flat(len(counter), 1024)
-        run(
-            philox_kernel,
-            chosen.programs,
-            counter.device,
-            counter=counter.contiguous(),
-            key=key.contiguous(),
-            words=words,
-            **chosen.arguments,
-        )
-    return words
 
 
 def normals(seed: Tensor, points: int, ndim: int) -> Tensor:

@@ -43,11 +43,6 @@ void backward(const Problem& problem, const Range& range, const Gradients& gradi
 
 // ---- from run-time types to compile-time ones ----
 
-template <class F>
-void with_coord_type(CoordType type, F f) {
-  type == CoordType::float64 ? f(double{}) : f(float{});
-}
-
 void forward(const Problem& problem, const Range& range, const Output& output) {
   with_value_type(problem.value_type, [&](auto value) {
     with_coord_type(problem.coord_type, [&](auto coord) {
