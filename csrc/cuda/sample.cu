@@ -22,7 +22,6 @@
 #include "normals.h"
 #include "plan_backward.h"
 #include "plan_in_order.h"
-#include "sample_backward.h"
 #include "sums.h"
 
 namespace crad {
@@ -152,7 +151,8 @@ void add_in_order(const Problem& problem, const Site& site, const Tensor& grad_o
   }
 }
 
-// The gradients with respect to values and coords; an empty tensor for the one that is not wanted.
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
+// empty tensor for the one that is not wanted.
 using GradValuesAndCoords = std::tuple<Tensor, Tensor>;
 
 // The gradient of the values lies in memory as they do.
@@ -216,8 +216,6 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
   return {to_values.sum(site), to_coords.sum(site)};
 }
 
-}  // namespace
-
 // A large grid that is not dense stays where it lies, unless the call is to be deterministic:
 // backward_planes() adds atomically, to values that are channels first.
 GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& values,
@@ -249,8 +247,6 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
   if (values_in_place == want_values) return {grad_values, grad_coords};
   return {std::get<0>(backward_by_rows(call, site, grad_output, true, false)), grad_coords};
 }
-
-namespace {
 
 Tensor philox_of_counters(const Tensor& counter_in, const Tensor& key_in) {
   const Current current(counter_in);
