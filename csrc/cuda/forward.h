@@ -60,7 +60,7 @@ sample_in_memory(const Problem problem, const Plan plan, T* output) {
 // plan.tile_channels`.
 template <int V, class T>
 CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& share, T* to) {
-  using W = typename Transfer<V * sizeof(T)>::type;
+  using W = Transfer<V * sizeof(T)>;
   const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride +
                         share.channel_begin;
   const int vectors = channels_of(share) / V;

@@ -1,8 +1,8 @@
 // The operators sample_levels and sample_levels_backward of the CUDA backend: several grids of
 // different sizes, packed one behind the other into one tensor, sampled at the same points.
 //
-// A sample is one launch, and so are both gradients (levels.h). What the operators do not take, such
-// as a deterministic gradient of the values, is composed of samples: see
+// A sample is one launch, and so are both gradients (levels.h). What the operators do not take,
+// such as a deterministic gradient of the values, is composed of samples: see
 // crad_kernels/_level_operators.py.
 #include <tuple>
 

@@ -161,14 +161,9 @@ constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 CRAD_INLINE int64_t rounded_up(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 CRAD_INLINE int64_t value_bytes(const Problem& problem) {
-  switch (problem.value_type) {
-    case ValueType::float64:
-      return 8;
-    case ValueType::float32:
-      return 4;
-    default:
-      return 2;
-  }
+  return problem.value_type == ValueType::float64   ? 8
+         : problem.value_type == ValueType::float32 ? 4
+                                                    : 2;
 }
 
 // Choices that CRAD_KERNELS_PLAN makes instead, for timings. 0: not made.

@@ -90,24 +90,18 @@ struct PartialSums {
     if (!wanted() || data() == gradient.data_ptr()) return gradient;
     const int64_t count = gradient.numel();
     const int columns = columns_of_sums(site.device, number, count, site.forced);
-    const auto run = [&](auto to, auto part) {
-      launch_sum<decltype(to), decltype(part)>(data(), number, count, columns, site.stream,
-                                               gradient.data_ptr());
-    };
-    const bool wide = parts.scalar_type() == ScalarType::Double;
-    switch (gradient.scalar_type()) {
-      case ScalarType::Double:
-        wide ? run(double(), double()) : run(double(), float());
-        break;
-      case ScalarType::Float:
-        wide ? run(float(), double()) : run(float(), float());
-        break;
-      case ScalarType::BFloat16:
-        run(bfloat16(), float());
-        break;
-      default:
-        run(float16(), float());
-    }
+    with_value_type(value_type_of(gradient), [&](auto to) {
+      using To = decltype(to);
+      const auto run = [&](auto part) {
+        using A = decltype(part);
+        launch(sum_parts<To, A>, ceil_div(count, columns), kThreads, kThreads * sizeof(A),
+               site.stream, static_cast<const A*>(data()), number, count, columns,
+               pointer<To>(gradient));
+      };
+      if constexpr (sizeof(To) >= sizeof(float))  // of coordinates, whatever the values
+        if (parts.scalar_type() == ScalarType::Double) return run(double());
+      run(float());
+    });
     return gradient;
   }
 };
@@ -229,9 +223,7 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
   if (call.empty() || !(want_values || want_coords)) {
     Tensor grad_values = new_grad_values(call, want_values);
     Tensor grad_coords = new_grad_coords(call, want_coords);
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
+    return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
   }
   const Site site{current.stream};
   const bool in_place =
