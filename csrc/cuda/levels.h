@@ -5,7 +5,7 @@
 
 #include "../core/levels.h"
 #include "corners.h"
-#include "plan_levels.h"
+#include "plan_forward.h"
 
 namespace crad {
 
