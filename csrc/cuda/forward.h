@@ -38,8 +38,8 @@ CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const S
     for (int point = group.index; point < count; point += group.count)
       for (int c = group.lane * V; c < channels_of(share); c += plan.lanes * V) {
         T* const to = output + (first + point) * problem.channels + share.channel_begin + c;
-        store_past_caches<V>(to, batch.place[point] ? blend<V>(batch, point, rows + c, pitch)
-                                                    : filled<A, V>(static_cast<A>(NAN)));
+        store<V, kPastCaches>(to, batch.place[point] ? blend<V>(batch, point, rows + c, pitch)
+                                                     : filled<A, V>(static_cast<A>(NAN)));
       }
   }
 }

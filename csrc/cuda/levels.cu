@@ -119,11 +119,7 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
 }  // namespace
 }  // namespace crad
 
-#if defined(CRAD_EMULATED)
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
-#else
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
-#endif
+STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CRAD_DISPATCH_KEY, library) {
   library.impl("sample_levels.cuda", TORCH_BOX(&crad::sample_levels));
   library.impl("sample_levels_backward.cuda", TORCH_BOX(&crad::sample_levels_backward));
 }

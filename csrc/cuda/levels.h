@@ -102,7 +102,7 @@ sample_of_levels(const Problem problem, const LevelTable levels, int lanes, cons
           if (entry < 0) return;
           add_product(corner_weight(taps, k), load<V>(rows + entry * problem.channels + c), total);
         });
-      store_past_caches<V>(to + c, total);
+      store<V, kPastCaches>(to + c, total);
     }
   }
 }

@@ -70,6 +70,11 @@ constexpr int64_t kOnChipEntry = sizeof(int32_t), kInMemoryEntry = sizeof(int64_
 CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
   return (tables.low + tables.high) * corner + 1;
 }
+// The same, of corners that have so many slopes and lie where grids are read from memory.
+CRAD_INLINE int64_t located_in_memory(const Problem& problem, const Tables& tables, int slopes) {
+  const int64_t weight = bytes_of_sum(problem.value_type);
+  return located_bytes(tables, corner_bytes(kInMemoryEntry, weight, slopes));
+}
 
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
@@ -218,7 +223,7 @@ inline int batch_of(int64_t point_bytes, int64_t room, int64_t most) {
 
 // As many channels of `most` as leave all tiles about as large, in whole warps.
 inline int64_t even_tile(int64_t channels, int64_t most) {
-  return ceil_div(ceil_div(channels, ceil_div(channels, most)), kWarp) * kWarp;
+  return round_up(ceil_div(channels, ceil_div(channels, most)), kWarp);
 }
 
 // The channels of a grid that fit into shared memory, at so many bytes for each entry of a channel;

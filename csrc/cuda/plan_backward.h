@@ -211,18 +211,12 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
     return pays ? cell : chip;
   }
   // A large grid.
-  return plan_in_memory(
-      problem, device, grad_output,
-      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), corner_slopes_of(problem).low),
-      forced);
+  return plan_in_memory(problem, device, grad_output, corner_slopes_of(problem).low, forced);
 }
 
 inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
                                  const Forced& forced = {}) {
-  const int slopes = want_coords ? corner_slopes_of(problem).low : 0;
-  return plan_planes(problem, device,
-                     corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), slopes),
-                     forced);
+  return plan_planes(problem, device, want_coords ? corner_slopes_of(problem).low : 0, forced);
 }
 
 // How many of `count` results, each the sum of `number` parts, a block takes: a power of two. The

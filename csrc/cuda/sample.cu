@@ -289,16 +289,14 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
 }  // namespace
 }  // namespace crad
 
-#if defined(CRAD_EMULATED)
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
-#else
+#if !defined(CRAD_EMULATED)
 // The oldest compute capability that this library was compiled for, times 100: 800.
 extern "C" __attribute__((visibility("default"))) int crad_kernels_oldest_architecture() {
   return std::min({__CUDA_ARCH_LIST__});
 }
-
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
 #endif
+
+STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CRAD_DISPATCH_KEY, library) {
   library.impl("sample.cuda", TORCH_BOX(&crad::sample));
   library.impl("sample_backward.cuda", TORCH_BOX(&crad::sample_backward));
   library.impl("philox.cuda", TORCH_BOX(&crad::philox_of_counters));

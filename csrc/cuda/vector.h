@@ -62,17 +62,13 @@ CRAD_DEVICE Pack<accumulator<T>, V> load(const T* from) {
   return pack;
 }
 
-template <int V, class T, bool past_caches = false>
+constexpr bool kPastCaches = true;  // see Move::write()
+template <int V, bool past_caches = false, class T>
 CRAD_DEVICE void store(T* to, const Pack<accumulator<T>, V>& pack) {
   Move<V, T> move;
   CRAD_UNROLL
   for (int i = 0; i < V; ++i) narrow(pack.lane[i], move.number[i]);
   move.template write<past_caches>(to);
-}
-
-template <int V, class T>
-CRAD_DEVICE void store_past_caches(T* to, const Pack<accumulator<T>, V>& pack) {
-  store<V, T, true>(to, pack);
 }
 
 // Adds to V sums that other threads add to at the same time.
