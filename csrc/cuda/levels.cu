@@ -39,25 +39,24 @@ int level_vector(int64_t channels, std::initializer_list<const void*> memory) {
   return vector;
 }
 
-// Calls f with the number of axes and the channels that a thread moves at once.
-template <class F>
-void with_level_shape(const Problem& problem, int vector, F f) {
-  const auto with_axes = [&](auto channels) {
-    switch (problem.ndim) {
-      case 1:
-        return f(std::integral_constant<int, 1>(), channels);
-      case 2:
-        return f(std::integral_constant<int, 2>(), channels);
-      case 3:
-        return f(std::integral_constant<int, 3>(), channels);
-      default:
-        static_assert(kMostLevelAxes == 4);
-        return f(std::integral_constant<int, 4>(), channels);
-    }
-  };
-  vector == 4   ? with_axes(std::integral_constant<int, 4>())
-  : vector == 2 ? with_axes(std::integral_constant<int, 2>())
-                : with_axes(std::integral_constant<int, 1>());
+// Launches kernel(axes, vector), which is compiled for the number of axes and the channels that a
+// thread moves at once, on the values and other memory. Null: not wanted.
+template <class F, class... Memory>
+void launch_levels(const LevelsCall& call, Stream stream, F kernel, Memory*... memory) {
+  const Problem& problem = call.finest().problem;
+  const LevelTable table = table_of(call);
+  const LevelPlan plan =
+      plan_levels(call.points(), call.number(), call.channels(), current_device());
+  const int vector = level_vector(call.channels(), {memory...});
+  with_number<kMostLevelAxes>(problem.ndim, [&](auto axes) {
+    const auto run = [&](auto channels) {
+      launch(kernel(axes, channels), plan.blocks, plan.threads, 0, stream, problem, table,
+             plan.lanes, memory...);
+    };
+    vector == 4   ? run(std::integral_constant<int, 4>())
+    : vector == 2 ? run(std::integral_constant<int, 2>())
+                  : run(std::integral_constant<int, 1>());
+  });
 }
 
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
@@ -68,18 +67,12 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
                      int64_t options) {
   const Current current(values);
   const LevelsCall call(kDevice, values, coords, seed, jitter_std, sizes, options);
-  const LevelTable table = table_of(call);
   const Tensor output = torch::stable::new_empty(values, call.output_shape());
   if (call.empty()) return output;
-  const Problem& problem = call.finest().problem;
-  const LevelPlan plan =
-      plan_levels(call.points(), call.number(), call.channels(), current_device());
-  const float* const from = floats(call.values());
-  float* const to = new_floats(output);
-  with_level_shape(problem, level_vector(call.channels(), {from, to}), [&](auto axes, auto vector) {
-    launch(sample_of_levels<decltype(axes)::value, decltype(vector)::value>, plan.blocks,
-           plan.threads, 0, current.stream, problem, table, plan.lanes, from, to);
-  });
+  const auto kernel = [](auto axes, auto vector) {
+    return sample_of_levels<decltype(axes)::value, decltype(vector)::value>;
+  };
+  launch_levels(call, current.stream, kernel, floats(call.values()), new_floats(output));
   return output;
 }
 
@@ -94,25 +87,19 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
   call.check(grad_output_in);
   STD_TORCH_CHECK(!(want_values && call.finest().deterministic),
                   "sample_levels_backward(): expected no deterministic gradient of values");
-  const LevelTable table = table_of(call);
   Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
   Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
   if (call.empty() || !(want_values || want_coords))
     return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
   const Tensor grad_output = dense(grad_output_in);
-  const float *const from = floats(call.values()), *const grads = floats(grad_output);
   float* const to_values = want_values ? new_floats(grad_values) : nullptr;
   float* const to_coords = want_coords ? new_floats(grad_coords) : nullptr;
   if (want_values) clear(to_values, grad_values.numel() * sizeof(float), current.stream);
-  const Problem& problem = call.finest().problem;
-  const LevelPlan plan =
-      plan_levels(call.points(), call.number(), call.channels(), current_device());
-  const int vector = level_vector(call.channels(), {from, grads, to_values});
-  with_level_shape(problem, vector, [&](auto axes, auto vector) {
-    launch(backward_of_levels<decltype(axes)::value, decltype(vector)::value>, plan.blocks,
-           plan.threads, 0, current.stream, problem, table, plan.lanes, from, grads, to_values,
-           to_coords);
-  });
+  const auto kernel = [](auto axes, auto vector) {
+    return backward_of_levels<decltype(axes)::value, decltype(vector)::value>;
+  };
+  launch_levels(call, current.stream, kernel, floats(call.values()), floats(grad_output), to_values,
+                to_coords);
   return {grad_values, grad_coords};
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "../core/numbers.h"
 #include "../core/problem.h"
@@ -99,6 +100,15 @@ struct Plan {
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
 
+// A plan that is not cut yet.
+inline Plan plan_of(const Problem& problem, Family family, int vector) {
+  Plan plan{};
+  plan.family = family;
+  plan.vector = vector;
+  plan.tables = tables_of(problem);
+  return plan;
+}
+
 // How far apart the grids, points and channels of a sample or its gradient lie, in elements.
 struct PointStrides {
   int64_t grid, point, channel;
@@ -182,7 +192,10 @@ struct Forced {
   int64_t groups = 0;   // of threads, in a block of the backward pass on the chip
   int64_t columns = 0;  // results of a block that sums partial results
 };
-inline int64_t chosen(int64_t forced, int64_t choice) { return forced > 0 ? forced : choice; }
+template <class T>
+T chosen(int64_t forced, T choice) {
+  return forced > 0 ? static_cast<T>(forced) : choice;
+}
 
 // The channels of so many bytes; 1 where entries are not aligned to that.
 inline int vector_of(const Problem& problem, const void* grad_output, int64_t bytes,
@@ -243,6 +256,14 @@ inline int lanes_of(int64_t vectors) {
   int lanes = 1;
   while (lanes < vectors && lanes < kWarp) lanes *= 2;
   return lanes;
+}
+
+// Calls f with a number from 1 to kMost, which the compiler then knows.
+template <int kMost, class F>
+void with_number(int number, F f) {
+  if constexpr (kMost > 1)
+    if (number < kMost) return with_number<kMost - 1>(number, f);
+  f(std::integral_constant<int, kMost>());
 }
 
 inline Plan cut(const Problem& problem, Plan plan, int64_t chunks) {

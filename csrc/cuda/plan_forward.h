@@ -11,17 +11,14 @@ constexpr int kSampleRegisters = 80;  // of a thread, see plan_backward.h
 // tile_channels is 0 where the grid does not fit.
 inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
                                  const Forced& forced) {
-  Plan plan{};
-  plan.family = Family::on_chip;
-  plan.vector = vector_of(problem, nullptr, kWideBytes, forced);
-  plan.tables = tables_of(problem);
-  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  Plan plan = plan_of(problem, Family::on_chip, vector_of(problem, nullptr, kWideBytes, forced));
+  plan.threads = chosen(forced.threads, device.threads);
   const int64_t room = shared_of_a_block(device), values = value_bytes(problem);
   const int64_t point =
       located_bytes(plan.tables, corner_bytes(kOnChipEntry, bytes_of_sum(problem.value_type), 0));
-  plan.batch = static_cast<int>(
+  plan.batch =
       chosen(forced.batch,
-             batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
+             batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid)));
   const int64_t beside = rounded_up(point * plan.batch) + kAlignment;
   const auto shared_for = [&](int64_t tile) { return staged_bytes(problem, tile) + beside; };
   plan.tile_channels = channels_on_chip(problem, values, room - beside);
@@ -54,11 +51,9 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
                            int slopes, const Forced& forced) {
   constexpr int64_t kMostChannels = 4096, kLeastChannels = 512;
   constexpr int64_t kVectors = 8;  // of a thread, about
-  Plan plan{};
-  plan.family = Family::in_memory;
-  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
-  plan.tables = tables_of(problem);
-  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  Plan plan =
+      plan_of(problem, Family::in_memory, vector_of(problem, grad_output, kWideBytes, forced));
+  plan.threads = chosen(forced.threads, device.threads);
   // Smaller blocks where they would leave multiprocessors idle: of fewer channels, then of fewer
   // points, then of fewer threads.
   const int64_t enough = 4 * device.multiprocessors;
@@ -82,9 +77,9 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
     plan.threads /= 2;
   const int64_t point = located_in_memory(problem, plan.tables, slopes);
   const int64_t room = shared_of_a_block(device);
-  plan.batch = static_cast<int>(chosen(
+  plan.batch = chosen(
       forced.batch,
-      batch_of(point, room, std::min({points(), int64_t{plan.threads}, problem.points_per_grid}))));
+      batch_of(point, room, std::min({points(), int64_t{plan.threads}, problem.points_per_grid})));
   // Whole turns of all threads, or no more threads than the points of a batch have.
   const int rows = plan.threads / plan.lanes;
   if (plan.batch >= rows)
@@ -101,10 +96,7 @@ constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
 // threads share one.
 inline Plan plan_planes(const Problem& problem, const Device& device, int slopes,
                         const Forced& forced) {
-  Plan plan{};
-  plan.family = Family::planes;
-  plan.vector = 1;
-  plan.tables = tables_of(problem);
+  Plan plan = plan_of(problem, Family::planes, 1);
   const int64_t point = located_in_memory(problem, plan.tables, slopes);
   const int64_t most_threads = chosen(forced.threads, device.threads);
   const int64_t most = batch_of(point, shared_of_a_block(device), most_threads);

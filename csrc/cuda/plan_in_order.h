@@ -47,9 +47,8 @@ inline Plan plan_in_order(const Problem& problem, const Device& device, const vo
   // Items that are sorted together; each takes 16 bytes, or 24 with wide keys, beside the sort's
   // own. Their rests have at most kRests elements, or as many as those of one point.
   constexpr int64_t kMost = 1 << 22, kRests = 1 << 24, kPiece = 64;
-  Plan plan{};
-  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
-  plan.tables = tables_of(problem);
+  Plan plan =
+      plan_of(problem, Family::in_memory, vector_of(problem, grad_output, kWideBytes, forced));
   const bool by_window = sorts_by_window(problem, device);
   order.window = by_window ? tap_count(problem.mode) : 1;
   order.corners = by_window ? plan.tables.low : 1;

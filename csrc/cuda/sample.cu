@@ -157,9 +157,7 @@ Tensor new_grad_coords(const Call& call, bool wanted) {
   return torch::stable::new_empty(call.coords, gradient_shape(call.coords, wanted));
 }
 
-// By the kernels that take dense rows of channels; what is not dense is copied. plan_backward()
-// decides whether the grid is small, and if so, which kernel runs. In a large one
-// backward_in_memory() adds atomically; if the call is to be deterministic, add_in_order() does it.
+// By the kernels that take dense rows of channels; what is not dense is copied.
 GradValuesAndCoords backward_by_rows(Call& call, const Site& site, const Tensor& grad_output_in,
                                      bool want_values, bool want_coords) {
   const Tensor values = call.values, grad_output = dense(grad_output_in);
@@ -184,8 +182,7 @@ GradValuesAndCoords backward_by_rows(Call& call, const Site& site, const Tensor&
   if (!want_values || !is_channels_first(values, call.batch_axes))
     return {grad_values, grad_coords};
   Tensor copy = new_laid_out_as(values, gradient_shape(values, true), call.batch_axes);
-  torch::stable::copy_(copy, grad_values);
-  return {copy, grad_coords};
+  return {torch::stable::copy_(copy, grad_values), grad_coords};
 }
 
 // By backward_planes(): values are read, and their gradient is added to, where they lie.
