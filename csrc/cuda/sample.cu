@@ -24,6 +24,32 @@
 #include "sums.h"
 
 namespace crad {
+
+// The jitter by itself: for those who compare backends, and for the gradient of a learnable jitter.
+CRAD_KERNEL(kBlocks)
+philox_words(const int64_t* counter, const int64_t* key, int64_t number, int64_t* words) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= number) return;
+  Words in;
+  for (int w = 0; w < 4; ++w) in.word[w] = static_cast<uint32_t>(counter[4 * i + w]);
+  const Words out =
+      philox(in, static_cast<uint32_t>(key[2 * i]) | static_cast<uint64_t>(key[2 * i + 1]) << 32);
+  for (int w = 0; w < 4; ++w) words[4 * i + w] = out.word[w];
+}
+
+CRAD_KERNEL(kBlocks)
+normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (p >= points) return;
+  for (int d = 0; d < ndim; d += 4) {
+    float normal[4];
+    jitter_normals(static_cast<uint64_t>(*seed), p, d / 4, normal);
+    CRAD_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (d + i < ndim) normals[p * ndim + d + i] = normal[i];
+  }
+}
+
 namespace {
 
 // Calls f with the launches for the type of the values.
@@ -234,31 +260,6 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
       backward_by_planes(call, site, grad_output, values_in_place, coords_in_place);
   if (values_in_place == want_values) return {grad_values, grad_coords};
   return {std::get<0>(backward_by_rows(call, site, grad_output, true, false)), grad_coords};
-}
-
-// The jitter by itself: for those who compare backends, and for the gradient of a learnable jitter.
-CRAD_KERNEL(kBlocks)
-philox_words(const int64_t* counter, const int64_t* key, int64_t number, int64_t* words) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= number) return;
-  Words in;
-  for (int w = 0; w < 4; ++w) in.word[w] = static_cast<uint32_t>(counter[4 * i + w]);
-  const Words out =
-      philox(in, static_cast<uint32_t>(key[2 * i]) | static_cast<uint64_t>(key[2 * i + 1]) << 32);
-  for (int w = 0; w < 4; ++w) words[4 * i + w] = out.word[w];
-}
-
-CRAD_KERNEL(kBlocks)
-normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
-  const int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (p >= points) return;
-  for (int d = 0; d < ndim; d += 4) {
-    float normal[4];
-    jitter_normals(static_cast<uint64_t>(*seed), p, d / 4, normal);
-    CRAD_UNROLL
-    for (int i = 0; i < 4; ++i)
-      if (d + i < ndim) normals[p * ndim + d + i] = normal[i];
-  }
 }
 
 Tensor philox_of_counters(const Tensor& counter_in, const Tensor& key_in) {
