@@ -3,7 +3,8 @@
 A sample of several levels is the concatenation of the samples of each. So are its derivatives of
 every order, the rules of `torch.vmap` and the form in ONNX: level by level those of `sample`. The
 operators do the sample and its first derivatives at once, for what `fits`, on the backends cpu,
-cuda and triton.
+cuda and triton; but for the gradient of values where it is to be deterministic and they would add
+it atomically.
 """
 
 import math
@@ -32,6 +33,7 @@ _SCHEMAS = {
 
 # What csrc/operator/level_call.h takes, csrc/cuda/levels.h, and, of code, Triton's kernels.
 MOST_LEVELS = {"cpu": math.inf, "cuda": 32, "triton": 32}
+_ATOMIC = ("cuda", "triton")  # backends whose operators add gradients of values atomically
 _MOST_AXES = 4
 _MOST_CHANNELS = 8
 _MOST_ENTRIES_ALONG = 1 << 24
@@ -127,7 +129,13 @@ class Levels:
     sample_levels_backward: Any
 
 
+def _in_order(backend: str, options: int, want_values: bool) -> bool:
+    """Whether a gradient of values is taken level by level, for the operator adds it atomically."""
+    return want_values and backend in _ATOMIC and bool(options & _schema.DETERMINISTIC)
+
+
 def _vjp(
+    backend: str,
     ops: Operators,
     levels: Levels,
     needs: Sequence[bool],
@@ -137,10 +145,21 @@ def _vjp(
     if grad is None:
         return []
     for_values, for_coords, _, for_std = needs
-    _, coords, seed, *_ = args
-    to_values, to_coords = levels.sample_levels_backward(
-        grad, *args, for_values, for_coords or for_std
-    )
+    values, coords, seed, std, flat, options = args
+    want_coords = for_coords or for_std
+    in_order = _in_order(backend, options, for_values)
+    if want_coords or not in_order:
+        to_values, to_coords = levels.sample_levels_backward(
+            grad, *args, for_values and not in_order, want_coords
+        )
+    if in_order:
+        sizes = each_size(flat, coords.shape[-1])
+        points = (coords, seed, std, options)
+        parts = [
+            ops.sample_backward(column, level, *points, True, False)[0]
+            for column, level in zip(_columns(sizes, grad), split(values, sizes), strict=True)
+        ]
+        to_values = _pack(parts, coords.shape[-1])
     return [
         to_values if for_values else None,
         to_coords if for_coords else None,
@@ -318,6 +337,8 @@ def empty_gradients(backend: str, grad_output: Tensor, *args: Any) -> tuple[Tens
     """Memory for the results of `sample_levels_backward`, whose arguments are checked."""
     *call, want_values, want_coords = args
     values, coords = args[:2]
+    if _in_order(backend, call[-1], want_values):
+        raise ValueError("sample_levels_backward(): expected no deterministic gradient of values")
     shape = empty_sample(backend, *call).shape
     _schema.check_like(
         "sample_levels_backward()", "grad_output", grad_output, shape, values.dtype, values.device
@@ -367,7 +388,7 @@ def install(backend: str, operators: Operators, calls: Operators) -> tuple[Level
         levels.sample_levels,
         4,
         partial(_check, backend),
-        partial(_vjp, calls, short),
+        partial(_vjp, backend, calls, short),
         partial(_jvp, calls),
         partial(compose, _onnx.sample),
     )

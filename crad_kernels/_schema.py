@@ -24,7 +24,9 @@ library = torch.library.Library("crad_kernels", "DEF")
 # Stands for a backend in the names of the operators that exported programs hold: ``sample.any``.
 NEUTRAL = "any"
 
-# The first bit of a call's derivative in its options, and of how its components differ: see `pack`.
+# The bit of a deterministic call in its options, and the first of its derivative and of how its
+# components differ: see `pack`.
+DETERMINISTIC = 1 << 5
 DERIVATIVE = 8
 _DIFFERENCES = 40
 # Paddings and alignments that differ are of so many components at most. With more, all of the bits
@@ -94,7 +96,7 @@ def pack(
     return (
         _MODE_BITS[mode]
         | along
-        | deterministic << 5
+        | DETERMINISTIC * deterministic
         | _UNIT_BITS[coords_unit]
         | derivative << DERIVATIVE
         | differences << _DIFFERENCES
@@ -115,7 +117,7 @@ def unpack(options: int, ndim: int) -> Options:
         MODES[options & 3],
         paddings[0] if len(set(paddings)) == 1 else paddings,
         alignments[0] if len(set(alignments)) == 1 else alignments,
-        bool(options >> 5 & 1),
+        bool(options & DETERMINISTIC),
         derivative & (1 << _DIFFERENCES - DERIVATIVE) - 1 if mixed else derivative,
         COORDS_UNITS[options >> 6 & 1],
     )

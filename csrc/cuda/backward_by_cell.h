@@ -289,9 +289,7 @@ CRAD_DEVICE void walk_points(const Group& group, int lanes, const CellBlock<T>& 
   for (int j = 0; j < kTogether; ++j) grad[j] = grads[number_of(now.number[j])];
   for (int turn = 0; turn < points; turn += kTogether) {
     next.read(words + (turn + kTogether < points ? turn + kTogether : turn));
-    A slope[kSums];
-    CRAD_UNROLL
-    for (int i = 0; i < kSums; ++i) slope[i] = 0;
+    A slope[kSums] = {};
     CRAD_UNROLL
     for (int j = 0; j < kTogether; ++j) {
       walk.take(now.number[j], block.taps, grad[j], slope + j * kSlopes);

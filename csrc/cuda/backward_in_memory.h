@@ -1,6 +1,5 @@
-// The gradients for a grid that plan_backward() does not stage in shared memory, for there is no
-// room, or fewer points than entries: neighbouring threads share a point, and add to the gradient
-// of the values atomically.
+// The gradients for a large grid: neighbouring threads share a point, and add to the gradient of
+// the values atomically.
 #pragma once
 
 #include "corners.h"

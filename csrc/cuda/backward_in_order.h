@@ -158,9 +158,7 @@ add_colour(const Problem problem, const Plan plan, const Order order, int64_t co
     for (int64_t c = group.lane * V; c < problem.channels; c += plan.lanes * V)
       for (int corner = 0; corner < order.corners; corner += kCorners) {
         const int left = order.corners - corner;
-        Pack<A, V> total[kCorners];
-        CRAD_UNROLL
-        for (int k = 0; k < kCorners; ++k) total[k] = filled<A, V>(0);
+        Pack<A, V> total[kCorners] = {};
         for (int j = i; j < end; ++j) {
           const Pack<A, V> grad =
               load<V>(grad_output + (first + item[j].point) * problem.channels + c);

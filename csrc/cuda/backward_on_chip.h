@@ -109,9 +109,7 @@ CRAD_DEVICE void walk_points(const Group& group, int lanes,
     CRAD_UNROLL
     for (int j = 0; j < kTogether; ++j) grad[j] = next[j];
     fetch(turn + group.count * kTogether);
-    A slope[kSums];
-    CRAD_UNROLL
-    for (int i = 0; i < kSums; ++i) slope[i] = 0;
+    A slope[kSums] = {};
     CRAD_UNROLL
     for (int j = 0; j < kTogether; ++j) {
       const int point = point_of(turn, j);

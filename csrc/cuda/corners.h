@@ -222,7 +222,7 @@ CRAD_DEVICE bool locate(const Problem& problem, const Tables& tables, int64_t po
 // Read at once: the compiler would read the entry first, and wait to see whether it lies outside.
 template <class C>
 CRAD_DEVICE C whole(const C* corner) {
-  using Piece = typename Transfer<alignof(C)>::type;
+  using Piece = Transfer<alignof(C)>;
   Piece piece[sizeof(C) / sizeof(Piece)];
   CRAD_UNROLL
   for (size_t i = 0; i < sizeof(C) / sizeof(Piece); ++i)

@@ -10,6 +10,8 @@
 
 #include "runtime.h"
 
+#define CRAD_DISPATCH_KEY CUDA
+
 namespace crad {
 namespace {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -23,13 +24,11 @@ inline Forced forced_plan() {
                                                      {"cell", Family::by_cell},
                                                      {"memory", Family::in_memory},
                                                      {"planes", Family::planes}};
-  const std::string all = text;
-  for (size_t begin = 0; begin <= all.size();) {
-    const size_t end = std::min(all.find(',', begin), all.size());
-    const std::string word = all.substr(begin, end - begin);
-    const size_t sign = std::min(word.find('='), word.size());
-    const std::string name = word.substr(0, sign);
-    const std::string value = sign < word.size() ? word.substr(sign + 1) : "";
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    std::istringstream parts(word);
+    std::string name, value;
+    std::getline(std::getline(parts, name, '='), value);
     bool known = false;
     for (const auto& [called, family] : families)
       if (name == "family" && value == called) {
@@ -48,7 +47,6 @@ inline Forced forced_plan() {
           "one of vector, tile, chunks, batch, threads, groups and columns with a positive number, "
           "joined by commas, but got '" +
           word + "'");
-    begin = end + 1;
   }
   return forced;
 }

@@ -38,8 +38,8 @@ CRAD_DEVICE void sample_points(const Problem& problem, const Plan& plan, const S
     for (int point = group.index; point < count; point += group.count)
       for (int c = group.lane * V; c < channels_of(share); c += plan.lanes * V) {
         T* const to = output + (first + point) * problem.channels + share.channel_begin + c;
-        store_past_caches<V>(to, batch.place[point] ? blend<V>(batch, point, rows + c, pitch)
-                                                    : filled<A, V>(static_cast<A>(NAN)));
+        store<V, kPastCaches>(to, batch.place[point] ? blend<V>(batch, point, rows + c, pitch)
+                                                     : filled<A, V>(static_cast<A>(NAN)));
       }
   }
 }
@@ -60,7 +60,7 @@ sample_in_memory(const Problem problem, const Plan plan, T* output) {
 // plan.tile_channels`.
 template <int V, class T>
 CRAD_DEVICE void stage(const Problem& problem, const Plan& plan, const Share& share, T* to) {
-  using W = typename Transfer<V * sizeof(T)>::type;
+  using W = Transfer<V * sizeof(T)>;
   const T* const grid = static_cast<const T*>(problem.values) + share.grid * problem.grid_stride +
                         share.channel_begin;
   const int vectors = channels_of(share) / V;

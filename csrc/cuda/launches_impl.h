@@ -77,14 +77,13 @@ void Launches<T>::backward(const Problem& problem, const Plan& plan, Stream stre
   const Gradients<A> gradients{static_cast<A*>(value_parts), static_cast<A*>(coord_parts)};
   const bool wide = plan.vector > 1, on_chip = plan.family == Family::on_chip;
   if (plan.family == Family::by_cell) {
-    const auto run = [&](auto ndim) {
+    with_small(problem.ndim, [&](auto ndim) {
       constexpr int kNdim = decltype(ndim)::value;
-      launch_planned(wide ? backward_by_cell<T, kOfSums<T>, kNdim> : backward_by_cell<T, 1, kNdim>,
-                     problem, plan, stream, grads, gradients);
-    };
-    problem.ndim == 1   ? run(std::integral_constant<int, 1>())
-    : problem.ndim == 2 ? run(std::integral_constant<int, 2>())
-                        : run(std::integral_constant<int, 3>());
+      if constexpr (kNdim <= 3)
+        launch_planned(
+            wide ? backward_by_cell<T, kOfSums<T>, kNdim> : backward_by_cell<T, 1, kNdim>, problem,
+            plan, stream, grads, gradients);
+    });
     return;
   }
   with_slopes(problem, [&](auto coord, auto low, auto high, auto corners) {

@@ -2,6 +2,8 @@
 // memory as the values do, see crad_kernels/_schema.py.
 #pragma once
 
+#include <algorithm>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -11,21 +13,14 @@
 namespace crad {
 namespace {
 
-Tensor with_axis_moved(const Tensor& tensor, int64_t from, int64_t to) {
-  std::vector<int64_t> axes;
-  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
-    if (axis != from) axes.push_back(axis);
-  axes.insert(axes.begin() + to, from);
-  return torch::stable::permute(tensor, axes);
-}
-
 // A new tensor of a shape (..., channels) that lies as values do: channels first, or else last.
 Tensor new_laid_out_as(const Tensor& values, std::vector<int64_t> shape, int64_t batch_axes) {
   if (!is_channels_first(values, batch_axes)) return torch::stable::new_empty(values, shape);
-  const int64_t last = static_cast<int64_t>(shape.size()) - 1, channels = shape.back();
-  shape.pop_back();
-  shape.insert(shape.begin() + batch_axes, channels);
-  return with_axis_moved(torch::stable::new_empty(values, shape), batch_axes, last);
+  std::vector<int64_t> axes(shape.size());
+  std::iota(axes.begin(), axes.end(), 0);
+  std::rotate(axes.begin() + batch_axes, axes.begin() + batch_axes + 1, axes.end());
+  std::rotate(shape.begin() + batch_axes, shape.end() - 1, shape.end());
+  return torch::stable::permute(torch::stable::new_empty(values, shape), axes);
 }
 
 // Those of a tensor (..., channels), if the points of a grid are equally far apart.

@@ -1,15 +1,14 @@
 // The operators sample_levels and sample_levels_backward of the CUDA backend: several grids of
 // different sizes, packed one behind the other into one tensor, sampled at the same points.
 //
-// A sample is one launch, and so are both gradients (levels.h). If the call is to be deterministic,
-// that of the values is taken level by level: see sample_backward() in sample.cu. What the
-// operators do not take is composed of samples: see crad_kernels/_level_operators.py.
+// A sample is one launch, and so are both gradients (levels.h). What the operators do not take,
+// such as a deterministic gradient of the values, is composed of samples: see
+// crad_kernels/_level_operators.py.
 #include <tuple>
 
 #include "../operator/level_call.h"
 #include "current.h"
 #include "levels.h"
-#include "sample_backward.h"
 
 namespace crad {
 namespace {
@@ -40,16 +39,25 @@ int level_vector(int64_t channels, std::initializer_list<const void*> memory) {
   return vector;
 }
 
-// Calls f with the number of axes and the channels that a thread moves at once.
-template <class F>
-void with_level_shape(const Problem& problem, int vector, F f) {
-  const auto with_axes = [&](auto channels) {
-    static_assert(kMostLevelAxes == 4, "those of with_small");
-    with_small(problem.ndim, [&](auto axes) { f(axes, channels); });
-  };
-  vector == 4   ? with_axes(std::integral_constant<int, 4>())
-  : vector == 2 ? with_axes(std::integral_constant<int, 2>())
-                : with_axes(std::integral_constant<int, 1>());
+// Launches kernel(axes, vector), which is compiled for the number of axes and the channels that a
+// thread moves at once, on the values and other memory. Null: not wanted.
+template <class F, class... Memory>
+void launch_levels(const LevelsCall& call, Stream stream, F kernel, Memory*... memory) {
+  const Problem& problem = call.finest().problem;
+  const LevelTable table = table_of(call);
+  const LevelPlan plan =
+      plan_levels(call.points(), call.number(), call.channels(), current_device());
+  const int vector = level_vector(call.channels(), {memory...});
+  static_assert(kMostLevelAxes == 4, "those of with_small");
+  with_small(problem.ndim, [&](auto axes) {
+    const auto run = [&](auto channels) {
+      launch(kernel(axes, channels), plan.blocks, plan.threads, 0, stream, problem, table,
+             plan.lanes, memory...);
+    };
+    vector == 4   ? run(std::integral_constant<int, 4>())
+    : vector == 2 ? run(std::integral_constant<int, 2>())
+                  : run(std::integral_constant<int, 1>());
+  });
 }
 
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
@@ -60,61 +68,13 @@ Tensor sample_levels(const Tensor& values, const Tensor& coords, const std::opti
                      int64_t options) {
   const Current current(values);
   const LevelsCall call(kDevice, values, coords, seed, jitter_std, sizes, options);
-  const LevelTable table = table_of(call);
   const Tensor output = torch::stable::new_empty(values, call.output_shape());
   if (call.empty()) return output;
-  const Problem& problem = call.finest().problem;
-  const LevelPlan plan =
-      plan_levels(call.points(), call.number(), call.channels(), current_device());
-  const float* const from = floats(call.values());
-  float* const to = new_floats(output);
-  with_level_shape(problem, level_vector(call.channels(), {from, to}), [&](auto axes, auto vector) {
-    launch(sample_of_levels<decltype(axes)::value, decltype(vector)::value>, plan.blocks,
-           plan.threads, 0, current.stream, problem, table, plan.lanes, from, to);
-  });
+  const auto kernel = [](auto axes, auto vector) {
+    return sample_of_levels<decltype(axes)::value, decltype(vector)::value>;
+  };
+  launch_levels(call, current.stream, kernel, floats(call.values()), new_floats(output));
   return output;
-}
-
-// Both gradients at once; null for the one that is not wanted.
-void launch_backward(const LevelsCall& call, const LevelTable& table, Stream stream,
-                     const Tensor& grad_output, float* grad_values, float* grad_coords) {
-  const Problem& problem = call.finest().problem;
-  const LevelPlan plan =
-      plan_levels(call.points(), call.number(), call.channels(), current_device());
-  const float *const from = floats(call.values()), *const grads = floats(grad_output);
-  const int vector = level_vector(call.channels(), {from, grads, grad_values});
-  with_level_shape(problem, vector, [&](auto axes, auto vector) {
-    launch(backward_of_levels<decltype(axes)::value, decltype(vector)::value>, plan.blocks,
-           plan.threads, 0, stream, problem, table, plan.lanes, from, grads, grad_values,
-           grad_coords);
-  });
-}
-
-// The gradient of the values in a fixed order: level by level, each by the kernels that its size
-// calls for.
-void put_in_order(const LevelsCall& call, const Tensor& grad_output,
-                  const std::optional<Tensor>& seed, const std::optional<Tensor>& jitter_std,
-                  int64_t options, Tensor& grad_values) {
-  const int64_t channels = call.channels(), points = call.points();
-  const Tensor rows = torch::stable::view(grad_output, {points, call.number(), channels});
-  Tensor by_level = dense(torch::stable::permute(rows, {1, 0, 2}));
-  const Tensor coords = torch::stable::view(call.coords(), {points, call.level(0).ndim});
-  Tensor values = call.values();
-  int64_t first = 0;
-  for (int64_t i = 0; i < call.number(); ++i) {
-    const Problem& level = call.level(i);
-    std::vector<int64_t> shape(level.size, level.size + level.ndim);
-    shape.push_back(channels);
-    const auto part = [&](Tensor& packed) {
-      return torch::stable::view(torch::stable::narrow(packed, 0, first, level.entries), shape);
-    };
-    Tensor grads =
-        torch::stable::view(torch::stable::narrow(by_level, 0, i, 1), {points, channels});
-    Tensor to = part(grad_values);
-    torch::stable::copy_(to, std::get<0>(sample_backward(grads, part(values), coords, seed,
-                                                         jitter_std, options, true, false)));
-    first += level.entries;
-  }
 }
 
 // The gradients of sum(grad_output * sample_levels(values, coords)) with respect to values and
@@ -126,35 +86,28 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
   const Current current(values);
   const LevelsCall call(kDevice, values, coords, seed, jitter_std, sizes, options);
   call.check(grad_output_in);
-  const LevelTable table = table_of(call);
+  STD_TORCH_CHECK(!(want_values && call.finest().deterministic),
+                  "sample_levels_backward(): expected no deterministic gradient of values");
   Tensor grad_values = torch::stable::new_empty(values, gradient_shape(values, want_values));
   Tensor grad_coords = torch::stable::new_empty(coords, gradient_shape(coords, want_coords));
-  if (call.empty()) {
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
-  }
+  if (call.empty() || !(want_values || want_coords))
+    return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
   const Tensor grad_output = dense(grad_output_in);
-  const bool in_order = want_values && call.finest().deterministic;
-  const bool atomically = want_values && !in_order;
-  if (in_order) put_in_order(call, grad_output, seed, jitter_std, options, grad_values);
-  if (atomically)
-    clear(new_floats(grad_values), grad_values.numel() * sizeof(float), current.stream);
-  if (atomically || want_coords)
-    launch_backward(call, table, current.stream, grad_output,
-                    atomically ? new_floats(grad_values) : nullptr,
-                    want_coords ? new_floats(grad_coords) : nullptr);
+  float* const to_values = want_values ? new_floats(grad_values) : nullptr;
+  float* const to_coords = want_coords ? new_floats(grad_coords) : nullptr;
+  if (want_values) clear(to_values, grad_values.numel() * sizeof(float), current.stream);
+  const auto kernel = [](auto axes, auto vector) {
+    return backward_of_levels<decltype(axes)::value, decltype(vector)::value>;
+  };
+  launch_levels(call, current.stream, kernel, floats(call.values()), floats(grad_output), to_values,
+                to_coords);
   return {grad_values, grad_coords};
 }
 
 }  // namespace
 }  // namespace crad
 
-#if defined(CRAD_EMULATED)
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
-#else
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
-#endif
+STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CRAD_DISPATCH_KEY, library) {
   library.impl("sample_levels.cuda", TORCH_BOX(&crad::sample_levels));
   library.impl("sample_levels_backward.cuda", TORCH_BOX(&crad::sample_levels_backward));
 }

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "corners.h"
-#include "plan_levels.h"
+#include "plan_forward.h"
 
 namespace crad {
 
@@ -101,7 +101,7 @@ sample_of_levels(const Problem problem, const LevelTable levels, int lanes, cons
           if (entry < 0) return;
           add_product(corner_weight(taps, k), load<V>(rows + entry * problem.channels + c), total);
         });
-      store_past_caches<V>(to + c, total);
+      store<V, kPastCaches>(to + c, total);
     }
   }
 }

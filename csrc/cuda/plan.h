@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "../core/numbers.h"
 #include "../core/problem.h"
@@ -70,6 +71,11 @@ constexpr int64_t kOnChipEntry = sizeof(int32_t), kInMemoryEntry = sizeof(int64_
 CRAD_INLINE int64_t located_bytes(const Tables& tables, int64_t corner) {
   return (tables.low + tables.high) * corner + 1;
 }
+// The same, of corners that have so many slopes and lie where grids are read from memory.
+CRAD_INLINE int64_t located_in_memory(const Problem& problem, const Tables& tables, int slopes) {
+  const int64_t weight = bytes_of_sum(problem.value_type);
+  return located_bytes(tables, corner_bytes(kInMemoryEntry, weight, slopes));
+}
 
 enum class Family {
   on_chip,    // a block stages its share of the grid in shared memory, or sums its gradient there
@@ -93,6 +99,15 @@ struct Plan {
 
   int64_t blocks(const Problem& problem) const { return problem.grids * tiles * chunks; }
 };
+
+// A plan that is not cut yet.
+inline Plan plan_of(const Problem& problem, Family family, int vector) {
+  Plan plan{};
+  plan.family = family;
+  plan.vector = vector;
+  plan.tables = tables_of(problem);
+  return plan;
+}
 
 // How far apart the grids, points and channels of a sample or its gradient lie, in elements.
 struct PointStrides {
@@ -161,14 +176,9 @@ constexpr int64_t kAlignment = 16;  // of what lies in shared memory
 CRAD_INLINE int64_t rounded_up(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 CRAD_INLINE int64_t value_bytes(const Problem& problem) {
-  switch (problem.value_type) {
-    case ValueType::float64:
-      return 8;
-    case ValueType::float32:
-      return 4;
-    default:
-      return 2;
-  }
+  return problem.value_type == ValueType::float64   ? 8
+         : problem.value_type == ValueType::float32 ? 4
+                                                    : 2;
 }
 
 // Choices that CRAD_KERNELS_PLAN makes instead, for timings. 0: not made.
@@ -182,7 +192,10 @@ struct Forced {
   int64_t groups = 0;   // of threads, in a block of the backward pass on the chip
   int64_t columns = 0;  // results of a block that sums partial results
 };
-inline int64_t chosen(int64_t forced, int64_t choice) { return forced > 0 ? forced : choice; }
+template <class T>
+T chosen(int64_t forced, T choice) {
+  return forced > 0 ? static_cast<T>(forced) : choice;
+}
 
 // The channels of so many bytes; 1 where entries are not aligned to that.
 inline int vector_of(const Problem& problem, const void* grad_output, int64_t bytes,
@@ -223,7 +236,7 @@ inline int batch_of(int64_t point_bytes, int64_t room, int64_t most) {
 
 // As many channels of `most` as leave all tiles about as large, in whole warps.
 inline int64_t even_tile(int64_t channels, int64_t most) {
-  return ceil_div(ceil_div(channels, ceil_div(channels, most)), kWarp) * kWarp;
+  return round_up(ceil_div(channels, ceil_div(channels, most)), kWarp);
 }
 
 // The channels of a grid that fit into shared memory, at so many bytes for each entry of a channel;

@@ -30,11 +30,9 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
   // Located together, at least: all other memory is for channels.
   constexpr int64_t kFewPoints = 32;
   const CornerSlopes slopes = corner_slopes_of(problem);
-  Plan plan{};
-  plan.family = Family::on_chip;
-  plan.vector = vector_of(problem, grad_output, kWordBytes, forced);
-  plan.tables = tables_of(problem);
-  const int most_threads = static_cast<int>(chosen(forced.threads, device.threads));
+  Plan plan =
+      plan_of(problem, Family::on_chip, vector_of(problem, grad_output, kWordBytes, forced));
+  const int most_threads = chosen(forced.threads, device.threads);
   const int64_t warp_channels = int64_t{kWarp} * plan.vector;
   const auto lanes_for = [&](int64_t tile) {
     const int64_t vectors = ceil_div(tile, plan.vector);
@@ -76,9 +74,8 @@ inline Plan plan_backward_on_chip(const Problem& problem, const Device& device,
   // As many as a thread locates, or a group takes in one turn.
   const int64_t together = kSums / (slopes.low + slopes.high);
   const int64_t most = std::max(few, std::max<int64_t>(plan.threads, groups * together));
-  plan.batch = static_cast<int>(
-      chosen(forced.batch, batch_of(point_bytes(tile), room - bytes_for(tile, groups, 0),
-                                    std::min(most, problem.points_per_grid))));
+  plan.batch = chosen(forced.batch, batch_of(point_bytes(tile), room - bytes_for(tile, groups, 0),
+                                             std::min(most, problem.points_per_grid)));
   plan.shared = bytes_for(tile, groups, plan.batch);
   const int64_t at_once = blocks_at_once(device, plan.shared, plan.threads, kOnChipRegisters);
   const int64_t others = problem.grids * ceil_div(problem.channels, tile);
@@ -91,10 +88,7 @@ inline Plan plan_backward_by_cell(const Problem& problem, const Device& device, 
                                   int64_t warps, bool want_values, bool want_coords,
                                   const Forced& forced) {
   constexpr int64_t kMostPoints = 1024;
-  Plan plan{};
-  plan.family = Family::by_cell;
-  plan.vector = vector;
-  plan.tables = tables_of(problem);
+  Plan plan = plan_of(problem, Family::by_cell, vector);
   const int64_t warp_channels = int64_t{kWarp} * vector;
   const int64_t even = ceil_div(problem.channels, ceil_div(problem.channels, warp_channels));
   const int64_t tile = chosen(forced.tile, round_up(even, vector));
@@ -211,18 +205,12 @@ inline Plan plan_backward(const Problem& problem, const Device& device, const vo
     return pays ? cell : chip;
   }
   // A large grid.
-  return plan_in_memory(
-      problem, device, grad_output,
-      corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), corner_slopes_of(problem).low),
-      forced);
+  return plan_in_memory(problem, device, grad_output, corner_slopes_of(problem).low, forced);
 }
 
 inline Plan plan_backward_planes(const Problem& problem, const Device& device, bool want_coords,
                                  const Forced& forced = {}) {
-  const int slopes = want_coords ? corner_slopes_of(problem).low : 0;
-  return plan_planes(problem, device,
-                     corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), slopes),
-                     forced);
+  return plan_planes(problem, device, want_coords ? corner_slopes_of(problem).low : 0, forced);
 }
 
 // How many of `count` results, each the sum of `number` parts, a block takes: a power of two. The
@@ -230,10 +218,10 @@ inline Plan plan_backward_planes(const Problem& problem, const Device& device, b
 inline int columns_of_sums(const Device& device, int64_t number, int64_t count,
                            const Forced& forced = {}) {
   constexpr int64_t kFew = 4;  // parts, which one thread takes
-  int64_t columns = number <= kFew ? device.threads : kWarp;
+  int columns = number <= kFew ? device.threads : kWarp;
   while (columns > 1 && number > kFew && ceil_div(count, columns) < device.multiprocessors)
     columns /= 2;
-  return static_cast<int>(chosen(forced.columns, columns));
+  return chosen(forced.columns, columns);
 }
 
 }  // namespace crad

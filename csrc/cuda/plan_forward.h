@@ -1,5 +1,5 @@
 // Which kernel computes a sample, and how it is cut into blocks: plan_forward(), below. And how
-// either pass is cut, where grids are read where they lie.
+// either pass is cut, where grids are read where they lie, and of several levels.
 #pragma once
 
 #include "shared_memory.h"
@@ -11,17 +11,14 @@ constexpr int kSampleRegisters = 80;  // of a thread, see plan_backward.h
 // tile_channels is 0 where the grid does not fit.
 inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
                                  const Forced& forced) {
-  Plan plan{};
-  plan.family = Family::on_chip;
-  plan.vector = vector_of(problem, nullptr, kWideBytes, forced);
-  plan.tables = tables_of(problem);
-  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  Plan plan = plan_of(problem, Family::on_chip, vector_of(problem, nullptr, kWideBytes, forced));
+  plan.threads = chosen(forced.threads, device.threads);
   const int64_t room = shared_of_a_block(device), values = value_bytes(problem);
   const int64_t point =
       located_bytes(plan.tables, corner_bytes(kOnChipEntry, bytes_of_sum(problem.value_type), 0));
-  plan.batch = static_cast<int>(
+  plan.batch =
       chosen(forced.batch,
-             batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid))));
+             batch_of(point, room / 4, std::min<int64_t>(plan.threads, problem.points_per_grid)));
   const int64_t beside = rounded_up(point * plan.batch) + kAlignment;
   const auto shared_for = [&](int64_t tile) { return staged_bytes(problem, tile) + beside; };
   plan.tile_channels = channels_on_chip(problem, values, room - beside);
@@ -34,7 +31,7 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
   if (problem.grids * most_chunks * ceil_div(problem.channels, plan.tile_channels) < at_once) {
     constexpr int64_t kLeast = 128;
     const int64_t even = ceil_div(problem.channels * problem.grids * most_chunks, at_once);
-    const int64_t least = std::max(kLeast, ceil_div(even, kWarp) * kWarp);
+    const int64_t least = std::max(kLeast, round_up(even, kWarp));
     if (least < plan.tile_channels) plan.tile_channels = even_tile(problem.channels, least);
   }
   plan.tile_channels = chosen(forced.tile, plan.tile_channels);
@@ -49,16 +46,14 @@ inline Plan plan_forward_on_chip(const Problem& problem, const Device& device,
   return cut(problem, plan, chosen(forced.chunks, chunks));
 }
 
-// Of either pass; `corner`: bytes.
+// Of either pass; `slopes`: of a corner.
 inline Plan plan_in_memory(const Problem& problem, const Device& device, const void* grad_output,
-                           int64_t corner, const Forced& forced) {
+                           int slopes, const Forced& forced) {
   constexpr int64_t kMostChannels = 4096, kLeastChannels = 512;
   constexpr int64_t kVectors = 8;  // of a thread, about
-  Plan plan{};
-  plan.family = Family::in_memory;
-  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
-  plan.tables = tables_of(problem);
-  plan.threads = static_cast<int>(chosen(forced.threads, device.threads));
+  Plan plan =
+      plan_of(problem, Family::in_memory, vector_of(problem, grad_output, kWideBytes, forced));
+  plan.threads = chosen(forced.threads, device.threads);
   // Smaller blocks where they would leave multiprocessors idle: of fewer channels, then of fewer
   // points, then of fewer threads.
   const int64_t enough = 4 * device.multiprocessors;
@@ -70,7 +65,7 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
                            ? problem.channels
                            : even_tile(problem.channels, kMostChannels);
   while (plan.tile_channels > kLeastChannels && blocks(plan.tile_channels, 1) < enough)
-    plan.tile_channels = ceil_div(plan.tile_channels / 2, kWarp) * kWarp;
+    plan.tile_channels = round_up(plan.tile_channels / 2, kWarp);
   plan.tile_channels = chosen(forced.tile, plan.tile_channels);
   plan.lanes = lanes_of(plan.tile_channels / plan.vector);
   const int64_t vectors = ceil_div(plan.tile_channels, plan.vector * plan.lanes);
@@ -80,31 +75,29 @@ inline Plan plan_in_memory(const Problem& problem, const Device& device, const v
   while (!forced.threads && plan.threads > kWarp &&
          blocks(plan.tile_channels, points()) < device.multiprocessors)
     plan.threads /= 2;
-  const int64_t point = located_bytes(plan.tables, corner), room = shared_of_a_block(device);
-  plan.batch = static_cast<int>(chosen(
+  const int64_t point = located_in_memory(problem, plan.tables, slopes);
+  const int64_t room = shared_of_a_block(device);
+  plan.batch = chosen(
       forced.batch,
-      batch_of(point, room, std::min({points(), int64_t{plan.threads}, problem.points_per_grid}))));
+      batch_of(point, room, std::min({points(), int64_t{plan.threads}, problem.points_per_grid})));
   // Whole turns of all threads, or no more threads than the points of a batch have.
   const int rows = plan.threads / plan.lanes;
   if (plan.batch >= rows)
     plan.batch -= plan.batch % rows;
   else if (!forced.threads)
-    plan.threads = static_cast<int>(ceil_div(plan.batch * plan.lanes, kWarp)) * kWarp;
+    plan.threads = static_cast<int>(round_up(plan.batch * plan.lanes, kWarp));
   plan.shared = point * plan.batch;
   return cut(problem, plan, chosen(forced.chunks, ceil_div(problem.points_per_grid, plan.batch)));
 }
 
 constexpr int kPlanes = 4;  // channels that a thread takes together, of planes
 
-// Of either pass; `corner`: bytes. A thread takes a point; where points are few, several threads
-// share one.
-inline Plan plan_planes(const Problem& problem, const Device& device, int64_t corner,
+// Of either pass; `slopes`: of a corner. A thread takes a point; where points are few, several
+// threads share one.
+inline Plan plan_planes(const Problem& problem, const Device& device, int slopes,
                         const Forced& forced) {
-  Plan plan{};
-  plan.family = Family::planes;
-  plan.vector = 1;
-  plan.tables = tables_of(problem);
-  const int64_t point = located_bytes(plan.tables, corner);
+  Plan plan = plan_of(problem, Family::planes, 1);
+  const int64_t point = located_in_memory(problem, plan.tables, slopes);
   const int64_t most_threads = chosen(forced.threads, device.threads);
   const int64_t most = batch_of(point, shared_of_a_block(device), most_threads);
   const int64_t enough = 4 * device.multiprocessors;
@@ -118,7 +111,7 @@ inline Plan plan_planes(const Problem& problem, const Device& device, int64_t co
   // Fewer points, then fewer channels, where blocks would leave multiprocessors idle.
   while (plan.batch > kWarp && blocks() < enough) plan.batch /= 2;
   while (plan.tile_channels > kPlanes && blocks() < device.multiprocessors)
-    plan.tile_channels = ceil_div(ceil_div(plan.tile_channels, 2), kPlanes) * kPlanes;
+    plan.tile_channels = round_up(ceil_div(plan.tile_channels, 2), kPlanes);
   plan.tile_channels = chosen(forced.tile, plan.tile_channels);
   plan.lanes = 1;
   while (2 * plan.lanes * plan.batch <= most_threads &&
@@ -130,10 +123,9 @@ inline Plan plan_planes(const Problem& problem, const Device& device, int64_t co
 }
 
 inline Plan plan_forward(const Problem& problem, const Device& device, const Forced& forced = {}) {
-  const int64_t corner = corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0);
   if (problem.channel_stride != 1 || forced.family == Family::planes)
-    return plan_planes(problem, device, corner, forced);
-  const Plan memory = plan_in_memory(problem, device, nullptr, corner, forced);
+    return plan_planes(problem, device, 0, forced);
+  const Plan memory = plan_in_memory(problem, device, nullptr, 0, forced);
   if (!is_dense(problem)) return memory;
   const Plan chip = plan_forward_on_chip(problem, device, forced);
   if (forced.family == Family::on_chip) return chip;
@@ -143,6 +135,28 @@ inline Plan plan_forward(const Problem& problem, const Device& device, const For
   const int64_t chip_blocks = chip.blocks(problem);
   return chip_blocks < device.multiprocessors && chip_blocks < memory.blocks(problem) ? memory
                                                                                       : chip;
+}
+
+struct LevelPlan {
+  int lanes;    // threads that share a point: neighbours, which take its levels in turn
+  int threads;  // of a block
+  int64_t blocks;
+};
+
+// Neighbours write a sector of memory together, at least. Where there would be few blocks, more of
+// them share a point, and then blocks are smaller.
+inline LevelPlan plan_levels(int64_t points, int64_t levels, int64_t channels,
+                             const Device& device) {
+  constexpr int64_t kSector = 32, kChannel = sizeof(float);  // bytes
+  LevelPlan plan{1, device.threads, 0};
+  const auto blocks = [&] { return ceil_div(points * plan.lanes, int64_t{plan.threads}); };
+  const int64_t enough = 4 * device.multiprocessors;
+  while (plan.lanes < levels && plan.lanes < kWarp &&
+         (plan.lanes * channels * kChannel < kSector || blocks() < enough))
+    plan.lanes *= 2;
+  while (plan.threads > kWarp && blocks() < device.multiprocessors) plan.threads /= 2;
+  plan.blocks = blocks();
+  return plan;
 }
 
 }  // namespace crad

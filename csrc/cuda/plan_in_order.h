@@ -47,9 +47,8 @@ inline Plan plan_in_order(const Problem& problem, const Device& device, const vo
   // Items that are sorted together; each takes 16 bytes, or 24 with wide keys, beside the sort's
   // own. Their rests have at most kRests elements, or as many as those of one point.
   constexpr int64_t kMost = 1 << 22, kRests = 1 << 24, kPiece = 64;
-  Plan plan{};
-  plan.vector = vector_of(problem, grad_output, kWideBytes, forced);
-  plan.tables = tables_of(problem);
+  Plan plan =
+      plan_of(problem, Family::in_memory, vector_of(problem, grad_output, kWideBytes, forced));
   const bool by_window = sorts_by_window(problem, device);
   order.window = by_window ? tap_count(problem.mode) : 1;
   order.corners = by_window ? plan.tables.low : 1;
@@ -67,8 +66,7 @@ inline Plan plan_in_order(const Problem& problem, const Device& device, const vo
 
   plan.lanes = lanes_of(problem.channels / plan.vector);
   plan.threads = device.threads;
-  const int64_t located =
-      located_bytes(plan.tables, corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0));
+  const int64_t located = located_in_memory(problem, plan.tables, 0);
   const int64_t room = shared_of_a_block(device) - kAlignment;
   const int64_t most = batch_of(located + sizeof(Item), room, device.threads);
   // Two blocks of a colour for every multiprocessor, but at least an item for every group.
@@ -93,8 +91,7 @@ inline Plan plan_keys(const Problem& problem, const Device& device, const Order&
   const int64_t point = located_bytes(plan.tables, corner_bytes(kInMemoryEntry, sizeof(float), 0));
   plan.batch = batch_of(point, shared_of_a_block(device), device.threads);
   const int64_t items = static_cast<int64_t>(plan.batch) * order.items;
-  plan.threads =
-      static_cast<int>(ceil_div(std::min<int64_t>(device.threads, items), kWarp) * kWarp);
+  plan.threads = static_cast<int>(round_up(std::min<int64_t>(device.threads, items), kWarp));
   plan.shared = point * plan.batch;
   return plan;
 }

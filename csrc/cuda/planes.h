@@ -74,7 +74,7 @@ sample_planes(const Problem problem, const Plan plan, const PointStrides strides
       for (int k = 0; k < kPlanes; ++k) {
         if (k >= channels) continue;
         const Pack<A, 1> number{batch.place[thread.point] ? total[k] : static_cast<A>(NAN)};
-        store_past_caches<1>(row + (c + k) * strides.channel, number);
+        store<1, kPastCaches>(row + (c + k) * strides.channel, number);
       }
     }
   }

@@ -19,13 +19,26 @@
 #include "forced.h"
 #include "launches.h"
 #include "layout.h"
-#include "normals.h"
 #include "plan_backward.h"
 #include "plan_in_order.h"
-#include "sample_backward.h"
 #include "sums.h"
 
 namespace crad {
+
+// The jitter by itself: for those who compare backends, and for the gradient of a learnable jitter.
+CRAD_KERNEL(kBlocks)
+normals_of_points(const int64_t* seed, int64_t points, int ndim, float* normals) {
+  const int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (p >= points) return;
+  for (int d = 0; d < ndim; d += 4) {
+    float normal[4];
+    jitter_normals(static_cast<uint64_t>(*seed), p, d / 4, normal);
+    CRAD_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (d + i < ndim) normals[p * ndim + d + i] = normal[i];
+  }
+}
+
 namespace {
 
 // Calls f with the launches for the type of the values.
@@ -91,24 +104,18 @@ struct PartialSums {
     if (!wanted() || data() == gradient.data_ptr()) return gradient;
     const int64_t count = gradient.numel();
     const int columns = columns_of_sums(site.device, number, count, site.forced);
-    const auto run = [&](auto to, auto part) {
-      launch_sum<decltype(to), decltype(part)>(data(), number, count, columns, site.stream,
-                                               gradient.data_ptr());
-    };
-    const bool wide = parts.scalar_type() == ScalarType::Double;
-    switch (gradient.scalar_type()) {
-      case ScalarType::Double:
-        wide ? run(double(), double()) : run(double(), float());
-        break;
-      case ScalarType::Float:
-        wide ? run(float(), double()) : run(float(), float());
-        break;
-      case ScalarType::BFloat16:
-        run(bfloat16(), float());
-        break;
-      default:
-        run(float16(), float());
-    }
+    with_value_type(value_type_of(gradient), [&](auto to) {
+      using To = decltype(to);
+      const auto run = [&](auto part) {
+        using A = decltype(part);
+        launch(sum_parts<To, A>, ceil_div(count, columns), kThreads, kThreads * sizeof(A),
+               site.stream, static_cast<const A*>(data()), number, count, columns,
+               pointer<To>(gradient));
+      };
+      if constexpr (sizeof(To) >= sizeof(float))  // of coordinates, whatever the values
+        if (parts.scalar_type() == ScalarType::Double) return run(double());
+      run(float());
+    });
     return gradient;
   }
 };
@@ -152,7 +159,8 @@ void add_in_order(const Problem& problem, const Site& site, const Tensor& grad_o
   }
 }
 
-// The gradients with respect to values and coords; an empty tensor for the one that is not wanted.
+// The gradients of sum(grad_output * sample(values, coords)) with respect to values and coords; an
+// empty tensor for the one that is not wanted.
 using GradValuesAndCoords = std::tuple<Tensor, Tensor>;
 
 // The gradient of the values lies in memory as they do.
@@ -164,9 +172,7 @@ Tensor new_grad_coords(const Call& call, bool wanted) {
   return torch::stable::new_empty(call.coords, gradient_shape(call.coords, wanted));
 }
 
-// By the kernels that take dense rows of channels; what is not dense is copied. plan_backward()
-// decides whether the grid is small, and if so, which kernel runs. In a large one
-// backward_in_memory() adds atomically; if the call is to be deterministic, add_in_order() does it.
+// By the kernels that take dense rows of channels; what is not dense is copied.
 GradValuesAndCoords backward_by_rows(Call& call, const Site& site, const Tensor& grad_output_in,
                                      bool want_values, bool want_coords) {
   const Tensor values = call.values, grad_output = dense(grad_output_in);
@@ -191,8 +197,7 @@ GradValuesAndCoords backward_by_rows(Call& call, const Site& site, const Tensor&
   if (!want_values || !is_channels_first(values, call.batch_axes))
     return {grad_values, grad_coords};
   Tensor copy = new_laid_out_as(values, gradient_shape(values, true), call.batch_axes);
-  torch::stable::copy_(copy, grad_values);
-  return {copy, grad_coords};
+  return {torch::stable::copy_(copy, grad_values), grad_coords};
 }
 
 // By backward_planes(): values are read, and their gradient is added to, where they lie.
@@ -216,8 +221,6 @@ GradValuesAndCoords backward_by_planes(Call& call, const Site& site, const Tenso
   return {to_values.sum(site), to_coords.sum(site)};
 }
 
-}  // namespace
-
 // A large grid that is not dense stays where it lies, unless the call is to be deterministic:
 // backward_planes() adds atomically, to values that are channels first.
 GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& values,
@@ -231,9 +234,7 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
   if (call.empty() || !(want_values || want_coords)) {
     Tensor grad_values = new_grad_values(call, want_values);
     Tensor grad_coords = new_grad_coords(call, want_coords);
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
+    return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
   }
   const Site site{current.stream};
   const bool in_place =
@@ -250,8 +251,6 @@ GradValuesAndCoords sample_backward(const Tensor& grad_output, const Tensor& val
   return {std::get<0>(backward_by_rows(call, site, grad_output, true, false)), grad_coords};
 }
 
-namespace {
-
 Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
   const Current current(seed);
   check_normals(kDevice, seed, points, ndim);
@@ -265,16 +264,14 @@ Tensor normals(const Tensor& seed, int64_t points, int64_t ndim) {
 }  // namespace
 }  // namespace crad
 
-#if defined(CRAD_EMULATED)
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CPU, library) {
-#else
+#if !defined(CRAD_EMULATED)
 // The oldest compute capability that this library was compiled for, times 100: 800.
 extern "C" __attribute__((visibility("default"))) int crad_kernels_oldest_architecture() {
   return std::min({__CUDA_ARCH_LIST__});
 }
-
-STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CUDA, library) {
 #endif
+
+STABLE_TORCH_LIBRARY_IMPL(crad_kernels, CRAD_DISPATCH_KEY, library) {
   library.impl("sample.cuda", TORCH_BOX(&crad::sample));
   library.impl("sample_backward.cuda", TORCH_BOX(&crad::sample_backward));
   library.impl("normals.cuda", TORCH_BOX(&crad::normals));

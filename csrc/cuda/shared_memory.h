@@ -27,8 +27,7 @@ CRAD_INLINE int64_t staged_bytes(const Problem& problem, int64_t tile_channels) 
 
 // Of what lies before the items of a batch in add_colour(): the located points.
 CRAD_INLINE int64_t bytes_before_items(const Problem& problem, const Plan& plan) {
-  const int64_t corner = corner_bytes(kInMemoryEntry, bytes_of_sum(problem.value_type), 0);
-  return rounded_up(located_bytes(plan.tables, corner) * plan.batch);
+  return rounded_up(located_in_memory(problem, plan.tables, 0) * plan.batch);
 }
 
 // Of backward_on_chip().

@@ -29,11 +29,4 @@ sum_parts(const A* parts, int64_t number, int64_t count, int columns, To* to) {
   to[i] = rounded;
 }
 
-template <class To, class A>
-void launch_sum(const void* parts, int64_t number, int64_t count, int columns, Stream stream,
-                void* to) {
-  launch(sum_parts<To, A>, ceil_div(count, columns), kThreads, kThreads * sizeof(A), stream,
-         static_cast<const A*>(parts), number, count, columns, static_cast<To*>(to));
-}
-
 }  // namespace crad

@@ -12,23 +12,9 @@ namespace crad {
 
 // What the hardware moves at once.
 template <int bytes>
-struct Transfer;
-template <>
-struct Transfer<16> {
-  using type = uint4;
-};
-template <>
-struct Transfer<8> {
-  using type = uint2;
-};
-template <>
-struct Transfer<4> {
-  using type = uint32_t;
-};
-template <>
-struct Transfer<2> {
-  using type = uint16_t;
-};
+using Transfer = std::conditional_t<
+    bytes == 16, uint4,
+    std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, uint32_t, uint16_t>>>;
 
 template <class A, int V>
 struct Pack {
@@ -41,7 +27,7 @@ struct Move {
   static constexpr int kBytes = V * sizeof(T);
   static constexpr int kPiece = kBytes < 16 ? kBytes : 16;
   static constexpr int kPieces = kBytes / kPiece;
-  using Piece = typename Transfer<kPiece>::type;
+  using Piece = Transfer<kPiece>;
   T number[V];
 
   CRAD_DEVICE void read(const T* from) {
@@ -76,7 +62,8 @@ CRAD_DEVICE Pack<accumulator<T>, V> load(const T* from) {
   return pack;
 }
 
-template <int V, class T, bool past_caches = false>
+constexpr bool kPastCaches = true;  // see Move::write()
+template <int V, bool past_caches = false, class T>
 CRAD_DEVICE void store(T* to, const Pack<accumulator<T>, V>& pack) {
   Move<V, T> move;
   CRAD_UNROLL
@@ -84,21 +71,17 @@ CRAD_DEVICE void store(T* to, const Pack<accumulator<T>, V>& pack) {
   move.template write<past_caches>(to);
 }
 
-template <int V, class T>
-CRAD_DEVICE void store_past_caches(T* to, const Pack<accumulator<T>, V>& pack) {
-  store<V, T, true>(to, pack);
-}
-
 // Adds to V sums that other threads add to at the same time.
-template <int V>
-CRAD_DEVICE void add_atomically(float* to, const Pack<float, V>& pack) {
+template <int V, class A>
+CRAD_DEVICE void add_atomically(A* to, const Pack<A, V>& pack) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (V % 4 == 0) {
+  constexpr bool kFloat = std::is_same_v<A, float>;
+  if constexpr (kFloat && V % 4 == 0) {
     CRAD_UNROLL
     for (int i = 0; i < V; i += 4)
       atomicAdd(reinterpret_cast<float4*>(to + i),
                 make_float4(pack.lane[i], pack.lane[i + 1], pack.lane[i + 2], pack.lane[i + 3]));
-  } else if constexpr (V % 2 == 0) {
+  } else if constexpr (kFloat && V % 2 == 0) {
     CRAD_UNROLL
     for (int i = 0; i < V; i += 2)
       atomicAdd(reinterpret_cast<float2*>(to + i), make_float2(pack.lane[i], pack.lane[i + 1]));
@@ -108,12 +91,6 @@ CRAD_DEVICE void add_atomically(float* to, const Pack<float, V>& pack) {
     CRAD_UNROLL
     for (int i = 0; i < V; ++i) atomicAdd(to + i, pack.lane[i]);
   }
-}
-
-template <int V>
-CRAD_DEVICE void add_atomically(double* to, const Pack<double, V>& pack) {
-  CRAD_UNROLL
-  for (int i = 0; i < V; ++i) atomicAdd(to + i, pack.lane[i]);
 }
 
 // a * b + c, rounded once: the build contracts nothing by itself, for the sake of csrc/core.

@@ -33,6 +33,7 @@
 #define CRAD_DEVICE inline
 #define CRAD_UNROLL
 #define CRAD_SHARED_MEMORY(name) char* const name = crad::emulator::block->shared.get()
+#define CRAD_DISPATCH_KEY CPU
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;

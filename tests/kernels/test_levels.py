@@ -16,7 +16,7 @@ from torch import Tensor
 from crad_kernels import GridMemory, MultiLevelMemory, level_resolutions, sample, sample_levels
 from crad_kernels._level_operators import MOST_LEVELS
 from crad_kernels._op import LEVEL_OPERATORS
-from crad_kernels._schema import pack
+from crad_kernels._schema import DETERMINISTIC, pack
 from tests.cases import JUDGE, SAME_INDEX, assert_near, assert_same, covering, sums_vary
 from tests.kernels.test_memory_safety import amid_poison
 
@@ -683,8 +683,18 @@ def test_the_operator_refuses_another_gradient(compiled_backend: str) -> None:
     operators = operators_of(compiled_backend)
     arguments = operator_arguments(Levels(2, 2))
     for gradient in (torch.zeros(150, 9), torch.zeros(149, 10), torch.zeros(150, 10).double()):
-        with pytest.raises(RuntimeError, match="grad_output"):
+        with pytest.raises((RuntimeError, ValueError), match="grad_output"):
             operators.sample_levels_backward(gradient, *arguments, True, True)
+
+
+def test_no_operator_adds_a_deterministic_gradient_atomically(compiled_backend: str) -> None:
+    operators = operators_of(compiled_backend)
+    *arguments, options = operator_arguments(Levels(2, 2))
+    call = (torch.zeros(150, 10), *arguments, options | DETERMINISTIC)
+    assert operators.sample_levels_backward(*call, False, True)[1].shape == (150, 2)
+    if compiled_backend != "cpu":
+        with pytest.raises((RuntimeError, ValueError), match="deterministic"):
+            operators.sample_levels_backward(*call, True, False)
 
 
 # ---- the module, and its resolutions ----
