@@ -37,21 +37,14 @@ struct LevelBlock {
     for (int i = 0; i < points; ++i) point[i] = range.order ? range.order[first + i] : first + i;
   }
 
-  CRAD_ALWAYS_INLINE void coords(int at, FloatLanes (&lanes)[ndim]) const {
+  // The corners of the vector of points from number `at` of the block on.
+  CRAD_ALWAYS_INLINE LevelCorners<ndim> corners(const Level<ndim>& level, int at) const {
+    FloatLanes lanes[ndim];
     for (int axis = 0; axis < ndim; ++axis) lanes[axis] = load_lanes(coord[axis] + at);
+    LevelCorners<ndim> corners;
+    corners.locate(level, lanes);
+    return corners;
   }
-};
-
-template <int ndim>
-class AllAxes {
- public:
-  explicit AllAxes(const Levels& levels) : axes_(levels.number) {
-    for (int64_t l = 0; l < levels.number; ++l) axes_[l].set(levels.level[l]);
-  }
-  const LevelAxes<ndim>& operator[](int64_t level) const { return axes_[level]; }
-
- private:
-  Buffer<LevelAxes<ndim>> axes_;
 };
 
 // Asks for the rows of a share of the points of the block from number `first` on, where these are

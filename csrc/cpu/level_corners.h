@@ -48,7 +48,7 @@ CRAD_INLINE FloatLanes multiply_add(LaneMask lanes, FloatLanes a, FloatLanes b, 
 // ---- corners ----
 
 template <int ndim>
-struct LevelAxes {
+struct Level {
   struct {
     Placement<float> placement;
     float last;  // first of two entries
@@ -56,17 +56,26 @@ struct LevelAxes {
     Padding padding;
     bool align_corners;
   } along[ndim];
+  const float* values;
+  int64_t channels;
+  int64_t step[1 << ndim];  // from the lowest corner's offset to those of the others
 
-  void set(const Problem& level) {
+  void set(const Problem& problem) {
+    values = static_cast<const float*>(problem.values);
+    channels = problem.channels;
     for (int axis = 0; axis < ndim; ++axis) {
-      const int64_t size = level.size[axis];
-      const bool align_corners = level.align_corners[axis];
-      along[axis] = {placement_of<float>(size, align_corners, level.unit),
+      const int64_t size = problem.size[axis];
+      const bool align_corners = problem.align_corners[axis];
+      along[axis] = {placement_of<float>(size, align_corners, problem.unit),
                      static_cast<float>(size - 2),
                      static_cast<int32_t>(size),
-                     static_cast<int32_t>(level.stride[axis]),
-                     level.padding[axis],
+                     static_cast<int32_t>(problem.stride[axis]),
+                     problem.padding[axis],
                      align_corners};
+    }
+    for (int k = 0; k < 1 << ndim; ++k) {
+      step[k] = 0;
+      for (int axis = 0; axis < ndim; ++axis) step[k] += (k >> axis & 1) * problem.stride[axis];
     }
   }
 };
@@ -84,12 +93,12 @@ struct LevelCorners {
   LaneMask taps[ndim][2];  // those of which the entry is a tap
   FloatLanes beginning;    // of sums: 0, or NaN where the index is no place
 
-  CRAD_ALWAYS_INLINE void locate(const LevelAxes<ndim>& axes, const FloatLanes (&coord)[ndim]) {
+  CRAD_ALWAYS_INLINE void locate(const Level<ndim>& level, const FloatLanes (&coord)[ndim]) {
     IntLanes offset = {};
     beginning = FloatLanes{};
 #pragma GCC unroll 4
     for (int axis = 0; axis < ndim; ++axis) {
-      const auto axis_of = axes.along[axis];
+      const auto axis_of = level.along[axis];
       const Index<FloatLanes> index =
           padded(unpadded_index(coord[axis], axis_of.placement), axis_of.size, Mode::linear,
                  axis_of.padding, axis_of.align_corners);
@@ -142,19 +151,6 @@ struct LevelCorners {
                                            : multiply_add(b, along[axis][1], a * along[axis][0]);
         }
       sum[differentiated] += left[0];
-    }
-  }
-};
-
-// From the lowest corner's offset to those of the others.
-template <int ndim>
-struct LevelSteps {
-  int64_t of[1 << ndim];
-
-  explicit LevelSteps(const LevelAxes<ndim>& axes) {
-    for (int k = 0; k < 1 << ndim; ++k) {
-      of[k] = 0;
-      for (int axis = 0; axis < ndim; ++axis) of[k] += (k >> axis & 1) * axes.along[axis].stride;
     }
   }
 };

@@ -25,22 +25,21 @@ CRAD_INLINE void for_each_group(int64_t channels, F f) {
 
 // The entries of both corners of all rows, those of a row side by side.
 template <int few, int ndim>
-CRAD_INLINE void read_rows(const float* grid, const LevelCorners<ndim>& corners,
-                           const LevelSteps<ndim>& steps,
+CRAD_INLINE void read_rows(const Level<ndim>& level, const LevelCorners<ndim>& corners,
                            FloatLanes (&entry)[LevelCorners<ndim>::rows][2 * few]) {
 #pragma GCC unroll 8
-  for (int row = 0; row < corners.rows; ++row) gather(grid + steps.of[row], corners.at, entry[row]);
+  for (int row = 0; row < corners.rows; ++row)
+    gather(level.values + level.step[row], corners.at, entry[row]);
 }
 
 // ---- the sample ----
 
 template <int ndim, int few>
-CRAD_INLINE void blend(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
-                       const LevelSteps<ndim>& steps, float* to) {
+CRAD_INLINE void blend(const Level<ndim>& level, const LevelCorners<ndim>& corners, float* to) {
   constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
     FloatLanes entry[rows][2 * few], total[few];
-    read_rows<few>(grid, corners, steps, entry);
+    read_rows<few>(level, corners, entry);
     for (int c = 0; c < few; ++c) total[c] = corners.beginning;
 #pragma GCC unroll 16
     for (int k = 0; k < corners.count; ++k) {
@@ -51,13 +50,13 @@ CRAD_INLINE void blend(const float* grid, int64_t channels, const LevelCorners<n
     }
     for (int c = 0; c < few; ++c) store_lanes(to + c * kBlock, total[c]);
   } else {
-    for_each_group(channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
+    for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
       FloatLanes total[number];
       for (int c = 0; c < number; ++c) total[c] = corners.beginning;
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(grid + steps.of[k] + first, corners.at, entry);
+        gather(level.values + level.step[k] + first, corners.at, entry);
         const FloatLanes weight = corners.weight(k);
         const LaneMask inside = corners.inside(k);
         for (int c = 0; c < number; ++c)
@@ -72,23 +71,19 @@ template <int ndim, int few>
 void sample_levels(const Levels& levels, const Range& range, float* output, bool streaming) {
   const int64_t channels = levels.level[0].channels, row = levels.number * channels;
   const float* const coords = static_cast<const float*>(levels.level[0].coords);
-  const AllAxes<ndim> axes(levels);
+  Buffer<Level<ndim>> each(levels.number);
+  for (int64_t l = 0; l < levels.number; ++l) each[l].set(levels.level[l]);
   LevelBlock<ndim> block;
   Columns results(row);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBlock) {
     block.take(levels.level[0], range, p);
     for (int64_t l = 0; l < levels.number; ++l) {
       prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
-      const LevelAxes<ndim> level_axes = axes[l];
-      const LevelSteps<ndim> steps(level_axes);
-      const float* const grid = static_cast<const float*>(levels.level[l].values);
+      const Level<ndim> level = each[l];
       float* const to = results[l * channels];
       for (int at = 0; at < block.points; at += kLanes) {
-        FloatLanes coord[ndim];
-        block.coords(at, coord);
-        LevelCorners<ndim> corners;
-        corners.locate(level_axes, coord);
-        blend<ndim, few>(grid, channels, corners, steps, to + at);
+        const LevelCorners<ndim> corners = block.corners(level, at);
+        blend<ndim, few>(level, corners, to + at);
       }
     }
     results.store(output, range, p, block, streaming);
@@ -100,24 +95,23 @@ void sample_levels(const Levels& levels, const Range& range, float* output, bool
 
 // Adds to the dot products of the gradient with the entries of the corners.
 template <int ndim, int few>
-CRAD_INLINE void add_dots(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
-                          const LevelSteps<ndim>& steps, const float* grad,
-                          FloatLanes (&dot)[LevelCorners<ndim>::count]) {
+CRAD_INLINE void add_dots(const Level<ndim>& level, const LevelCorners<ndim>& corners,
+                          const float* grad, FloatLanes (&dot)[LevelCorners<ndim>::count]) {
   constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
     FloatLanes entry[rows][2 * few];
-    read_rows<few>(grid, corners, steps, entry);
+    read_rows<few>(level, corners, entry);
 #pragma GCC unroll 16
     for (int k = 0; k < corners.count; ++k)
       for (int c = 0; c < few; ++c)
         dot[k] = multiply_add(corners.inside(k), load_lanes(grad + c * kBlock),
                               entry[k % rows][k / rows * few + c], dot[k]);
   } else {
-    for_each_group(channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
+    for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(grid + steps.of[k] + first, corners.at, entry);
+        gather(level.values + level.step[k] + first, corners.at, entry);
         for (int c = 0; c < number; ++c)
           dot[k] = multiply_add(corners.inside(k), load_lanes(grad + (first + c) * kBlock),
                                 entry[c], dot[k]);
@@ -128,13 +122,12 @@ CRAD_INLINE void add_dots(const float* grid, int64_t channels, const LevelCorner
 
 // Adds to the columns of the components; if `begins`, to 0.
 template <int ndim, int few>
-CRAD_INLINE void add_slopes(const float* grid, int64_t channels, const LevelCorners<ndim>& corners,
-                            const LevelSteps<ndim>& steps, const float* grad, bool begins,
-                            float* columns) {
+CRAD_INLINE void add_slopes(const Level<ndim>& level, const LevelCorners<ndim>& corners,
+                            const float* grad, bool begins, float* columns) {
   FloatLanes dot[LevelCorners<ndim>::count], sum[ndim];
 #pragma GCC unroll 16
   for (int k = 0; k < corners.count; ++k) dot[k] = corners.beginning;
-  add_dots<ndim, few>(grid, channels, corners, steps, grad, dot);
+  add_dots<ndim, few>(level, corners, grad, dot);
   // The components come in the reverse order of the axes.
   for (int axis = 0; axis < ndim; ++axis)
     sum[axis] = begins ? FloatLanes{} : load_lanes(columns + (ndim - 1 - axis) * kBlock);
@@ -190,8 +183,8 @@ CRAD_INLINE void add_at(float* base, const uint32_t (&at)[kLanes], const FloatLa
 }
 
 template <int ndim, int few>
-CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<ndim>& corners,
-                              const LevelSteps<ndim>& steps, const float* grad) {
+CRAD_INLINE void add_products(float* grid, const Level<ndim>& level,
+                              const LevelCorners<ndim>& corners, const float* grad) {
   constexpr int rows = LevelCorners<ndim>::rows;
   if constexpr (few > 0) {
 #pragma GCC unroll 8
@@ -202,17 +195,17 @@ CRAD_INLINE void add_products(float* grid, int64_t channels, const LevelCorners<
           product[tap * few + c] =
               only(corners.inside(row + tap * rows),
                    corners.weight(row + tap * rows) * load_lanes(grad + c * kBlock));
-      add_at(grid + steps.of[row], corners.at, product);
+      add_at(grid + level.step[row], corners.at, product);
     }
   } else {
-    for_each_group(channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
+    for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes product[number];
         for (int c = 0; c < number; ++c)
           product[c] =
               only(corners.inside(k), corners.weight(k) * load_lanes(grad + (first + c) * kBlock));
-        add_at(grid + steps.of[k] + first, corners.at, product);
+        add_at(grid + level.step[k] + first, corners.at, product);
       }
     });
   }
@@ -227,7 +220,8 @@ void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int
   const int64_t begin = parts.begin(first), count = parts.end[last - 1] - begin;
   const float* const coords = static_cast<const float*>(levels.level[0].coords);
   const bool wants_coords = to.coords || to.sums;
-  const AllAxes<ndim> axes(levels);
+  Buffer<Level<ndim>> each(levels.number);
+  for (int64_t l = 0; l < levels.number; ++l) each[l].set(levels.level[l]);
   LevelBlock<ndim> block;
   Columns grads(row), total(ndim), others(ndim);
   for (int64_t p = range.point_begin; p < range.point_end; p += kBlock) {
@@ -241,19 +235,13 @@ void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int
         prefetch_rows(coords, ndim, range, p + kBlock, i - begin, count);
         prefetch_rows(grad_output, row, range, p + kBlock, i - begin, count);
         const int64_t l = parts.level[i];
-        const LevelAxes<ndim> level_axes = axes[l];
-        const LevelSteps<ndim> steps(level_axes);
-        const float* const grid = static_cast<const float*>(levels.level[l].values);
+        const Level<ndim> level = each[l];
         const float* const grad = grads[l * channels];
         const bool begins = i == parts.begin(part);
         for (int at = 0; at < block.points; at += kLanes) {
-          FloatLanes coord[ndim];
-          block.coords(at, coord);
-          LevelCorners<ndim> corners;
-          corners.locate(level_axes, coord);
-          if (wants_coords)
-            add_slopes<ndim, few>(grid, channels, corners, steps, grad + at, begins, sums + at);
-          if (to.values) add_products<ndim, few>(to.values[l], channels, corners, steps, grad + at);
+          const LevelCorners<ndim> corners = block.corners(level, at);
+          if (wants_coords) add_slopes<ndim, few>(level, corners, grad + at, begins, sums + at);
+          if (to.values) add_products<ndim, few>(to.values[l], level, corners, grad + at);
         }
       }
       if (to.coords && part != first) total.add(others[0]);
