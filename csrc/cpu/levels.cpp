@@ -231,11 +231,7 @@ std::tuple<Tensor, Tensor> sample_levels_backward(
   call.check(grad_output_in);
   Tensor grad_values = empty(gradient_shape(values, want_values), ScalarType::Float);
   Tensor grad_coords = empty(gradient_shape(coords, want_coords), ScalarType::Float);
-  if (call.empty()) {
-    torch::stable::zero_(grad_values);
-    torch::stable::zero_(grad_coords);
-    return {grad_values, grad_coords};
-  }
+  if (call.empty()) return {torch::stable::zero_(grad_values), torch::stable::zero_(grad_coords)};
   call.sort();
   const Tensor grad_output = dense(grad_output_in);
   const auto at = [](bool wanted, const Tensor& gradient) {

@@ -56,12 +56,11 @@ class LevelsCall {
   bool empty() const { return points() == 0 || channels() == 0; }
 
   const Tensor& values() const { return values_; }
-  const Tensor& coords() const { return finest_.coords; }
   // The level with the most entries.
   const Call& finest() const { return finest_; }
 
   std::vector<int64_t> output_shape() const {
-    std::vector<int64_t> shape(coords().sizes().begin(), coords().sizes().end());
+    std::vector<int64_t> shape(finest_.coords.sizes().begin(), finest_.coords.sizes().end());
     shape.back() = number() * channels();
     return shape;
   }
