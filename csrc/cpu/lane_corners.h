@@ -25,11 +25,8 @@ CRAD_INLINE void add_row(float* to, const float* grad, float weight) {
     return _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), addend));
   }
 #endif
-  FourLanes addend[fours], row[fours];
-  memcpy(addend, grad, sizeof(addend));
-  memcpy(row, to, sizeof(row));
-  for (int j = 0; j < fours; ++j) row[j] += addend[j] * weight;
-  memcpy(to, row, sizeof(row));
+  for (int j = 0; j < 4 * fours; j += 4)
+    store_four(to + j, load_four(to + j) + load_four(grad + j) * weight);
 }
 
 // An axis of the values.

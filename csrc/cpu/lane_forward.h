@@ -44,7 +44,7 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
   float weights[count][kLanes], beginning[kLanes];
   for (int k = 0; k < count; ++k) store_lanes(weights[k], weight[k]);
   const auto finish = [&](int i, const FourLanes(&total)[fours]) __attribute__((always_inline)) {
-    memcpy(to + i * channels, total, sizeof(total));
+    for (int j = 0; j < fours; ++j) store_four(to + i * channels + 4 * j, total[j]);
   };
   if (corners.inside) {
     int32_t entry[kLanes];
@@ -55,9 +55,11 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
       FourLanes total[fours] = {};
 #pragma GCC unroll 16
       for (int k = 0; k < count; ++k) {
-        FourLanes row[fours];
-        memcpy(row, grid + entry[i] + corners.step(k, stride), sizeof(row));
-        for (int j = 0; j < fours; ++j) total[j] = multiply_add(row[j], weights[k][i], total[j]);
+        const float* from = grid + entry[i];
+        for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+          from += left % taps * stride[axis];
+        for (int j = 0; j < fours; ++j)
+          total[j] = multiply_add(load_four(from + 4 * j), weights[k][i], total[j]);
       }
       finish(i, total);
     }

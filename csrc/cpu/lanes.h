@@ -37,6 +37,13 @@ CRAD_INLINE FourLanes multiply_add(FourLanes a, float b, FourLanes c) {
 #endif
 }
 
+CRAD_INLINE FourLanes load_four(const float* from) {
+  FourLanes four;
+  memcpy(&four, from, sizeof(four));
+  return four;
+}
+CRAD_INLINE void store_four(float* to, FourLanes four) { memcpy(to, &four, sizeof(four)); }
+
 // The first `count` of them, which may be 0 or less; 0 in place of the others.
 CRAD_INLINE FourLanes load_four(const float* from, int count) {
 #if CRAD_VECTOR_BYTES > 16
