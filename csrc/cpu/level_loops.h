@@ -32,6 +32,39 @@ CRAD_INLINE void read_rows(const Level<ndim>& level, const LevelCorners<ndim>& c
     gather(level.values + level.step[row], corners.at, entry[row]);
 }
 
+// ---- the points of a block in a level ----
+
+// Asks for the rows of all corners.
+template <int ndim>
+CRAD_INLINE void prefetch(const float* grid, const Level<ndim>& level,
+                          const LevelCorners<ndim>& corners) {
+  if (!grid) return;
+#pragma GCC unroll 8
+  for (int row = 0; row < corners.rows; ++row)
+    for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + level.step[row] + corners.at[i]);
+}
+
+// Calls f(at, corners) for every vector of points, with the number of its first one in the block.
+// What lies at the corners in one or two grids, or null, is asked for where caches seldom have it.
+template <int ndim, class F>
+CRAD_INLINE void for_each_vector(const LevelBlock<ndim>& block, const Level<ndim>& level,
+                                 const float* grid, const float* other, F f) {
+  if constexpr (ndim < 3) {
+    for (int at = 0; at < block.points; at += kLanes) f(at, block.corners(level, at));
+  } else {
+    constexpr int vectors = kBatch / kLanes;
+    for (int first = 0; first < block.points; first += kBatch) {
+      LevelCorners<ndim> corners[vectors];
+      for (int v = 0; v < vectors; ++v) {
+        corners[v] = block.corners(level, first + v * kLanes);
+        prefetch(grid, level, corners[v]);
+        prefetch(other, level, corners[v]);
+      }
+      for (int v = 0; v < vectors; ++v) f(first + v * kLanes, corners[v]);
+    }
+  }
+}
+
 // ---- the sample ----
 
 template <int ndim, int few>
@@ -81,10 +114,10 @@ void sample_levels(const Levels& levels, const Range& range, float* output, bool
       prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
       const Level<ndim> level = each[l];
       float* const to = results[l * channels];
-      for (int at = 0; at < block.points; at += kLanes) {
-        const LevelCorners<ndim> corners = block.corners(level, at);
-        blend<ndim, few>(level, corners, to + at);
-      }
+      for_each_vector(
+          block, level, level.values, nullptr,
+          [&](int at, const LevelCorners<ndim>& corners)
+              __attribute__((always_inline)) { blend<ndim, few>(level, corners, to + at); });
     }
     results.store(output, range, p, block, streaming);
   }
@@ -238,11 +271,15 @@ void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int
         const Level<ndim> level = each[l];
         const float* const grad = grads[l * channels];
         const bool begins = i == parts.begin(part);
-        for (int at = 0; at < block.points; at += kLanes) {
-          const LevelCorners<ndim> corners = block.corners(level, at);
-          if (wants_coords) add_slopes<ndim, few>(level, corners, grad + at, begins, sums + at);
-          if (to.values) add_products<ndim, few>(to.values[l], level, corners, grad + at);
-        }
+        float* const grad_values = to.values ? to.values[l] : nullptr;
+        for_each_vector(block, level, wants_coords ? level.values : nullptr, grad_values,
+                        [&](int at, const LevelCorners<ndim>& corners)
+                            __attribute__((always_inline)) {
+                              if (wants_coords)
+                                add_slopes<ndim, few>(level, corners, grad + at, begins, sums + at);
+                              if (grad_values)
+                                add_products<ndim, few>(grad_values, level, corners, grad + at);
+                            });
       }
       if (to.coords && part != first) total.add(others[0]);
     }
