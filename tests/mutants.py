@@ -161,7 +161,10 @@ def copy_to(folder: Path) -> str:
     flags = Path("/proc/cpuinfo").read_text()
     best = next(isa for isa, flag in ISAS.items() if flag in flags)
     for isa in set(ISAS) - {best}:
-        for file, table in ((isa, "Kernels kernels"), (f"{isa}_levels", "LevelKernels level_kernels")):
+        for file, table in (
+            (isa, "Kernels kernels"),
+            (f"{isa}_levels", "LevelKernels level_kernels"),
+        ):
             empty = f'#include "../kernels.h"\nnamespace crad {{\nconst {table}_{isa}{{}};\n}}\n'
             (folder / f"csrc/cpu/isa/{file}.cpp").write_text(empty)
     return best
