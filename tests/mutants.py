@@ -51,6 +51,7 @@ FAULTS = {
     },
     "csrc/core/jitter.h": {
         "logarithm of 0": ("jitter", "+ 1.0f) * unit", "+ 0.0f) * unit"),
+        "rounds of Philox": ("jitter", "rounds = 10", "rounds = 9"),
         "sign of the cosine": ("jitter", "(quadrant + 1) & 2", "(quadrant + 0) & 2"),
     },
     "csrc/core/numbers.h": {

@@ -87,14 +87,14 @@ template <int ndim>
 struct LevelCorners {
   static constexpr int count = 1 << ndim, rows = count / 2, last = ndim - 1;
 
-  uint32_t at[kLanes];  // the offset of the lowest corner, in elements, of every lane
+  IntLanes offset;  // of the lowest corner, in elements
   FloatLanes along[ndim][2];
   FloatLanes slope[ndim];  // of the second weight; that of the first is its opposite
   LaneMask taps[ndim][2];  // those of which the entry is a tap
   FloatLanes beginning;    // of sums: 0, or NaN where the index is no place
 
   CRAD_ALWAYS_INLINE void locate(const Level<ndim>& level, const FloatLanes (&coord)[ndim]) {
-    IntLanes offset = {};
+    offset = IntLanes{};
     beginning = FloatLanes{};
 #pragma GCC unroll 4
     for (int axis = 0; axis < ndim; ++axis) {
@@ -114,8 +114,13 @@ struct LevelCorners {
       offset += to_int(first) * axis_of.stride;
       beginning += index.at - index.at;
     }
+  }
+
+  // The offset of every lane. (In memory: GCC would take them out of the vector, by more
+  // instructions.)
+  CRAD_ALWAYS_INLINE void offsets(uint32_t (&at)[kLanes]) const {
     memcpy(at, &offset, sizeof(at));
-    asm("" : "+m"(at));  // to be loaded from there: GCC would take them out of the vector
+    asm("" : "+m"(at));
   }
 
   // The first axis is the fastest to vary in the order of corners. Those of a row differ along the

@@ -27,9 +27,11 @@ CRAD_INLINE void for_each_group(int64_t channels, F f) {
 template <int few, int ndim>
 CRAD_INLINE void read_rows(const Level<ndim>& level, const LevelCorners<ndim>& corners,
                            FloatLanes (&entry)[LevelCorners<ndim>::rows][2 * few]) {
+  uint32_t at[kLanes];
+  corners.offsets(at);
 #pragma GCC unroll 8
   for (int row = 0; row < corners.rows; ++row)
-    gather(level.values + level.step[row], corners.at, entry[row]);
+    gather(level.values + level.step[row], at, entry[row]);
 }
 
 // ---- the points of a block in a level ----
@@ -39,16 +41,20 @@ template <int ndim>
 CRAD_INLINE void prefetch(const float* grid, const Level<ndim>& level,
                           const LevelCorners<ndim>& corners) {
   if (!grid) return;
+  uint32_t at[kLanes];
+  corners.offsets(at);
 #pragma GCC unroll 8
   for (int row = 0; row < corners.rows; ++row)
-    for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + level.step[row] + corners.at[i]);
+    for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + level.step[row] + at[i]);
 }
 
 // Calls f(at, corners) for every vector of points, with the number of its first one in the block.
-// What lies at the corners in one or two grids, or null, is asked for where caches seldom have it.
+// In 3-D and 4-D some are located ahead; where points are sorted, since they do not read near by,
+// what they read in `values` and add to in `grad_values` is asked for. Null: nothing.
 template <int ndim, class F>
-CRAD_INLINE void for_each_vector(const LevelBlock<ndim>& block, const Level<ndim>& level,
-                                 const float* grid, const float* other, F f) {
+CRAD_INLINE void for_each_vector_of_points(const LevelBlock<ndim>& block, const Level<ndim>& level,
+                                           const Range& range, const float* values,
+                                           const float* grad_values, F f) {
   if constexpr (ndim < 3) {
     for (int at = 0; at < block.points; at += kLanes) f(at, block.corners(level, at));
   } else {
@@ -57,8 +63,9 @@ CRAD_INLINE void for_each_vector(const LevelBlock<ndim>& block, const Level<ndim
       LevelCorners<ndim> corners[vectors];
       for (int v = 0; v < vectors; ++v) {
         corners[v] = block.corners(level, first + v * kLanes);
-        prefetch(grid, level, corners[v]);
-        prefetch(other, level, corners[v]);
+        if (!range.order) continue;
+        prefetch(values, level, corners[v]);
+        prefetch(grad_values, level, corners[v]);
       }
       for (int v = 0; v < vectors; ++v) f(first + v * kLanes, corners[v]);
     }
@@ -83,13 +90,15 @@ CRAD_INLINE void blend(const Level<ndim>& level, const LevelCorners<ndim>& corne
     }
     for (int c = 0; c < few; ++c) store_lanes(to + c * kBlock, total[c]);
   } else {
+    uint32_t at[kLanes];
+    corners.offsets(at);
     for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
       FloatLanes total[number];
       for (int c = 0; c < number; ++c) total[c] = corners.beginning;
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(level.values + level.step[k] + first, corners.at, entry);
+        gather(level.values + level.step[k] + first, at, entry);
         const FloatLanes weight = corners.weight(k);
         const LaneMask inside = corners.inside(k);
         for (int c = 0; c < number; ++c)
@@ -114,8 +123,8 @@ void sample_levels(const Levels& levels, const Range& range, float* output, bool
       prefetch_rows(coords, ndim, range, p + kBlock, l, levels.number);
       const Level<ndim> level = each[l];
       float* const to = results[l * channels];
-      for_each_vector(
-          block, level, level.values, nullptr,
+      for_each_vector_of_points(
+          block, level, range, level.values, nullptr,
           [&](int at, const LevelCorners<ndim>& corners)
               __attribute__((always_inline)) { blend<ndim, few>(level, corners, to + at); });
     }
@@ -140,11 +149,13 @@ CRAD_INLINE void add_dots(const Level<ndim>& level, const LevelCorners<ndim>& co
         dot[k] = multiply_add(corners.inside(k), load_lanes(grad + c * kBlock),
                               entry[k % rows][k / rows * few + c], dot[k]);
   } else {
+    uint32_t at[kLanes];
+    corners.offsets(at);
     for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
 #pragma GCC unroll 16
       for (int k = 0; k < corners.count; ++k) {
         FloatLanes entry[number];
-        gather(level.values + level.step[k] + first, corners.at, entry);
+        gather(level.values + level.step[k] + first, at, entry);
         for (int c = 0; c < number; ++c)
           dot[k] = multiply_add(corners.inside(k), load_lanes(grad + (first + c) * kBlock),
                                 entry[c], dot[k]);
@@ -219,6 +230,8 @@ template <int ndim, int few>
 CRAD_INLINE void add_products(float* grid, const Level<ndim>& level,
                               const LevelCorners<ndim>& corners, const float* grad) {
   constexpr int rows = LevelCorners<ndim>::rows;
+  uint32_t at[kLanes];
+  corners.offsets(at);
   if constexpr (few > 0) {
 #pragma GCC unroll 8
     for (int row = 0; row < rows; ++row) {
@@ -228,7 +241,7 @@ CRAD_INLINE void add_products(float* grid, const Level<ndim>& level,
           product[tap * few + c] =
               only(corners.inside(row + tap * rows),
                    corners.weight(row + tap * rows) * load_lanes(grad + c * kBlock));
-      add_at(grid + level.step[row], corners.at, product);
+      add_at(grid + level.step[row], at, product);
     }
   } else {
     for_each_group(level.channels, [&](int64_t first, auto number) __attribute__((always_inline)) {
@@ -238,7 +251,7 @@ CRAD_INLINE void add_products(float* grid, const Level<ndim>& level,
         for (int c = 0; c < number; ++c)
           product[c] =
               only(corners.inside(k), corners.weight(k) * load_lanes(grad + (first + c) * kBlock));
-        add_at(grid + level.step[k] + first, corners.at, product);
+        add_at(grid + level.step[k] + first, at, product);
       }
     });
   }
@@ -272,14 +285,12 @@ void gradients(const Levels& levels, const LevelParts& parts, int64_t first, int
         const float* const grad = grads[l * channels];
         const bool begins = i == parts.begin(part);
         float* const grad_values = to.values ? to.values[l] : nullptr;
-        for_each_vector(block, level, wants_coords ? level.values : nullptr, grad_values,
-                        [&](int at, const LevelCorners<ndim>& corners)
-                            __attribute__((always_inline)) {
-                              if (wants_coords)
-                                add_slopes<ndim, few>(level, corners, grad + at, begins, sums + at);
-                              if (grad_values)
-                                add_products<ndim, few>(grad_values, level, corners, grad + at);
-                            });
+        for_each_vector_of_points(
+            block, level, range, wants_coords ? level.values : nullptr, grad_values,
+            [&](int at, const LevelCorners<ndim>& corners) __attribute__((always_inline)) {
+              if (wants_coords) add_slopes<ndim, few>(level, corners, grad + at, begins, sums + at);
+              if (grad_values) add_products<ndim, few>(grad_values, level, corners, grad + at);
+            });
       }
       if (to.coords && part != first) total.add(others[0]);
     }

@@ -1,4 +1,6 @@
-// The operators sample, sample_backward, normals. The way of `coords` from here to the inner loop:
+// The operators sample, sample_backward and normals, and the way to them around the dispatcher.
+//
+// The way of `coords` from here to the inner loop:
 //   operator/call.h   checks tensors; kernels are given a Problem (core/problem.h)
 //   layout.h          has tensors read where they lie, or copies them
 //   plan.h, sort.h    cut the call into ranges of points and channels, for parallel.h
@@ -7,7 +9,8 @@
 //   corners.h         has coordinates located (locate.h; core/jitter.h, axis.h): taps, then corners
 //   simd.h            loads, weighs, sums and stores vectors of values
 // Where the lanes of vectors are points, lane_forward.h or lane_backward.h, lane_corners.h and
-// lanes.h stand for the last three; strips.h cuts the backward pass.
+// lanes.h stand for the last three, but locate.h fetches what is jittered or not contiguous;
+// strips.h cuts the backward pass.
 #include <pthread.h>
 
 #include <cstring>

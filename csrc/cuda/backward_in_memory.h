@@ -1,5 +1,5 @@
-// The gradients for a large grid: neighbouring threads share a point, and add to the gradient of
-// the values atomically.
+// The gradients for a large grid, or one of few points: neighbouring threads share a point, and add
+// to the gradient of the values atomically.
 #pragma once
 
 #include "corners.h"

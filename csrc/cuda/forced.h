@@ -24,7 +24,7 @@ inline Forced forced_plan() {
                                                      {"cell", Family::by_cell},
                                                      {"memory", Family::in_memory},
                                                      {"planes", Family::planes}};
-  std::istringstream words(text);
+  std::istringstream words(std::string(text) + ',');  // a comma ends each
   for (std::string word; std::getline(words, word, ',');) {
     std::istringstream parts(word);
     std::string name, value;

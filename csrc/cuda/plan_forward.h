@@ -1,5 +1,6 @@
-// Which kernel computes a sample, and how it is cut into blocks: plan_forward(), below. And how
-// either pass is cut, where grids are read where they lie, and of several levels.
+// Which kernel computes a sample, and how it is cut into blocks: plan_forward(), below. On chip, if
+// the grid fits there and there are as many points as entries; in planes, if values are not
+// channels last; else in memory. And how either pass is cut, of planes, and of several levels.
 #pragma once
 
 #include "shared_memory.h"

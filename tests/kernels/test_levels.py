@@ -160,7 +160,7 @@ def test_threads_take_several_levels_in_turn(cuda_library: str, case: Levels) ->
 
 
 def test_a_deterministic_gradient_is_that_of_each_level(compiled_backend: str) -> None:
-    """Of a level that a GPU sums on chip, and of one whose points it sorts: to the last bit.
+    """To the last bit on GPUs, which compose it: each level gets its part of the values' gradient.
 
     The CPU sums several levels in an order of its own.
     """

@@ -1,5 +1,6 @@
-// The table of the CPU kernels, for whichever instruction set they are being compiled for. The file
-// that includes this one sets CRAD_VECTOR_BYTES and CRAD_KERNELS, the name of the table.
+// The table of the CPU kernels of one instruction set. Its header, included before, sets
+// CRAD_VECTOR_BYTES and the names of the tables, CRAD_KERNELS and (level_loops.h)
+// CRAD_LEVEL_KERNELS.
 #include "../few_channels.h"
 #include "../kernels.h"
 #include "../lane_backward.h"
