@@ -258,14 +258,6 @@ struct LaneCorners {
       for (int i = 0; i < points; ++i) add_point(i);
   }
 
-  // From the offset of the first corner to that of corner k.
-  CRAD_ALWAYS_INLINE static int64_t step(int k, const int64_t (&stride)[ndim]) {
-    int64_t step = 0;
-    for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
-      step += left % taps * stride[axis];
-    return step;
-  }
-
   // Four channels that follow each other, of corner k.
   CRAD_ALWAYS_INLINE void read_four(int k, const float* grid, const int64_t (&stride)[ndim],
                                     const LanesAtEdge<mode, ndim>& at_edge,
@@ -300,6 +292,14 @@ struct LaneCorners {
   }
 
  private:
+  // From the offset of the first corner to that of corner k.
+  CRAD_ALWAYS_INLINE static int64_t step(int k, const int64_t (&stride)[ndim]) {
+    int64_t step = 0;
+    for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
+      step += left % taps * stride[axis];
+    return step;
+  }
+
   // Sets what the weights along an axis are made of; returns the positions of the first taps.
   CRAD_ALWAYS_INLINE FloatLanes set(int axis, Index<FloatLanes> index) {
     const FloatLanes base = base_of(index.at, mode);

@@ -55,7 +55,7 @@ CRAD_INLINE void blend_rows(const float* grid, int64_t channels,
       FourLanes total[fours] = {};
 #pragma GCC unroll 16
       for (int k = 0; k < count; ++k) {
-        const float* from = grid + entry[i];
+        const float* from = grid + entry[i];  // step by step: GCC would keep sums in memory
         for (int axis = 0, left = k; axis < ndim; ++axis, left /= taps)
           from += left % taps * stride[axis];
         for (int j = 0; j < fours; ++j)

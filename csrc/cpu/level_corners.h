@@ -47,6 +47,7 @@ CRAD_INLINE FloatLanes multiply_add(LaneMask lanes, FloatLanes a, FloatLanes b, 
 
 // ---- corners ----
 
+// One of the grids, and how points are located in it.
 template <int ndim>
 struct Level {
   struct {

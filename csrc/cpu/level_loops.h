@@ -36,7 +36,7 @@ CRAD_INLINE void read_rows(const Level<ndim>& level, const LevelCorners<ndim>& c
 
 // ---- the points of a block in a level ----
 
-// Asks for the rows of all corners.
+// Prefetches the rows of all corners. Null: of none.
 template <int ndim>
 CRAD_INLINE void prefetch(const float* grid, const Level<ndim>& level,
                           const LevelCorners<ndim>& corners) {
@@ -48,9 +48,10 @@ CRAD_INLINE void prefetch(const float* grid, const Level<ndim>& level,
     for (int i = 0; i < kLanes; ++i) __builtin_prefetch(grid + level.step[row] + at[i]);
 }
 
-// Calls f(at, corners) for every vector of points, with the number of its first one in the block.
-// In 3-D and 4-D some are located ahead; where points are sorted, since they do not read near by,
-// what they read in `values` and add to in `grad_values` is asked for. Null: nothing.
+// Calls f(at, corners) for every vector of points; `at` is the number of its first point in the
+// block. In 3-D and 4-D, all vectors of a batch are located first. If the points are sorted, which
+// they are where neighbours do not read near by, their rows of `values` and `grad_values` are then
+// prefetched. Null: not used.
 template <int ndim, class F>
 CRAD_INLINE void for_each_vector_of_points(const LevelBlock<ndim>& block, const Level<ndim>& level,
                                            const Range& range, const float* values,

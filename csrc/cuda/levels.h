@@ -4,7 +4,7 @@
 #pragma once
 
 #include "corners.h"
-#include "plan_forward.h"
+#include "plan_levels.h"
 
 namespace crad {
 

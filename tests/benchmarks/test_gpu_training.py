@@ -91,7 +91,7 @@ def test_the_account_of_an_epoch(setting: Setting) -> None:
     assert min(parts) > 0
     assert row["outside_model_share"] == pytest.approx(sum(parts))
     assert sum(row["operators"].values()) <= 1
-    # A convolution is `_slow_conv2d_forward` here and `mkldnn_convolution` there.
+    # Its name depends on the CPU: `_slow_conv2d_forward`, `mkldnn_convolution`.
     assert any("conv2d" in name or "convolution" in name for name in row["operators"])
 
 

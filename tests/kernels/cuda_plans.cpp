@@ -4,6 +4,7 @@
 
 #include "../../csrc/cuda/plan_backward.h"
 #include "../../csrc/cuda/plan_in_order.h"
+#include "../../csrc/cuda/plan_levels.h"
 
 int main() {
   using namespace crad;
